@@ -1,0 +1,1 @@
+"""ExpressionVAE: discrete-latent generative models for single-cell perturbation prediction."""

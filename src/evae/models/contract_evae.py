@@ -1,0 +1,109 @@
+"""The input contract: what counts, genes and labels must be, and what to do when they are not.
+
+Raw counts in, always: integers, non-negative, finite. Unknown names raise and name near matches.
+This file needs numpy only; the processor and the data conversion share it.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+
+class EvaeError(ValueError):
+    """Bad input that the user can mend; the message says how.
+
+    The command line prints it as one line and exits with code 2.
+    """
+
+
+def check_raw_counts(values: np.ndarray, source: str = "the counts") -> None:
+    """Raise `EvaeError` unless `values` are raw counts.
+
+    Args:
+        values: the stored values of a count matrix, any shape; of a sparse matrix its nonzero entries.
+        source: what to call the values in the message, for example a file and a layer.
+    """
+    values = np.asarray(values)
+    if values.size == 0 or values.dtype.kind in "ub":
+        return
+    if values.dtype.kind not in "if":
+        raise EvaeError(f"{source} hold {values.dtype} values; give raw counts as integers or floats.")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise EvaeError(f"{source} hold NaN or infinite values; drop those cells or genes first.")
+    if values.min() < 0:
+        raise EvaeError(
+            f"{source} hold negative values, so they look scaled or centred; give the raw counts "
+            "(often in a layer named 'counts' or in adata.raw)."
+        )
+    if values.dtype.kind == "f":
+        fractional = values != np.floor(values)
+        if fractional.any():
+            example = float(values[fractional].flat[0])
+            kind = "log-normalised" if values.max() < 20 else "normalised or ambient-corrected"
+            raise EvaeError(
+                f"{source} hold fractional values such as {example:.4g}, so they look {kind}; give the raw "
+                "integer counts (often in a layer named 'counts' or in adata.raw)."
+            )
+
+
+def near_matches(name: str, known: Sequence[str], limit: int = 3) -> str:
+    """A sentence naming the entries of `known` nearest to `name`, or listing the first few."""
+    lower = {str(k).lower(): str(k) for k in known}
+    close = difflib.get_close_matches(str(name).lower(), list(lower), n=limit, cutoff=0.6)
+    if close:
+        return "Did you mean " + " or ".join(f"'{lower[c]}'" for c in close) + "?"
+    shown = ", ".join(f"'{k}'" for k in list(known)[:5])
+    return f"Known are {shown}" + (f" and {len(known) - 5} more." if len(known) > 5 else ".")
+
+
+def look_up(names: Iterable[str], known: Sequence[str], kind: str) -> np.ndarray:
+    """The index in `known` of every name, as int64 of shape (names,).
+
+    Args:
+        names: what to look up.
+        known: the vocabulary.
+        kind: what a name is, for the message ("perturbation", "cell type", "gene").
+
+    Raises:
+        EvaeError: a name is not in the vocabulary; near matches are named.
+    """
+    index = {str(k): i for i, k in enumerate(known)}
+    names = [str(n) for n in names]
+    for name in names:
+        if name not in index:
+            raise EvaeError(f"unknown {kind} '{name}'. {near_matches(name, known)}")
+    return np.array([index[n] for n in names], dtype=np.int64)
+
+
+def check_unique(names: Sequence[str], kind: str) -> None:
+    """Raise `EvaeError` if a name stands twice."""
+    seen: set[str] = set()
+    twice = sorted({str(n) for n in names if str(n) in seen or seen.add(str(n))})  # type: ignore[func-returns-value]
+    if twice:
+        shown = ", ".join(f"'{t}'" for t in twice[:3])
+        raise EvaeError(
+            f"{len(twice)} {kind}s stand more than once ({shown}); make the names unique first, "
+            "for example with adata.var_names_make_unique()."
+        )
+
+
+def match_genes(
+    panel: Sequence[str],
+    panel_ids: Sequence[str] | None,
+    names: Sequence[str],
+    ids: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Where each gene of the panel stands among `names`, int64 of shape (panel,), -1 where it is absent.
+
+    Symbols are matched first; where the panel knows Ensembl ids, what is left is matched by id (versions such as
+    the `.3` of ENSG00000115415.3 are ignored). `names` may themselves be Ensembl ids.
+    """
+    by_symbol = {str(n): i for i, n in enumerate(names)}
+    position = np.array([by_symbol.get(str(g), -1) for g in panel], dtype=np.int64)
+    if panel_ids is not None and len(panel_ids):
+        by_id = {str(n).split(".")[0]: i for i, n in enumerate(ids if ids is not None else names)}
+        for g in np.flatnonzero(position < 0):
+            if panel_ids[g]:
+                position[g] = by_id.get(str(panel_ids[g]).split(".")[0], -1)
+    return position
