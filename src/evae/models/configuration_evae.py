@@ -1,0 +1,205 @@
+"""Configurations of the tokenizer and of the priors, field by field.
+
+The defaults are the published sizes of "Elucidating the Design Space of Generative Models for Single-Cell
+Perturbation Prediction" (bioRxiv 2026.06.15.732063).
+"""
+
+import math
+from typing import Any
+
+from transformers.configuration_utils import PretrainedConfig
+
+from .contract_evae import EvaeError
+
+HEADS = ("ce-quantile", "hurdle", "mse", "nb")
+QUANTIZERS = ("fsq", "gaussian")
+CODERS = ("attention", "mlp")
+
+
+def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise EvaeError(f"{field} '{value}' does not exist; choose one of {', '.join(choices)}.")
+
+
+def _check_positive(config: PretrainedConfig, *fields: str) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        if not isinstance(value, int) or value < 1:
+            raise EvaeError(f"{field} must be a whole number of at least 1, not {value!r}.")
+
+
+class EvaeConfig(PretrainedConfig):
+    """Configuration of the tokenizer `EvaeModel`, an FSQ-VAE (or Gaussian VAE) of a cell's counts.
+
+    Args:
+        n_genes: genes in the panel.
+        hidden_size: width of the attention layers and of the gene embedding.
+        num_attention_heads: heads of every attention layer.
+        intermediate_size: width of the feed-forward layers; of the hidden layers where a coder is an MLP.
+        dropout: dropout rate of the feed-forward layers.
+        n_latents: latent tokens a cell, which is the length of its code sequence.
+        encoder: "attention" (learned latent tokens attend to the expressed genes) or "mlp".
+        encoder_layers: layers of the encoder.
+        decoder: "attention" (gene queries attend to the latent tokens) or "mlp".
+        decoder_layers: layers of the decoder.
+        decoder_self_attention: whether gene queries also attend to each other (published: yes).
+        quantizer: "fsq" (finite scalar quantization) or "gaussian" (continuous latents).
+        fsq_levels: levels of each latent dimension; their product is the number of codes.
+        latent_dim: latent dimensions a token of the Gaussian quantizer.
+        kl_weight: weight of the Gaussian quantizer's KL divergence (nats a cell).
+        standardize_latents: bring every pre-quantization value to zero mean and unit variance over cells, so that
+            all codes are in use from the first step (published: no).
+        head: output head, one of "ce-quantile", "hurdle", "mse", "nb".
+        zero_loss_weight: weight of the hurdle head's zero/nonzero cross-entropy.
+        sample_within_bins: whether the ce-quantile head draws a whole count uniformly from a wide bin
+            instead of the bin's published representative value.
+        condition_on_library: whether decoder and prior are told the library size, so that the codes need not
+            carry it and generated cells follow the library sizes asked for (published: no).
+        sparse_encoding: encode the expressed genes only, which is exact and faster (see `EvaeModel`).
+        median_library_size: counts a cell that the hurdle and mse heads normalise to.
+    """
+
+    model_type = "evae"
+
+    def __init__(
+        self,
+        n_genes: int = 2000,
+        hidden_size: int = 256,
+        num_attention_heads: int = 8,
+        intermediate_size: int = 1024,
+        dropout: float = 0.1,
+        n_latents: int = 64,
+        encoder: str = "attention",
+        encoder_layers: int = 4,
+        decoder: str = "attention",
+        decoder_layers: int = 4,
+        decoder_self_attention: bool = True,
+        quantizer: str = "fsq",
+        fsq_levels: list[int] | tuple[int, ...] = (8, 8, 8),
+        latent_dim: int = 32,
+        kl_weight: float = 1e-6,
+        standardize_latents: bool = False,
+        head: str = "ce-quantile",
+        zero_loss_weight: float = 0.1,
+        sample_within_bins: bool = False,
+        condition_on_library: bool = False,
+        sparse_encoding: bool = True,
+        median_library_size: float = 10_000.0,
+        **kwargs: Any,
+    ) -> None:
+        self.n_genes = n_genes
+        self.hidden_size = hidden_size
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.dropout = dropout
+        self.n_latents = n_latents
+        self.encoder = encoder
+        self.encoder_layers = encoder_layers
+        self.decoder = decoder
+        self.decoder_layers = decoder_layers
+        self.decoder_self_attention = decoder_self_attention
+        self.quantizer = quantizer
+        self.fsq_levels = list(fsq_levels)
+        self.latent_dim = latent_dim
+        self.kl_weight = kl_weight
+        self.standardize_latents = standardize_latents
+        self.head = head
+        self.zero_loss_weight = zero_loss_weight
+        self.sample_within_bins = sample_within_bins
+        self.condition_on_library = condition_on_library
+        self.sparse_encoding = sparse_encoding
+        self.median_library_size = median_library_size
+        super().__init__(**kwargs)
+        _check_choice("encoder", encoder, CODERS)
+        _check_choice("decoder", decoder, CODERS)
+        _check_choice("quantizer", quantizer, QUANTIZERS)
+        _check_choice("head", head, HEADS)
+        _check_positive(self, "n_genes", "hidden_size", "num_attention_heads", "n_latents", "latent_dim")
+        if hidden_size % num_attention_heads:
+            raise EvaeError(f"hidden_size {hidden_size} must be a multiple of num_attention_heads.")
+        if not self.fsq_levels or min(self.fsq_levels) < 2:
+            raise EvaeError(f"fsq_levels must be whole numbers of at least 2, not {self.fsq_levels}.")
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of distinct codes of the FSQ quantizer."""
+        return math.prod(self.fsq_levels)
+
+    @property
+    def latent_width(self) -> int:
+        """Values a latent token holds: FSQ dimensions, or the Gaussian's `latent_dim`."""
+        return len(self.fsq_levels) if self.quantizer == "fsq" else self.latent_dim
+
+
+class EvaePriorConfig(PretrainedConfig):
+    """What all priors share: a frozen tokenizer, the vocabularies' sizes, and a DiT backbone.
+
+    Args:
+        tokenizer_config: configuration of the nested tokenizer, as `EvaeConfig` or as its dictionary.
+        n_perturbations: perturbations that can be asked for, the control among them.
+        n_cell_types: cell types that can be asked for.
+        hidden_size: width of the backbone.
+        num_hidden_layers: its layers.
+        num_attention_heads: its heads.
+        intermediate_size: width of its feed-forward layers.
+        dropout: dropout rate of its feed-forward layers.
+        condition_dropout: share of training cells whose perturbation, cell type, or both are replaced by the null
+            condition; what classifier-free guidance needs.
+    """
+
+    sub_configs = {"tokenizer_config": EvaeConfig}  # noqa: RUF012
+
+    def __init__(
+        self,
+        tokenizer_config: EvaeConfig | dict[str, Any] | None = None,
+        n_perturbations: int = 1,
+        n_cell_types: int = 1,
+        hidden_size: int = 384,
+        num_hidden_layers: int = 6,
+        num_attention_heads: int = 8,
+        intermediate_size: int = 1536,
+        dropout: float = 0.0,
+        condition_dropout: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        if tokenizer_config is None:
+            tokenizer_config = EvaeConfig()
+        elif isinstance(tokenizer_config, dict):
+            tokenizer_config = EvaeConfig(**tokenizer_config)
+        self.tokenizer_config = tokenizer_config
+        self.n_perturbations = n_perturbations
+        self.n_cell_types = n_cell_types
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.dropout = dropout
+        self.condition_dropout = condition_dropout
+        kwargs.setdefault("tie_word_embeddings", False)
+        super().__init__(**kwargs)
+        _check_positive(self, "n_perturbations", "n_cell_types", "hidden_size", "num_hidden_layers")
+        if hidden_size % num_attention_heads:
+            raise EvaeError(f"hidden_size {hidden_size} must be a multiple of num_attention_heads.")
+
+
+class EvaeARConfig(EvaePriorConfig):
+    """Configuration of the autoregressive prior `EvaeARForCausalLM`; fields as in `EvaePriorConfig`.
+
+    The vocabulary is the tokenizer's codes and one more id, equal to their number, that begins every sequence.
+    """
+
+    model_type = "evae_ar"
+
+    def __init__(self, tokenizer_config: EvaeConfig | dict[str, Any] | None = None, **kwargs: Any) -> None:
+        for derived in ("vocab_size", "bos_token_id", "is_decoder"):
+            kwargs.pop(derived, None)
+        super().__init__(tokenizer_config=tokenizer_config, **kwargs)
+        self.bos_token_id = self.tokenizer_config.codebook_size
+        self.vocab_size = self.bos_token_id + 1
+        self.is_decoder = True
+        if self.tokenizer_config.quantizer != "fsq":
+            raise EvaeError("the autoregressive prior needs codes: train the tokenizer with quantizer 'fsq'.")
+
+
+EvaeConfig.register_for_auto_class()
+EvaeARConfig.register_for_auto_class()

@@ -1,0 +1,171 @@
+"""Output heads: how the decoder's numbers become counts.
+
+Each head has `n_outputs` numbers a gene, a `loss`, a `sample` and a `mean`. With c the counts, l the library size
+(counts a cell over the panel) and m the median library size, x = log1p(c m / l):
+
+    ce-quantile   20-way cross-entropy over count bins; sampling draws a bin
+    hurdle        w BCE(zero) + MSE(x) over the nonzero entries; sampling draws the gate and emits the magnitude
+    mse           MSE(x); sampling emits the mean
+    nb            negative binomial, mean l softmax(outputs), one dispersion a gene; sampling draws
+
+Source: bioRxiv 2026.06.15.732063. "nb" sums over genes, the others average.
+"""
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from .configuration_evae import EvaeConfig
+
+BIN_UPPER_EDGES = (0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 15, 23, 31, 47, 63, 95, 127, 191, 255)
+BIN_VALUES = (
+    *(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.5, 10.5),
+    *(13.5, 19.5, 27.5, 39.5, 55.5, 76.5, 109.3, 154.3, 219.9, 360.8),
+)
+N_BINS = len(BIN_VALUES)
+
+
+def counts_to_bins(counts: Tensor) -> Tensor:
+    """The bin, 0 to 19, of every count; same shape, int64."""
+    edges = torch.tensor(BIN_UPPER_EDGES, device=counts.device, dtype=torch.float32)
+    return torch.bucketize(counts.float(), edges)
+
+
+def bins_to_counts(bins: Tensor, generator: torch.Generator | None = None, within: bool = False) -> Tensor:
+    """Counts of bins, float32: published bin values or, with `within`, whole counts drawn from the bin.
+
+    The open last bin always gives its published value, rounded with `within`.
+    """
+    values = torch.tensor(BIN_VALUES, device=bins.device)
+    if not within:
+        return values[bins]
+    lower = torch.tensor([0, *(edge + 1 for edge in BIN_UPPER_EDGES[:-1]), round(BIN_VALUES[-1])])
+    width = torch.tensor([*BIN_UPPER_EDGES, round(BIN_VALUES[-1])]) - lower + 1
+    lower, width = lower.to(bins.device), width.to(bins.device)
+    uniform = torch.rand(bins.shape, device=bins.device, generator=generator)
+    return (lower[bins] + (uniform * width[bins]).floor()).float()
+
+
+class CrossEntropyQuantileHead(nn.Module):
+    """Categorical over 20 count bins; outputs are logits (cells, genes, 20)."""
+
+    n_outputs = N_BINS
+
+    def __init__(self, config: EvaeConfig) -> None:
+        super().__init__()
+        self.within = config.sample_within_bins
+
+    def loss(self, outputs: Tensor, counts: Tensor, library_size: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.float().flatten(0, 1), counts_to_bins(counts).flatten())
+
+    def sample(self, outputs: Tensor, library_size: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        cumulative = outputs.float().softmax(-1).cumsum(-1)
+        uniform = torch.rand(outputs.shape[:-1], device=outputs.device, generator=generator)
+        bins = (cumulative < uniform.unsqueeze(-1)).sum(-1).clamp_max(N_BINS - 1)
+        return bins_to_counts(bins, generator, self.within)
+
+    def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
+        return outputs.float().softmax(-1) @ torch.tensor(BIN_VALUES, device=outputs.device)
+
+
+class HurdleHead(nn.Module):
+    """A zero gate and a magnitude; outputs are [nonzero logit, magnitude] (cells, genes, 2)."""
+
+    n_outputs = 2
+
+    def __init__(self, config: EvaeConfig) -> None:
+        super().__init__()
+        self.zero_loss_weight = config.zero_loss_weight
+        self.median = config.median_library_size
+
+    def loss(self, outputs: Tensor, counts: Tensor, library_size: Tensor) -> Tensor:
+        logit, magnitude = outputs.float().unbind(-1)
+        nonzero = (counts > 0).float()
+        error = (magnitude - log_normalize(counts, library_size, self.median)) ** 2
+        gate = F.binary_cross_entropy_with_logits(logit, nonzero)
+        return self.zero_loss_weight * gate + (error * nonzero).sum() / nonzero.sum().clamp_min(1)
+
+    def sample(self, outputs: Tensor, library_size: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        logit, magnitude = outputs.float().unbind(-1)
+        open_gate = torch.rand(logit.shape, device=logit.device, generator=generator) < logit.sigmoid()
+        return open_gate * denormalize(magnitude, library_size, self.median)
+
+    def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
+        logit, magnitude = outputs.float().unbind(-1)
+        return logit.sigmoid() * denormalize(magnitude, library_size, self.median)
+
+
+class MeanSquaredErrorHead(nn.Module):
+    """One log-normalised value a gene; outputs (cells, genes, 1). It has no sampling distribution."""
+
+    n_outputs = 1
+
+    def __init__(self, config: EvaeConfig) -> None:
+        super().__init__()
+        self.median = config.median_library_size
+
+    def loss(self, outputs: Tensor, counts: Tensor, library_size: Tensor) -> Tensor:
+        return F.mse_loss(outputs.squeeze(-1).float(), log_normalize(counts, library_size, self.median))
+
+    def sample(self, outputs: Tensor, library_size: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.mean(outputs, library_size)
+
+    def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
+        return denormalize(outputs.squeeze(-1).float(), library_size, self.median)
+
+
+class NegativeBinomialHead(nn.Module):
+    """Negative binomial with mean l softmax(outputs) and one dispersion a gene; outputs (cells, genes, 1)."""
+
+    n_outputs = 1
+
+    def __init__(self, config: EvaeConfig) -> None:
+        super().__init__()
+        self.log_dispersion = nn.Parameter(torch.zeros(config.n_genes))
+
+    def dispersion(self) -> Tensor:
+        """Inverse overdispersion theta of every gene, (genes,): variance = mu + mu^2 / theta."""
+        return self.log_dispersion.float().exp().clamp_min(0.01)
+
+    def log_likelihood(self, outputs: Tensor, counts: Tensor, library_size: Tensor) -> Tensor:
+        """log NB(counts), nats, (cells, genes)."""
+        theta, mu = self.dispersion(), self.mean(outputs, library_size).clamp_min(1e-8)
+        counts = counts.float()
+        log_total = torch.log(theta + mu)
+        return (
+            torch.lgamma(counts + theta)
+            - torch.lgamma(theta)
+            - torch.lgamma(counts + 1)
+            + theta * (torch.log(theta) - log_total)
+            + counts * (torch.log(mu) - log_total)
+        )
+
+    def loss(self, outputs: Tensor, counts: Tensor, library_size: Tensor) -> Tensor:
+        return -self.log_likelihood(outputs, counts, library_size).sum(-1).mean()
+
+    def sample(self, outputs: Tensor, library_size: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        theta, mu = self.dispersion(), self.mean(outputs, library_size)
+        # torch.distributions takes no generator; the two draws behind a negative binomial do
+        gamma = torch._standard_gamma(theta.expand_as(mu).contiguous(), generator=generator)
+        return torch.poisson(gamma * mu / theta, generator=generator)
+
+    def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
+        return outputs.squeeze(-1).float().softmax(-1) * library_size.float().unsqueeze(-1)
+
+
+def log_normalize(counts: Tensor, library_size: Tensor, median: float) -> Tensor:
+    """log1p of counts (cells, genes) brought to `median` counts a cell."""
+    return torch.log1p(counts.float() * (median / library_size.float().clamp_min(1)).unsqueeze(-1))
+
+
+def denormalize(values: Tensor, library_size: Tensor, median: float) -> Tensor:
+    """The inverse of `log_normalize`; negative values become 0."""
+    return torch.expm1(values.clamp(0, 20)) * (library_size.float() / median).unsqueeze(-1)
+
+
+HEAD_CLASSES = {
+    "ce-quantile": CrossEntropyQuantileHead,
+    "hurdle": HurdleHead,
+    "mse": MeanSquaredErrorHead,
+    "nb": NegativeBinomialHead,
+}

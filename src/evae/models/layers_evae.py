@@ -1,0 +1,204 @@
+"""Layers shared by the tokenizer and the priors: attention, pre-norm and adaLN-Zero blocks, count embedding."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    is_causal: bool,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention written out; shapes as in transformers: inputs (cells, heads, tokens, width), output
+    (cells, tokens, heads, width)."""
+    scores = query @ key.transpose(2, 3) * scaling
+    if is_causal:
+        n_query, n_key = scores.shape[-2:]
+        allowed = torch.ones(n_query, n_key, dtype=torch.bool, device=scores.device).tril(n_key - n_query)
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens onto themselves or onto a memory.
+
+    Args:
+        config: any of our configurations; its attention implementation is used.
+        is_causal: whether a token sees only itself and what stands before it.
+        layer_idx: place in the key/value cache, for causal layers.
+    """
+
+    def __init__(self, config: Any, is_causal: bool = False, layer_idx: int | None = None) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.config = config
+        self.is_causal = is_causal
+        self.layer_idx = layer_idx
+        self.n_heads = config.num_attention_heads
+        self.head_width = width // self.n_heads
+        self.scaling = self.head_width**-0.5
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.o_proj = nn.Linear(width, width)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.n_heads, self.head_width)).transpose(1, 2)
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        bias: Tensor | None = None,
+        past_key_values: Any = None,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            x: queries (cells, tokens, width).
+            memory: what is attended to (cells, others, width); `x` itself if None.
+            bias: added to the attention scores, broadcast to (cells, heads, tokens, others).
+            past_key_values: a transformers cache; this call's keys and values are appended to it.
+        """
+        memory = x if memory is None else memory
+        query, key, value = self._split(self.q_proj(x)), self._split(self.k_proj(memory)), self.v_proj(memory)
+        value = self._split(value)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        implementation = self.config._attn_implementation
+        attend = (
+            eager_attention
+            if implementation in (None, "eager")
+            else ALL_ATTENTION_FUNCTIONS[implementation]
+        )
+        # one query against a cache sees everything; PyTorch's is_causal would align it to the first key
+        causal = self.is_causal and query.shape[2] > 1
+        if causal and key.shape[2] != query.shape[2]:
+            bias, causal = _offset_causal_bias(query, key, bias), False
+        output, _ = attend(
+            self, query, key, value, bias, scaling=self.scaling, dropout=0.0, is_causal=causal
+        )
+        return self.o_proj(output.flatten(2))
+
+
+def _offset_causal_bias(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+    """Causal bias (1, 1, tokens, others) for several queries that follow cached keys."""
+    n_query, n_key = query.shape[2], key.shape[2]
+    hidden = torch.full((n_query, n_key), float("-inf"), dtype=query.dtype, device=query.device)
+    causal = hidden.triu(n_key - n_query + 1)[None, None]
+    return causal if bias is None else causal + bias
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU, dropout, linear."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.dropout(F.gelu(self.up(x))))
+
+
+class CrossBlock(nn.Module):
+    """Pre-norm layer: self-attention (optional), cross-attention onto a memory, feed-forward."""
+
+    def __init__(self, config: Any, self_attention: bool = True) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.self_norm = nn.LayerNorm(width) if self_attention else None
+        self.self_attention = Attention(config) if self_attention else None
+        self.cross_norm = nn.LayerNorm(width)
+        self.cross_attention = Attention(config)
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x: Tensor, memory: Tensor, memory_bias: Tensor | None = None) -> Tensor:
+        """`x` (cells, tokens, width), `memory` (cells, others, width) -> (cells, tokens, width)."""
+        if self.self_attention is not None and self.self_norm is not None:
+            x = x + self.self_attention(self.self_norm(x))
+        x = x + self.cross_attention(self.cross_norm(x), memory, memory_bias)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class ModulatedBlock(nn.Module):
+    """DiT block with adaLN-Zero (Peebles & Xie, "Scalable Diffusion Models with Transformers", 2023).
+
+    The condition gives a shift, a scale and a gate for the attention and for the feed-forward part; all start at
+    zero, so that the block starts as the identity.
+    """
+
+    def __init__(self, config: Any, is_causal: bool, layer_idx: int) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.attention_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attention = Attention(config, is_causal=is_causal, layer_idx=layer_idx)
+        self.feed_forward_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self, x: Tensor, modulation: Tensor, bias: Tensor | None = None, past_key_values: Any = None
+    ) -> Tensor:
+        """`x` (cells, tokens, width), `modulation` (cells, 6, width) -> (cells, tokens, width)."""
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.unsqueeze(2).unbind(1)
+        attended = self.attention(
+            modulate(self.attention_norm(x), shift_a, scale_a), bias=bias, past_key_values=past_key_values
+        )
+        x = x + gate_a * attended
+        return x + gate_f * self.feed_forward(modulate(self.feed_forward_norm(x), shift_f, scale_f))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale) + shift
+
+
+class CountEmbedding(nn.Module):
+    """Token of a gene: `gene_embedding[g] * f(count)` with f(0) = 0.
+
+    f is log1p, then linear, SiLU, linear, both without bias, so a gene that is not expressed gives the zero vector.
+    """
+
+    def __init__(self, n_genes: int, width: int) -> None:
+        super().__init__()
+        self.gene_embedding = nn.Embedding(n_genes, width)
+        self.up = nn.Linear(1, width, bias=False)
+        self.down = nn.Linear(width, width, bias=False)
+
+    def forward(self, gene_ids: Tensor, counts: Tensor) -> Tensor:
+        """Genes and counts (cells, tokens) -> tokens (cells, tokens, width)."""
+        magnitude = torch.log1p(counts.to(self.up.weight.dtype)).unsqueeze(-1)
+        return self.gene_embedding(gene_ids) * self.down(F.silu(self.up(magnitude)))
+
+
+class Perceptron(nn.Module):
+    """Residual multi-layer perceptron with pre-norm hidden layers."""
+
+    def __init__(self, n_inputs: int, n_outputs: int, width: int, n_layers: int, dropout: float) -> None:
+        super().__init__()
+        self.input = nn.Linear(n_inputs, width)
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(n_layers)])
+        self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(n_layers)])
+        self.dropout = nn.Dropout(dropout)
+        self.output_norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, n_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(cells, inputs) -> (cells, outputs)"""
+        x = self.input(x)
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            x = x + self.dropout(F.gelu(layer(norm(x))))
+        return self.output(self.output_norm(x))

@@ -1,0 +1,341 @@
+"""EvaeModel, the tokenizer: a VAE with a discrete (FSQ) or Gaussian bottleneck over a cell's counts.
+
+A gene's token is `gene_embedding[g] * f(count)`. Learned latent tokens attend to the gene tokens; each latent token is
+quantized to one code; gene queries attend to the codes and an output head turns their features into counts.
+Source: bioRxiv 2026.06.15.732063.
+
+Sparse encoding is exact: all genes with count 0 share one token, the zero vector, so the encoder attends over the
+expressed genes and ONE token for all zeros with the attention bias log(number of zeros).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_evae import EvaeConfig
+from .contract_evae import EvaeError
+from .heads_evae import HEAD_CLASSES
+from .layers_evae import CountEmbedding, CrossBlock, Perceptron
+from .quantization_evae import FiniteScalarQuantizer, GaussianBottleneck, LatentStandardizer
+
+try:  # transformers >= 5 skips what is already loaded
+    from transformers import initialization as init
+except ImportError:
+    from torch.nn import init
+
+
+@dataclass
+class EvaeOutput(ModelOutput):
+    """Output of `EvaeModel`.
+
+    Args:
+        loss: reconstruction loss, with the weighted KL divergence where the quantizer is Gaussian.
+        reconstruction_loss: the head's loss.
+        kl_loss: KL divergence, nats a cell (Gaussian only).
+        codes: int64 (cells, latents) (FSQ only).
+        latents: what the decoder saw, (cells, latents, latent_width).
+        outputs: the decoder's numbers, (cells, genes, n_outputs of the head).
+    """
+
+    loss: Tensor | None = None
+    reconstruction_loss: Tensor | None = None
+    kl_loss: Tensor | None = None
+    codes: Tensor | None = None
+    latents: Tensor | None = None
+    outputs: Tensor | None = None
+
+
+class EvaePreTrainedModel(PreTrainedModel):
+    """Initialisation and loading shared by the tokenizer and the priors."""
+
+    config_class = EvaeConfig
+    base_model_prefix = "evae"
+    main_input_name = "counts"
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules = ["CrossBlock", "ModulatedBlock"]  # noqa: RUF012
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=0.02)
+        elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, LatentStandardizer):
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_variance)
+        if isinstance(module, CountEmbedding):
+            init.normal_(module.gene_embedding.weight, std=1.0)
+        elif isinstance(module, EvaeEncoder | EvaeDecoder):
+            module.init_weights()
+        elif hasattr(module, "log_dispersion"):
+            init.zeros_(module.log_dispersion)
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Save weights, configuration and code, so that the folder loads without this package."""
+        own = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), "AutoModel": own}
+        super().save_pretrained(save_directory, **kwargs)
+
+
+class EvaeEncoder(nn.Module):
+    """Counts to latent tokens (cells, latents, hidden_size)."""
+
+    def __init__(self, config: EvaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = CountEmbedding(config.n_genes, config.hidden_size)
+        self.latent_tokens = nn.Parameter(torch.empty(config.n_latents, config.hidden_size))
+        self.layers = nn.ModuleList([CrossBlock(config) for _ in range(config.encoder_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def init_weights(self) -> None:
+        init.normal_(self.latent_tokens, std=1.0)
+
+    def forward(self, counts: Tensor, gene_ids: Tensor) -> Tensor:
+        """Encode (cells, tokens) counts and genes; where sparse, count 0 is padding and its genes are folded."""
+        tokens = self.embedding(gene_ids, counts)
+        bias = None
+        if self.config.sparse_encoding:
+            tokens = torch.cat([tokens.new_zeros(len(tokens), 1, tokens.shape[-1]), tokens], dim=1)
+            bias = _zero_token_bias(counts, self.config.n_genes).to(tokens.dtype)
+        latents = self.latent_tokens.expand(len(counts), -1, -1)
+        for layer in self.layers:
+            latents = layer(latents, tokens, bias)
+        return self.norm(latents)
+
+
+def _zero_token_bias(counts: Tensor, n_genes: int) -> Tensor:
+    """Attention bias (cells, 1, 1, 1 + tokens): log(number of zeros) for the zero token, -inf for padding."""
+    expressed = counts > 0
+    zeros = (n_genes - expressed.sum(1, keepdim=True)).float().log()  # -inf where every gene is expressed
+    padding = torch.zeros_like(counts, dtype=torch.float32).masked_fill(~expressed, float("-inf"))
+    return torch.cat([zeros, padding], dim=1)[:, None, None, :]
+
+
+class EvaeMLPEncoder(nn.Module):
+    """Counts to latent tokens by a perceptron over the log1p counts; reads the expressed genes only."""
+
+    def __init__(self, config: EvaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.genes = nn.EmbeddingBag(config.n_genes, config.intermediate_size, mode="sum")
+        self.body = Perceptron(
+            config.intermediate_size,
+            config.n_latents * config.hidden_size,
+            config.intermediate_size,
+            config.encoder_layers,
+            config.dropout,
+        )
+
+    def forward(self, counts: Tensor, gene_ids: Tensor) -> Tensor:
+        weights = torch.log1p(counts.to(self.genes.weight.dtype))
+        features = self.genes(gene_ids, per_sample_weights=weights)
+        return self.body(features).unflatten(-1, (self.config.n_latents, self.config.hidden_size))
+
+
+class EvaeDecoder(nn.Module):
+    """Latent tokens to the head's numbers, (cells, genes, n_outputs)."""
+
+    def __init__(self, config: EvaeConfig, n_outputs: int) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.from_latent = nn.Linear(config.latent_width, width)
+        self.positions = nn.Parameter(torch.empty(config.n_latents, width))
+        self.library = nn.Linear(1, width) if config.condition_on_library else None
+        self.gene_queries = nn.Parameter(torch.empty(config.n_genes, width))
+        self.layers = nn.ModuleList(
+            [CrossBlock(config, config.decoder_self_attention) for _ in range(config.decoder_layers)]
+        )
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, n_outputs)
+
+    def init_weights(self) -> None:
+        init.normal_(self.positions, std=0.02)
+        init.normal_(self.gene_queries, std=1.0)
+
+    def forward(self, latents: Tensor, library: Tensor | None) -> Tensor:
+        """`latents` (cells, latents, latent_width), `library` standardised log library size (cells, 1) or None."""
+        memory = self.from_latent(latents) + self.positions
+        if self.library is not None and library is not None:
+            memory = torch.cat([memory, self.library(library).unsqueeze(1)], dim=1)
+        genes = self.gene_queries.expand(len(latents), -1, -1)
+        for layer in self.layers:
+            genes = layer(genes, memory)
+        return self.output(self.norm(genes))
+
+
+class EvaeMLPDecoder(nn.Module):
+    """Latents to the head's numbers by a perceptron."""
+
+    def __init__(self, config: EvaeConfig, n_outputs: int) -> None:
+        super().__init__()
+        self.n_genes = config.n_genes
+        self.with_library = config.condition_on_library
+        self.body = Perceptron(
+            config.n_latents * config.latent_width + self.with_library,
+            config.n_genes * n_outputs,
+            config.intermediate_size,
+            config.decoder_layers,
+            config.dropout,
+        )
+
+    def forward(self, latents: Tensor, library: Tensor | None) -> Tensor:
+        features = latents.flatten(1)
+        if self.with_library and library is not None:
+            features = torch.cat([features, library.to(features.dtype)], dim=1)
+        return self.body(features).unflatten(-1, (self.n_genes, -1))
+
+
+class EvaeModel(EvaePreTrainedModel):
+    """The tokenizer. Counts come dense, (cells, genes), or as lists of expressed genes (see `forward`)."""
+
+    def __init__(self, config: EvaeConfig) -> None:
+        super().__init__(config)
+        gaussian = config.quantizer == "gaussian"
+        self.encoder = EvaeEncoder(config) if config.encoder == "attention" else EvaeMLPEncoder(config)
+        self.to_latent = nn.Linear(config.hidden_size, config.latent_width * (2 if gaussian else 1))
+        self.standardizer = (
+            LatentStandardizer(config.n_latents, config.latent_width)
+            if config.standardize_latents and not gaussian
+            else None
+        )
+        self.quantizer = GaussianBottleneck() if gaussian else FiniteScalarQuantizer(config.fsq_levels)
+        self.head = HEAD_CLASSES[config.head](config)
+        decoder = EvaeDecoder if config.decoder == "attention" else EvaeMLPDecoder
+        self.decoder = decoder(config, self.head.n_outputs)
+        self.post_init()
+
+    def forward(
+        self,
+        counts: Tensor,
+        gene_ids: Tensor | None = None,
+        library_size: Tensor | None = None,
+        **kwargs: Any,
+    ) -> EvaeOutput:
+        """Encode, quantize, decode, and compare.
+
+        Args:
+            counts: raw counts, dense (cells, genes), or, with `gene_ids`, of the expressed genes (cells, tokens).
+            gene_ids: panel index of every entry of `counts`; entries with count 0 are padding.
+            library_size: total counts over the panel, (cells,); the row sum of `counts` if None.
+        """
+        dense = counts if gene_ids is None else to_dense(counts, gene_ids, self.config.n_genes)
+        library_size = counts.sum(1) if library_size is None else library_size
+        latents, codes, kl = self._bottleneck(self._latent_parameters(counts, gene_ids))
+        outputs = self.decode(latents, library_size)
+        reconstruction = self.head.loss(outputs, dense, library_size)
+        loss = reconstruction if kl is None else reconstruction + self.config.kl_weight * kl.mean()
+        return EvaeOutput(
+            loss=loss,
+            reconstruction_loss=reconstruction.detach(),
+            kl_loss=None if kl is None else kl.mean().detach(),
+            codes=codes,
+            latents=latents,
+            outputs=outputs,
+        )
+
+    def encode(self, counts: Tensor, gene_ids: Tensor | None = None) -> Tensor:
+        """Codes, int64 (cells, latents), with FSQ; mean latents (cells, latents, latent_dim) with a Gaussian."""
+        latents, codes, _ = self._bottleneck(self._latent_parameters(counts, gene_ids))
+        return latents if codes is None else codes
+
+    def embed(self, counts: Tensor, gene_ids: Tensor | None = None, kind: str = "latents") -> Tensor:
+        """Embedding of cells, (cells, features).
+
+        Args:
+            kind: "latents" (pre-quantization, flattened), "pooled" (mean of the encoder's tokens) or "codes"
+                (quantized latents, flattened).
+        """
+        if kind == "pooled":
+            return self._encoder_tokens(counts, gene_ids).mean(1)
+        parameters = self._latent_parameters(counts, gene_ids)
+        if kind == "latents":
+            return parameters[..., : self.config.latent_width].flatten(1)
+        if kind == "codes":
+            return self._bottleneck(parameters)[0].flatten(1)
+        raise EvaeError(f"embedding '{kind}' does not exist; choose latents, pooled or codes.")
+
+    def decode(self, codes: Tensor, library_size: Tensor | None = None) -> Tensor:
+        """The head's numbers (cells, genes, n_outputs) of codes (cells, latents) or of latents with one more axis."""
+        latents = self.codes_to_latents(codes) if codes.dim() == 2 else codes
+        library = None
+        if self.config.condition_on_library:
+            if library_size is None:
+                raise EvaeError("this tokenizer decodes with a library size; give library_size (cells,).")
+            library = log_library(library_size, self.config.median_library_size).to(latents.dtype)
+        return self.decoder(latents, library)
+
+    def codes_to_latents(self, codes: Tensor) -> Tensor:
+        """Grid values (cells, latents, levels) of FSQ codes (cells, latents)."""
+        return self.quantizer.codes_to_values(codes).to(self.dtype)
+
+    def sample_counts(
+        self, codes: Tensor, library_size: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw counts, float32 (cells, genes), from the head's distribution given codes or latents."""
+        return self.head.sample(self.decode(codes, library_size), library_size, generator)
+
+    def mean_counts(self, codes: Tensor, library_size: Tensor) -> Tensor:
+        """Mean of the head's distribution, float32 (cells, genes), given codes or latents."""
+        return self.head.mean(self.decode(codes, library_size), library_size)
+
+    @torch.no_grad()
+    def calibrate(self, counts: Tensor, gene_ids: Tensor | None = None, **kwargs: Any) -> None:
+        """Scale the projection to the latents so that over these cells every latent dimension has zero mean and
+        unit variance; called once on a sample before training, so that the whole codebook is in use from the start.
+        """
+        latents = self.to_latent(self._encoder_tokens(counts, gene_ids)).flatten(0, 1).float()
+        mean, scale = latents.mean(0), latents.std(0).clamp_min(1e-6)
+        if self.config.quantizer == "fsq":
+            self.to_latent.weight.div_(scale.unsqueeze(-1))
+            self.to_latent.bias.sub_(mean).div_(scale)
+
+    def _encoder_tokens(self, counts: Tensor, gene_ids: Tensor | None) -> Tensor:
+        if gene_ids is None and not self.config.sparse_encoding:
+            gene_ids = torch.arange(self.config.n_genes, device=counts.device).expand_as(counts)
+        elif gene_ids is None:
+            counts, gene_ids = to_sparse(counts)
+        elif not self.config.sparse_encoding:
+            return self._encoder_tokens(to_dense(counts, gene_ids, self.config.n_genes), None)
+        return self.encoder(counts, gene_ids)
+
+    def _latent_parameters(self, counts: Tensor, gene_ids: Tensor | None) -> Tensor:
+        parameters = self.to_latent(self._encoder_tokens(counts, gene_ids))
+        return parameters if self.standardizer is None else self.standardizer(parameters)
+
+    def _bottleneck(self, parameters: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Latents, codes (FSQ) and KL divergence (Gaussian)."""
+        if self.config.quantizer == "fsq":
+            latents, codes = self.quantizer(parameters)
+            return latents, codes, None
+        latents, _, kl = self.quantizer(parameters)
+        return latents, None, kl
+
+
+def to_dense(counts: Tensor, gene_ids: Tensor, n_genes: int) -> Tensor:
+    """Counts of expressed genes (cells, tokens) as a dense matrix (cells, genes)."""
+    return counts.new_zeros(len(counts), n_genes).scatter_add_(1, gene_ids, counts)
+
+
+def to_sparse(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Dense counts (cells, genes) as expressed counts and gene ids, both (cells, tokens), padded with zeros."""
+    width = int((counts > 0).sum(1).max().clamp_min(1))
+    gene_ids = (counts > 0).to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width]
+    return counts.gather(1, gene_ids), gene_ids
+
+
+def log_library(library_size: Tensor, median: float) -> Tensor:
+    """log2(library size / median), (cells, 1): 0 for a typical cell, about +-1 for the usual spread."""
+    return torch.log2(library_size.float().clamp_min(1) / median).unsqueeze(-1)
+
+
+EvaeModel.register_for_auto_class("AutoModel")

@@ -1,0 +1,112 @@
+"""Bottlenecks of the tokenizer: finite scalar quantization, and a Gaussian.
+
+FSQ (Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple", 2023) rounds each of a few latent dimensions
+to a fixed number of levels. With L levels, h = (L - 1)(1 + eps) / 2, o = 1/2 for even L else 0:
+
+    b(z) = h tanh(z + atanh(o / h)) - o,      value = round(b(z)) / floor(L / 2) in [-1, 1]
+
+and the gradient passes the rounding unchanged. The code is the mixed-radix number of the rounded dimensions.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class FiniteScalarQuantizer(nn.Module):
+    """Rounds latents to a grid. It has no parameters.
+
+    Args:
+        levels: number of levels of each latent dimension.
+    """
+
+    def __init__(self, levels: Sequence[int]) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+
+    def _bound(self, z: Tensor) -> Tensor:
+        columns = []
+        for value, level in zip(z.unbind(-1), self.levels, strict=True):
+            half = (level - 1) * (1 + 1e-3) / 2
+            offset = 0.5 if level % 2 == 0 else 0.0
+            columns.append(torch.tanh(value + math.atanh(offset / half)) * half - offset)
+        return torch.stack(columns, dim=-1)
+
+    def _half_width(self, like: Tensor) -> Tensor:
+        return torch.tensor([level // 2 for level in self.levels], device=like.device, dtype=torch.float32)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantize `z` of shape (..., levels).
+
+        Returns:
+            values in [-1, 1] with a straight-through gradient, (..., levels), and codes, int64 of shape (...).
+        """
+        bounded = self._bound(z.float())
+        rounded = bounded + (bounded.round() - bounded).detach()
+        values = rounded / self._half_width(z)
+        return values.to(z.dtype), self.values_to_codes(values)
+
+    def values_to_codes(self, values: Tensor) -> Tensor:
+        """Codes, int64 of shape (...), of grid values (..., levels)."""
+        half = self._half_width(values)
+        digits = (values.detach().float() * half + half).round().long()
+        return (digits * self._radix(values.device)).sum(-1)
+
+    def codes_to_values(self, codes: Tensor) -> Tensor:
+        """Grid values in [-1, 1], float32 of shape (..., levels), of codes (...)."""
+        levels = torch.tensor(self.levels, device=codes.device)
+        digits = (codes.unsqueeze(-1) // self._radix(codes.device)) % levels
+        half = levels // 2
+        return (digits - half).float() / half
+
+    def _radix(self, device: torch.device) -> Tensor:
+        return torch.tensor([math.prod(self.levels[:i]) for i in range(len(self.levels))], device=device)
+
+
+class GaussianBottleneck(nn.Module):
+    """Diagonal Gaussian latents: mean clamped to +-4, log-variance to [-14, 10], KL against N(0, 1)."""
+
+    def forward(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Split `parameters` of shape (cells, latents, 2 * latent_dim) and draw.
+
+        Returns:
+            latents (drawn in training, the mean in evaluation), means, both (cells, latents, latent_dim), and
+            the KL divergence summed per cell, nats, (cells,).
+        """
+        mean, log_variance = parameters.float().chunk(2, dim=-1)
+        mean, log_variance = mean.clamp(-4, 4), log_variance.clamp(-14, 10)
+        kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2))
+        drawn = mean + torch.randn_like(mean) * (0.5 * log_variance).exp() if self.training else mean
+        return drawn.to(parameters.dtype), mean.to(parameters.dtype), kl
+
+
+class LatentStandardizer(nn.Module):
+    """Zero mean and unit variance over cells for every (latent, dimension): batch statistics in training, their
+    running average in evaluation. Statistics are taken over the cells of all processes, so that the result does not
+    depend on how a batch is split.
+    """
+
+    def __init__(self, n_latents: int, width: int, momentum: float = 0.02) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("running_mean", torch.zeros(n_latents, width))
+        self.register_buffer("running_variance", torch.ones(n_latents, width))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Standardize `z` of shape (cells, latents, width)."""
+        if not self.training:
+            return ((z - self.running_mean) * (self.running_variance + 1e-5).rsqrt()).to(z.dtype)
+        values = z.float()
+        moments = torch.stack([values.mean(0), (values**2).mean(0)])
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            from torch.distributed.nn.functional import all_reduce
+
+            moments = all_reduce(moments) / dist.get_world_size()
+        mean, variance = moments[0], (moments[1] - moments[0] ** 2).clamp_min(0)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_variance.lerp_(variance, self.momentum)
+        return ((values - mean) * (variance + 1e-5).rsqrt()).to(z.dtype)
