@@ -1,0 +1,77 @@
+"""The dataset card: the YAML by which HF `datasets` finds the shards, and a page a person can read."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+FORMAT_VERSION = 1
+
+_BODY = """
+# {title}
+
+{n_cells} single cells x {n_genes} genes, raw counts, {n_perturbations} perturbations (control:
+`{control}`) in {n_cell_types} cell types. Made by `evae prepare` {version}, format {format}.
+
+| split | cells |
+| --- | --- |
+{rows}
+
+Held out: {held_out}. Cells dropped because they have no counts over the panel: {dropped}.
+
+## Reading it
+
+```python
+from datasets import load_dataset
+import numpy as np
+
+cells = load_dataset(PATH_OR_ID, split="train", streaming=True)
+genes = load_dataset(PATH_OR_ID, "genes", split="train")
+cell = next(iter(cells))
+indices = np.frombuffer(cell["genes"], dtype="{gene_dtype}")    # which genes of the panel are expressed
+counts = np.frombuffer(cell["counts"], dtype="{count_dtype}")   # their counts, in the same order
+```
+
+`perturbation` and `cell_type` are class labels; `library_size` is the cell's total over all genes of the
+source file; rows are in random order. Vocabularies: configs `genes`, `perturbations`, `cell_types`.
+Statistics: `dataset.json`. What is held out: `split.json`.
+"""
+
+
+def dataset_card(title: str, meta: Mapping[str, Any], split: Mapping[str, Any], sizes: Sequence[int]) -> str:
+    """The text of README.md.
+
+    Args:
+        title: heading.
+        meta: the content of dataset.json.
+        split: the content of split.json.
+        sizes: numbers of genes, perturbations and cell types.
+    """
+    n_cells = meta["n_cells"]
+    shards = [{"split": s, "path": f"data/{s}-*.parquet"} for s, n in n_cells.items() if n]
+    configs: list[dict[str, Any]] = [{"config_name": "cells", "default": True, "data_files": shards}]
+    configs += [
+        {"config_name": name, "data_files": f"{name}.parquet"}
+        for name in ("genes", "perturbations", "cell_types")
+    ]
+    front = {"configs": configs, "tags": ["biology", "single-cell", "perturbation", "evae"]}
+    if "cell_type" in split:
+        held_out = f"{', '.join(split['cell_type'])} x {len(split['pert'])} perturbations"
+    else:
+        held_out = f"a random {split['random']:.0%} of the cells" if "random" in split else "nothing"
+    body = _BODY.format(
+        title=title,
+        n_cells=f"{sum(n_cells.values()):,}",
+        n_genes=f"{sizes[0]:,}",
+        n_perturbations=sizes[1] - 1,
+        n_cell_types=sizes[2],
+        control=meta["control"],
+        version=meta["evae_version"],
+        format=meta["format_version"],
+        rows="\n".join(f"| {s} | {n:,} |" for s, n in n_cells.items()),
+        held_out=held_out,
+        dropped=f"{meta['dropped_cells']:,}",
+        gene_dtype=meta["gene_dtype"],
+        count_dtype=meta["count_dtype"],
+    )
+    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n{body}"

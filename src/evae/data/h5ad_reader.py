@@ -1,0 +1,213 @@
+"""Raw counts out of an h5ad file in blocks of cells, without ever holding the file in memory.
+
+CSR and dense matrices are sliced by rows. A CSC matrix is transposed once into two memory-mapped temporary
+files. Labels are read whole (as small integer codes), cell names block by block.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata.io import read_elem
+
+from evae.models.contract_evae import EvaeError, check_raw_counts, check_unique, near_matches
+
+ENSEMBL_COLUMNS = ("ensembl_id", "gene_ids", "gene_id", "feature_id", "ensembl", "ensembl_ids", "ensemblid")
+SYMBOL_COLUMNS = ("gene_symbol", "gene_symbols", "gene_name", "gene_names", "feature_name", "symbol")
+MAX_BLOCK_ENTRIES = 1 << 24  # stored values held at once, whatever the chunk size says
+
+
+class H5adCounts:
+    """One h5ad file as a source of raw counts.
+
+    Args:
+        path: the file.
+        layer: None for `X`, "raw" for `raw/X`, else the name of a layer.
+        scratch: folder for the temporary transposition of a CSC matrix.
+
+    Attributes: `name` (file and layer, for messages), `n_cells`, `genes`, `ensembl_ids` ("" where unknown).
+
+    Raises:
+        EvaeError: no such file or layer, not an h5ad file, no cells or genes, duplicate genes.
+    """
+
+    def __init__(self, path: str | Path, layer: str | None = None, scratch: Path | None = None):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise EvaeError(f"no such file: {self.path}")
+        try:
+            self._file = h5py.File(self.path, "r")
+        except OSError as error:
+            raise EvaeError(f"{self.path} is not a readable h5ad file ({error}).") from error
+        self._scratch = scratch
+        self._transposed: tuple[np.ndarray, Any, Any] | None = None
+        where, var = self._locate(layer)
+        self.name = f"the counts in {where} of {self.path}"
+        self._matrix: Any = self._file[where]
+        self.encoding = _encoding(self._matrix)
+        shape = self._matrix.attrs["shape"] if self.encoding != "dense" else self._matrix.shape
+        self.n_cells, n_genes = int(shape[0]), int(shape[1])
+        if not self.n_cells or not n_genes:
+            raise EvaeError(
+                f"{self.name} hold {self.n_cells} cells and {n_genes} genes; give a file with cells."
+            )
+        self.genes, self.ensembl_ids = _genes(self._file[var])
+        try:
+            check_unique(self.genes, "gene")
+        except EvaeError as error:
+            raise EvaeError(f"{self.path}: {error}") from None
+        self._indptr = self._matrix["indptr"][:] if self.encoding == "csr" else None
+
+    def close(self) -> None:
+        self._transposed = None
+        self._file.close()
+
+    def labels(self, key: str) -> tuple[np.ndarray, list[str]]:
+        """One obs column as codes (cells,) int32 and the names they stand for; missing labels raise."""
+        obs = self._file["obs"]
+        if isinstance(obs, h5py.Dataset):
+            raise EvaeError(f"{self.path} was written by an anndata before 0.7; read and write it once anew.")
+        columns = [str(c) for c in obs.attrs.get("column-order", [k for k in obs if k != "__categories"])]
+        if key not in columns:
+            raise EvaeError(f"{self.path} has no obs column '{key}'. {near_matches(key, columns)}")
+        values = read_elem(obs)[key] if "__categories" in obs else read_elem(obs[key])
+        codes, names = pd.factorize(pd.Series(values), sort=False)
+        missing = int((codes < 0).sum())
+        if missing:
+            raise EvaeError(
+                f"obs column '{key}' of {self.path} is missing (NaN) in {missing:,} cells; drop them first."
+            )
+        return codes.astype(np.int32), [str(n) for n in names]
+
+    def cell_ids(self, start: int, stop: int) -> np.ndarray:
+        """The obs names of the cells start..stop, as strings."""
+        obs = self._file["obs"]
+        index = obs[obs.attrs.get("_index", "_index")]
+        if index.dtype.kind in "OS":
+            return index.asstr()[start:stop]
+        return index[start:stop].astype(str)
+
+    def blocks(self, chunk_size: int) -> Iterator[tuple[int, sp.csr_matrix]]:
+        """Pairs (index of the first cell, counts (block, genes) CSR int64), in the file's order, checked.
+
+        Raises:
+            EvaeError: the values are not raw counts.
+        """
+        start = 0
+        while start < self.n_cells:
+            stop = self._block_end(start, chunk_size)
+            block = self._rows(start, stop)
+            check_raw_counts(block.data, self.name)
+            block.data = block.data.astype(np.int64)
+            block.sum_duplicates()
+            block.eliminate_zeros()
+            yield start, block
+            start = stop
+
+    def _locate(self, layer: str | None) -> tuple[str, str]:
+        if layer in (None, "X"):
+            if "X" not in self._file:
+                raise EvaeError(f"{self.path} has no X matrix; name a layer with counts.")
+            return "X", "var"
+        if layer == "raw":
+            if "raw" not in self._file:
+                raise EvaeError(f"{self.path} has no raw counts under adata.raw.")
+            return "raw/X", "raw/var"
+        layers = list(self._file["layers"]) if "layers" in self._file else []
+        if layer not in layers:
+            known = near_matches(str(layer), layers) if layers else "The file has no layers."
+            raise EvaeError(f"{self.path} has no layer '{layer}'. {known}")
+        return f"layers/{layer}", "var"
+
+    def _block_end(self, start: int, chunk_size: int) -> int:
+        if self.encoding == "dense":
+            return min(self.n_cells, start + max(1, min(chunk_size, MAX_BLOCK_ENTRIES // len(self.genes))))
+        indptr = self._csr_parts()[0]
+        stop = min(self.n_cells, start + chunk_size)
+        bound = int(np.searchsorted(indptr, indptr[start] + MAX_BLOCK_ENTRIES, side="right")) - 1
+        return max(start + 1, min(stop, bound))
+
+    def _rows(self, start: int, stop: int) -> sp.csr_matrix:
+        if self.encoding == "dense":
+            values = self._matrix[start:stop]
+            return sp.csr_matrix(values)  # NaN counts as a stored value, so that the check sees it
+        indptr, indices, data = self._csr_parts()
+        low, high = int(indptr[start]), int(indptr[stop])
+        return sp.csr_matrix(
+            (np.array(data[low:high]), np.array(indices[low:high]), indptr[start : stop + 1] - indptr[start]),
+            shape=(stop - start, len(self.genes)),
+        )
+
+    def _csr_parts(self) -> tuple[np.ndarray, Any, Any]:
+        if self.encoding == "csr":
+            assert self._indptr is not None
+            return self._indptr, self._matrix["indices"], self._matrix["data"]
+        if self._transposed is None:
+            self._transposed = self._transpose()
+        return self._transposed
+
+    def _transpose(self) -> tuple[np.ndarray, Any, Any]:
+        """CSC to CSR on disk: count per row, then scatter the columns block by block."""
+        if self._scratch is None:
+            raise EvaeError(f"{self.name} are stored by column (CSC); save them as CSR.")
+        rows, values = self._matrix["indices"], self._matrix["data"]
+        column_ends = self._matrix["indptr"][:]
+        n_entries = int(column_ends[-1])
+        per_row = np.zeros(self.n_cells, dtype=np.int64)
+        for low in range(0, n_entries, MAX_BLOCK_ENTRIES):
+            per_row += np.bincount(rows[low : low + MAX_BLOCK_ENTRIES], minlength=self.n_cells)
+        indptr = np.concatenate([[0], np.cumsum(per_row)])
+        stem = self._scratch / f"transposed-{self.path.stem}-{id(self)}"
+        size = max(1, n_entries)
+        indices = np.memmap(f"{stem}.indices", dtype=np.int32, mode="w+", shape=(size,))
+        data = np.memmap(f"{stem}.data", dtype=values.dtype, mode="w+", shape=(size,))
+        cursor = indptr[:-1].copy()
+        for low in range(0, n_entries, MAX_BLOCK_ENTRIES):
+            high = min(n_entries, low + MAX_BLOCK_ENTRIES)
+            row = rows[low:high]
+            column = np.searchsorted(column_ends, np.arange(low, high), side="right") - 1
+            order = np.argsort(row, kind="stable")
+            row = row[order]
+            first = np.concatenate([[True], row[1:] != row[:-1]])
+            run_start = np.maximum.accumulate(np.where(first, np.arange(len(row)), 0))
+            target = cursor[row] + np.arange(len(row)) - run_start
+            indices[target] = column[order]
+            data[target] = values[low:high][order]
+            cursor += np.bincount(row, minlength=self.n_cells)
+        return indptr, indices, data
+
+
+def _encoding(matrix: Any) -> str:
+    """csr, csc or dense, from the attributes old and new anndata versions write."""
+    if isinstance(matrix, h5py.Dataset):
+        return "dense"
+    kind = str(matrix.attrs.get("encoding-type", matrix.attrs.get("h5sparse_format", "")))
+    if kind.startswith("csc"):
+        return "csc"
+    if kind.startswith("csr"):
+        return "csr"
+    raise EvaeError(f"a matrix stored as '{kind}' cannot be read; save it as CSR, CSC or dense.")
+
+
+def _genes(var: h5py.Group) -> tuple[list[str], list[str]]:
+    """Gene symbols and Ensembl ids ("" where unknown) from a var table."""
+    frame = read_elem(var)
+    names = [str(n) for n in frame.index]
+    by_lower = {str(c).lower(): c for c in frame.columns}
+    id_column = next((by_lower[c] for c in ENSEMBL_COLUMNS if c in by_lower), None)
+    if _are_ensembl(names):
+        symbol_column = next((by_lower[c] for c in SYMBOL_COLUMNS if c in by_lower), None)
+        symbols = [str(s) for s in frame[symbol_column]] if symbol_column is not None else names
+        return (symbols if len(set(symbols)) == len(symbols) else names), names
+    if id_column is None:
+        return names, [""] * len(names)
+    ids = ["" if pd.isna(i) else str(i) for i in frame[id_column]]
+    return names, ids if _are_ensembl([i for i in ids if i]) else [""] * len(names)
+
+
+def _are_ensembl(names: list[str]) -> bool:
+    return bool(names) and sum(n.startswith("ENS") and n[-1].isdigit() for n in names) > 0.9 * len(names)
