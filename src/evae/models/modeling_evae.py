@@ -293,11 +293,14 @@ class EvaeModel(EvaePreTrainedModel):
         """Scale the projection to the latents so that over these cells every latent dimension has zero mean and
         unit variance; called once on a sample before training, so that the whole codebook is in use from the start.
         """
-        latents = self.to_latent(self._encoder_tokens(counts, gene_ids)).flatten(0, 1).float()
+        tokens = self._encoder_tokens(counts, gene_ids)
+        latents = self.to_latent(tokens).flatten(0, 1).float()
         mean, scale = latents.mean(0), latents.std(0).clamp_min(1e-6)
         if self.config.quantizer == "fsq":
             self.to_latent.weight.div_(scale.unsqueeze(-1))
             self.to_latent.bias.sub_(mean).div_(scale)
+        if self.standardizer is not None:
+            self.standardizer.set_statistics(self.to_latent(tokens))
 
     def _encoder_tokens(self, counts: Tensor, gene_ids: Tensor | None) -> Tensor:
         if gene_ids is None and not self.config.sparse_encoding:

@@ -95,6 +95,12 @@ class LatentStandardizer(nn.Module):
         self.register_buffer("running_mean", torch.zeros(n_latents, width))
         self.register_buffer("running_variance", torch.ones(n_latents, width))
 
+    @torch.no_grad()
+    def set_statistics(self, z: Tensor) -> None:
+        """Take the statistics of `z` (cells, latents, width) as they are, before training."""
+        self.running_mean.copy_(z.float().mean(0))
+        self.running_variance.copy_(z.float().var(0))
+
     def forward(self, z: Tensor) -> Tensor:
         """Standardize `z` of shape (cells, latents, width)."""
         if not self.training:

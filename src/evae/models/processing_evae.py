@@ -1,0 +1,222 @@
+"""EvaeProcessor: cells of the user in, tensors of the model out.
+
+It holds the gene panel, the vocabularies and the library sizes of the training cells, and is where the input contract
+is checked: raw counts only, genes matched by symbol or Ensembl id with a minimum coverage, names that are known.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
+
+from .contract_evae import EvaeError, check_raw_counts, check_unique, look_up, match_genes
+
+ENSEMBL_COLUMNS = ("ensembl_id", "gene_ids", "gene_id", "feature_id", "ensembl")
+
+
+class EvaeProcessor(FeatureExtractionMixin):
+    """Turns AnnData or arrays of raw counts into the model's sparse batch.
+
+    Args:
+        genes: symbols of the panel, in the model's order.
+        ensembl_ids: their Ensembl ids, "" where unknown; may be left out.
+        perturbations: names the model was trained with, in the order of its ids.
+        cell_types: likewise.
+        control: the control's name among `perturbations`.
+        library_size_quantiles: quantiles, equally spaced from 0 to 1, of the training cells' library sizes over the
+            panel; the source of library sizes where no controls are given.
+        training_pairs: for each cell type the perturbations seen with it in training.
+        min_coverage: smallest share of the panel that the user's genes must cover.
+    """
+
+    model_input_names = ["counts", "gene_ids", "library_size"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        genes: Sequence[str] = (),
+        ensembl_ids: Sequence[str] | None = None,
+        perturbations: Sequence[str] = (),
+        cell_types: Sequence[str] = (),
+        control: str | None = None,
+        library_size_quantiles: Sequence[float] | None = None,
+        training_pairs: Mapping[str, Sequence[str]] | None = None,
+        min_coverage: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.genes = [str(g) for g in genes]
+        self.ensembl_ids = [str(i) for i in ensembl_ids] if ensembl_ids is not None else None
+        self.perturbations = [str(p) for p in perturbations]
+        self.cell_types = [str(c) for c in cell_types]
+        self.control = control
+        self.library_size_quantiles = (
+            [float(q) for q in library_size_quantiles] if library_size_quantiles is not None else None
+        )
+        self.training_pairs = (
+            {str(c): [str(p) for p in ps] for c, ps in training_pairs.items()} if training_pairs else None
+        )
+        self.min_coverage = float(min_coverage)
+        check_unique(self.genes, "panel gene")
+        if control is not None:
+            look_up([control], self.perturbations, "control perturbation")
+
+    def __call__(
+        self,
+        data: Any,
+        genes: Sequence[str] | None = None,
+        ensembl_ids: Sequence[str] | None = None,
+        perturbation: str | Sequence[str] | None = None,
+        cell_type: str | Sequence[str] | None = None,
+        layer: str | None = None,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """Check cells and bring them to the model's sparse batch.
+
+        Args:
+            data: AnnData, a scipy sparse matrix or an array of raw counts, (cells, genes).
+            genes: names of the columns where `data` is not AnnData; the panel itself if None.
+            ensembl_ids: their Ensembl ids, where known.
+            perturbation: one name for all cells or one a cell; adds `perturbation_ids`.
+            cell_type: likewise; adds `cell_type_ids`.
+            layer: the AnnData layer that holds the counts; `X` if None.
+            return_tensors: only "pt".
+
+        Returns:
+            `counts` float32 and `gene_ids` int64 of the expressed genes, (cells, tokens), padded with count 0;
+            `library_size` float32 (cells,), total counts over the panel; and the ids asked for, int64 (cells,).
+
+        Raises:
+            EvaeError: counts that are not raw, genes that stand twice or cover too little, unknown names.
+        """
+        if return_tensors != "pt":
+            raise EvaeError(f"return_tensors '{return_tensors}' is not available; use 'pt'.")
+        matrix, names, ids = self._columns(data, genes, ensembl_ids, layer)
+        rows, columns, values, n_cells = _entries(matrix)
+        check_raw_counts(values, f"layer '{layer}'" if layer else "the counts")
+        batch = self._batch(rows, self._panel_index(names, ids, matrix.shape[1])[columns], values, n_cells)
+        for key, given, known in (
+            ("perturbation", perturbation, self.perturbations),
+            ("cell_type", cell_type, self.cell_types),
+        ):
+            if given is not None:
+                batch[f"{key}_ids"] = self._label_ids(given, known, key.replace("_", " "), n_cells)
+        return BatchFeature(batch)
+
+    def coverage(self, genes: Sequence[str], ensembl_ids: Sequence[str] | None = None) -> float:
+        """Share of the panel, 0 to 1, found among the given genes."""
+        return float((match_genes(self.genes, self.ensembl_ids, genes, ensembl_ids) >= 0).mean())
+
+    def support(self, cell_type: str, perturbation: str) -> str:
+        """What training saw of a pair: "seen together", "seen apart" or "unseen"."""
+        if self.training_pairs is None:
+            return "unknown"
+        if perturbation in self.training_pairs.get(cell_type, ()):
+            return "seen together"
+        anywhere = any(perturbation in seen for seen in self.training_pairs.values())
+        return "seen apart" if anywhere and self.training_pairs.get(cell_type) else "unseen"
+
+    def sample_library_size(self, n_cells: int, rng: np.random.Generator) -> np.ndarray:
+        """Library sizes over the panel from the training distribution, float32 (cells,)."""
+        if self.library_size_quantiles is None:
+            raise EvaeError("this processor knows no library sizes; give control cells.")
+        quantiles = np.asarray(self.library_size_quantiles)
+        drawn = np.interp(rng.random(n_cells), np.linspace(0, 1, len(quantiles)), quantiles)
+        return np.maximum(np.round(drawn), 1).astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `save_pretrained` writes; the class is found by AutoProcessor and by AutoFeatureExtractor."""
+        name = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
+        output = super().to_dict()
+        output["auto_map"] = {"AutoProcessor": name, "AutoFeatureExtractor": name}
+        output["processor_class"] = type(self).__name__
+        return output
+
+    def _columns(
+        self, data: Any, genes: Sequence[str] | None, ensembl_ids: Sequence[str] | None, layer: str | None
+    ) -> tuple[Any, list[str], list[str] | None]:
+        """The matrix, the names of its columns, and their Ensembl ids where known."""
+        if hasattr(data, "var_names") and hasattr(data, "obs"):
+            if layer is not None and layer not in data.layers:
+                raise EvaeError(f"there is no layer '{layer}'; there are {list(data.layers) or 'none'}.")
+            column = next((c for c in ENSEMBL_COLUMNS if c in data.var.columns), None)
+            ids = [str(i) for i in data.var[column]] if column else None
+            matrix, names = data.layers[layer] if layer else data.X, [str(g) for g in data.var_names]
+        else:
+            matrix = data.numpy() if isinstance(data, torch.Tensor) else data
+            names = [str(g) for g in genes] if genes is not None else self.genes
+            ids = list(ensembl_ids) if ensembl_ids is not None else None
+        if matrix is None:
+            raise EvaeError("the AnnData has no X; name the layer that holds the raw counts.")
+        if not hasattr(matrix, "shape"):
+            matrix = np.asarray(matrix)
+        if len(matrix.shape) != 2 or matrix.shape[0] == 0:
+            raise EvaeError(f"counts must be (cells, genes) with at least one cell, not {matrix.shape}.")
+        if matrix.shape[1] != len(names):
+            raise EvaeError(f"counts have {matrix.shape[1]} columns but {len(names)} gene names; give `genes`.")
+        check_unique(names, "gene")
+        return matrix, names, ids
+
+    def _panel_index(self, names: Sequence[str], ids: Sequence[str] | None, n_columns: int) -> np.ndarray:
+        """For every column its place in the panel, int64, -1 where the panel has no such gene."""
+        position = match_genes(self.genes, self.ensembl_ids, names, ids)
+        found = position >= 0
+        if found.mean() < self.min_coverage:
+            missing = ", ".join(self.genes[g] for g in np.flatnonzero(~found)[:3])
+            raise EvaeError(
+                f"only {found.sum()} of {len(self.genes)} panel genes are in the data (missing: {missing}, ...), "
+                f"below min_coverage {self.min_coverage}; check that var_names are gene symbols or Ensembl ids "
+                "of the same species, or lower processor.min_coverage."
+            )
+        index = np.full(n_columns, -1, dtype=np.int64)
+        index[position[found]] = np.flatnonzero(found)
+        return index
+
+    def _batch(
+        self, rows: np.ndarray, genes: np.ndarray, values: np.ndarray, n_cells: int
+    ) -> dict[str, torch.Tensor]:
+        keep = (genes >= 0) & (values > 0)
+        rows, genes, values = rows[keep], genes[keep], values[keep].astype(np.float32)
+        expressed = np.bincount(rows, minlength=n_cells)
+        if (expressed == 0).any():
+            raise EvaeError(
+                f"{(expressed == 0).sum()} of {n_cells} cells have no counts over the gene panel; drop them first."
+            )
+        width = -(-int(expressed.max()) // 8) * 8
+        column = np.arange(len(rows)) - np.repeat(np.cumsum(expressed) - expressed, expressed)
+        gene_ids = np.zeros((n_cells, width), dtype=np.int64)
+        counts = np.zeros((n_cells, width), dtype=np.float32)
+        gene_ids[rows, column], counts[rows, column] = genes, values
+        return {
+            "counts": torch.from_numpy(counts),
+            "gene_ids": torch.from_numpy(gene_ids),
+            "library_size": torch.from_numpy(counts.sum(1)),
+        }
+
+    def _label_ids(
+        self, given: str | Sequence[str], known: Sequence[str], kind: str, n_cells: int
+    ) -> torch.Tensor:
+        names = [given] * n_cells if isinstance(given, str) else list(given)
+        if len(names) != n_cells:
+            raise EvaeError(f"{len(names)} {kind} names were given for {n_cells} cells; give one, or one a cell.")
+        return torch.from_numpy(look_up(names, known, kind))
+
+
+def _entries(matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Row, column and value of every stored entry in row order, and the number of rows."""
+    if hasattr(matrix, "to_memory"):  # a backed AnnData matrix
+        matrix = matrix.to_memory()
+    if hasattr(matrix, "tocsr"):
+        matrix = matrix.tocsr()
+        if not matrix.has_canonical_format:
+            matrix = matrix.copy()
+            matrix.sum_duplicates()
+        rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+        return rows, matrix.indices, matrix.data, matrix.shape[0]
+    matrix = np.asarray(matrix)
+    rows, columns = np.nonzero(matrix)  # NaN counts as nonzero, so the check sees it
+    return rows, columns, matrix[rows, columns], matrix.shape[0]
+
+
+EvaeProcessor.register_for_auto_class("AutoProcessor")
