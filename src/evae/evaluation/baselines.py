@@ -1,0 +1,184 @@
+"""What stands beside the model in every table: baselines to beat, and the real cells' own agreement.
+
+control copy               real controls of the cell type, unchanged
+perturbation mean          every cell is the perturbation's mean over the training cell types
+mean of all perturbations  every cell is the mean over all perturbations in training
+additive shift             real controls + the perturbation's mean shift in the training cell types
+linear                     every cell is the mean that ridge regression across perturbations predicts from the
+                           shift seen in the training cell types; fitted on perturbations seen in both
+marginal resample          each gene drawn by itself from the perturbation's training cells: right marginals,
+                           no correlation between genes
+mean-collapsed model       every cell is the model's own mean: keeps Pearson delta and MAE, and nothing else
+other contexts             the perturbation's real cells in other cell types or batches
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .comparison import Comparison, Pair, rows_by_pair
+from .distances import dense
+from .inputs import Cells
+
+MODEL = "model"
+SPLIT_HALF = "real split half"
+Draw = Callable[[Pair, int, np.random.Generator], np.ndarray]
+
+
+@dataclass(frozen=True)
+class System:
+    """Something that gives cells for a pair.
+
+    Attributes:
+        name: as it stands in tables.
+        draw: (pair, n, generator) -> log1p CP10K of n cells, dense (n, genes).
+        mean: pair -> mean log1p CP10K, (genes,), exact where it is known.
+        pairs: the pairs that it has an answer for.
+        available: pair -> how many different cells stand behind it; None where cells are drawn at will.
+    """
+
+    name: str
+    draw: Draw
+    mean: Callable[[Pair], np.ndarray]
+    pairs: list[Pair]
+    available: dict[Pair, int] | None = None
+
+
+def sampled(name: str, cells: Cells, rows: dict[Pair, np.ndarray], own: bool = False) -> System:
+    """A system that draws from given cells: without replacement while they last, else with.
+
+    Args:
+        name: as it stands in tables.
+        cells: where the cells come from.
+        rows: the rows of `cells` that may stand for each pair.
+        own: the rows are the system's own cells, of which no more than there are may be drawn.
+    """
+
+    def draw(pair: Pair, n: int, rng: np.random.Generator) -> np.ndarray:
+        pool = rows[pair]
+        chosen = rng.choice(pool, n, replace=n > len(pool) and not own)
+        return dense(cells.matrix[chosen])
+
+    def mean(pair: Pair) -> np.ndarray:
+        return np.asarray(cells.matrix[rows[pair]].mean(axis=0, dtype=np.float64)).ravel()
+
+    pairs = [pair for pair, found in rows.items() if len(found)]
+    return System(name, draw, mean, pairs, {p: len(rows[p]) for p in pairs} if own else None)
+
+
+def repeated(name: str, means: dict[Pair, np.ndarray]) -> System:
+    """A system whose cells are all the mean."""
+
+    def draw(pair: Pair, n: int, rng: np.random.Generator) -> np.ndarray:
+        return np.tile(means[pair], (n, 1))
+
+    return System(name, draw, lambda pair: means[pair], list(means))
+
+
+def model_system(comparison: Comparison) -> System:
+    """The predictions themselves."""
+    return sampled(MODEL, comparison.predicted, rows_by_pair(comparison.predicted), own=True)
+
+
+def baselines(comparison: Comparison) -> list[System]:
+    """All baselines that the given cells allow; those that need training cells are left out without them."""
+    pairs = comparison.pairs
+    control_rows = {c: np.flatnonzero(comparison.controls.cell_type == c) for c in comparison.cell_types}
+    model = model_system(comparison)
+    found = [
+        sampled("control copy", comparison.controls, {pair: control_rows[pair[0]] for pair in pairs}),
+        repeated("mean-collapsed model", {pair: model.mean(pair) for pair in pairs}),
+    ]
+    training = comparison.training
+    if training is None:
+        return found
+    by_perturbation = {
+        pair: np.flatnonzero(
+            (training.elsewhere.perturbation == pair[1]) & (training.elsewhere.cell_type != pair[0])
+        )
+        for pair in pairs
+    }
+    seen = {pair: np.flatnonzero(training.elsewhere.perturbation == pair[1]) for pair in pairs}
+    found += [
+        repeated("perturbation mean", _known({pair: training.perturbation_mean(pair[1]) for pair in pairs})),
+        repeated(
+            "mean of all perturbations", _known({pair: training.overall_mean(pair[0]) for pair in pairs})
+        ),
+        _additive_shift(comparison, control_rows),
+        repeated("linear", linear_predictions(comparison)),
+        _marginal_resample(training.elsewhere, seen),
+        sampled("other contexts", training.elsewhere, by_perturbation),
+    ]
+    return [system for system in found if system.pairs]
+
+
+def _known(means: dict[Pair, np.ndarray | None]) -> dict[Pair, np.ndarray]:
+    return {pair: mean for pair, mean in means.items() if mean is not None}
+
+
+def _additive_shift(comparison: Comparison, control_rows: dict[str, np.ndarray]) -> System:
+    training, controls = comparison.training, comparison.controls
+    assert training is not None
+    found = training.shifts()
+    shifts = {pair: found[pair[1]] for pair in comparison.pairs if pair[1] in found}
+    base = sampled("", controls, {pair: control_rows[pair[0]] for pair in shifts})
+
+    def draw(pair: Pair, n: int, rng: np.random.Generator) -> np.ndarray:
+        return (base.draw(pair, n, rng) + shifts[pair]).clip(min=0)  # expression is never negative
+
+    def mean(pair: Pair) -> np.ndarray:
+        return (base.mean(pair) + shifts[pair]).clip(
+            min=0
+        )  # the additive model itself, before cells are clipped
+
+    return System("additive shift", draw, mean, list(shifts))
+
+
+def _marginal_resample(cells: Cells, rows: dict[Pair, np.ndarray]) -> System:
+    base = sampled("marginal resample", cells, rows)
+
+    def draw(pair: Pair, n: int, rng: np.random.Generator) -> np.ndarray:
+        drawn = base.draw(pair, n, rng)
+        return np.take_along_axis(
+            drawn, rng.random(drawn.shape).argsort(axis=0), axis=0
+        )  # permute each gene by itself
+
+    return System(base.name, draw, base.mean, base.pairs)
+
+
+def linear_predictions(
+    comparison: Comparison, penalty: float = 0.1, n_components: int = 10
+) -> dict[Pair, np.ndarray]:
+    """Mean of each pair predicted by a linear model across perturbations.
+
+    For a cell type, ridge regression maps a perturbation's mean shift in the other training cell types (its
+    leading principal components) to its shift in this one, fitted on the perturbations that training holds in
+    both. Pairs whose cell type shares fewer than three perturbations with the others have no answer.
+    """
+    training = comparison.training
+    assert training is not None
+    answers: dict[Pair, np.ndarray] = {}
+    for cell_type in comparison.cell_types:
+        own = training.shifts({cell_type})
+        elsewhere = training.shifts(training.cell_types - {cell_type})
+        shared = sorted(set(own) & set(elsewhere))
+        wanted = [p for p in comparison.perturbations(cell_type) if p in elsewhere]
+        if len(shared) < 3 or not wanted:
+            continue
+        source = np.array([elsewhere[p] for p in shared])  # (shared perturbations, genes)
+        axes = np.linalg.svd(source, full_matrices=False)[2][: min(n_components, len(shared) - 1)]
+        features = source @ axes.T  # (shared perturbations, components)
+        target = np.array([own[p] for p in shared])
+        offset = target.mean(axis=0)
+        centre = features.mean(axis=0)
+        gram = (features - centre).T @ (features - centre)
+        ridge = penalty * np.trace(gram) / len(gram) * np.eye(len(gram))
+        weights = (
+            np.linalg.pinv(gram + ridge) @ (features - centre).T @ (target - offset)
+        )  # (components, genes)
+        base = training.means[(cell_type, training.control)]
+        for p in wanted:
+            shift = offset + (elsewhere[p] @ axes.T - centre) @ weights
+            answers[(cell_type, p)] = (base + shift).clip(min=0)
+    return answers

@@ -1,0 +1,145 @@
+"""`evaluate`: one call from predicted and real cells to numbers beside baselines, tables, files and plots."""
+
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from rich.progress import track
+
+from evae.models.contract_evae import EvaeError, near_matches
+
+from .baselines import baselines, model_system
+from .comparison import Comparison, Data, compare
+from .perturbation_protocol import honesty_protocol, perturbation_protocol
+from .protocols import Progress, Record, paper_protocol, robust_protocol, to_frame
+from .result import EvaluationResult
+
+SUITES = {
+    "paper": ("paper", "perturbation"),
+    "robust": ("robust", "perturbation", "honesty"),
+    "cell-eval": ("perturbation", "differential expression"),
+    "full": ("paper", "robust", "perturbation", "differential expression", "honesty"),
+}
+_STAMPED = ("evae", "anndata", "numpy", "scipy", "scikit-learn", "POT")
+
+
+def evaluate(
+    predicted: Data,
+    real: Data,
+    train: Data | None = None,
+    controls: Data | None = None,
+    *,
+    perturbation_key: str = "perturbation",
+    cell_type_key: str | None = "cell_type",
+    control: str = "control",
+    suite: str = "robust",
+    seeds: Sequence[int] = (0, 1, 2),
+    n_components: int = 30,
+    with_baselines: bool = True,
+    progress: bool = True,
+) -> EvaluationResult:
+    """Compare predicted with real cells, beside baselines and the real cells' own split half.
+
+    Any model's predictions will do. Values are recognised as raw counts or log1p and compared as log1p CP10K
+    over the real cells' genes. Inputs are never changed.
+
+    Args:
+        predicted: generated cells: an AnnData or the path of an h5ad file, with obs perturbation and cell
+            type.
+        real: the held-out cells that were to be predicted, in the same form; it may hold controls.
+        train: training cells: needed for most baselines, for the components of the `robust` protocol and for
+            the memorisation check; read in chunks. Cells that are held out are left out of it.
+        controls: real control cells of the evaluated cell types; taken from `real`, else from `train`, when
+            None.
+        perturbation_key: obs column of the perturbation.
+        cell_type_key: obs column of the cell type; None treats all cells as one type.
+        control: label of the control.
+        suite: "paper" (as published), "robust", "cell-eval" (pseudobulk and differential expression) or
+            "full".
+        seeds: of the draws and splits; the first alone serves where one draw is made.
+        n_components: principal components of W2, MMD2 and FD.
+        with_baselines: compute the baselines too.
+        progress: show progress bars.
+
+    Returns:
+        An `EvaluationResult`: `table()`, `to_json(path)`, `plots(folder)`.
+
+    Raises:
+        EvaeError: the input cannot be compared; the message says what to mend.
+    """
+    if suite not in SUITES:
+        raise EvaeError(f"unknown suite '{suite}'. {near_matches(suite, list(SUITES))}")
+    if not seeds:
+        raise EvaeError("seeds is empty; give at least one seed, for example seeds=(0,).")
+    started = time.perf_counter()
+    keys: dict[str, Any] = {
+        "perturbation_key": perturbation_key,
+        "cell_type_key": cell_type_key,
+        "control": control,
+    }
+    comparison = compare(predicted, real, train, controls, seed=seeds[0], **keys)
+    records = _run(comparison, suite, seeds, n_components, with_baselines, _bar if progress else _silent)
+    settings = {**keys, "suite": suite, "seeds": list(seeds), "n_components": n_components}
+    return EvaluationResult(
+        to_frame(records), comparison, _stamp(comparison, settings, time.perf_counter() - started)
+    )
+
+
+def _run(
+    comparison: Comparison,
+    suite: str,
+    seeds: Sequence[int],
+    n_components: int,
+    with_baselines: bool,
+    bar: Progress,
+) -> list[Record]:
+    groups = SUITES[suite]
+    systems = [model_system(comparison), *(baselines(comparison) if with_baselines else [])]
+    records: list[Record] = []
+    if "paper" in groups:
+        records += paper_protocol(comparison, systems, seeds[0], bar, n_components)
+    if "robust" in groups:
+        records += robust_protocol(comparison, systems, seeds, bar, n_components)
+    if "perturbation" in groups:
+        records += perturbation_protocol(comparison, systems, seeds, bar)
+    if "honesty" in groups:
+        records += honesty_protocol(comparison, systems, seeds[0], bar)
+    return records
+
+
+def _stamp(comparison: Comparison, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """What a reader needs to run it again: settings, versions, hashes, sizes and notes."""
+    training = comparison.training
+    return {
+        "settings": settings,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _STAMPED}},
+        "sha256": {name: getattr(comparison, name).digest() for name in ("real", "predicted", "controls")},
+        "n_cells": {
+            **{name: len(getattr(comparison, name)) for name in ("real", "predicted", "controls")},
+            "train": 0 if training is None else sum(training.counts.values()),
+        },
+        "n_genes": len(comparison.genes),
+        "n_pairs": len(comparison.pairs),
+        "notes": comparison.notes,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 2),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _bar(work: Iterable, description: str) -> Iterable:
+    items = list(work)
+    return track(items, description=description, transient=True)
+
+
+def _silent(work: Iterable, description: str) -> Iterable:
+    return work

@@ -1,0 +1,71 @@
+"""How metrics, tables and systems are called where people read them."""
+
+from typing import NamedTuple
+
+
+class Label(NamedTuple):
+    """A metric's heading and its best value: "low", "high", or the number that is right."""
+
+    text: str
+    best: str
+
+    @property
+    def heading(self) -> str:
+        """The heading with the direction that is better."""
+        return f"{self.text} {({'low': '↓', 'high': '↑'}).get(self.best, '→' + self.best)}"
+
+
+METRIC_LABELS = {
+    "w2": Label("W2", "low"),
+    "mmd2_mix_biased": Label("MMD² mix biased", "low"),
+    "mmd2_mix_unbiased": Label("MMD² mix unbiased", "low"),
+    "mmd2_median_unbiased": Label("MMD² median unbiased", "low"),
+    "fd": Label("FD", "low"),
+    "pearson_delta": Label("Pearson Δ", "high"),
+    "mae": Label("MAE", "low"),
+    "mse": Label("MSE", "low"),
+    "mae_delta": Label("MAE Δ", "low"),
+    "mse_delta": Label("MSE Δ", "low"),
+    "discrimination_l1": Label("discrimination L1", "high"),
+    "discrimination_l2": Label("discrimination L2", "high"),
+    "discrimination_cosine": Label("discrimination cosine", "high"),
+    "variance_ratio": Label("variance ratio", "1"),
+    "zero_fraction_error": Label("zero-fraction error", "low"),
+    "correlation_error": Label("correlation error", "low"),
+    "classifier_auc": Label("classifier AUC", "0.5"),
+    "nearest_training_ratio": Label("distance to training", "1"),
+    "copied_fraction": Label("copied", "0"),
+    **{f"overlap_at_{k}": Label(f"overlap at {k}", "high") for k in ("N", 50, 100, 200, 500)},
+    **{f"precision_at_{k}": Label(f"precision at {k}", "high") for k in ("N", 50, 100, 200, 500)},
+    "pr_auc": Label("PR-AUC", "high"),
+    "roc_auc": Label("ROC-AUC", "high"),
+    "de_spearman_lfc_sig": Label("Spearman log FC", "high"),
+    "de_spearman_sig": Label("Spearman DE counts", "high"),
+    "de_direction_match": Label("direction match", "high"),
+    "de_sig_genes_recall": Label("DE recall", "high"),
+    "de_nsig_counts_real": Label("DE genes real", "-"),
+    "de_nsig_counts_pred": Label("DE genes predicted", "-"),
+}
+
+DISTRIBUTION_COLUMNS = ("w2", "mmd2_mix_biased", "mmd2_mix_unbiased", "mmd2_median_unbiased", "fd")
+
+# (group, level): title, metrics shown
+TABLES: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {
+    ("paper", "pooled"): ("Protocol paper: PCA on the evaluated cells, pooled", DISTRIBUTION_COLUMNS),
+    ("robust", "pooled"): ("Protocol robust: PCA fitted elsewhere, matched halves", DISTRIBUTION_COLUMNS),
+    ("robust", "pair"): ("Protocol robust, mean over perturbations", DISTRIBUTION_COLUMNS),
+    ("perturbation", "pair"): (
+        "Perturbation metrics on pseudobulks, mean over perturbations",
+        ("pearson_delta", "mae", "mse", "discrimination_l1", "discrimination_l2", "discrimination_cosine"),
+    ),
+    ("differential expression", "pair"): (
+        "Differential expression, mean over perturbations",
+        ("overlap_at_N", "precision_at_N", "pr_auc", "roc_auc", "de_spearman_lfc_sig",
+         "de_direction_match", "de_sig_genes_recall", "de_spearman_sig"),
+    ),
+    ("honesty", "pooled"): (
+        "Diversity and honesty",
+        ("variance_ratio", "zero_fraction_error", "correlation_error", "classifier_auc",
+         "nearest_training_ratio", "copied_fraction"),
+    ),
+}  # fmt: skip

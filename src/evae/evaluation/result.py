@@ -1,0 +1,193 @@
+"""The result of an evaluation: numbers as a table, as JSON, and as plots."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from .baselines import MODEL, SPLIT_HALF
+from .comparison import Comparison
+from .labels import METRIC_LABELS, TABLES
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What `evaluate` returns.
+
+    Attributes:
+        records: every number, one row each; the columns are those of `protocols.Record`.
+        comparison: the cells that were compared, for plots.
+        stamp: settings, versions, hashes, sizes, notes.
+    """
+
+    records: pd.DataFrame
+    comparison: Comparison
+    stamp: dict[str, Any]
+
+    def summary(self) -> pd.DataFrame:
+        """Means per table, system and metric, see `summarise`."""
+        return summarise(self.records)
+
+    def value(self, metric: str, system: str = MODEL, group: str = "robust", level: str = "pooled") -> float:
+        """One mean value; raises KeyError if the suite did not compute it."""
+        found = self.summary().query(
+            "group == @group and level == @level and system == @system and metric == @metric"
+        )
+        if found.empty:
+            raise KeyError(f"no {metric} of {system} in {group}, {level}")
+        return float(found["value"].iloc[0])
+
+    def table(self) -> Group:
+        """All tables, for `rich.print`."""
+        notes = [Text(f"· {note}", style="dim") for note in self.stamp["notes"]]
+        return Group(*[_rich_table(title, rows, columns) for title, columns, rows in self.tables()], *notes)
+
+    def tables(self) -> list[tuple[str, tuple[str, ...], list[tuple[str, dict[str, pd.Series]]]]]:
+        """(title, metrics, [(system, {metric: row of the summary})]) of every table that has numbers."""
+        summary = self.summary()
+        found = []
+        for (group, level), (title, metrics) in TABLES.items():
+            part = summary[(summary["group"] == group) & (summary["level"] == level)]
+            if part.empty:
+                continue
+            systems = list(dict.fromkeys(part["system"]))
+            systems.sort(key=lambda s: (s != MODEL, s == SPLIT_HALF))
+            rows = [
+                (system, {row["metric"]: row for _, row in part[part["system"] == system].iterrows()})
+                for system in systems
+            ]
+            found.append((title, metrics, rows))
+        return found
+
+    def print(self) -> None:
+        """Print the tables to the terminal."""
+        Console().print(self.table())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values; a value that is not defined is None."""
+        return {
+            "format_version": FORMAT_VERSION,
+            **self.stamp,
+            "summary": _plain(self.summary()),
+            "records": _plain(self.records),
+        }
+
+    def to_json(self, path: str | Path) -> Path:
+        """Write everything to a JSON file."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+        return path
+
+    def plots(self, folder: str | Path) -> list[Path]:
+        """Write all plots as PNG into a folder and return their paths."""
+        from .figures import write_figures
+
+        return write_figures(self, Path(folder))
+
+
+def summarise(records: pd.DataFrame) -> pd.DataFrame:
+    """Mean over seeds, then over pairs, of every metric.
+
+    A value that is not defined is left out of a mean, and counted: `n_valid` of `n_pairs` pairs went into it.
+    `sd` is over seeds for pooled values, over pairs else.
+    """
+    if records.empty:
+        return pd.DataFrame(
+            columns=[
+                "group",
+                "level",
+                "system",
+                "metric",
+                "value",
+                "sd",
+                "n_valid",
+                "n_pairs",
+                "n_real",
+                "n_generated",
+            ]
+        )
+    keys = ["group", "level", "system", "metric"]
+    pooled = records[records["level"] == "pooled"].groupby(keys, sort=False)
+    pairs = records[records["level"] == "pair"].groupby([*keys, "cell_type", "perturbation"], sort=False)
+    per_pair = pairs.agg(
+        value=("value", "mean"), n_real=("n_real", "mean"), n_generated=("n_generated", "mean")
+    )
+    parts = [
+        _collapse(pooled, counted=False),
+        _collapse(per_pair.reset_index().groupby(keys, sort=False), counted=True),
+    ]
+    return pd.concat([part for part in parts if not part.empty], ignore_index=True)
+
+
+def _collapse(groups: Any, counted: bool) -> pd.DataFrame:
+    table = groups.agg(
+        value=("value", "mean"),
+        sd=("value", "std"),
+        n_valid=("value", "count"),
+        n_pairs=("value", "size"),
+        n_real=("n_real", "mean"),
+        n_generated=("n_generated", "mean"),
+    ).reset_index()
+    if not counted:
+        table[["n_valid", "n_pairs"]] = 1
+    return table
+
+
+def format_number(value: float) -> str:
+    """Three significant digits, without exponents where they can be helped."""
+    if math.isnan(value):
+        return "–"
+    if value == 0:
+        return "0"
+    digits = max(2 - math.floor(math.log10(abs(value))), 0)
+    return f"{value:.{min(digits, 5)}f}"
+
+
+def cell_text(row: pd.Series | None) -> str:
+    """A value with its spread over seeds, and the number of defined pairs where some are not."""
+    if row is None or math.isnan(row["value"]):
+        return "–"
+    text = format_number(row["value"])
+    if row["level"] == "pooled" and not math.isnan(row["sd"]):
+        text += f" ±{format_number(row['sd'])}"
+    if row["n_valid"] < row["n_pairs"]:
+        text += f" ({int(row['n_valid'])}/{int(row['n_pairs'])})"
+    return text
+
+
+def cells_text(rows: dict[str, pd.Series]) -> str:
+    """Mean number of cells on either side, "real / generated"."""
+    row = next(iter(rows.values()))
+    return f"{row['n_real']:.0f} / {row['n_generated']:.0f}"
+
+
+def _rich_table(title: str, rows: list[tuple[str, dict[str, pd.Series]]], metrics: tuple[str, ...]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", padding=(0, 1))
+    table.add_column("system", no_wrap=True)
+    for metric in metrics:
+        table.add_column(METRIC_LABELS[metric].heading, justify="right")
+    table.add_column("cells real / gen.", justify="right", style="dim")
+    for system, values in rows:
+        if system == SPLIT_HALF:
+            table.add_section()
+        style = "bold cyan" if system == MODEL else "green" if system == SPLIT_HALF else None
+        table.add_row(system, *[cell_text(values.get(m)) for m in metrics], cells_text(values), style=style)
+    return table
+
+
+def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as dictionaries; values that JSON has no word for become None."""
+    rows = frame.astype(object).to_dict(orient="records")
+    return [
+        {str(k): None if isinstance(v, float) and not math.isfinite(v) else v for k, v in r.items()}
+        for r in rows
+    ]
