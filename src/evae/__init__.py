@@ -27,6 +27,7 @@ from evae.models import (
     EvaeOutput,
     EvaeProcessor,
 )
+from evae.pipeline import Pipeline, pipeline
 
 __version__ = version("evae")
 __all__ = [
@@ -37,6 +38,8 @@ __all__ = [
     "EvaeModel",
     "EvaeOutput",
     "EvaeProcessor",
+    "Pipeline",
+    "pipeline",
 ]
 
 

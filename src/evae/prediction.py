@@ -1,0 +1,122 @@
+"""What a prediction asks for, checked against the model and the controls, and the cells it gives."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from evae.models.contract_evae import EvaeError, check_unique, look_up, near_matches
+
+Pair = tuple[str, str]  # (cell type, perturbation)
+
+
+def listed(given: str | Sequence[str], kind: str) -> list[str]:
+    """One name or several as a list without repetition."""
+    names = [given] if isinstance(given, str) else [str(n) for n in given]
+    if not names:
+        raise EvaeError(f"no {kind} was named; name at least one.")
+    check_unique(names, kind)
+    return names
+
+
+def wanted_cell_types(
+    known: Sequence[str], controls: ad.AnnData | None, given: str | Sequence[str] | None, key: str | None
+) -> list[str]:
+    """The cell types to predict: those given, else those of the controls.
+
+    Raises:
+        EvaeError: neither says which, or the model (whose cell types are `known`) was not trained with one.
+    """
+    if given is not None:
+        names = listed(given, "cell type")
+    elif controls is None:
+        raise EvaeError(f"without controls, name the cell_type. {near_matches('', known)}")
+    elif key is None or key not in controls.obs:
+        raise EvaeError(
+            f"the controls have no obs column '{key}'; name the cell_type, or their column as cell_type_key."
+        )
+    else:
+        names = [str(c) for c in pd.unique(controls.obs[key].dropna().astype(str))]
+    look_up(names, known, "cell type")
+    return names
+
+
+def check_controls(controls: ad.AnnData, processor: Any, key: str) -> None:
+    """Raise `EvaeError` for no cells, and for perturbed ones: their library sizes would leak."""
+    if controls.n_obs == 0:
+        raise EvaeError("the controls hold no cells; give unperturbed cells, or controls=None.")
+    if key not in controls.obs:
+        return
+    others = set(processor.perturbations) - {processor.control}
+    wrong = int(controls.obs[key].astype(str).isin(others).sum())
+    if wrong:
+        raise EvaeError(
+            f"{wrong:,} of the {controls.n_obs:,} controls are perturbed according to obs['{key}']; pass "
+            f"only the cells labelled '{processor.control}'."
+        )
+
+
+def cell_type_labels(controls: ad.AnnData, cell_types: Sequence[str], key: str | None) -> np.ndarray:
+    """The cell type of every control, str (cells,); the one wanted where there is no such column.
+
+    Raises:
+        EvaeError: no control of a wanted cell type, or several wanted and nothing to tell them apart.
+    """
+    if key is None or key not in controls.obs:
+        if len(cell_types) > 1:
+            raise EvaeError(
+                f"the controls have no obs column '{key}', so they stand for one cell type; name one "
+                "cell_type, or give cell_type_key, their column."
+            )
+        return np.full(controls.n_obs, cell_types[0], dtype=object)
+    labels = controls.obs[key].astype(str).to_numpy(dtype=object)
+    for name in cell_types:
+        if not (labels == name).any():
+            raise EvaeError(
+                f"no control has '{name}' in obs column '{key}'. {near_matches(name, sorted(set(labels)))} "
+                f"To use all controls as '{name}', set cell_type_key=None."
+            )
+    return labels
+
+
+def planned_cells(n_cells: Mapping[Pair, int], processor: Any) -> pd.DataFrame:
+    """The obs table of the cells to draw, one row a cell, pairs in the given order."""
+    look_up([p for _, p in n_cells], processor.perturbations, "perturbation")
+    look_up([c for c, _ in n_cells], processor.cell_types, "cell type")
+    if not sum(n_cells.values()) or min(n_cells.values()) < 0:
+        raise EvaeError("no cell was asked for; give numbers of cells above 0.")
+    columns = {
+        "perturbation": [p for _, p in n_cells],
+        "cell_type": [c for c, _ in n_cells],
+        "support": [processor.support(c, p) for c, p in n_cells],
+    }
+    repeats = np.array(list(n_cells.values()))
+    obs = pd.DataFrame(
+        {
+            name: pd.Categorical(
+                np.repeat(np.array(values, dtype=object), repeats), pd.unique(pd.Series(values))
+            )
+            for name, values in columns.items()
+        }
+    )
+    obs.index = pd.Index([f"predicted-{i}" for i in range(len(obs))])
+    return obs
+
+
+def whole_counts(counts: Tensor, generator: torch.Generator) -> sp.csr_matrix:
+    """Counts (cells, genes) as whole numbers, CSR float32.
+
+    Heads whose values are expectations (mse, hurdle, the published bin values) give fractions; those are
+    rounded up or down at random so that the expectation stays.
+    """
+    whole = counts.floor()
+    fraction = counts - whole
+    if bool((fraction > 0).any()):
+        up = torch.rand(counts.shape, device=counts.device, generator=generator) < fraction
+        whole = whole + up
+    return sp.csr_matrix(whole.float().cpu().numpy())
