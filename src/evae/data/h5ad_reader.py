@@ -100,7 +100,13 @@ class H5adCounts:
         start = 0
         while start < self.n_cells:
             stop = self._block_end(start, chunk_size)
-            block = self._rows(start, stop)
+            try:
+                block = self._rows(start, stop)
+            except OSError as error:
+                raise EvaeError(
+                    f"{self.name} cannot be read at the cells {start} to {stop} ({error}); "
+                    "fetch the file anew."
+                ) from error
             check_raw_counts(block.data, self.name)
             block.data = block.data.astype(np.int64)
             block.sum_duplicates()

@@ -1,0 +1,24 @@
+import numpy as np
+import pytest
+
+from evae.data.anndata_io import read_split
+from evae.data.dataset import DatasetInfo
+from evae.models.contract_evae import EvaeError
+
+
+def test_a_split_as_anndata(folder, simulated):
+    cells, info = read_split(folder, "test"), DatasetInfo.load(folder)
+    source = simulated[cells.obs_names]
+    assert cells.X.format == "csr"
+    assert cells.X.dtype == np.int32
+    np.testing.assert_array_equal(cells.X.toarray(), source.X.toarray())
+    assert list(cells.obs["perturbation"]) == list(source.obs["perturbation"])
+    assert list(cells.obs["perturbation"].cat.categories) == info.perturbations
+    assert list(cells.obs["cell_type"].cat.categories) == info.cell_types
+    np.testing.assert_array_equal(cells.obs["library_size"], np.asarray(source.X.sum(1)).ravel())
+    assert list(cells.var["ensembl_id"]) == info.ensembl_ids
+
+
+def test_unknown_split(folder):
+    with pytest.raises(EvaeError, match=r"no split 'tests'\. Did you mean 'test'"):
+        read_split(folder, "tests")
