@@ -117,8 +117,8 @@ class EvaeConfig(PretrainedConfig):
         _check_positive(self, "n_genes", "hidden_size", "num_attention_heads", "n_latents", "latent_dim")
         if hidden_size % num_attention_heads:
             raise EvaeError(f"hidden_size {hidden_size} must be a multiple of num_attention_heads.")
-        if not self.fsq_levels or min(self.fsq_levels) < 2:
-            raise EvaeError(f"fsq_levels must be whole numbers of at least 2, not {self.fsq_levels}.")
+        if not self.fsq_levels or min(self.fsq_levels) < 3:
+            raise EvaeError(f"fsq_levels must be whole numbers of at least 3, not {self.fsq_levels}.")
 
     @property
     def codebook_size(self) -> int:

@@ -36,14 +36,18 @@ def bins_to_counts(bins: Tensor, generator: torch.Generator | None = None, withi
 
     The open last bin always gives its published value, rounded with `within`.
     """
-    values = torch.tensor(BIN_VALUES, device=bins.device)
     if not within:
-        return values[bins]
-    lower = torch.tensor([0, *(edge + 1 for edge in BIN_UPPER_EDGES[:-1]), round(BIN_VALUES[-1])])
-    width = torch.tensor([*BIN_UPPER_EDGES, round(BIN_VALUES[-1])]) - lower + 1
-    lower, width = lower.to(bins.device), width.to(bins.device)
+        return torch.tensor(BIN_VALUES, device=bins.device)[bins]
+    lower, upper = (edge.to(bins.device) for edge in _bin_ranges())
     uniform = torch.rand(bins.shape, device=bins.device, generator=generator)
-    return (lower[bins] + (uniform * width[bins]).floor()).float()
+    return (lower[bins] + (uniform * (upper - lower + 1)[bins]).floor()).float()
+
+
+def _bin_ranges() -> tuple[Tensor, Tensor]:
+    """First and last whole count that a bin gives when counts are drawn within it, int64 (20,) each."""
+    last = round(BIN_VALUES[-1])
+    lower = torch.tensor([0, *(edge + 1 for edge in BIN_UPPER_EDGES[:-1]), last])
+    return lower, torch.tensor([*BIN_UPPER_EDGES, last])
 
 
 class CrossEntropyQuantileHead(nn.Module):
@@ -65,7 +69,9 @@ class CrossEntropyQuantileHead(nn.Module):
         return bins_to_counts(bins, generator, self.within)
 
     def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
-        return outputs.float().softmax(-1) @ torch.tensor(BIN_VALUES, device=outputs.device)
+        lower, upper = _bin_ranges()
+        values = (lower + upper) / 2 if self.within else torch.tensor(BIN_VALUES)
+        return outputs.float().softmax(-1) @ values.to(outputs.device)
 
 
 class HurdleHead(nn.Module):

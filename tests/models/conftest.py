@@ -1,0 +1,113 @@
+"""Tiny models and cells shared by the tests of the Hub zone."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import torch
+
+from evae.models import EvaeARConfig, EvaeARForCausalLM, EvaeConfig, EvaeModel, EvaeProcessor
+
+torch.set_num_threads(1)
+
+TINY = {
+    "n_genes": 30,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "n_latents": 4,
+    "encoder_layers": 2,
+    "decoder_layers": 1,
+    "fsq_levels": [5, 3],
+    "latent_dim": 3,
+    "median_library_size": 60.0,
+}
+TINY_PRIOR = {
+    "n_perturbations": 3,
+    "n_cell_types": 2,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
+
+
+@pytest.fixture
+def tiny_config():
+    """A function that gives a tiny tokenizer configuration, with fields changed at will."""
+    return lambda **fields: EvaeConfig(**{**TINY, **fields})
+
+
+@pytest.fixture
+def tiny_tokenizer(tiny_config):
+    """A function that gives a tiny tokenizer in evaluation mode."""
+
+    def build(seed=0, **fields):
+        torch.manual_seed(seed)
+        return EvaeModel(tiny_config(**fields)).eval()
+
+    return build
+
+
+@pytest.fixture
+def tiny_prior(tiny_config):
+    """A function that gives a tiny prior in evaluation mode; its modulation is drawn, because adaLN-Zero starts
+    at zero, where no condition has an effect."""
+
+    def build(seed=0, tokenizer=None, **fields):
+        torch.manual_seed(seed)
+        config = EvaeARConfig(tokenizer_config=tiny_config(**(tokenizer or {})), **{**TINY_PRIOR, **fields})
+        prior = EvaeARForCausalLM(config)
+        torch.nn.init.normal_(prior.modulation.weight, std=0.5)
+        torch.nn.init.normal_(prior.modulation.bias, std=0.5)
+        torch.nn.init.normal_(prior.condition.perturbation.weight)
+        torch.nn.init.normal_(prior.condition.cell_type.weight)
+        torch.nn.init.normal_(prior.token_embedding.weight)
+        torch.nn.init.normal_(prior.position_embedding.weight)
+        return prior.eval()
+
+    return build
+
+
+@pytest.fixture
+def cells():
+    """Dense raw counts (7, 30), float32, about half of them zero."""
+    rng = np.random.default_rng(0)
+    return torch.from_numpy(rng.poisson(rng.gamma(0.5, 4, size=(7, 30)))).float()
+
+
+@pytest.fixture
+def processor():
+    """A processor over the 30 genes of the tiny models."""
+    return EvaeProcessor(
+        genes=[f"GENE{i}" for i in range(30)],
+        ensembl_ids=[f"ENSG{i:011d}" for i in range(30)],
+        perturbations=["control", "STAT1", "JAK2"],
+        cell_types=["T cell", "B cell"],
+        control="control",
+        library_size_quantiles=[10.0, 50.0, 100.0],
+        training_pairs={"T cell": ["control", "STAT1"], "B cell": ["control", "JAK2"]},
+    )
+
+
+def pad_and_permute(counts, seed=0, extra=5):
+    """Dense counts as gene lists: expressed genes in random order among random zero entries as padding."""
+    rng = np.random.default_rng(seed)
+    width = int((counts > 0).sum(1).max()) + extra
+    gene_ids = np.zeros((len(counts), width), dtype=np.int64)
+    values = torch.zeros(len(counts), width, dtype=counts.dtype)
+    for cell, row in enumerate(counts):
+        expressed = row.nonzero().flatten().numpy()
+        places = rng.permutation(width)[: len(expressed)]
+        gene_ids[cell] = rng.integers(0, counts.shape[1], width)
+        gene_ids[cell, places] = expressed
+        values[cell, torch.from_numpy(places)] = row[torch.from_numpy(expressed)]
+    return values, torch.from_numpy(gene_ids)
+
+
+@pytest.fixture
+def as_gene_lists():
+    """A function that turns dense counts into (counts, gene_ids) with padding, in random order."""
+    return pad_and_permute
