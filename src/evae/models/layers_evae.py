@@ -7,6 +7,21 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .contract_evae import EvaeError
+
+
+def check_ids(ids: Tensor, size: int, kind: str, training: bool) -> None:
+    """Raise `EvaeError` unless all ids lie in 0 .. size - 1.
+
+    Reading a value back from an accelerator waits for it, so training steps there go unchecked.
+    """
+    if ids.numel() == 0 or ids.is_meta or (training and ids.device.type != "cpu"):
+        return
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= size:
+        wrong = low if low < 0 else high
+        raise EvaeError(f"{kind} id {wrong} does not exist; ids of this model go from 0 to {size - 1}.")
+
 
 def eager_attention(
     module: nn.Module,
@@ -27,7 +42,8 @@ def eager_attention(
         scores = scores.masked_fill(~allowed, float("-inf"))
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    precision = torch.promote_types(scores.dtype, torch.float32)
+    weights = F.softmax(scores, dim=-1, dtype=precision).to(query.dtype)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_evae import EvaeARConfig
 from .contract_evae import EvaeError
-from .layers_evae import ModulatedBlock, modulate
+from .layers_evae import ModulatedBlock, check_ids, modulate
 from .modeling_evae import EvaeModel, EvaePreTrainedModel, log_library
 
 try:
@@ -72,6 +72,7 @@ class ConditionEmbedding(nn.Module):
             return torch.full((n_cells,), null, device=table.weight.device)
         if len(ids) != n_cells:
             raise EvaeError(f"{len(ids)} {kind} ids were given for {n_cells} cells; give one a cell.")
+        check_ids(ids, null + 1, kind, self.training)
         return ids.to(table.weight.device)
 
 
@@ -153,10 +154,13 @@ class EvaeARForCausalLM(EvaePreTrainedModel, GenerationMixin):
             modulation: precomputed `condition_modulation`, in place of the conditions.
         """
         if codes is not None:
+            check_ids(codes, self.config.bos_token_id, "code", self.training)
             bos = torch.full_like(codes[:, :1], self.config.bos_token_id)
             input_ids = torch.cat([bos, codes[:, :-1]], dim=1)
         if input_ids is None:
             raise EvaeError("give input_ids (BOS followed by codes) or codes.")
+        if past_key_values is None:  # a generation step's own codes need no check
+            check_ids(input_ids, self.config.vocab_size, "code", self.training)
         if modulation is None:
             modulation = self.condition_modulation(
                 len(input_ids), perturbation_ids, cell_type_ids, library_size
@@ -218,9 +222,14 @@ class EvaeARForCausalLM(EvaePreTrainedModel, GenerationMixin):
         n_cells = len(given[0]) if given else 1
         if inputs is None:
             inputs = torch.full((n_cells, 1), self.config.bos_token_id, device=self.device)
+        check_ids(inputs, self.config.vocab_size, "code", self.training)
         modulation = self.condition_modulation(n_cells, perturbation_ids, cell_type_ids, library_size)
-        if "max_length" not in kwargs and "max_new_tokens" not in kwargs:
-            kwargs["max_new_tokens"] = self.n_codes + 1 - inputs.shape[1]
+        left = self.n_codes + 1 - inputs.shape[1]
+        if "max_length" not in kwargs:
+            kwargs.setdefault("max_new_tokens", left)
+        wanted = kwargs.get("max_new_tokens") or kwargs.get("max_length", 0) - inputs.shape[1]
+        if wanted > left:
+            raise EvaeError(f"a cell has {self.n_codes} codes; {wanted + inputs.shape[1] - 1} were asked for.")
         output = super().generate(inputs, modulation=modulation, **kwargs)
         if isinstance(output, Tensor):
             return output[:, 1:]
