@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from .configuration_evae import EvaeConfig
 from .contract_evae import EvaeError
 from .heads_evae import HEAD_CLASSES
-from .layers_evae import CountEmbedding, CrossBlock, Perceptron
+from .layers_evae import CountEmbedding, CrossBlock, Perceptron, check_ids
 from .quantization_evae import FiniteScalarQuantizer, GaussianBottleneck, LatentStandardizer
 
 try:  # transformers >= 5 skips what is already loaded
@@ -106,19 +106,20 @@ class EvaeEncoder(nn.Module):
         bias = None
         if self.config.sparse_encoding:
             tokens = torch.cat([tokens.new_zeros(len(tokens), 1, tokens.shape[-1]), tokens], dim=1)
-            bias = _zero_token_bias(counts, self.config.n_genes).to(tokens.dtype)
+            bias = _zero_token_bias(counts, self.config.n_genes, tokens.dtype)
         latents = self.latent_tokens.expand(len(counts), -1, -1)
         for layer in self.layers:
             latents = layer(latents, tokens, bias)
         return self.norm(latents)
 
 
-def _zero_token_bias(counts: Tensor, n_genes: int) -> Tensor:
+def _zero_token_bias(counts: Tensor, n_genes: int, dtype: torch.dtype) -> Tensor:
     """Attention bias (cells, 1, 1, 1 + tokens): log(number of zeros) for the zero token, -inf for padding."""
     expressed = counts > 0
-    zeros = (n_genes - expressed.sum(1, keepdim=True)).float().log()  # -inf where every gene is expressed
-    padding = torch.zeros_like(counts, dtype=torch.float32).masked_fill(~expressed, float("-inf"))
-    return torch.cat([zeros, padding], dim=1)[:, None, None, :]
+    precision = torch.promote_types(dtype, torch.float32)
+    zeros = (n_genes - expressed.sum(1, keepdim=True)).to(precision).log()  # -inf where every gene is expressed
+    padding = torch.zeros_like(counts, dtype=precision).masked_fill(~expressed, float("-inf"))
+    return torch.cat([zeros, padding], dim=1)[:, None, None, :].to(dtype)
 
 
 class EvaeMLPEncoder(nn.Module):
@@ -266,6 +267,8 @@ class EvaeModel(EvaePreTrainedModel):
 
     def decode(self, codes: Tensor, library_size: Tensor | None = None) -> Tensor:
         """The head's numbers (cells, genes, n_outputs) of codes (cells, latents) or of latents with one more axis."""
+        if codes.dim() == 2:
+            check_ids(codes, self.config.codebook_size, "code", self.training)
         latents = self.codes_to_latents(codes) if codes.dim() == 2 else codes
         library = None
         if self.config.condition_on_library:
@@ -303,6 +306,7 @@ class EvaeModel(EvaePreTrainedModel):
             self.standardizer.set_statistics(self.to_latent(tokens))
 
     def _encoder_tokens(self, counts: Tensor, gene_ids: Tensor | None) -> Tensor:
+        self._check_genes(counts, gene_ids)
         if gene_ids is None and not self.config.sparse_encoding:
             gene_ids = torch.arange(self.config.n_genes, device=counts.device).expand_as(counts)
         elif gene_ids is None:
@@ -310,6 +314,13 @@ class EvaeModel(EvaePreTrainedModel):
         elif not self.config.sparse_encoding:
             return self._encoder_tokens(to_dense(counts, gene_ids, self.config.n_genes), None)
         return self.encoder(counts, gene_ids)
+
+    def _check_genes(self, counts: Tensor, gene_ids: Tensor | None) -> None:
+        n_genes = self.config.n_genes
+        if gene_ids is not None:
+            check_ids(gene_ids, n_genes, "gene", self.training)
+        elif counts.shape[1] != n_genes:
+            raise EvaeError(f"dense counts have {counts.shape[1]} genes, the panel has {n_genes}; give gene_ids.")
 
     def _latent_parameters(self, counts: Tensor, gene_ids: Tensor | None) -> Tensor:
         parameters = self.to_latent(self._encoder_tokens(counts, gene_ids))
