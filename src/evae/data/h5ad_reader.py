@@ -18,7 +18,7 @@ from evae.models.contract_evae import EvaeError, check_raw_counts, check_unique,
 
 ENSEMBL_COLUMNS = ("ensembl_id", "gene_ids", "gene_id", "feature_id", "ensembl", "ensembl_ids", "ensemblid")
 SYMBOL_COLUMNS = ("gene_symbol", "gene_symbols", "gene_name", "gene_names", "feature_name", "symbol")
-MAX_BLOCK_ENTRIES = 1 << 24  # stored values held at once, whatever the chunk size says
+MAX_BLOCK_ENTRIES = 1 << 22  # stored values held at once, whatever the chunk size says
 
 
 class H5adCounts:

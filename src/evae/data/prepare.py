@@ -95,7 +95,7 @@ def prepare_dataset(
         if n_variable is not None:
             panel = _most_variable(sources, panel, n_variable, ~held_out, chunk_size, bar)
         totals = _measure(sources, panel, chunk_size, bar)
-        plan = plan_rows(totals.panel > 0, held_out, seed)
+        plan = plan_rows(totals.panel > 0, held_out, seed, 6.0 * float(totals.expressed.mean()))
         meta = describe(cells, panel, totals, plan, control)
         meta["seed"], meta["sources"] = seed, [describe_source(s, panel, i) for i, s in enumerate(sources)]
         meta["perturbation_key"], meta["cell_type_key"] = perturbation_key, cell_type_key

@@ -20,6 +20,9 @@ from datasets import ClassLabel, Features, Value
 
 from evae.models.contract_evae import EvaeError
 
+MANY_ROWS = 1 << 18
+SHARD_BYTES = 256 << 20  # before compression
+MAX_SHARDS = 768  # below the usual limit of 1,024 open files
 SPLITS = ("train", "validation", "test")
 
 
@@ -33,13 +36,14 @@ class RowPlan:
     shards: list[tuple[str, int]]  # (path in the folder, number of rows)
 
 
-def plan_rows(kept: np.ndarray, held_out: np.ndarray, seed: int) -> RowPlan:
+def plan_rows(kept: np.ndarray, held_out: np.ndarray, seed: int, row_bytes: float = 0.0) -> RowPlan:
     """Shuffle all rows globally and deal them into shards; 5 % of what is not held out becomes `validation`.
 
     Args:
         kept: (cells,) bool, False for cells to drop.
         held_out: (cells,) bool, the test cells.
         seed: of the shuffle.
+        row_bytes: mean size of a row before compression, which bounds the rows of a shard.
     """
     rng = np.random.default_rng([seed, 2])
     rest = rng.permutation(np.flatnonzero(kept & ~held_out))
@@ -53,7 +57,7 @@ def plan_rows(kept: np.ndarray, held_out: np.ndarray, seed: int) -> RowPlan:
     split, shard, place = np.full(n, -1, np.int8), np.zeros(n, np.int32), np.zeros(n, np.int64)
     shards: list[tuple[str, int]] = []
     for s, (name, rows) in enumerate(zip(SPLITS, rows_of, strict=True)):
-        n_shards = shard_count(len(rows))
+        n_shards = shard_count(len(rows), row_bytes)
         own = np.arange(len(rows)) * n_shards // max(1, len(rows))
         split[rows], shard[rows], place[rows] = s, len(shards) + own, np.arange(len(rows))
         sizes = np.bincount(own, minlength=n_shards)
@@ -61,13 +65,17 @@ def plan_rows(kept: np.ndarray, held_out: np.ndarray, seed: int) -> RowPlan:
     return RowPlan(split, shard, place, shards)
 
 
-def shard_count(n_rows: int) -> int:
-    """8 shards, 64 from 262,144 rows, 128 from 4 million, more if one would exceed 262,144; 1 for a few."""
+def shard_count(n_rows: int, row_bytes: float) -> int:
+    """8 shards of a split; 64, 128, ... where there are many rows or a shard would not fit well in memory.
+
+    Each shard is put in order in memory, and all are open at once while rows are scattered, hence the bounds.
+    """
     if n_rows < 8:
         return min(1, n_rows)
-    if n_rows <= 1 << 18:
+    if n_rows <= MANY_ROWS and n_rows * row_bytes <= 8 * SHARD_BYTES:
         return 8
-    return 64 if n_rows <= 1 << 22 else max(128, 64 * -(-n_rows // (64 << 18)))
+    least = max(-(-n_rows * row_bytes // SHARD_BYTES), 128 if n_rows > 16 * MANY_ROWS else 64)
+    return min(MAX_SHARDS, 64 * int(-(-least // 64)))
 
 
 def row_group_rows(n_genes: int) -> int:
