@@ -1,0 +1,53 @@
+"""A loss or gradient that is no number: save what caused it, stop with a message that says what to do."""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch import Tensor
+
+from evae.models.contract_evae import EvaeError
+from evae.training.run_folder import RunFolder
+from evae.training.settings import Settings
+from evae.training.validation import Batch
+
+
+def save_offending_batches(
+    run: RunFolder,
+    accelerator: Accelerator,
+    step: int,
+    losses: Tensor,
+    batches: Sequence[Batch],
+    settings: Settings,
+) -> NoReturn:
+    """Save this rank's batches of the step if its loss is no number, or if every loss is one; then raise.
+
+    The file `nonfinite-step-*-rank-*.safetensors` holds "part0/counts", "part0/gene_ids" and so on: one
+    part for every forward pass of the step.
+
+    Args:
+        run: where the file goes.
+        accelerator: the rank.
+        step: the update, counted from 1.
+        losses: the loss of every rank in this step, (ranks,).
+        batches: this rank's batches in this step.
+        settings: named in the message.
+
+    Raises:
+        EvaeError: always.
+    """
+    loss_is_bad = not bool(losses.isfinite().all())
+    if not loss_is_bad or not bool(losses[accelerator.process_index].isfinite()):
+        path = run.path / f"nonfinite-step-{step:08d}-rank-{accelerator.process_index:05d}.safetensors"
+        save_file({f"part{i}/{k}": t.contiguous() for i, b in enumerate(batches) for k, t in b.items()}, path)
+    accelerator.wait_for_everyone()
+    files = ", ".join(str(p) for p in sorted(run.path.glob(f"nonfinite-step-{step:08d}-*")))
+    what = "the loss" if loss_is_bad else "the gradient"
+    last = run.latest_checkpoint()
+    since = f"resume=true goes on from step {last}" if last else "no checkpoint was written yet"
+    raise EvaeError(
+        f"{what} became NaN or infinite at step {step}; its batch is saved in {files}; look at those cells, "
+        "or start "
+        f"anew with a lower learning_rate (now {settings.learning_rate:g}) or mixed_precision=no ({since})."
+    )

@@ -1,0 +1,130 @@
+"""Stage 2: train a prior over the codes of a frozen tokenizer, conditioned on perturbation and cell type."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from safetensors import SafetensorError
+from torch import nn
+
+from evae.data.dataset import CellLoader, DatasetInfo
+from evae.models.configuration_evae import EvaeARConfig
+from evae.models.contract_evae import EvaeError, near_matches
+from evae.models.modeling_evae import EvaeModel
+from evae.models.modeling_evae_ar import EvaeARForCausalLM
+from evae.models.processing_evae import EvaeProcessor
+from evae.training.codes import CodeBatches, EncodedCells, cells_batches, encode_cells
+from evae.training.loop import train
+from evae.training.progress import tracked
+from evae.training.run_folder import FINISHED, RunFolder
+from evae.training.settings import PriorSettings, check_model_settings
+from evae.training.setup import make_accelerator
+from evae.training.stage import Stage
+from evae.training.tokenizer import fingerprint, save_with_processor, say_finished
+from evae.training.validation import take_cells
+
+PRIORS: dict[str, tuple[Any, Any]] = {"evae_ar": (EvaeARConfig, EvaeARForCausalLM)}
+INPUTS = ("codes", "perturbation_ids", "cell_type_ids", "library_size")
+FROM_DATASET = ("tokenizer_config", "n_perturbations", "n_cell_types")
+ENCODING_BATCH = 512  # fixed: a resumed run must encode exactly as the first one did
+
+
+def train_prior(settings: PriorSettings) -> Path:
+    """Train a prior and save it, tokenizer and processor included.
+
+    The dataset is encoded once, by every rank in full, so that all ranks hold the same cells in the same
+    order.
+
+    Args:
+        settings: see `evae.training.settings`; `dataset`, `tokenizer` and `output_dir` must be set.
+
+    Returns:
+        The run folder, which needs neither the tokenizer's folder nor the dataset.
+
+    Raises:
+        EvaeError: bad settings, a tokenizer that is damaged or of another gene panel, an output folder that
+        holds a
+            run, a loss that is no number, a full disk.
+        SystemExit: code 0, after SIGTERM and a checkpoint.
+    """
+    settings.require("tokenizer")
+    if settings.model_type not in PRIORS:
+        raise EvaeError(
+            f"unknown model_type '{settings.model_type}'. {near_matches(settings.model_type, list(PRIORS))}"
+        )
+    config_class, model_class = PRIORS[settings.model_type]
+    fields = check_model_settings(settings.model, config_class, FROM_DATASET)
+    accelerator = make_accelerator(settings)
+    run = RunFolder(settings)
+    if run.status == FINISHED:
+        return say_finished(run)
+    info = DatasetInfo.load(settings.dataset)
+    tokenizer = load_tokenizer(settings.tokenizer, info)
+    set_seed(settings.seed)
+    config = config_class(
+        tokenizer_config=tokenizer.config,
+        n_perturbations=len(info.perturbations),
+        n_cell_types=len(info.cell_types),
+        **fields,
+    )
+    prior = model_class(config)
+    prior.set_tokenizer(tokenizer)
+    training = encode_split(settings, info, tokenizer, "train", accelerator)
+    validation = encode_split(settings, info, tokenizer, "validation", accelerator)
+    stage = Stage(
+        title="prior",
+        inputs=INPUTS,
+        validation=take_cells(cells_batches(validation, settings.batch_size), settings.eval_cells),
+        save=lambda trained, folder: save_with_processor(trained, folder, info),
+        fingerprint=fingerprint(info, weights_digest(tokenizer)),
+    )
+    batches = CodeBatches(
+        training, settings.batch_size, settings.seed, accelerator.process_index, accelerator.num_processes
+    )
+    return train(prior, batches, settings, accelerator=accelerator, run=run, stage=stage)
+
+
+def load_tokenizer(path_or_id: str, info: DatasetInfo) -> EvaeModel:
+    """Load a trained tokenizer and check that it reads the dataset's gene panel.
+
+    Raises:
+        EvaeError: nothing there, a damaged file, another panel.
+    """
+    try:
+        tokenizer = EvaeModel.from_pretrained(path_or_id)
+        genes = list(EvaeProcessor.from_pretrained(path_or_id).genes)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise EvaeError(
+            f"the tokenizer '{path_or_id}' cannot be loaded ({reason}); train or copy it anew."
+        ) from None
+    if genes != list(info.genes):
+        raise EvaeError(
+            f"the tokenizer '{path_or_id}' reads another gene panel than the dataset ({len(genes)} and "
+            f"{len(info.genes)} genes); prepare the dataset with the tokenizer's panel, or train a "
+            "tokenizer on it."
+        )
+    return tokenizer.eval().requires_grad_(False)
+
+
+def encode_split(
+    settings: PriorSettings, info: DatasetInfo, tokenizer: EvaeModel, split: str, accelerator: Accelerator
+) -> EncodedCells:
+    """Encode one split of the dataset, with a progress bar on the main rank."""
+    loader = CellLoader(
+        settings.dataset, split=split, batch_size=ENCODING_BATCH, shuffle=False, epochs=1, drop_last=False
+    )
+    title, main = f"encoding {split}", accelerator.is_main_process
+    return encode_cells(tokenizer, tracked(loader, title, info.n_cells[split], main), accelerator.device)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over all weights: a prior may be resumed only over the tokenizer it began with."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

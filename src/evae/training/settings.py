@@ -1,0 +1,235 @@
+"""The settings of a training run: flat, typed, one dataclass a stage, checked before anything starts.
+
+A YAML file gives values, `key=value` and `model.key=value` override them. Nothing is ignored: a key that
+does not exist or a value of the wrong type raises `EvaeError`.
+"""
+
+import dataclasses
+import inspect
+import os
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from evae.models.contract_evae import EvaeError, near_matches
+
+TRACKERS = ("none", "tensorboard", "wandb", "trackio")
+PRECISIONS = ("auto", "no", "bf16")
+FINAL_WEIGHTS = ("last", "best")
+
+
+@dataclass
+class Settings:
+    """What both stages share. Batch sizes and worker counts are per process (rank)."""
+
+    dataset: str = ""  # dataset folder made by `evae prepare`, or a Hub id
+    output_dir: str = ""  # where checkpoints, the log and the final model go
+    model: dict[str, Any] = field(default_factory=dict)  # fields of the model's configuration
+    max_steps: int = 75_000  # optimiser updates
+    batch_size: int = 128  # cells per rank and forward pass
+    gradient_accumulation_steps: int = 1  # forward passes an update
+    learning_rate: float = 6e-4  # at the end of the warm-up
+    weight_decay: float = 1e-3  # on weight matrices; never on norms, biases and embeddings
+    warmup_steps: int = 2_500  # updates
+    max_grad_norm: float = 5.0  # gradients are clipped to this total norm
+    ema_decay: float = 0.0  # moving average of the weights for validation and the final save; 0 is off
+    mixed_precision: str = "auto"  # auto (bf16 on a GPU, else no), no, bf16
+    seed: int = 0  # of the initial weights, the order of the cells and dropout
+    log_every: int = 20  # updates between lines of log.jsonl; the only steps at which the host waits
+    eval_every: int = 1_000  # updates between validations
+    eval_cells: int = 2_048  # validation cells used at most
+    save_every: int = 1_000  # updates between checkpoints; a new best validation loss is saved as well
+    keep_checkpoints: int = 2  # newest checkpoints kept; the best one is kept besides
+    final_weights: str = "last"  # last or best (lowest validation loss): which weights the run ends with
+    report_to: str = "none"  # none, tensorboard, wandb, trackio
+    resume: bool = False  # go on with the run in output_dir; starts one where there is none
+    overwrite: bool = False  # delete the run in output_dir and start anew
+
+    # Settings that may change when a run is resumed; every other one must stay as it was.
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (
+        *("dataset", "output_dir", "tokenizer", "batch_size", "gradient_accumulation_steps"),
+        *("log_every", "eval_every", "save_every", "keep_checkpoints", "report_to", "resume", "overwrite"),
+    )
+
+    def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(type(self)).items():
+            if name != "MAY_CHANGE":
+                setattr(self, name, _typed(name, getattr(self, name), hint))
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        at_least_one = (
+            *("max_steps", "batch_size", "gradient_accumulation_steps", "log_every"),
+            *("eval_every", "eval_cells", "save_every", "keep_checkpoints"),
+        )
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise EvaeError(f"{name} is {getattr(self, name)}; give at least 1.")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise EvaeError(f"{name} is {getattr(self, name)}; give a number above 0.")
+        for name in ("weight_decay", "warmup_steps", "seed"):
+            if getattr(self, name) < 0:
+                raise EvaeError(f"{name} is {getattr(self, name)}; give 0 or more.")
+        if not 0 <= self.ema_decay < 1:
+            raise EvaeError(f"ema_decay is {self.ema_decay}; give 0 (off) up to below 1, for example 0.999.")
+        choices = {"report_to": TRACKERS, "mixed_precision": PRECISIONS, "final_weights": FINAL_WEIGHTS}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise EvaeError(f"{name} is '{getattr(self, name)}'; give one of {', '.join(known)}.")
+        if self.resume and self.overwrite:
+            raise EvaeError("resume and overwrite are both true; set one of them to false.")
+
+    def require(self, *names: str) -> None:
+        """Raise `EvaeError` if one of these settings was left empty."""
+        for name in names:
+            if not getattr(self, name):
+                raise EvaeError(f"{name} is not set; add {name}=... to the command or the YAML file.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values, as written to settings.yaml."""
+        return dataclasses.asdict(self)
+
+
+@dataclass
+class TokenizerSettings(Settings):
+    """Settings of stage 1; `model` holds fields of `EvaeConfig`. The defaults are the published values."""
+
+    calibration_cells: int = 2_048  # training cells that set the bottleneck's scale before the first step
+
+
+@dataclass
+class PriorSettings(Settings):
+    """Settings of stage 2; `model` holds fields of the prior's configuration. Published values."""
+
+    tokenizer: str = ""  # folder or Hub id of a trained tokenizer
+    model_type: str = "evae_ar"  # which prior
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.0
+    warmup_steps: int = 3_000
+    max_grad_norm: float = 1.0
+
+
+KINDS: dict[str, type[Settings]] = {"tokenizer": TokenizerSettings, "prior": PriorSettings}
+
+
+def load_settings(
+    kind: str, config_path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()
+) -> Settings:
+    """Read settings from a YAML file and `key=value` overrides.
+
+    Args:
+        kind: "tokenizer" or "prior".
+        config_path: a YAML file of settings; none keeps the defaults.
+        overrides: "key=value" or "model.key=value"; values are read as YAML and win over the file.
+
+    Raises:
+        EvaeError: a file that is missing or is no YAML mapping, an unknown key, a value of the wrong type.
+    """
+    values = _read_yaml(Path(config_path)) if config_path is not None else {}
+    values["model"] = dict(values.get("model") or {})
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise EvaeError(f"'{override}' is no setting; write key=value.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise EvaeError(f"the value of '{override}' is no YAML; put it in quotes.") from None
+        if key.startswith("model."):
+            values["model"][key.removeprefix("model.")] = value
+        else:
+            values[key] = value
+    cls = KINDS[kind]
+    known = [f.name for f in dataclasses.fields(cls)]
+    for key in values:
+        if key not in known:
+            raise EvaeError(f"unknown setting '{key}' for the {kind}. {near_matches(str(key), known)}")
+    return cls(**values)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise EvaeError(f"the configuration {path} does not exist; give an existing YAML file.")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" (line {where.line + 1})" if where else ""
+        raise EvaeError(f"{path} is no valid YAML{line}; mend the file.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not isinstance(values.get("model") or {}, dict):
+        raise EvaeError(
+            f"{path} must hold `key: value` lines (and `model:` such lines below it); mend the file."
+        )
+    return values
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the type `hint`, or `EvaeError`. YAML reads 1e-3 as text, so such text is a number."""
+    kind = typing.get_origin(hint) or hint
+    if isinstance(value, str) and kind in (int, float):
+        try:
+            number = float(value)
+            value = int(number) if kind is int and number.is_integer() else number
+        except (ValueError, OverflowError):
+            pass
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(value, os.PathLike) and kind is str:
+        value = os.fspath(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        expected = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+        raise EvaeError(f"{name} is {value!r}; give {expected.get(kind, 'key: value pairs')}.")
+    return value
+
+
+def _fields(config_class: type) -> dict[str, Any]:
+    """Field -> default of a configuration: the named arguments of `__init__`, its own bases' included."""
+    fields: dict[str, Any] = {}
+    for cls in config_class.__mro__:
+        if cls.__module__.startswith("transformers."):
+            break
+        if "__init__" in vars(cls):
+            named = inspect.signature(vars(cls)["__init__"]).parameters.values()
+            fields |= {
+                p.name: p.default for p in named if p.name != "self" and p.kind != p.VAR_KEYWORD
+            } | fields
+    return fields
+
+
+def check_model_settings(
+    model: Mapping[str, Any], config_class: type, given: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Check `settings.model` against the fields of a configuration class.
+
+    Args:
+        model: the values.
+        config_class: the configuration; its fields are the named arguments of `__init__`.
+        given: fields that training fills in itself (from the dataset), which may not be set.
+
+    Returns:
+        The values, numbers in text converted.
+
+    Raises:
+        EvaeError: an unknown field, one that the dataset decides, or a value of the wrong type.
+    """
+    parameters = _fields(config_class)
+    known = list(parameters)
+    checked = {}
+    for key, value in model.items():
+        if key in given:
+            raise EvaeError(f"model.{key} is taken from the dataset or the tokenizer; leave it out.")
+        if key not in known:
+            allowed = [k for k in known if k not in given]
+            raise EvaeError(f"unknown setting 'model.{key}'. {near_matches(key, allowed)}")
+        default = parameters[key]
+        if value is not None and isinstance(default, (bool, int, float, str)):
+            value = _typed(f"model.{key}", value, type(default))
+        checked[key] = value
+    return checked

@@ -1,0 +1,60 @@
+"""The Accelerator of a run: device, precision, ranks and trackers."""
+
+import importlib.util
+import os
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import ProjectConfiguration
+
+from evae.models.contract_evae import EvaeError
+from evae.training.settings import Settings
+
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+MODULES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+
+def make_accelerator(settings: Settings) -> Accelerator:
+    """Build the Accelerator as `accelerate launch` or `torchrun` set up the ranks.
+
+    Raises:
+        EvaeError: the tracker is not installed, or the launch asks for what the loop does not do.
+    """
+    tracker = settings.report_to
+    if tracker != "none" and importlib.util.find_spec(MODULES[tracker]) is None:
+        raise EvaeError(f"report_to={tracker} needs the package: pip install {MODULES[tracker]}")
+    precision = settings.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if torch.cuda.is_available() else "no"
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    accelerator = Accelerator(
+        # Without a GPU, Accelerate joins torchrun's ranks only when told; else each would train on its own.
+        cpu=ranks > 1 and not torch.cuda.is_available(),
+        mixed_precision=precision,
+        log_with=None if tracker == "none" else tracker,
+        project_config=ProjectConfiguration(project_dir=settings.output_dir, logging_dir=settings.output_dir),
+    )
+    if accelerator.num_processes != ranks:
+        raise EvaeError(
+            f"{ranks} processes were launched but Accelerate sees {accelerator.num_processes}; "
+            "launch with torchrun, or check `accelerate config`."
+        )
+    if accelerator.distributed_type not in SUPPORTED:
+        raise EvaeError(
+            f"training runs on one process or with data parallelism, not with "
+            f"{accelerator.distributed_type.value}; "
+            "choose multi-GPU or no distribution in `accelerate config`."
+        )
+    return accelerator
+
+
+def start_trackers(accelerator: Accelerator, settings: Settings, title: str) -> None:
+    """Open the trackers with the run's settings."""
+    values = settings.to_dict()
+    flat = {k: v for k, v in values.items() if k != "model"} | {
+        f"model.{k}": v for k, v in values["model"].items()
+    }
+    plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in flat.items()}
+    # TensorBoard writes into a folder of this name inside the run; the others show it as the project.
+    name = "tensorboard" if settings.report_to == "tensorboard" else f"evae-{title}"
+    accelerator.init_trackers(name, config=plain)

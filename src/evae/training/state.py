@@ -1,0 +1,136 @@
+"""What a run must remember, as named tensors and JSON: weights, AdamW, moving average, random states.
+
+Frozen parameters (a prior's tokenizer) are left out: the run reloads them from where they came.
+"""
+
+import random
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+OPTIMIZER_FIELDS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter, for every parameter that is trained; shared parameters once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """The trained parameters and all persistent buffers."""
+    parameters = {name: p.detach() for name, p in trainable(model).items()}
+    persistent = model.state_dict().keys()
+    return parameters | {name: b for name, b in model.named_buffers() if name in persistent}
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Copy `weights` into the model in place.
+
+    Raises:
+        KeyError: the names differ from the model's.
+    """
+    own = weights_of(model)
+    if own.keys() != weights.keys():
+        raise KeyError(sorted(own.keys() ^ weights.keys())[0])
+    for name, tensor in own.items():
+        tensor.copy_(weights[name])
+
+
+def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW, fused where torch has it; decay on weight matrices only.
+
+    Norms, biases and embedding tables are not decayed: decay there shrinks scales and rare genes, and
+    regularises nothing.
+    """
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    parameters = list(trainable(model).values())
+    decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in tables]
+    plain = [p for p in parameters if p.ndim < 2 or id(p) in tables]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, fused=fused)
+
+
+def _ordered_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Parameter names in the order in which the optimiser numbers them."""
+    names = {id(p): name for name, p in trainable(model).items()}
+    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state as "field/parameter name" -> tensor."""
+    state = optimizer.state_dict()["state"]
+    names = _ordered_names(model, optimizer)
+    return {f"{f}/{names[i]}": torch.as_tensor(s[f]) for i, s in state.items() for f in OPTIMIZER_FIELDS}
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`."""
+    state = {
+        i: {f: tensors[f"{f}/{name}"] for f in OPTIMIZER_FIELDS}
+        for i, name in enumerate(_ordered_names(model, optimizer))
+        if f"step/{name}" in tensors
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+class MovingAverage:
+    """Exponential moving average of the trained parameters: a <- decay * a + (1 - decay) * p.
+
+    Args:
+        model: the model whose parameters are averaged; the average starts at their present values.
+        decay: weight of the past, in (0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.parameters = trainable(model)
+        self.decay = decay
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the parameters after one optimiser step."""
+        torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - self.decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the model's parameters with the average; a second call exchanges them back."""
+        for name, parameter in self.parameters.items():
+            kept = parameter.detach().clone()
+            parameter.copy_(self.average[name])
+            self.average[name].copy_(kept)
+
+    @torch.no_grad()
+    def load(self, average: dict[str, Tensor]) -> None:
+        """Copy a stored average in."""
+        for name, tensor in self.average.items():
+            tensor.copy_(average[name])
+
+
+def random_states(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Every generator that training may draw from: tensors (uint8) and a JSON record."""
+    tensors = {"torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        tensors["cuda"] = torch.cuda.get_rng_state(device)
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - a model may draw from the global generator
+    record = {"python": _listed(random.getstate()), "numpy": [kind, np.asarray(keys).tolist(), *rest]}
+    return tensors, record
+
+
+def restore_random_states(tensors: dict[str, Tensor], record: dict[str, Any], device: torch.device) -> None:
+    """The inverse of `random_states`."""
+    torch.set_rng_state(tensors["torch"].cpu())
+    if device.type == "cuda" and "cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda"].cpu(), device)
+    version, internal, gauss = record["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = record["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+
+
+def _listed(state: Iterable[Any]) -> list[Any]:
+    return [list(part) if isinstance(part, tuple) else part for part in state]

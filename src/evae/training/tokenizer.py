@@ -1,0 +1,145 @@
+"""Stage 1: train the tokenizer `EvaeModel` on the cells of a dataset folder."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from evae.data.dataset import CellLoader, DatasetInfo
+from evae.models.configuration_evae import EvaeConfig
+from evae.models.contract_evae import EvaeError
+from evae.models.modeling_evae import EvaeModel
+from evae.models.processing_evae import EvaeProcessor
+from evae.training.loop import train
+from evae.training.progress import console
+from evae.training.run_folder import FINISHED, RunFolder
+from evae.training.settings import TokenizerSettings, check_model_settings
+from evae.training.setup import make_accelerator
+from evae.training.stage import Stage
+from evae.training.validation import Batch, Tally, codebook_statistics, mean_loss, take_cells, tally_loss
+
+INPUTS = ("counts", "gene_ids", "library_size")
+FROM_DATASET = ("n_genes", "median_library_size")
+
+
+def train_tokenizer(settings: TokenizerSettings) -> Path:
+    """Train a tokenizer and save it with its processor.
+
+    Args:
+        settings: see `evae.training.settings`; `dataset` and `output_dir` must be set.
+
+    Returns:
+        The run folder; `EvaeModel.from_pretrained` and `EvaeProcessor.from_pretrained` read it.
+
+    Raises:
+        EvaeError: bad settings, an output folder that holds a run, a loss that is no number, a full disk.
+        SystemExit: code 0, after SIGTERM and a checkpoint.
+    """
+    fields = check_model_settings(settings.model, EvaeConfig, FROM_DATASET)
+    accelerator = make_accelerator(settings)
+    run = RunFolder(settings)
+    if run.status == FINISHED:
+        return say_finished(run)
+    info = DatasetInfo.load(settings.dataset)
+    set_seed(settings.seed)
+    median = float(info.statistics["median_library_size"])
+    model = EvaeModel(EvaeConfig(n_genes=len(info.genes), median_library_size=median, **fields))
+    if run.latest_checkpoint() is None or settings.overwrite:
+        calibrate(model.to(accelerator.device), settings)
+    loader = CellLoader(
+        settings.dataset,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    stage = Stage(
+        title="tokenizer",
+        inputs=INPUTS,
+        validation=validation_cells(settings),
+        save=lambda trained, folder: save_with_processor(trained, folder, info),
+        tally=tally_codes(model.config.codebook_size if model.config.quantizer == "fsq" else None),
+        summarise=summarise_codes,
+        fingerprint=fingerprint(info),
+    )
+    return train(model, loader, settings, accelerator=accelerator, run=run, stage=stage)
+
+
+def say_finished(run: RunFolder) -> Path:
+    """Tell that there is nothing left to do."""
+    console().print(f"the run in {run.path} is finished; overwrite=true trains it anew", highlight=False)
+    return run.path
+
+
+def calibrate(model: EvaeModel, settings: TokenizerSettings) -> None:
+    """Set the bottleneck's scale from training cells; the same cells on every rank."""
+    loader = CellLoader(
+        settings.dataset, batch_size=settings.calibration_cells, seed=settings.seed, drop_last=False, epochs=1
+    )
+    cells = next(iter(loader), None)
+    if cells is None:
+        raise EvaeError("the dataset has no training cells; prepare it again with another --split.")
+    device = next(model.parameters()).device
+    model.eval()
+    model.calibrate(**{key: cells[key].to(device) for key in INPUTS})
+    model.train()
+
+
+def validation_cells(settings: TokenizerSettings) -> list[Batch]:
+    """At most `eval_cells` validation cells, the same on every rank."""
+    loader = CellLoader(
+        settings.dataset,
+        split="validation",
+        batch_size=settings.batch_size,
+        shuffle=False,
+        epochs=1,
+        drop_last=False,
+    )
+    return take_cells(loader, settings.eval_cells)
+
+
+def tally_codes(codebook_size: int | None) -> Tally:
+    """Sums of loss, reconstruction loss and, with a codebook, how often each code was drawn."""
+
+    def tally(output: Any, batch: Batch) -> dict[str, Tensor]:
+        sums = tally_loss(output, batch)
+        sums["reconstruction_loss"] = output.reconstruction_loss.detach().double().cpu() * sums["cells"]
+        if codebook_size is not None:
+            sums["code_counts"] = torch.bincount(output.codes.flatten(), minlength=codebook_size).double()
+        return sums
+
+    return tally
+
+
+def summarise_codes(sums: dict[str, Tensor]) -> dict[str, float]:
+    """Mean losses, codebook use and perplexity."""
+    metrics = mean_loss(sums)
+    metrics["reconstruction_loss"] = float(sums["reconstruction_loss"] / sums["cells"])
+    if "code_counts" in sums:
+        metrics |= codebook_statistics(sums["code_counts"])
+    return metrics
+
+
+def save_with_processor(model: Any, folder: Path, info: DatasetInfo) -> None:
+    """Write a self-contained model folder: weights, configuration, code, processor."""
+    model.save_pretrained(folder)
+    EvaeProcessor(
+        genes=list(info.genes),
+        ensembl_ids=list(info.ensembl_ids),
+        perturbations=list(info.perturbations),
+        cell_types=list(info.cell_types),
+        control=info.control,
+        library_size_quantiles=info.statistics["library_size_quantiles"],
+        training_pairs={kind: list(row) for kind, row in info.statistics["cell_counts"]["train"].items()},
+    ).save_pretrained(folder)
+
+
+def fingerprint(info: DatasetInfo, *more: str) -> str:
+    """What must stay the same for a run to be resumed: panel, vocabularies, numbers of cells, and `more`."""
+    content = [info.genes, info.perturbations, info.cell_types, info.control, info.n_cells, more]
+    text = json.dumps(content, default=list, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

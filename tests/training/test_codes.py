@@ -1,0 +1,92 @@
+"""The in-memory stream of codes: order, ranks, resume."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from evae.models.contract_evae import EvaeError
+from evae.training.codes import CodeBatches, EncodedCells, encode_cells
+
+
+def cells(n=10):
+    ids = np.arange(n)
+    return EncodedCells(
+        codes=np.stack([ids, ids + 60_000], 1).astype(np.uint16),
+        perturbation_ids=(ids % 3).astype(np.int32),
+        cell_type_ids=(ids % 2).astype(np.int32),
+        library_size=ids.astype(np.float32) + 0.5,
+    )
+
+
+def rows(stream, n):
+    source = iter(stream)
+    return [next(source)["codes"][:, 0].tolist() for _ in range(n)]
+
+
+def test_every_epoch_holds_every_cell_once_in_another_order():
+    seen = [row for batch in rows(CodeBatches(cells(), 4), 5) for row in batch]
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert seen[:10] != seen[10:]
+
+
+def test_columns_stay_together():
+    batch = next(iter(CodeBatches(cells(), 8)))
+    ids = batch["codes"][:, 0]
+    assert torch.equal(batch["codes"][:, 1], ids + 60_000)
+    assert torch.equal(batch["perturbation_ids"], ids % 3)
+    assert torch.equal(batch["cell_type_ids"], ids % 2)
+    assert torch.equal(batch["library_size"], ids + 0.5)
+
+
+def test_two_ranks_see_what_one_with_twice_the_batch_sees():
+    one = rows(CodeBatches(cells(), 6, seed=2), 7)
+    ranks = [rows(CodeBatches(cells(), 3, seed=2, rank=r, world_size=2), 7) for r in (0, 1)]
+    assert one == [a + b for a, b in zip(*ranks, strict=True)]
+
+
+@pytest.mark.parametrize("after", [0, 2, 3, 6])
+def test_resume_is_exact_with_other_ranks_and_batch_sizes(after):
+    whole = rows(CodeBatches(cells(), 4, seed=1), 12)
+    stream = CodeBatches(cells(), 4, seed=1)
+    rows(stream, after)
+    state = json.loads(json.dumps(stream.state_dict()))
+    halves = [CodeBatches(cells(), 2, seed=1, rank=r, world_size=2) for r in (0, 1)]
+    for half in halves:
+        half.load_state_dict(state)
+    a, b = (rows(half, 12 - after) for half in halves)
+    assert [x + y for x, y in zip(a, b, strict=True)] == whole[after:]
+
+
+def test_a_batch_larger_than_the_data_spans_epochs():
+    (batch,) = rows(CodeBatches(cells(3), 7), 1)
+    assert sorted(batch[:3]) == sorted(batch[3:6]) == [0, 1, 2]
+
+
+class FirstGenes(nn.Module):
+    def encode(self, counts, gene_ids=None):
+        return (counts[:, :2] + gene_ids[:, :2]).long()
+
+
+def test_encoding_keeps_order_and_large_codes():
+    def batch(start):
+        ids = torch.arange(start, start + 2)
+        return {
+            "counts": torch.full((2, 2), 65_000.0),
+            "gene_ids": torch.stack([ids, ids], 1),
+            "library_size": ids.float(),
+            "perturbation_ids": ids,
+            "cell_type_ids": ids,
+        }
+
+    encoded = encode_cells(FirstGenes(), [batch(0), batch(2)], torch.device("cpu"))
+    assert encoded.codes.dtype == np.uint16
+    assert encoded.codes[:, 0].tolist() == [65_000, 65_001, 65_002, 65_003]
+    assert encoded.perturbation_ids.tolist() == [0, 1, 2, 3]
+
+
+def test_no_cells_is_an_error():
+    with pytest.raises(EvaeError, match="no cells"):
+        encode_cells(FirstGenes(), [], torch.device("cpu"))

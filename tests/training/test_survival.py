@@ -1,0 +1,92 @@
+"""Killed, stopped and spread over ranks: the same weights come out."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+TOY = Path(__file__).with_name("toy_run.py")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture(scope="module")
+def survivors(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("survival")
+    done = call(sys.executable, TOY, "suite", folder)
+    return folder, json.loads(done.stdout), done.stderr
+
+
+def call(*command, **values):
+    arguments = [*map(str, command), *(f"{k}={v}" for k, v in values.items())]
+    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def assert_weights_close(first, second):
+    one, two = (load_file(folder / "model.safetensors") for folder in (first, second))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=0)
+
+
+def same_end(folder, result):
+    """Whether the run ended with the weights and the optimiser of the run that was left alone."""
+    whole, out = folder / f"whole-{result['world']}", Path(result["out"])
+    last = "checkpoints/step-00000012"
+    for name in ("model.safetensors", f"{last}/optimizer.safetensors", f"{last}/average.safetensors"):
+        expected, found = load_file(whole / name), load_file(out / name)
+        if expected.keys() != found.keys() or not all(torch.equal(expected[k], found[k]) for k in expected):
+            return False
+    return not list(out.rglob(".partial*"))
+
+
+def comparable(out):
+    """The log without what depends on the clock."""
+    lines = [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("cells_per_second", "data_wait")} for line in lines]
+
+
+def test_killed_at_any_point_a_resumed_run_ends_with_the_same_weights(survivors):
+    folder, results, stderr = survivors
+    killed = {name: r for name, r in results.items() if not name.startswith("term")}
+    assert len(killed) == 16
+    for name, result in killed.items():
+        assert set(result["first"]) == {-9}, f"{name} was not killed: {result}"
+        assert set(result["second"]) == {0}, f"{name} did not resume: {stderr[-2000:]}"
+        assert same_end(folder, result), f"{name} ended with other weights"
+        assert comparable(result["out"]) == comparable(folder / f"whole-{result['world']}"), name
+
+
+def test_sigterm_writes_a_checkpoint_and_exits_0(survivors):
+    folder, results, _ = survivors
+    for world, last in ((1, 7), (2, 9)):  # one rank stops at once, two at the next line of the log
+        result = results[f"term ranks {world}"]
+        assert set(result["first"]) == {30}, result  # SystemExit(0)
+        assert result["reached"][-1] == last
+        assert same_end(folder, result)
+
+
+def test_two_ranks_equal_one_with_twice_the_batch(toy, tmp_path):
+    """Same cells, float32, no dropout: weights within 1e-5, losses within 1e-5."""
+    values = {"max_steps": 8, "warmup_steps": 2, "eval_every": 4, "save_every": 4, "log_every": 2}
+    values |= {"max_grad_norm": 0.5, "dropout": 0.0, "portable": True}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    call(*torchrun, TOY, "train", batch_size=4, output_dir=tmp_path / "two", **values)
+    toy.run_toy(batch_size=8, output_dir=tmp_path / "one", **values)
+    assert_weights_close(tmp_path / "one", tmp_path / "two")
+    for a, b in zip(comparable(tmp_path / "one"), comparable(tmp_path / "two"), strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+    ranks = list((tmp_path / "two/checkpoints/step-00000008").glob("rank-*.json"))
+    assert len(ranks) == 2, "torchrun made two runs of one rank"
+
+
+def test_two_ranks_go_on_from_one(survivors):
+    """With a portable source and the same cells a step, the number of ranks may change half-way through."""
+    folder, _, _ = survivors
+    assert len(list((folder / "handed/checkpoints/step-00000008").glob("rank-*.json"))) == 2
+    assert_weights_close(folder / "one", folder / "handed")
