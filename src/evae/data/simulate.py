@@ -79,15 +79,9 @@ def simulate_perturb_seq(
     Raises:
         EvaeError: the sizes do not fit together.
     """
-    if not 0 <= n_without_effect <= n_perturbations <= n_genes:
-        raise EvaeError(
-            "simulate_perturb_seq needs 0 <= n_without_effect <= n_perturbations <= n_genes; "
-            f"got {n_without_effect}, {n_perturbations}, {n_genes}."
-        )
-    if min(n_cells, n_cell_types, n_programmes) < 1 or not 0 < control_fraction < 1:
-        raise EvaeError(
-            "simulate_perturb_seq needs at least one cell, cell type and programme, and controls."
-        )
+    _check_sizes(
+        n_cells, n_genes, n_cell_types, n_perturbations, n_without_effect, n_programmes, control_fraction
+    )
     rng = np.random.default_rng(seed)
     genes = [f"GENE{g + 1:0{max(4, len(str(n_genes)))}d}" for g in range(n_genes)]
     base = rng.normal(0.0, expression_spread, n_genes)
@@ -108,16 +102,14 @@ def simulate_perturb_seq(
     theta = np.exp(rng.normal(np.log(3.0), 0.5, n_genes))
 
     log_fold_change = effects @ loadings + knock_downs  # (perturbations, genes)
+    effect = response[cell_type, perturbation][:, None]  # (cells, 1)
     blocks = []
     for start in range(0, n_cells, 4096):  # dense only a block at a time
         rows = slice(start, start + 4096)
-        kind, given = cell_type[rows], perturbation[rows]
-        own = activities[kind] + rng.normal(0.0, cell_spread, (len(kind), n_programmes))
-        eta = base + own @ loadings + response[kind, given][:, None] * log_fold_change[given]
-        rate = np.exp(eta - eta.max(1, keepdims=True))
-        mean = library_size[rows, None] * rate / rate.sum(1, keepdims=True)  # (block, genes)
-        counts = rng.poisson(rng.gamma(theta, mean / theta))  # the gamma-Poisson mixture is the NB
-        blocks.append(sp.csr_matrix(counts.astype(np.int32)))
+        own = activities[cell_type[rows]]
+        own = own + rng.normal(0.0, cell_spread, own.shape)
+        eta = base + own @ loadings + effect[rows] * log_fold_change[perturbation[rows]]
+        blocks.append(_negative_binomial(rng, eta, library_size[rows], theta))
 
     types = [f"type_{_letters(t)}" for t in range(n_cell_types)]
     truth: dict[str, Any] = {
@@ -128,15 +120,52 @@ def simulate_perturb_seq(
         "has_effect": (np.abs(log_fold_change) > 0).any(1),
         "seed": seed,
     }
-    obs = pd.DataFrame(
+    return ad.AnnData(
+        X=sp.vstack(blocks, format="csr"),
+        obs=_labels(perturbation, names, cell_type, types),
+        var=pd.DataFrame(index=genes),
+        uns={"simulation": truth},
+    )
+
+
+def _check_sizes(
+    n_cells: int,
+    n_genes: int,
+    n_cell_types: int,
+    n_perturbations: int,
+    n_without_effect: int,
+    n_programmes: int,
+    control_fraction: float,
+) -> None:
+    if not 0 <= n_without_effect <= n_perturbations <= n_genes:
+        raise EvaeError(
+            "simulate_perturb_seq needs 0 <= n_without_effect <= n_perturbations <= n_genes; "
+            f"got {n_without_effect}, {n_perturbations}, {n_genes}."
+        )
+    if min(n_cells, n_cell_types, n_programmes) < 1 or not 0 < control_fraction < 1:
+        raise EvaeError(
+            "simulate_perturb_seq needs at least one cell, cell type and programme, and controls."
+        )
+
+
+def _negative_binomial(
+    rng: np.random.Generator, eta: np.ndarray, library_size: np.ndarray, theta: np.ndarray
+) -> sp.csr_matrix:
+    """Counts (cells, genes) of mean library_size * softmax(eta), as a gamma-Poisson mixture."""
+    rate = np.exp(eta - eta.max(1, keepdims=True))
+    mean = library_size[:, None] * rate / rate.sum(1, keepdims=True)
+    return sp.csr_matrix(rng.poisson(rng.gamma(theta, mean / theta)).astype(np.int32))
+
+
+def _labels(
+    perturbation: np.ndarray, names: list[str], cell_type: np.ndarray, types: list[str]
+) -> pd.DataFrame:
+    return pd.DataFrame(
         {
             "perturbation": pd.Categorical([names[p] for p in perturbation], categories=pd.Index(names)),
             "cell_type": pd.Categorical([types[t] for t in cell_type], categories=pd.Index(types)),
         },
-        index=[f"cell{i}" for i in range(n_cells)],
-    )
-    return ad.AnnData(
-        X=sp.vstack(blocks, format="csr"), obs=obs, var=pd.DataFrame(index=genes), uns={"simulation": truth}
+        index=[f"cell{i}" for i in range(len(perturbation))],
     )
 
 
