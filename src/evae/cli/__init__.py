@@ -1,0 +1,87 @@
+"""The `evae` command. Bad input gives one line on stderr and exit code 2, never a traceback."""
+
+import sys
+import warnings
+from typing import Annotated, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+import evae
+from evae.cli.data import prepare
+from evae.cli.demo import demo
+from evae.cli.evaluate import evaluate
+from evae.cli.train import train
+from evae.cli.use import embed, predict
+from evae.models.contract_evae import EvaeError
+
+
+class InOrder(TyperGroup):
+    """Shows the commands in the order of use."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        return ["prepare", "train", "predict", "embed", "evaluate", "demo"]
+
+
+app = typer.Typer(
+    cls=InOrder,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"evae {evae.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Predict how cells respond to perturbations, from raw counts to raw counts.
+
+    The usual way: **prepare** a dataset folder, **train** the tokenizer and then the prior, **predict**
+    cells, **evaluate** them. **demo** does all of it on simulated cells.
+    """
+
+
+app.command()(prepare)
+app.add_typer(train, name="train")
+app.command()(predict)
+app.command()(embed)
+app.command()(evaluate)
+app.command()(demo)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; `sys.argv` if no arguments are given."""
+    _quiet()
+    try:
+        app(args=arguments, prog_name="evae")
+    except EvaeError as error:
+        _fail(str(error))
+    except OSError as error:  # a missing folder, no permission, a full disk
+        where = f": {error.filename}" if error.filename else ""
+        _fail(f"{error.strerror or error}{where}")
+
+
+def _fail(message: str) -> NoReturn:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _quiet() -> None:
+    """Libraries' own bars and warnings would stand between the user and the command's output."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="anndata")

@@ -1,0 +1,5 @@
+"""`python -m evae.cli`, the same as `evae`."""
+
+from evae.cli import main
+
+main()

@@ -1,0 +1,290 @@
+"""`evae demo`: the whole way on a small scale, from counts to predicted cells and their numbers."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import pandas as pd
+import typer
+from rich.console import Console
+
+from evae.cli.data import CellTypeKey, PerturbationKey, SourceLayer
+from evae.cli.evaluate import dataset_cells, save_result
+from evae.cli.files import check_folder, write_h5ad
+from evae.data.dataset import DatasetInfo
+from evae.data.h5ad_reader import H5adCounts
+from evae.data.prepare import prepare_dataset
+from evae.data.simulate import simulate_perturb_seq
+from evae.evaluation import EvaluationResult, evaluate
+from evae.hold_out import choose_split, predict_held_out
+from evae.models.contract_evae import EvaeError
+from evae.pipeline import pipeline
+from evae.presets import config_path, stored_splits
+from evae.training.prior import train_prior
+from evae.training.settings import PriorSettings, Settings, TokenizerSettings, load_settings
+from evae.training.tokenizer import train_tokenizer
+
+MARKER = "demo.json"
+N_PHASES = 6
+MAX_GENES = 1_000  # wider files are cut to this many highly variable genes, to stay within minutes on a CPU
+
+
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="Your h5ad file of raw counts; simulated cells if left out.")
+    ] = None,
+    perturbation_key: PerturbationKey = "perturbation",
+    cell_type_key: CellTypeKey = "cell_type",
+    control: Annotated[str, typer.Option(help="Label of unperturbed cells.")] = "control",
+    split: Annotated[Path | None, typer.Option(help="JSON file of what to hold out.")] = None,
+    hold_out_cell_type: Annotated[str | None, typer.Option(help="Instead: the held-out cell type.")] = None,
+    hold_out_perturbations: Annotated[
+        str | None, typer.Option(help="Instead: its held-out perturbations, separated by commas.")
+    ] = None,
+    genes: Annotated[
+        str | None, typer.Option(help=f"all, hvg:N or a panel file; at most {MAX_GENES:,} if left out.")
+    ] = None,
+    layer: SourceLayer = None,
+    out: Annotated[Path, typer.Option(help="Folder of everything the demo makes.")] = Path("runs/demo"),
+    preset: Annotated[str, typer.Option(help="Preset of both trainings: tiny, base or paper.")] = "tiny",
+    tokenizer: Annotated[
+        list[str] | None, typer.Option(help="Setting of the tokenizer's training, key=value; repeatable.")
+    ] = None,
+    prior: Annotated[
+        list[str] | None, typer.Option(help="Setting of the prior's training, key=value; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew, deleting this demo.")] = False,
+) -> None:
+    """Go the whole way on a small scale: data, tokenizer, prior, held-out predictions, numbers, plots.
+
+    A stopped demo goes on where it was when the same command is given again.
+
+    Where nothing is said about what to hold out, a public file that is recognised gets its stored split; of
+    any other file every third perturbation of the cell type with the most perturbed cells is held out.
+
+    Example: evae demo --data screen.h5ad --perturbation-key gene --cell-type-key line --control non-targeting
+    """
+    given = {
+        "data": None if data is None else str(data.resolve()),
+        "perturbation_key": perturbation_key,
+        "cell_type_key": cell_type_key,
+        "control": control,
+        "split": None if split is None else str(split),
+        "hold_out_cell_type": hold_out_cell_type,
+        "hold_out_perturbations": hold_out_perturbations,
+        "genes": genes,
+        "layer": layer,
+        "preset": preset,
+        "tokenizer": tokenizer,
+        "prior": prior,
+        "seed": seed,
+    }
+    settings = {
+        stage: _settings(stage, out, given, overrides)
+        for stage, overrides in (("tokenizer", tokenizer or []), ("prior", prior or []))
+    }
+    _claim_folder(out, given, overwrite)
+    run = Demo(out, given, settings)
+    run.data()
+    run.tokenizer()
+    run.prior()
+    run.predict()
+    run.evaluate()
+
+
+@dataclass
+class Demo:
+    """One demo in its folder; every method is a phase that is left out where its result is there already.
+
+    Attributes:
+        out: the folder.
+        given: the options.
+        settings: of the two trainings.
+    """
+
+    out: Path
+    given: dict[str, Any]
+    settings: dict[str, Settings]
+
+    def __post_init__(self) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.dataset = self.out / "dataset"
+
+    def data(self) -> None:
+        """Phases 1 and 2: cells, and the dataset folder."""
+        with self.phase(1, "Cells"):
+            source = self._source()
+        with self.phase(2, "Dataset folder: what is held out, gene panel, Parquet shards"):
+            if not self.dataset.exists():
+                self._prepare(source)
+            info = DatasetInfo.load(self.dataset)
+            self.say(info.summary())
+            if "cell_type" in info.split:
+                self.say(f"held out: {', '.join(info.split['cell_type'])} x {', '.join(info.split['pert'])}")
+
+    def tokenizer(self) -> None:
+        """Phase 3."""
+        settings = cast(TokenizerSettings, self.settings["tokenizer"])
+        with self.phase(
+            3, f"Tokenizer: learns to write a cell as a few codes ({settings.max_steps:,} steps)"
+        ):
+            folder = train_tokenizer(settings)
+            last = _last_line(folder / "log.jsonl", "codebook_use")
+            if last is not None:
+                self.say(f"{last['codebook_use']:.0%} of the codes are in use")
+
+    def prior(self) -> None:
+        """Phase 4."""
+        settings = cast(PriorSettings, self.settings["prior"])
+        with self.phase(
+            4,
+            f"Prior: learns which codes follow a perturbation in a cell type ({settings.max_steps:,} steps)",
+        ):
+            train_prior(settings)
+
+    def predict(self) -> None:
+        """Phase 5."""
+        with self.phase(
+            5, "Prediction of the held-out cells, and their reconstruction by the tokenizer alone"
+        ):
+            self.pipe = pipeline(self.out / "prior")
+            seed = self.given["seed"]
+            self.predicted = predict_held_out(self.pipe, self.dataset, seed=seed)
+            write_h5ad(self.predicted, self.out / "predicted.h5ad")
+            self.say(f"{self.predicted.n_obs:,} cells: {self.out / 'predicted.h5ad'}")
+            self.cells = dataset_cells(self.dataset)
+            self.reconstructed = self.pipe.reconstruct(self.cells["real"], seed=seed)
+
+    def evaluate(self) -> None:
+        """Phase 6."""
+        with self.phase(6, "Evaluation beside baselines"):
+            result = evaluate(self.predicted, **self.cells)
+            ceiling = evaluate(self.reconstructed, **self.cells, with_baselines=False)
+            result.print()
+            self.say(_reading(result, ceiling))
+            save_result(result, self.out / "evaluation", overwrite=True)
+            ceiling.to_json(self.out / "evaluation" / "reconstruction.json")
+            self.say(f"numbers and plots: {self.out / 'evaluation'}")
+        self.say(
+            f"\nTo use the model:\n  evae predict {self.out / 'prior'} --controls FILE.h5ad --perturbation "
+            f"{self.predicted.obs['perturbation'].iloc[0]} --out predicted.h5ad"
+        )
+
+    @contextmanager
+    def phase(self, number: int, title: str) -> Iterator[None]:
+        """Announce a phase, and how long it took."""
+        self.console.rule(f"[bold]{number}/{N_PHASES}[/]  {title}", align="left")
+        started = time.perf_counter()
+        yield
+        self.console.print(f"done in {_duration(time.perf_counter() - started)}", style="dim")
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def _source(self) -> Path:
+        if self.given["data"] is not None:
+            self.say(f"your cells: {self.given['data']}")
+            return Path(self.given["data"])
+        path = self.out / "simulated.h5ad"
+        if not path.exists():
+            write_h5ad(simulate_perturb_seq(seed=self.given["seed"]), path)
+        self.say(f"simulated Perturb-seq with known effects: {path}")
+        return path
+
+    def _prepare(self, source: Path) -> None:
+        given = self.given
+        keys = {k: given[k] for k in ("perturbation_key", "cell_type_key", "control", "layer")}
+        split, reason, genes = _choose(source, given)
+        self.say(f"to hold out: {reason}; genes: {genes}")
+        prepare_dataset(source, self.dataset, split=split, genes=genes, seed=given["seed"], **keys)
+
+
+def _choose(source: Path, given: dict[str, Any]) -> tuple[Any, str, str]:
+    """The split, where it comes from, and the genes."""
+    file = H5adCounts(source, given["layer"])
+    try:
+        labels = {}
+        for key in ("perturbation_key", "cell_type_key"):
+            codes, names = file.labels(given[key])
+            labels[key] = pd.Series([names[c] for c in codes])
+        n_genes = len(file.genes)
+    finally:
+        file.close()
+    genes = given["genes"] or ("all" if n_genes <= MAX_GENES else f"hvg:{MAX_GENES}")
+    if given["split"] is not None:
+        return given["split"], f"what {given['split']} says", genes
+    perturbations = (given["hold_out_perturbations"] or "").split(",")
+    split, reason = choose_split(
+        labels["cell_type_key"],
+        labels["perturbation_key"],
+        given["control"],
+        hold_out_cell_type=given["hold_out_cell_type"],
+        hold_out_perturbations=[p.strip() for p in perturbations if p.strip()],
+        stored=stored_splits(),
+    )
+    return split, reason, genes
+
+
+def _settings(stage: str, out: Path, given: dict[str, Any], overrides: list[str]) -> Settings:
+    places = [
+        f"dataset={out / 'dataset'}",
+        f"output_dir={out / stage}",
+        f"seed={given['seed']}",
+        "resume=true",
+    ]
+    if stage == "prior":
+        places.append(f"tokenizer={out / 'tokenizer'}")
+    return load_settings(stage, config_path(given["preset"], stage), [*places, *overrides])
+
+
+def _claim_folder(out: Path, given: dict[str, Any], overwrite: bool) -> None:
+    """Make the demo's folder, or go on in one that was made by the same command."""
+    marker = out / MARKER
+    if marker.is_file() and not overwrite:
+        before = json.loads(marker.read_text())
+        changed = [name for name in given if before.get(name) != given[name]]
+        if changed:
+            raise EvaeError(
+                f"{out} holds a demo with another {' and '.join(changed)}; choose another --out, or "
+                "pass --overwrite."
+            )
+        return
+    check_folder(out, MARKER, overwrite)
+    if out.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    marker.write_text(json.dumps(given, indent=1))
+
+
+def _reading(result: EvaluationResult, ceiling: EvaluationResult) -> str:
+    """The numbers in words: how far from the controls, from the tokenizer's limit, and from real cells."""
+
+    def row(title: str, values: Callable[[str], float]) -> str:
+        return f"  {title:<28} FD {values('fd'):7.2f}   MMD2 {values('mmd2_mix_biased'):.4f}"
+
+    rows = [
+        row("real cells, two halves", lambda m: result.value(m, "real split half")),
+        row("tokenizer alone", lambda m: ceiling.value(m)),
+        row("model", lambda m: result.value(m)),
+        row("copy of the controls", lambda m: result.value(m, "control copy")),
+    ]
+    return (
+        "Distance to the real held-out cells, best possible first (protocol robust, pooled):\n"
+        + "\n".join(rows)
+    )
+
+
+def _last_line(log: Path, key: str) -> dict[str, Any] | None:
+    lines = [json.loads(text) for text in log.read_text().splitlines()]
+    return next((line for line in reversed(lines) if key in line), None)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

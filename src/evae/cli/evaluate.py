@@ -1,0 +1,88 @@
+"""`evae evaluate`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from evae.cli.data import CellTypeKey, PerturbationKey
+from evae.cli.files import check_folder, fresh_folder
+from evae.cli.use import Overwrite
+from evae.data.anndata_io import read_split
+from evae.data.dataset import DatasetInfo
+from evae.evaluation import EvaluationResult
+from evae.evaluation import evaluate as run_evaluation
+from evae.models.contract_evae import EvaeError
+
+RESULT = "evaluation.json"
+
+
+def evaluate(
+    predicted: Annotated[Path, typer.Argument(help="h5ad file of predicted cells.", metavar="FILE.h5ad")],
+    dataset: Annotated[str | None, typer.Option(help="Dataset folder: its test cells are the truth.")] = None,
+    real: Annotated[Path | None, typer.Option(help="Instead: h5ad file of the real held-out cells.")] = None,
+    train: Annotated[Path | None, typer.Option(help="With --real: h5ad file of training cells.")] = None,
+    controls: Annotated[Path | None, typer.Option(help="With --real: h5ad file of control cells.")] = None,
+    control: Annotated[str | None, typer.Option(help="With --real: label of the controls.")] = None,
+    perturbation_key: PerturbationKey = "perturbation",
+    cell_type_key: CellTypeKey = "cell_type",
+    suite: Annotated[str, typer.Option(help="paper, robust, cell-eval or full.")] = "robust",
+    seeds: Annotated[int, typer.Option(help="How many seeds to average over.", min=1)] = 3,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for JSON and plots; FILE_evaluation if left out.")
+    ] = None,
+    plots: Annotated[bool, typer.Option(help="Draw the plots.")] = True,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare predicted with real cells, beside baselines and the real cells' own split half.
+
+    Any model's predictions will do: raw counts or log1p values. Prints the tables, and writes evaluation.json
+    and PNG plots.
+
+    Example: evae evaluate predicted.h5ad --dataset data/screen
+    """
+    out = out or predicted.with_name(f"{predicted.stem}_evaluation")
+    check_folder(out, RESULT, overwrite)
+    if not predicted.is_file():
+        raise EvaeError(f"no such file: {predicted}")
+    if (dataset is None) == (real is None):
+        raise EvaeError("give either --dataset or --real.")
+    data: dict[str, Any]
+    if dataset is not None:
+        if train or controls or control:
+            raise EvaeError("--train, --controls and --control go with --real; a dataset folder holds them.")
+        data = dataset_cells(dataset)
+    elif control is None:
+        raise EvaeError("with --real, name the label of the controls with --control.")
+    else:
+        data = {"real": real, "train": train, "controls": controls, "control": control}
+    result = run_evaluation(
+        predicted,
+        **data,
+        perturbation_key=perturbation_key,
+        cell_type_key=cell_type_key,
+        suite=suite,
+        seeds=tuple(range(seeds)),
+    )
+    result.print()
+    save_result(result, out, plots, overwrite)
+    Console(highlight=False, soft_wrap=True).print(f"numbers and plots: {out}", style="bold", markup=False)
+
+
+def dataset_cells(dataset: str | Path) -> dict[str, Any]:
+    """What `evaluate` needs of a dataset folder: held-out cells, training cells, the control's label."""
+    info = DatasetInfo.load(dataset)
+    return {
+        "real": read_split(dataset, "test"),
+        "train": read_split(dataset, "train"),
+        "control": info.control,
+    }
+
+
+def save_result(result: EvaluationResult, out: Path, plots: bool = True, overwrite: bool = False) -> None:
+    """Write a result's JSON and plots into a folder, all or nothing."""
+    with fresh_folder(out, RESULT, overwrite) as folder:
+        result.to_json(folder / RESULT)
+        if plots:
+            result.plots(folder)

@@ -1,0 +1,85 @@
+"""Files of the command line: h5ad in, results out whole or not at all."""
+
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anndata as ad
+
+from evae.models.contract_evae import EvaeError
+
+
+def read_h5ad(path: Path, backed: bool = False) -> ad.AnnData:
+    """Read an h5ad file, or open it with X left on disk.
+
+    Raises:
+        EvaeError: no such file, or not an h5ad file.
+    """
+    if not path.is_file():
+        raise EvaeError(f"no such file: {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # duplicate names raise later, with the mend
+            return ad.read_h5ad(path, backed="r" if backed else None)
+    except Exception as error:  # anndata raises whatever its readers raise; it is a damaged file all the same
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EvaeError(f"{path} is not a readable h5ad file ({reason}); write it with anndata.") from error
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    """Raise `EvaeError` if writing `out` would destroy something."""
+    if out.is_dir():
+        raise EvaeError(f"{out} is a folder; name a file.")
+    if out.exists() and not overwrite:
+        raise EvaeError(f"{out} exists; choose another --out, or pass --overwrite.")
+
+
+def write_h5ad(adata: ad.AnnData, out: Path) -> None:
+    """Write an h5ad file under a temporary name, then rename it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        adata.write_h5ad(partial, compression="gzip")
+        os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def fresh_folder(out: Path, marker: str, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder that becomes `out` when the block ends well.
+
+    Args:
+        out: the folder; may exist if it is empty, or, with `overwrite`, if it holds the file `marker`.
+        marker: the file that tells our own results from a folder of something else.
+        overwrite: replace earlier results.
+
+    Raises:
+        EvaeError: `out` is taken.
+    """
+    check_folder(out, marker, overwrite)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_folder(out: Path, marker: str, overwrite: bool) -> None:
+    """Raise `EvaeError` if making the folder `out` anew would destroy something."""
+    if out.exists() and not out.is_dir():
+        raise EvaeError(f"{out} is a file; name a folder.")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not (out / marker).is_file():
+        raise EvaeError(f"{out} holds other files; choose another --out.")
+    if not overwrite:
+        raise EvaeError(f"{out} exists; choose another --out, or pass --overwrite.")

@@ -1,0 +1,47 @@
+"""`evae train tokenizer` and `evae train prior`."""
+
+from typing import Annotated, cast
+
+import typer
+
+from evae.presets import config_path
+from evae.training.prior import train_prior
+from evae.training.settings import PriorSettings, TokenizerSettings, load_settings
+from evae.training.tokenizer import train_tokenizer
+
+train = typer.Typer(no_args_is_help=True, help="Train a tokenizer, then a prior over its codes.")
+
+Config = Annotated[str, typer.Option(help="Preset (tiny, base or paper) or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="key=value...", help="Settings; model.key=value for the model's."),
+]
+ReportTo = Annotated[str | None, typer.Option(help="Tracker: none, tensorboard, wandb or trackio.")]
+
+
+@train.command("tokenizer")
+def tokenizer(settings: Overrides = None, config: Config = "base", report_to: ReportTo = None) -> None:
+    """Train the tokenizer that turns a cell's counts into codes and back.
+
+    Needs dataset=DIR and output_dir=DIR. A run that was stopped goes on with resume=true.
+
+    Example: evae train tokenizer --config tiny dataset=data/screen output_dir=runs/tokenizer max_steps=500
+    """
+    chosen = load_settings("tokenizer", config_path(config, "tokenizer"), _overrides(settings, report_to))
+    print(train_tokenizer(cast(TokenizerSettings, chosen)))
+
+
+@train.command("prior")
+def prior(settings: Overrides = None, config: Config = "base", report_to: ReportTo = None) -> None:
+    """Train the prior that writes codes for a perturbation and a cell type.
+
+    Needs dataset=DIR, tokenizer=DIR and output_dir=DIR. The finished folder is all that predicting needs.
+
+    Example: evae train prior --config tiny dataset=data/screen tokenizer=runs/tokenizer output_dir=runs/prior
+    """
+    chosen = load_settings("prior", config_path(config, "prior"), _overrides(settings, report_to))
+    print(train_prior(cast(PriorSettings, chosen)))
+
+
+def _overrides(settings: list[str] | None, report_to: str | None) -> list[str]:
+    return [*(settings or []), *([f"report_to={report_to}"] if report_to else [])]

@@ -1,0 +1,143 @@
+"""`evae predict` and `evae embed`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import anndata as ad
+import typer
+from rich.console import Console
+
+from evae.cli.data import CellTypeKey, PerturbationKey
+from evae.cli.files import check_free, read_h5ad, write_h5ad
+from evae.hold_out import predict_held_out
+from evae.models.contract_evae import EvaeError, near_matches
+from evae.pipeline import Pipeline, pipeline
+
+Model = Annotated[str, typer.Argument(help="Folder of a trained model, or a Hub id.", metavar="MODEL")]
+Layer = Annotated[str | None, typer.Option(help="Layer of raw counts; X if left out.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU if there is one, if left out.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+Out = Annotated[Path, typer.Option(help="h5ad file to write.")]
+
+
+def predict(
+    model: Model,
+    out: Out,
+    controls: Annotated[
+        Path | None,
+        typer.Option(help="h5ad file of raw counts, with your control cells: they give the library sizes."),
+    ] = None,
+    perturbation: Annotated[
+        list[str] | None, typer.Option(help="Perturbation; repeat it, or separate several by commas.")
+    ] = None,
+    cell_type: Annotated[
+        list[str] | None, typer.Option(help="Cell type, likewise; those of the controls if left out.")
+    ] = None,
+    n_cells: Annotated[
+        int | None, typer.Option(help="Cells for each pair; as many as controls if left out.")
+    ] = None,
+    held_out: Annotated[
+        str | None, typer.Option(help="Instead: predict all that this dataset folder holds out.")
+    ] = None,
+    perturbation_key: PerturbationKey = "perturbation",
+    cell_type_key: CellTypeKey = "cell_type",
+    control: Annotated[
+        str | None, typer.Option(help="Label of the controls; the model's if left out.")
+    ] = None,
+    layer: Layer = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same cells.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Cells drawn at once.")] = 256,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Predict perturbed cells as an h5ad file of raw counts.
+
+    Either for perturbations of your choice in your own cells, or, with --held-out, for all that a dataset
+    folder holds out, ready for `evae evaluate`. A file without a column of perturbations is taken to hold
+    controls only.
+
+    Example: evae predict runs/prior --controls cells.h5ad --perturbation STAT1,JAK2 --out predicted.h5ad
+    """
+    check_free(out, overwrite)
+    if (held_out is None) == (perturbation is None):
+        raise EvaeError("give either --perturbation or --held-out.")
+    pipe = pipeline(model, device)
+    if held_out is not None:
+        predicted = predict_held_out(pipe, held_out, seed=seed, batch_size=batch_size)
+    else:
+        predicted = pipe.predict(
+            None if controls is None else _controls(controls, pipe, perturbation_key, control),
+            _split_names(perturbation or [], pipe.processor.perturbations),
+            _split_names(cell_type, pipe.processor.cell_types) if cell_type else None,
+            n_cells,
+            seed=seed,
+            batch_size=batch_size,
+            cell_type_key=cell_type_key,
+            perturbation_key=perturbation_key,
+            layer=layer,
+        )
+    write_h5ad(predicted, out)
+    _say_predicted(predicted, out)
+
+
+def embed(
+    model: Model,
+    file: Annotated[Path, typer.Argument(help="h5ad file of raw counts.", metavar="FILE.h5ad")],
+    out: Out,
+    kind: Annotated[str, typer.Option(help="latents (before quantization), pooled or codes.")] = "latents",
+    layer: Layer = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Embed cells: a copy of the file with obsm["X_evae"], ready for scanpy.
+
+    Example: evae embed runs/tokenizer cells.h5ad --out embedded.h5ad
+    """
+    check_free(out, overwrite)
+    if not file.is_file():
+        raise EvaeError(f"no such file: {file}")
+    pipe = pipeline(model, device)
+    cells = pipe.embed(read_h5ad(file), kind, layer=layer)
+    write_h5ad(cells, out)
+    n, width = cells.obsm["X_evae"].shape
+    Console(highlight=False, soft_wrap=True).print(
+        f'{n:,} cells, obsm["X_evae"] of {width} values: {out}', markup=False
+    )
+
+
+def _controls(path: Path, pipe: Pipeline, key: str, label: str | None) -> ad.AnnData:
+    """The control cells of a file; all of its cells where it has no column of perturbations."""
+    cells = read_h5ad(path, backed=True)
+    if key not in cells.obs:
+        if label is not None:
+            raise EvaeError(f"{path} has no obs column '{key}'. {near_matches(key, list(cells.obs.columns))}")
+        return cells.to_memory()
+    labels = cells.obs[key].astype(str)
+    label = label or str(pipe.processor.control)
+    chosen = (labels == label).to_numpy()
+    if not chosen.any():
+        raise EvaeError(
+            f"no cell of {path} has the control label '{label}' in obs column '{key}'; name the label with "
+            f"--control. {near_matches(label, sorted(set(labels)))}"
+        )
+    return cells[chosen].to_memory()
+
+
+def _split_names(given: list[str], known: list[str]) -> list[str]:
+    """Names separated by commas, where the whole is not a name itself."""
+    names = [n for text in given for n in ([text] if text in known else text.split(","))]
+    return list(dict.fromkeys(n.strip() for n in names if n.strip()))
+
+
+def _say_predicted(predicted: ad.AnnData, out: Path) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    pairs = predicted.obs.groupby(["support", "cell_type", "perturbation"], observed=True).size()
+    by_support = ", ".join(f"{n} {s}" for s, n in pairs.groupby("support", observed=True).size().items())
+    console.print(
+        f"{predicted.n_obs:,} cells of {len(pairs)} (cell type, perturbation) pairs ({by_support} in "
+        f"training), {predicted.n_vars:,} genes: {out}",
+        markup=False,
+    )
+    coverage = predicted.uns["evae"].get("gene_coverage", 1.0)
+    if coverage < 1:
+        console.print(f"the controls measure {coverage:.0%} of the model's gene panel", style="yellow")
