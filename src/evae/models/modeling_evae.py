@@ -72,9 +72,7 @@ class EvaePreTrainedModel(PreTrainedModel):
         elif isinstance(module, LatentStandardizer):
             init.zeros_(module.running_mean)
             init.ones_(module.running_variance)
-        if isinstance(module, CountEmbedding):
-            init.normal_(module.gene_embedding.weight, std=1.0)
-        elif isinstance(module, EvaeEncoder | EvaeDecoder):
+        if isinstance(module, EvaeEncoder | EvaeDecoder):
             module.init_weights()
         elif hasattr(module, "log_dispersion"):
             init.zeros_(module.log_dispersion)
@@ -99,6 +97,8 @@ class EvaeEncoder(nn.Module):
 
     def init_weights(self) -> None:
         init.normal_(self.latent_tokens, std=1.0)
+        # here, because transformers passes over modules without parameters of their own such as CountEmbedding
+        init.normal_(self.embedding.gene_embedding.weight, std=1.0)
 
     def forward(self, counts: Tensor, gene_ids: Tensor) -> Tensor:
         """Encode (cells, tokens) counts and genes; where sparse, count 0 is padding and its genes are folded."""
