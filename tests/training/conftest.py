@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from evae.data.prepare import prepare_dataset
+from evae.data.simulate import simulate_perturb_seq
+
 TOY = Path(__file__).with_name("toy_run.py")
 
 
@@ -23,3 +26,22 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory):
+    """A dataset folder of 300 simulated cells over 40 genes."""
+    folder = tmp_path_factory.mktemp("simulated")
+    cells = simulate_perturb_seq(
+        n_cells=300, n_genes=40, n_cell_types=2, n_perturbations=3, n_without_effect=1
+    )
+    cells.write_h5ad(folder / "cells.h5ad")
+    return prepare_dataset(
+        folder / "cells.h5ad",
+        folder / "dataset",
+        perturbation_key="perturbation",
+        cell_type_key="cell_type",
+        control="control",
+        split="random:0.1",
+        progress=False,
+    )

@@ -79,29 +79,31 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
 
 
 class MovingAverage:
-    """Exponential moving average of the trained parameters: a <- decay * a + (1 - decay) * p.
+    """Exponential moving average of trained parameters and buffers: a <- decay * a + (1 - decay) * p.
+
+    Buffers such as running statistics are averaged too, so that they go with the averaged weights.
 
     Args:
-        model: the model whose parameters are averaged; the average starts at their present values.
+        model: the model that is averaged; the average starts at its present values.
         decay: weight of the past, in (0, 1).
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        self.parameters = trainable(model)
+        self.live = {name: t for name, t in weights_of(model).items() if t.is_floating_point()}
         self.decay = decay
-        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.average = {name: t.clone() for name, t in self.live.items()}
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the parameters after one optimiser step."""
-        torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - self.decay)
+        """Take in the weights after one optimiser step."""
+        torch._foreach_lerp_(list(self.average.values()), list(self.live.values()), 1 - self.decay)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the model's parameters with the average; a second call exchanges them back."""
-        for name, parameter in self.parameters.items():
-            kept = parameter.detach().clone()
-            parameter.copy_(self.average[name])
+        """Exchange the model's weights with the average; a second call exchanges them back."""
+        for name, tensor in self.live.items():
+            kept = tensor.clone()
+            tensor.copy_(self.average[name])
             self.average[name].copy_(kept)
 
     @torch.no_grad()

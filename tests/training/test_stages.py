@@ -1,0 +1,263 @@
+"""Both stages over a small simulated dataset, with the real models."""
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from evae.data.dataset import CellLoader, DatasetInfo
+from evae.models import EvaeARForCausalLM, EvaeModel, EvaeProcessor
+from evae.models.contract_evae import EvaeError
+from evae.training import loop
+from evae.training.codes import encode_cells
+from evae.training.launch import main
+from evae.training.prior import train_prior
+from evae.training.settings import PriorSettings, TokenizerSettings
+from evae.training.tokenizer import train_tokenizer
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+TOKENIZER = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "n_latents": 4}
+TOKENIZER |= {"encoder_layers": 1, "decoder_layers": 1, "decoder_self_attention": False, "fsq_levels": [4, 4]}
+TOKENIZER |= {"standardize_latents": True}
+PRIOR = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
+SHORT = {
+    "max_steps": 12,
+    "batch_size": 64,
+    "warmup_steps": 2,
+    "save_every": 5,
+    "eval_every": 6,
+    "log_every": 4,
+}
+SHORT |= {"mixed_precision": "no", "ema_decay": 0.5, "learning_rate": 1e-2}
+
+
+def tokenizer_settings(dataset, out, **changes):
+    return TokenizerSettings(
+        dataset=str(dataset), output_dir=str(out), **{"model": TOKENIZER} | SHORT | changes
+    )
+
+
+def prior_settings(dataset, tokenizer, out, **changes):
+    values = {"model": PRIOR, "tokenizer": str(tokenizer)} | SHORT | changes
+    return PriorSettings(dataset=str(dataset), output_dir=str(out), **values)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(dataset, tmp_path_factory):
+    return train_tokenizer(tokenizer_settings(dataset, tmp_path_factory.mktemp("runs") / "tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def prior(dataset, tokenizer, tmp_path_factory):
+    return train_prior(prior_settings(dataset, tokenizer, tmp_path_factory.mktemp("runs") / "prior"))
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_tokenizer_folder_loads_with_its_processor(dataset, tokenizer):
+    info = DatasetInfo.load(dataset)
+    model, processor = EvaeModel.from_pretrained(tokenizer), EvaeProcessor.from_pretrained(tokenizer)
+    assert model.config.n_genes == len(info.genes)
+    assert model.config.median_library_size == info.statistics["median_library_size"]
+    assert (processor.genes, processor.perturbations) == (info.genes, info.perturbations)
+    assert (processor.cell_types, processor.control) == (info.cell_types, "control")
+    assert processor.library_size_quantiles == info.statistics["library_size_quantiles"]
+    assert processor.support(info.cell_types[0], "control") == "seen together"
+
+
+def test_codebook_use_is_that_of_the_validation_cells(dataset, tokenizer):
+    final = [line for line in lines(tokenizer) if "validation_loss" in line][-1]
+    model = EvaeModel.from_pretrained(tokenizer).eval()
+    cells = CellLoader(dataset, "validation", batch_size=500, shuffle=False, epochs=1, drop_last=False)
+    codes = encode_cells(model, cells, torch.device("cpu")).codes
+    counts = np.bincount(codes.ravel(), minlength=16)
+    share = counts[counts > 0] / counts.sum()
+    assert final["validation_codebook_use"] == pytest.approx((counts > 0).mean())
+    assert final["validation_codebook_perplexity"] == pytest.approx(np.exp(-(share * np.log(share)).sum()))
+
+
+def test_the_bottleneck_is_calibrated_once_on_training_cells(dataset, tmp_path, monkeypatch):
+    calls = []
+    whole = EvaeModel.calibrate
+
+    def spy(self, **cells):
+        calls.append(len(cells["counts"]))
+        whole(self, **cells)
+
+    monkeypatch.setattr(EvaeModel, "calibrate", spy)
+    interrupt(monkeypatch, 7, train_tokenizer, tokenizer_settings(dataset, tmp_path, calibration_cells=100))
+    train_tokenizer(tokenizer_settings(dataset, tmp_path, calibration_cells=100, resume=True))
+    assert calls == [100]
+
+
+def test_the_prior_folder_is_self_contained(dataset, tokenizer, prior, tmp_path):
+    alone = shutil.copytree(prior, tmp_path / "prior", ignore=shutil.ignore_patterns("checkpoints"))
+    model = EvaeARForCausalLM.from_pretrained(alone)
+    info = DatasetInfo.load(dataset)
+    assert model.config.n_perturbations == len(info.perturbations)
+    assert model.config.n_cell_types == len(info.cell_types)
+    assert EvaeProcessor.from_pretrained(alone).genes == info.genes
+    frozen, trained = model.tokenizer.state_dict(), EvaeModel.from_pretrained(tokenizer).state_dict()
+    assert all(torch.equal(frozen[name], value) for name, value in trained.items())
+
+
+def test_a_prior_checkpoint_leaves_the_frozen_tokenizer_out(tokenizer, prior):
+    stored = load_file(prior / "checkpoints/step-00000012/model.safetensors")
+    parameters = {f"tokenizer.{name}" for name, _ in EvaeModel.from_pretrained(tokenizer).named_parameters()}
+    assert stored
+    assert not stored.keys() & parameters
+
+
+def test_the_prior_learns_on_every_training_cell(dataset, tokenizer, prior):
+    """Its reported loss is that of the saved model on the validation cells' codes."""
+    final = [line for line in lines(prior) if "validation_loss" in line][-1]
+    cells = CellLoader(dataset, "validation", batch_size=500, shuffle=False, epochs=1, drop_last=False)
+    encoded = encode_cells(EvaeModel.from_pretrained(tokenizer), cells, torch.device("cpu"))
+    model = EvaeARForCausalLM.from_pretrained(prior).eval()
+    with torch.no_grad():
+        loss = model(**encoded.batch(np.arange(len(encoded)))).loss.item()
+    assert final["validation_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of the run catches it."""
+
+
+def interrupt(monkeypatch, at_step, stage, settings):
+    """Run a stage and let it die before the update `at_step`."""
+
+    def rate(step, **arguments):
+        if step == at_step:
+            raise Killed
+        return whole(step, **arguments)
+
+    whole = loop.learning_rate_at
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "learning_rate_at", rate)
+        with pytest.raises(Killed):
+            stage(settings)
+
+
+@pytest.mark.parametrize("at_step", [3, 7, 11])
+def test_a_resumed_tokenizer_is_the_same(dataset, tokenizer, tmp_path, monkeypatch, at_step):
+    """270 cells in batches of 64: the four batches of an epoch end between the checkpoints."""
+    interrupt(monkeypatch, at_step, train_tokenizer, tokenizer_settings(dataset, tmp_path))
+    train_tokenizer(tokenizer_settings(dataset, tmp_path, resume=True))
+    assert_same_weights(tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize("at_step", [3, 7])
+def test_a_resumed_prior_is_the_same(dataset, tokenizer, prior, tmp_path, monkeypatch, at_step):
+    interrupt(monkeypatch, at_step, train_prior, prior_settings(dataset, tokenizer, tmp_path))
+    train_prior(prior_settings(dataset, tokenizer, tmp_path, resume=True))
+    assert_same_weights(prior, tmp_path)
+
+
+def assert_same_weights(first, second):
+    one, two = (load_file(run / "model.safetensors") for run in (first, second))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "model", [{"quantizer": "gaussian", "latent_dim": 3}, {"head": "nb", "encoder": "mlp"}]
+)
+def test_other_tokenizers_train(dataset, tmp_path, model):
+    run = train_tokenizer(tokenizer_settings(dataset, tmp_path, model=TOKENIZER | model, max_steps=2))
+    logged = [line for line in lines(run) if "validation_loss" in line][-1]
+    assert np.isfinite(logged["validation_loss"])
+    assert ("validation_codebook_use" in logged) == ("quantizer" not in model)
+
+
+def cut_weights(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:200])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut_weights, "cannot be loaded"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded"),
+        (lambda folder: (folder / "preprocessor_config.json").unlink(), "cannot be loaded"),
+        (shutil.rmtree, "cannot be loaded"),
+    ],
+)
+def test_a_damaged_tokenizer_is_named(dataset, tokenizer, tmp_path, damage, message):
+    broken = shutil.copytree(tokenizer, tmp_path / "broken", ignore=shutil.ignore_patterns("checkpoints"))
+    damage(broken)
+    with pytest.raises(EvaeError, match=message) as caught:
+        train_prior(prior_settings(dataset, broken, tmp_path / "prior"))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "prior").exists()
+
+
+def test_another_gene_panel_is_refused(dataset, tokenizer, tmp_path):
+    other = shutil.copytree(tokenizer, tmp_path / "other", ignore=shutil.ignore_patterns("checkpoints"))
+    config = json.loads((other / "preprocessor_config.json").read_text())
+    config["genes"][0] = "ANOTHER"
+    (other / "preprocessor_config.json").write_text(json.dumps(config))
+    with pytest.raises(EvaeError, match="another gene panel"):
+        train_prior(prior_settings(dataset, other, tmp_path / "prior"))
+
+
+def test_a_prior_resumes_only_over_its_tokenizer(dataset, tokenizer, tmp_path, monkeypatch):
+    interrupt(monkeypatch, 7, train_prior, prior_settings(dataset, tokenizer, tmp_path / "prior"))
+    another = train_tokenizer(tokenizer_settings(dataset, tmp_path / "another", seed=1, max_steps=2))
+    with pytest.raises(EvaeError, match="the dataset or the tokenizer is not the one"):
+        train_prior(prior_settings(dataset, another, tmp_path / "prior", resume=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"n_latent": 3}}, "Did you mean 'n_latents'"),
+        ({"model": {"head": "poisson"}}, "head 'poisson' does not exist"),
+        ({"dataset": "nowhere/at/all"}, "no such dataset"),
+        ({"dataset": ""}, "dataset is not set"),
+        ({"batch_size": 10_000}, "batch_size"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(dataset, tmp_path, changes, message):
+    with pytest.raises(EvaeError, match=message):
+        train_tokenizer(tokenizer_settings(changes.pop("dataset", dataset), tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_prior_is_named(dataset, tokenizer, tmp_path):
+    with pytest.raises(EvaeError, match="Did you mean 'evae_ar'"):
+        train_prior(prior_settings(dataset, tokenizer, tmp_path / "run", model_type="evae-ar"))
+
+
+def test_the_scripts_train_and_say_when_they_are_done(dataset, tmp_path, monkeypatch, capsys):
+    config = tmp_path / "short.yaml"
+    config.write_text(yaml.safe_dump(SHORT | {"max_steps": 2}))
+    for kind, model, more in (
+        ("tokenizer", TOKENIZER, []),
+        ("prior", PRIOR, [f"tokenizer={tmp_path}/tokenizer"]),
+    ):
+        fields = [f"model.{key}={value}" for key, value in model.items()]
+        given = [f"dataset={dataset}", f"output_dir={tmp_path}/{kind}", *fields, *more]
+        script = SCRIPTS / f"train_{kind}.py"
+        monkeypatch.setattr("sys.argv", [str(script), "--config", str(config), *given, "--report-to", "none"])
+        runpy.run_path(str(script), run_name="__main__")
+        assert capsys.readouterr().out.strip() == f"{tmp_path}/{kind}"
+        runpy.run_path(str(script), run_name="__main__")
+        assert "is finished; overwrite=true trains it anew" in capsys.readouterr().err
+
+
+def test_bad_input_on_the_command_line_is_one_line_and_code_2(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main("tokenizer", ["max_stepps=3"])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: unknown setting 'max_stepps'")
+    assert error.count("\n") == 1
