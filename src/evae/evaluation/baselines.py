@@ -16,10 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 
 from .comparison import Comparison, Pair, rows_by_pair
 from .distances import dense
-from .inputs import Cells
+from .inputs import Cells, mean_of
 
 MODEL = "model"
 SPLIT_HALF = "real split half"
@@ -35,7 +36,8 @@ class System:
         draw: (pair, n, generator) -> log1p CP10K of n cells, dense (n, genes).
         mean: pair -> mean log1p CP10K, (genes,), exact where it is known.
         pairs: the pairs that it has an answer for.
-        available: pair -> how many different cells stand behind it; None where cells are drawn at will.
+        available: pair -> how many cells it has of its own; None where cells are drawn at will.
+        stored: pair -> all of its own cells, sparse; None where cells are drawn at will.
     """
 
     name: str
@@ -43,6 +45,11 @@ class System:
     mean: Callable[[Pair], np.ndarray]
     pairs: list[Pair]
     available: dict[Pair, int] | None = None
+    stored: Callable[[Pair], sp.csr_matrix] | None = None
+
+    def all_cells(self, pair: Pair, n: int, rng: np.random.Generator) -> sp.csr_matrix:
+        """Its own cells of a pair, all of them; n drawn ones where it has none of its own."""
+        return sp.csr_matrix(self.draw(pair, n, rng)) if self.stored is None else self.stored(pair)
 
 
 def sampled(name: str, cells: Cells, rows: dict[Pair, np.ndarray], own: bool = False) -> System:
@@ -61,10 +68,14 @@ def sampled(name: str, cells: Cells, rows: dict[Pair, np.ndarray], own: bool = F
         return dense(cells.matrix[chosen])
 
     def mean(pair: Pair) -> np.ndarray:
-        return np.asarray(cells.matrix[rows[pair]].mean(axis=0, dtype=np.float64)).ravel()
+        return mean_of(cells.matrix[rows[pair]])
 
     pairs = [pair for pair, found in rows.items() if len(found)]
-    return System(name, draw, mean, pairs, {p: len(rows[p]) for p in pairs} if own else None)
+    if not own:
+        return System(name, draw, mean, pairs)
+    return System(
+        name, draw, mean, pairs, {p: len(rows[p]) for p in pairs}, lambda pair: cells.matrix[rows[pair]]
+    )
 
 
 def repeated(name: str, means: dict[Pair, np.ndarray]) -> System:

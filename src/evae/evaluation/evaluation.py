@@ -3,8 +3,10 @@
 import platform
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from rich.progress import track
@@ -12,7 +14,9 @@ from rich.progress import track
 from evae.models.contract_evae import EvaeError, near_matches
 
 from .baselines import baselines, model_system
+from .cell_eval_adapter import cell_eval_protocol, require_cell_eval
 from .comparison import Comparison, Data, compare
+from .de_protocol import de_protocol, default_cache
 from .perturbation_protocol import honesty_protocol, perturbation_protocol
 from .protocols import Progress, Record, paper_protocol, robust_protocol, to_frame
 from .result import EvaluationResult
@@ -20,8 +24,9 @@ from .result import EvaluationResult
 SUITES = {
     "paper": ("paper", "perturbation"),
     "robust": ("robust", "perturbation", "honesty"),
-    "cell-eval": ("perturbation", "differential expression"),
-    "full": ("paper", "robust", "perturbation", "differential expression", "honesty"),
+    "perturbation": ("perturbation", "differential expression"),
+    "cell-eval": ("perturbation", "differential expression", "cell-eval"),
+    "full": ("paper", "robust", "perturbation", "differential expression", "honesty", "cell-eval"),
 }
 _STAMPED = ("evae", "anndata", "numpy", "scipy", "scikit-learn", "POT")
 
@@ -39,6 +44,7 @@ def evaluate(
     seeds: Sequence[int] = (0, 1, 2),
     n_components: int = 30,
     with_baselines: bool = True,
+    cache: str | Path | None = "default",
     progress: bool = True,
 ) -> EvaluationResult:
     """Compare predicted with real cells, beside baselines and the real cells' own split half.
@@ -57,11 +63,13 @@ def evaluate(
         perturbation_key: obs column of the perturbation.
         cell_type_key: obs column of the cell type; None treats all cells as one type.
         control: label of the control.
-        suite: "paper" (as published), "robust", "cell-eval" (pseudobulk and differential expression) or
-            "full".
+        suite: "paper" (as published), "robust", "perturbation" (pseudobulks and differential expression),
+            "cell-eval" (the same, and cell-eval itself beside it; needs the extra `eval`) or "full" (all).
         seeds: of the draws and splits; the first alone serves where one draw is made.
         n_components: principal components of W2, MMD2 and FD.
         with_baselines: compute the baselines too.
+        cache: folder that keeps the differential expression of real cells, by a hash of data and method, for
+            the next prediction; "default" is ~/.cache/evae, None keeps nothing.
         progress: show progress bars.
 
     Returns:
@@ -74,6 +82,8 @@ def evaluate(
         raise EvaeError(f"unknown suite '{suite}'. {near_matches(suite, list(SUITES))}")
     if not seeds:
         raise EvaeError("seeds is empty; give at least one seed, for example seeds=(0,).")
+    if "cell-eval" in SUITES[suite]:
+        require_cell_eval()
     started = time.perf_counter()
     keys: dict[str, Any] = {
         "perturbation_key": perturbation_key,
@@ -81,23 +91,28 @@ def evaluate(
         "control": control,
     }
     comparison = compare(predicted, real, train, controls, seed=seeds[0], **keys)
-    records = _run(comparison, suite, seeds, n_components, with_baselines, _bar if progress else _silent)
+    tables = default_cache() if cache == "default" else None if cache is None else Path(cache)
+    plan = _Plan(SUITES[suite], seeds, n_components, with_baselines, tables, _bar if progress else _silent)
+    records = _run(comparison, plan)
     settings = {**keys, "suite": suite, "seeds": list(seeds), "n_components": n_components}
     return EvaluationResult(
         to_frame(records), comparison, _stamp(comparison, settings, time.perf_counter() - started)
     )
 
 
-def _run(
-    comparison: Comparison,
-    suite: str,
-    seeds: Sequence[int],
-    n_components: int,
-    with_baselines: bool,
-    bar: Progress,
-) -> list[Record]:
-    groups = SUITES[suite]
-    systems = [model_system(comparison), *(baselines(comparison) if with_baselines else [])]
+@dataclass(frozen=True)
+class _Plan:
+    groups: tuple[str, ...]
+    seeds: Sequence[int]
+    n_components: int
+    with_baselines: bool
+    cache: Path | None
+    bar: Progress
+
+
+def _run(comparison: Comparison, plan: _Plan) -> list[Record]:
+    groups, seeds, n_components, bar = plan.groups, plan.seeds, plan.n_components, plan.bar
+    systems = [model_system(comparison), *(baselines(comparison) if plan.with_baselines else [])]
     records: list[Record] = []
     if "paper" in groups:
         records += paper_protocol(comparison, systems, seeds[0], bar, n_components)
@@ -105,6 +120,10 @@ def _run(
         records += robust_protocol(comparison, systems, seeds, bar, n_components)
     if "perturbation" in groups:
         records += perturbation_protocol(comparison, systems, seeds, bar)
+    if "differential expression" in groups:
+        records += de_protocol(comparison, systems, seeds[0], bar, plan.cache)
+    if "cell-eval" in groups:
+        records += cell_eval_protocol(comparison, bar)
     if "honesty" in groups:
         records += honesty_protocol(comparison, systems, seeds[0], bar)
     return records

@@ -8,6 +8,7 @@ from matplotlib.patheffects import withStroke
 from .baselines import model_system, sampled
 from .comparison import Comparison, Pair, rows_by_pair
 from .distances import draw
+from .inputs import mean_of
 from .protocols import reference_projection
 from .style import BACKGROUND, GENERATED, REAL, bare, new_figure
 
@@ -123,10 +124,10 @@ def _arrows(ax: Axes, comparison: Comparison) -> None:
             )
     ends = np.concatenate([np.array(list(planar.values())).reshape(-1, 2), np.zeros((1, 2))])
     low, high = ends.min(axis=0), ends.max(axis=0)
-    pad = (high - low) * 0.2 + 1e-9
-    ax.set_xlim(low[0] - pad[0], high[0] + pad[0])
-    ax.set_ylim(low[1] - pad[1], high[1] + pad[1])
-    ax.set_aspect("equal", adjustable="datalim")  # an arrow's length is an effect's size
+    middle, reach = (low + high) / 2, float((high - low).max()) * 0.62 + 1e-9
+    # the same scale on both axes: an arrow's length is an effect's size
+    ax.set_xlim(middle[0] - reach, middle[0] + reach)
+    ax.set_ylim(middle[1] - reach, middle[1] + reach)
     for pair in _far_apart(strongest[:MAX_ARROWS], planar, (high - low)):
         end = planar[pair][0]
         side, offset = ("left", 4) if end[0] >= 0 else ("right", -4)
@@ -156,7 +157,7 @@ def _shifts(comparison: Comparison) -> dict[Pair, tuple[np.ndarray, np.ndarray]]
     """(real, predicted) mean shift from the control of every pair, (genes,) each."""
     real, model = sampled("real", comparison.real, rows_by_pair(comparison.real)), model_system(comparison)
     control = {
-        c: np.asarray(comparison.controls.matrix[comparison.controls.cell_type == c].mean(axis=0)).ravel()
+        c: mean_of(comparison.controls.matrix[comparison.controls.cell_type == c])
         for c in comparison.cell_types
     }
     return {p: (real.mean(p) - control[p[0]], model.mean(p) - control[p[0]]) for p in comparison.pairs}

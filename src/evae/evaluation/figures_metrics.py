@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from .baselines import MODEL, SPLIT_HALF
 from .labels import METRIC_LABELS
@@ -67,7 +68,7 @@ def _metric_panel(ax: Axes, part: pd.DataFrame, systems: list[str], metric: str)
             continue
         own = system == MODEL
         ax.plot(value, y, "o", ms=8 if own else 6, color=GENERATED if own else BASELINE, zorder=3)
-        ax.annotate(
+        number = ax.annotate(
             format_number(value),
             (value, y),
             xytext=(7, 0),
@@ -77,6 +78,7 @@ def _metric_panel(ax: Axes, part: pd.DataFrame, systems: list[str], metric: str)
             color=GENERATED if own else TEXT,
             fontweight="bold" if own else "normal",
         )
+        number.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     limit = values.get(SPLIT_HALF, np.nan)
     if not np.isnan(limit):
         ax.axvline(limit, color=FLOOR, lw=1.6, zorder=1)

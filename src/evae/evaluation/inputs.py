@@ -171,6 +171,12 @@ def log1p_cp10k(matrix: Any, scale: str, columns: np.ndarray | None = None) -> s
     return matrix
 
 
+def mean_of(matrix: sp.csr_matrix) -> np.ndarray:
+    """Mean of each gene, (genes,). Summed in float64, which scipy's own mean of a float32 matrix is not."""
+    n_cells, n_genes = matrix.shape
+    return np.bincount(matrix.indices, weights=matrix.data, minlength=n_genes) / n_cells
+
+
 def _labels(data: ad.AnnData, key: str, name: str, argument: str) -> np.ndarray:
     if key not in data.obs:
         raise EvaeError(

@@ -17,9 +17,9 @@ class Label(NamedTuple):
 
 METRIC_LABELS = {
     "w2": Label("W2", "low"),
-    "mmd2_mix_biased": Label("MMD² mix biased", "low"),
-    "mmd2_mix_unbiased": Label("MMD² mix unbiased", "low"),
-    "mmd2_median_unbiased": Label("MMD² median unbiased", "low"),
+    "mmd2_mix_biased": Label("MMD² biased", "low"),
+    "mmd2_mix_unbiased": Label("MMD² unbiased", "low"),
+    "mmd2_median_unbiased": Label("MMD² median σ", "low"),
     "fd": Label("FD", "low"),
     "pearson_delta": Label("Pearson Δ", "high"),
     "mae": Label("MAE", "low"),
@@ -29,6 +29,7 @@ METRIC_LABELS = {
     "discrimination_l1": Label("discrimination L1", "high"),
     "discrimination_l2": Label("discrimination L2", "high"),
     "discrimination_cosine": Label("discrimination cosine", "high"),
+    **{f"discrimination_score_{d}": Label(f"discrimination {d}", "high") for d in ("l1", "l2", "cosine")},
     "variance_ratio": Label("variance ratio", "1"),
     "zero_fraction_error": Label("zero-fraction error", "low"),
     "correlation_error": Label("correlation error", "low"),
@@ -62,6 +63,11 @@ TABLES: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {
         "Differential expression, mean over perturbations",
         ("overlap_at_N", "precision_at_N", "pr_auc", "roc_auc", "de_spearman_lfc_sig",
          "de_direction_match", "de_sig_genes_recall", "de_spearman_sig"),
+    ),
+    ("cell-eval", "pair"): (
+        "cell-eval itself, mean over perturbations",
+        ("pearson_delta", "mae", "discrimination_score_l1", "overlap_at_N", "pr_auc", "de_spearman_lfc_sig",
+         "de_direction_match", "de_spearman_sig"),
     ),
     ("honesty", "pooled"): (
         "Diversity and honesty",

@@ -7,6 +7,7 @@ import numpy as np
 from .baselines import SPLIT_HALF, System, sampled
 from .comparison import Comparison, Pair, rows_by_pair
 from .honesty import honesty_checks
+from .inputs import mean_of
 from .protocols import Progress, Record, _pooled, reference_projection, split_halves
 from .pseudobulk import discrimination_scores, pseudobulk_metrics
 
@@ -21,13 +22,8 @@ def perturbation_protocol(
     The ceiling is the split half: half B stands for the prediction of half A, with the same controls on both
     sides, as the model has.
     """
-    controls = {
-        c: np.asarray(
-            comparison.controls.matrix[comparison.controls.cell_type == c].mean(axis=0, dtype=np.float64)
-        )
-        for c in comparison.cell_types
-    }
-    controls = {c: mean.ravel() for c, mean in controls.items()}
+    base = comparison.controls
+    controls = {c: mean_of(base.matrix[base.cell_type == c]) for c in comparison.cell_types}
     whole = sampled("real", comparison.real, rows_by_pair(comparison.real))
     truth = {pair: whole.mean(pair) for pair in comparison.pairs}
     sizes = {pair: len(rows) for pair, rows in rows_by_pair(comparison.real).items()}

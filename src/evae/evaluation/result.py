@@ -45,6 +45,17 @@ class EvaluationResult:
             raise KeyError(f"no {metric} of {system} in {group}, {level}")
         return float(found["value"].iloc[0])
 
+    def per_perturbation(self, metric: str, group: str = "perturbation") -> pd.DataFrame:
+        """Mean over seeds of a metric for every pair, one column a system."""
+        part = self.records[
+            (self.records["group"] == group)
+            & (self.records["level"] == "pair")
+            & (self.records["metric"] == metric)
+        ]
+        return part.pivot_table(
+            values="value", index=["cell_type", "perturbation"], columns="system", dropna=False
+        )
+
     def table(self) -> Group:
         """All tables, for `rich.print`."""
         notes = [Text(f"· {note}", style="dim") for note in self.stamp["notes"]]
@@ -86,6 +97,12 @@ class EvaluationResult:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
         return path
+
+    def report(self, folder: str | Path) -> Path:
+        """Write report.html, report.md, result.json and plots/ into a folder; returns the HTML file."""
+        from .report import write_report
+
+        return write_report(self, Path(folder))
 
     def plots(self, folder: str | Path) -> list[Path]:
         """Write all plots as PNG into a folder and return their paths."""
@@ -174,8 +191,8 @@ def _rich_table(title: str, rows: list[tuple[str, dict[str, pd.Series]]], metric
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", padding=(0, 1))
     table.add_column("system", no_wrap=True)
     for metric in metrics:
-        table.add_column(METRIC_LABELS[metric].heading, justify="right")
-    table.add_column("cells real / gen.", justify="right", style="dim")
+        table.add_column(METRIC_LABELS[metric].heading, justify="right", overflow="fold")
+    table.add_column("cells real / gen.", justify="right", style="dim", overflow="fold")
     for system, values in rows:
         if system == SPLIT_HALF:
             table.add_section()

@@ -1,0 +1,151 @@
+"""The report of an evaluation: one HTML file that carries its figures, the same in Markdown, and the JSON."""
+
+import base64
+import html
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from .baselines import MODEL, SPLIT_HALF
+from .labels import METRIC_LABELS
+
+if TYPE_CHECKING:
+    from .result import EvaluationResult
+
+CAPTIONS = {
+    "distances_robust.png": "Distances in the robust protocol. Dots are systems; the green line is what two "
+    "halves of the real cells reach with as many cells.",
+    "distances_paper.png": "Distances in the published protocol: components fitted on the compared cells.",
+    "perturbation_metrics.png": "Perturbation effects on pseudobulks. The split half has half of the cells, "
+    "so a good prediction may pass it.",
+    "differential_expression.png": "Recovery of differentially expressed genes.",
+    "honesty.png": "Diversity and honesty: a mean-collapsed or memorising model shows here.",
+    "per_perturbation.png": "Correlation of the predicted with the real shift, perturbation by perturbation.",
+    "radar.png": "All metrics on one scale, from the control copy to the real cells' own agreement.",
+    "cells_pca.png": "Real and generated cells on principal components fitted elsewhere, and the shift of "
+    "every perturbation's mean.",
+    "cells_umap.png": "UMAP of real and generated cells together.",
+    "top_genes.png": "The genes that move most under the strongest perturbations.",
+}
+READING = (
+    "Lower is better where ↓ stands, higher where ↑, nearest to the number where → stands. Pooled values are "
+    "means over seeds ± standard deviation; others are means over perturbations, with the number of defined "
+    "ones in brackets where some are not. “Real split half” is what one half of the real cells scores "
+    "against the other."
+)
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2.5rem auto; }
+h1 { font-size: 1.6rem; margin-bottom: .2rem; }
+h2 { font-size: 1.1rem; margin: 2.2rem 0 .5rem; }
+p.lead { color: #555; margin-top: 0; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .28rem .8rem .28rem 0; text-align: right; white-space: nowrap; }
+tr { border-bottom: 1px solid #eee; }
+th:first-child, td:first-child { text-align: left; }
+th { color: #555; font-weight: 600; }
+tr.model td { color: #D55E00; font-weight: 700; }
+tr.floor td { color: #00795A; border-top: 2px solid #009E73; }
+td.n { color: #888; }
+figure { margin: 1.2rem 0 2rem; }
+figure img { max-width: 100%; }
+figcaption { color: #555; font-size: .86rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .86rem; }
+dt { color: #666; }
+dd { margin: 0; overflow-wrap: anywhere; }
+"""
+
+
+def write_report(result: "EvaluationResult", folder: Path) -> Path:
+    """Write report.html, report.md, result.json and plots/; returns the path of report.html."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = result.plots(folder / "plots")
+    result.to_json(folder / "result.json")
+    (folder / "report.md").write_text(markdown(result, figures))
+    page = folder / "report.html"
+    page.write_text(html_page(result, figures))
+    return page
+
+
+def markdown(result: "EvaluationResult", figures: list[Path]) -> str:
+    """The report in Markdown; figures are linked as plots/NAME."""
+    lines = ["# Evaluation of predicted cells", "", _lead(result.stamp), "", READING]
+    for title, metrics, rows in result.tables():
+        heading = ["system", *[METRIC_LABELS[m].heading for m in metrics], "cells real / gen."]
+        lines += ["", f"## {title}", "", _row(heading), _row(["---", *["---:"] * (len(heading) - 1)])]
+        for name, values in rows:
+            shown = f"**{name}**" if name == MODEL else name
+            lines.append(_row([shown, *_numbers(metrics, values)]))
+    lines += ["", "## Figures"]
+    for path in figures:
+        lines += ["", f"![{CAPTIONS[path.name]}](plots/{path.name})", "", f"*{CAPTIONS[path.name]}*"]
+    lines += ["", "## How it was made", ""]
+    lines += [f"* {name}: {value}" for name, value in _provenance(result.stamp)]
+    return "\n".join(lines) + "\n"
+
+
+def html_page(result: "EvaluationResult", figures: list[Path]) -> str:
+    """The report as one HTML page that needs no other file."""
+    e = html.escape
+    body = [
+        f"<h1>Evaluation of predicted cells</h1><p class=lead>{e(_lead(result.stamp))}</p><p>{e(READING)}</p>"
+    ]
+    for title, metrics, rows in result.tables():
+        heads = ["system", *[METRIC_LABELS[m].heading for m in metrics], "cells real / gen."]
+        body.append(
+            f"<h2>{e(title)}</h2><div class=wide><table><tr>{''.join(f'<th>{e(h)}</th>' for h in heads)}</tr>"
+        )
+        for name, values in rows:
+            kind = {MODEL: " class=model", SPLIT_HALF: " class=floor"}.get(name, "")
+            *numbers, n = [e(text) for text in _numbers(metrics, values)]
+            cells = "".join(f"<td>{text}</td>" for text in [e(name), *numbers])
+            body.append(f"<tr{kind}>{cells}<td class=n>{n}</td></tr>")
+        body.append("</table></div>")
+    body.append("<h2>Figures</h2>")
+    for path in figures:
+        data = base64.b64encode(path.read_bytes()).decode()
+        caption = e(CAPTIONS[path.name])
+        image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+        body.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
+    facts = "".join(f"<dt>{e(name)}</dt><dd>{e(value)}</dd>" for name, value in _provenance(result.stamp))
+    body.append(f"<h2>How it was made</h2><dl>{facts}</dl>")
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        "<title>Evaluation of predicted cells</title>"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{_STYLE}</style></head>"
+        f"<body>{''.join(body)}</body></html>\n"
+    )
+
+
+def _lead(stamp: dict[str, Any]) -> str:
+    n = stamp["n_cells"]
+    return (
+        f"{n['predicted']:,} predicted against {n['real']:,} real cells, {stamp['n_pairs']} pairs of "
+        f"cell type and perturbation, {stamp['n_genes']:,} genes; suite {stamp['settings']['suite']}."
+    )
+
+
+def _numbers(metrics: tuple[str, ...], values: dict[str, pd.Series]) -> list[str]:
+    from .result import cell_text, cells_text
+
+    return [*[cell_text(values.get(metric)) for metric in metrics], cells_text(values)]
+
+
+def _provenance(stamp: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a reader needs to run it again, as (name, value)."""
+    settings, n = stamp["settings"], stamp["n_cells"]
+    return [
+        ("created", f"{stamp['created']}, in {stamp['seconds']} s"),
+        ("seeds", ", ".join(str(seed) for seed in settings["seeds"])),
+        ("settings", "; ".join(f"{k} = {v}" for k, v in settings.items() if k != "seeds")),
+        ("cells", "; ".join(f"{name} {count:,}" for name, count in n.items())),
+        ("versions", "; ".join(f"{name} {version}" for name, version in stamp["versions"].items())),
+        *[(f"sha256 of {name} cells", value) for name, value in stamp["sha256"].items()],
+        *[("note", note) for note in stamp["notes"]],
+    ]
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
