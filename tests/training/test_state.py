@@ -85,19 +85,20 @@ def test_decay_falls_on_matrices_only():
 
 def test_moving_average_follows_its_formula_and_swaps_back():
     model = Model(0)
-    average = MovingAverage(model, 0.9)
+    average = MovingAverage(model, 0.7)
     expected, buffer = model.linear.weight.detach().clone(), model.mean.clone()
     optimizer = build_optimizer(model, 0.1, 0.0)
-    for _ in range(3):
+    for step in range(1, 40):
+        past = min(0.7, (1 + step) / (10 + step))
         take_steps(model, optimizer, 1)
         model.mean += 1
-        average.update()
-        expected = 0.9 * expected + 0.1 * model.linear.weight.detach()
-        buffer = 0.9 * buffer + 0.1 * model.mean
+        average.update(step)
+        expected = past * expected + (1 - past) * model.linear.weight.detach()
+        buffer = past * buffer + (1 - past) * model.mean
     trained = model.linear.weight.detach().clone()
     average.swap()
-    assert torch.allclose(model.linear.weight, expected, atol=1e-7)
-    assert torch.allclose(model.mean, buffer, atol=1e-6)
+    assert torch.allclose(model.linear.weight, expected, atol=1e-6)
+    assert torch.allclose(model.mean, buffer, atol=1e-5)
     average.swap()
     assert torch.equal(model.linear.weight, trained)
 

@@ -1,9 +1,12 @@
 """What the training scripts share: arguments in, one error line out."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+from transformers.utils.logging import disable_progress_bar
 
 from evae.models.contract_evae import EvaeError
 from evae.training.settings import TRACKERS, load_settings
@@ -22,12 +25,14 @@ def main(kind: str, arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings, also model.key=value")
     given = parser.parse_intermixed_args(arguments)
     overrides = [*given.settings, *([f"report_to={given.report_to}"] if given.report_to else [])]
+    disable_progress_bar()  # of transformers: loading and saving take no time here
     try:
         path = _train(kind, load_settings(kind, given.config, overrides))
     except EvaeError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    print(path)
+    if os.environ.get("RANK", "0") == "0":
+        print(path)
 
 
 def _train(kind: str, settings: Any) -> Any:

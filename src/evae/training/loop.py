@@ -144,9 +144,9 @@ class _Loop:
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.now.average:
-            self.now.average.update()
         self.now.step += 1
+        if self.now.average:
+            self.now.average.update(self.now.step)
         self.pending.append((torch.stack(losses).mean().float(), norm.detach().float(), seen))
 
     def _next(self, source: Iterator[Batch]) -> Batch:

@@ -79,9 +79,9 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
 
 
 class MovingAverage:
-    """Exponential moving average of trained parameters and buffers: a <- decay * a + (1 - decay) * p.
+    """Exponential moving average of trained parameters and buffers: a <- d * a + (1 - d) * p.
 
-    Buffers such as running statistics are averaged too, so that they go with the averaged weights.
+    After step n, d = min(decay, (1 + n) / (10 + n)): early on it forgets the initial weights faster. Buffers such as running statistics are averaged too, so that they go with the averaged weights.
 
     Args:
         model: the model that is averaged; the average starts at its present values.
@@ -94,9 +94,10 @@ class MovingAverage:
         self.average = {name: t.clone() for name, t in self.live.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take in the weights after one optimiser step."""
-        torch._foreach_lerp_(list(self.average.values()), list(self.live.values()), 1 - self.decay)
+    def update(self, step: int) -> None:
+        """Take in the weights after the optimiser step number `step`, counted from 1."""
+        past = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.average.values()), list(self.live.values()), 1 - past)
 
     @torch.no_grad()
     def swap(self) -> None:
