@@ -53,8 +53,10 @@ def tiny_tokenizer(tiny_config):
 
 @pytest.fixture
 def tiny_prior(tiny_config):
-    """A function that gives a tiny prior in evaluation mode; its modulation is drawn, because adaLN-Zero starts
-    at zero, where no condition has an effect."""
+    """A function that gives a tiny prior in evaluation mode.
+
+    Its modulation is drawn, because adaLN-Zero starts at zero, where no condition has an effect.
+    """
 
     def build(seed=0, tokenizer=None, **fields):
         torch.manual_seed(seed)

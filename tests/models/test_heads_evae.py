@@ -1,4 +1,4 @@
-"""Output heads against scipy and against plain float64 formulas; samples against the distributions they come from."""
+"""Output heads against scipy and plain float64 formulas; samples against their distributions."""
 
 import numpy as np
 import pytest
@@ -119,8 +119,10 @@ class TestNegativeBinomial:
         return np.exp(x) / np.exp(x).sum(-1, keepdims=True) * library.double().numpy()[:, None]
 
     def test_log_likelihood_is_that_of_scipy(self, head, outputs, cells):
-        """Ours is float32: within 1e-4 relative and 1e-4 nats of scipy in float64 for small counts; differences of
-        lgamma cost up to 5e-3 nats where a gene has thousands of counts."""
+        """Ours is float32: within 1e-4 relative and 1e-4 nats of scipy in float64 for small counts.
+
+        Differences of lgamma cost up to 5e-3 nats where a gene has thousands of counts.
+        """
         nb = head("nb")
         theta, values = self.theta(nb), outputs(nb)
         counts = torch.cat([cells, cells * 200])

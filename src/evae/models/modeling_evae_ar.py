@@ -224,12 +224,11 @@ class EvaeARForCausalLM(EvaePreTrainedModel, GenerationMixin):
             inputs = torch.full((n_cells, 1), self.config.bos_token_id, device=self.device)
         check_ids(inputs, self.config.vocab_size, "code", self.training)
         modulation = self.condition_modulation(n_cells, perturbation_ids, cell_type_ids, library_size)
-        left = self.n_codes + 1 - inputs.shape[1]
-        if "max_length" not in kwargs:
-            kwargs.setdefault("max_new_tokens", left)
-        wanted = kwargs.get("max_new_tokens") or kwargs.get("max_length", 0) - inputs.shape[1]
-        if wanted > left:
-            raise EvaeError(f"a cell has {self.n_codes} codes; {wanted + inputs.shape[1] - 1} were asked for.")
+        if "max_length" in kwargs:  # the number stored in generation_config would win over it
+            kwargs.setdefault("max_new_tokens", kwargs.pop("max_length") - inputs.shape[1])
+        new = kwargs.setdefault("max_new_tokens", self.n_codes + 1 - inputs.shape[1])
+        if inputs.shape[1] - 1 + new > self.n_codes:
+            raise EvaeError(f"a cell has {self.n_codes} codes; {inputs.shape[1] - 1 + new} were asked for.")
         output = super().generate(inputs, modulation=modulation, **kwargs)
         if isinstance(output, Tensor):
             return output[:, 1:]
