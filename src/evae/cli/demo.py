@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +16,27 @@ from rich.console import Console
 from evae.cli.data import CellTypeKey, PerturbationKey, SourceLayer
 from evae.cli.evaluate import dataset_cells, save_result
 from evae.cli.files import check_folder, write_h5ad
+from evae.cli.report import summary_table
 from evae.data.dataset import DatasetInfo
 from evae.data.h5ad_reader import H5adCounts
 from evae.data.prepare import prepare_dataset
 from evae.data.simulate import simulate_perturb_seq
-from evae.evaluation import EvaluationResult, evaluate
+from evae.evaluation import evaluate
 from evae.hold_out import choose_split, predict_held_out
 from evae.models.contract_evae import EvaeError
 from evae.pipeline import pipeline
 from evae.presets import config_path, stored_splits
 from evae.training.prior import train_prior
+from evae.training.run_folder import FINISHED, RunFolder
 from evae.training.settings import PriorSettings, Settings, TokenizerSettings, load_settings
 from evae.training.tokenizer import train_tokenizer
 
 MARKER = "demo.json"
 N_PHASES = 6
+READING = (
+    "How to read it: a perfect model comes down to the real cells' own split half; a model that ignores the\n"
+    "perturbation gives the control copy; what the tokenizer alone loses, no prior can bring back."
+)
 MAX_GENES = 1_000  # wider files are cut to this many highly variable genes, to stay within minutes on a CPU
 
 
@@ -134,7 +140,7 @@ class Demo:
         with self.phase(
             3, f"Tokenizer: learns to write a cell as a few codes ({settings.max_steps:,} steps)"
         ):
-            folder = train_tokenizer(settings)
+            folder = train_tokenizer(settings) if self.is_new(settings) else self.out / "tokenizer"
             last = _last_line(folder / "log.jsonl", "codebook_use")
             if last is not None:
                 self.say(f"{last['codebook_use']:.0%} of the codes are in use")
@@ -146,13 +152,12 @@ class Demo:
             4,
             f"Prior: learns which codes follow a perturbation in a cell type ({settings.max_steps:,} steps)",
         ):
-            train_prior(settings)
+            if self.is_new(settings):
+                train_prior(settings)
 
     def predict(self) -> None:
         """Phase 5."""
-        with self.phase(
-            5, "Prediction of the held-out cells, and their reconstruction by the tokenizer alone"
-        ):
+        with self.phase(5, "Prediction of the held-out cells; reconstruction by the tokenizer alone"):
             self.pipe = pipeline(self.out / "prior")
             seed = self.given["seed"]
             self.predicted = predict_held_out(self.pipe, self.dataset, seed=seed)
@@ -164,13 +169,14 @@ class Demo:
     def evaluate(self) -> None:
         """Phase 6."""
         with self.phase(6, "Evaluation beside baselines"):
-            result = evaluate(self.predicted, **self.cells)
-            ceiling = evaluate(self.reconstructed, **self.cells, with_baselines=False)
-            result.print()
-            self.say(_reading(result, ceiling))
+            bars = self.console.is_terminal
+            result = evaluate(self.predicted, **self.cells, progress=bars)
+            ceiling = evaluate(self.reconstructed, **self.cells, with_baselines=False, progress=bars)
+            self.console.print(summary_table(result, ceiling))
             save_result(result, self.out / "evaluation", overwrite=True)
             ceiling.to_json(self.out / "evaluation" / "reconstruction.json")
-            self.say(f"numbers and plots: {self.out / 'evaluation'}")
+            self.say(READING)
+            self.say(f"all tables, numbers and plots: {self.out / 'evaluation'}")
         self.say(
             f"\nTo use the model:\n  evae predict {self.out / 'prior'} --controls FILE.h5ad --perturbation "
             f"{self.predicted.obs['perturbation'].iloc[0]} --out predicted.h5ad"
@@ -179,10 +185,17 @@ class Demo:
     @contextmanager
     def phase(self, number: int, title: str) -> Iterator[None]:
         """Announce a phase, and how long it took."""
-        self.console.rule(f"[bold]{number}/{N_PHASES}[/]  {title}", align="left")
+        self.console.print(f"\n[bold]{number}/{N_PHASES}  {title}[/]")
         started = time.perf_counter()
         yield
         self.console.print(f"done in {_duration(time.perf_counter() - started)}", style="dim")
+
+    def is_new(self, settings: Settings) -> bool:
+        """Whether there is still something to train."""
+        finished = RunFolder(settings).status == FINISHED
+        if finished:
+            self.say("trained before")
+        return not finished
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
@@ -260,24 +273,6 @@ def _claim_folder(out: Path, given: dict[str, Any], overwrite: bool) -> None:
         shutil.rmtree(out)
     out.mkdir(parents=True)
     marker.write_text(json.dumps(given, indent=1))
-
-
-def _reading(result: EvaluationResult, ceiling: EvaluationResult) -> str:
-    """The numbers in words: how far from the controls, from the tokenizer's limit, and from real cells."""
-
-    def row(title: str, values: Callable[[str], float]) -> str:
-        return f"  {title:<28} FD {values('fd'):7.2f}   MMD2 {values('mmd2_mix_biased'):.4f}"
-
-    rows = [
-        row("real cells, two halves", lambda m: result.value(m, "real split half")),
-        row("tokenizer alone", lambda m: ceiling.value(m)),
-        row("model", lambda m: result.value(m)),
-        row("copy of the controls", lambda m: result.value(m, "control copy")),
-    ]
-    return (
-        "Distance to the real held-out cells, best possible first (protocol robust, pooled):\n"
-        + "\n".join(rows)
-    )
 
 
 def _last_line(log: Path, key: str) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from evae.cli.data import CellTypeKey, PerturbationKey
 from evae.cli.files import check_folder, fresh_folder
+from evae.cli.report import summary_table, write_tables
 from evae.cli.use import Overwrite
 from evae.data.anndata_io import read_split
 from evae.data.dataset import DatasetInfo
@@ -52,11 +53,12 @@ def evaluate(
     if dataset is not None:
         if train or controls or control:
             raise EvaeError("--train, --controls and --control go with --real; a dataset folder holds them.")
-        data = dataset_cells(dataset)
+        data = dataset_cells(dataset, perturbation_key, cell_type_key)
     elif control is None:
         raise EvaeError("with --real, name the label of the controls with --control.")
     else:
         data = {"real": real, "train": train, "controls": controls, "control": control}
+    console = Console(highlight=False, soft_wrap=True)
     result = run_evaluation(
         predicted,
         **data,
@@ -64,25 +66,33 @@ def evaluate(
         cell_type_key=cell_type_key,
         suite=suite,
         seeds=tuple(range(seeds)),
+        progress=console.is_terminal,
     )
-    result.print()
+    console.print(summary_table(result))
+    for note in result.stamp["notes"]:
+        console.print(f"· {note}", style="dim", markup=False)
     save_result(result, out, plots, overwrite)
-    Console(highlight=False, soft_wrap=True).print(f"numbers and plots: {out}", style="bold", markup=False)
+    console.print(f"all tables, numbers and plots: {out}", style="bold", markup=False)
 
 
-def dataset_cells(dataset: str | Path) -> dict[str, Any]:
-    """What `evaluate` needs of a dataset folder: held-out cells, training cells, the control's label."""
-    info = DatasetInfo.load(dataset)
-    return {
-        "real": read_split(dataset, "test"),
-        "train": read_split(dataset, "train"),
-        "control": info.control,
-    }
+def dataset_cells(
+    dataset: str | Path, perturbation_key: str = "perturbation", cell_type_key: str = "cell_type"
+) -> dict[str, Any]:
+    """What `evaluate` needs of a dataset folder: held-out cells, training cells, the control's label.
+
+    The obs columns get the names that the predictions have.
+    """
+    columns = {"perturbation": perturbation_key, "cell_type": cell_type_key}
+    cells = {"real": read_split(dataset, "test"), "train": read_split(dataset, "train")}
+    for adata in cells.values():
+        adata.obs = adata.obs.rename(columns=columns)
+    return {**cells, "control": DatasetInfo.load(dataset).control}
 
 
 def save_result(result: EvaluationResult, out: Path, plots: bool = True, overwrite: bool = False) -> None:
-    """Write a result's JSON and plots into a folder, all or nothing."""
+    """Write a result's JSON, tables and plots into a folder, all or nothing."""
     with fresh_folder(out, RESULT, overwrite) as folder:
         result.to_json(folder / RESULT)
+        write_tables(result, folder / "tables.txt")
         if plots:
             result.plots(folder)
