@@ -99,7 +99,7 @@ def load_tokenizer(path_or_id: str, info: DatasetInfo) -> EvaeModel:
     except (OSError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise EvaeError(
-            f"the tokenizer '{path_or_id}' cannot be loaded ({reason}); train or copy it anew."
+            f"the tokenizer '{path_or_id}' cannot be loaded ({reason}); finish, repeat or copy its run."
         ) from None
     if genes != list(info.genes):
         raise EvaeError(

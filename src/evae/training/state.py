@@ -81,7 +81,8 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
 class MovingAverage:
     """Exponential moving average of trained parameters and buffers: a <- d * a + (1 - d) * p.
 
-    After step n, d = min(decay, (1 + n) / (10 + n)): early on it forgets the initial weights faster. Buffers such as running statistics are averaged too, so that they go with the averaged weights.
+    After step n, d = min(decay, (1 + n) / (10 + n)): early on it forgets the initial weights faster. Buffers
+    such as running statistics are averaged too, so that they go with the averaged weights.
 
     Args:
         model: the model that is averaged; the average starts at its present values.
