@@ -1,0 +1,127 @@
+"""What all tests share: no network, one thread, and a small trained model made once."""
+
+import os
+
+# Read by the libraries when they are imported, so they come before the imports.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import anndata as ad
+import pytest
+
+import evae
+from evae.cli import main
+from evae.data.prepare import prepare_dataset
+from evae.data.simulate import simulate_perturb_seq
+from evae.training.prior import train_prior
+from evae.training.settings import load_settings
+from evae.training.tokenizer import train_tokenizer
+
+HELD_OUT = "type_B"
+
+
+class Outcome(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def screen() -> ad.AnnData:
+    """A simulated screen: 900 cells x 60 genes, two cell types, four perturbations; read only."""
+    return simulate_perturb_seq(n_cells=900, n_genes=60, n_cell_types=2, n_perturbations=4, seed=1)
+
+
+@pytest.fixture(scope="session")
+def screen_file(screen: ad.AnnData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("screen") / "screen.h5ad"
+    screen.write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def screen_split(screen: ad.AnnData) -> dict[str, list[str]]:
+    """Two perturbations held out in one cell type."""
+    names = [p for p in screen.obs["perturbation"].cat.categories if p != "control"]
+    return {"cell_type": [HELD_OUT], "pert": names[:2]}
+
+
+@pytest.fixture(scope="session")
+def screen_dataset(
+    screen_file: Path, screen_split: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The dataset folder of the screen; read only."""
+    return prepare_dataset(
+        screen_file,
+        tmp_path_factory.mktemp("dataset") / "screen",
+        perturbation_key="perturbation",
+        cell_type_key="cell_type",
+        control="control",
+        split=screen_split,
+        progress=False,
+    )
+
+
+TOKENIZER_SETTINGS = [
+    *("max_steps=30", "batch_size=32", "warmup_steps=5", "eval_every=30", "save_every=30"),
+    *("model.hidden_size=16", "model.num_attention_heads=2", "model.intermediate_size=32"),
+    *("model.n_latents=4", "model.encoder_layers=1", "model.decoder_layers=1", "model.fsq_levels=[4, 4]"),
+]
+PRIOR_SETTINGS = [
+    *("max_steps=30", "batch_size=32", "warmup_steps=5", "eval_every=30", "save_every=30"),
+    *("model.hidden_size=16", "model.num_attention_heads=2", "model.intermediate_size=32"),
+    *("model.num_hidden_layers=1",),
+]
+
+
+@pytest.fixture(scope="session")
+def trained_tokenizer(screen_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a barely trained tokenizer; read only."""
+    out = tmp_path_factory.mktemp("runs") / "tokenizer"
+    places = [f"dataset={screen_dataset}", f"output_dir={out}"]
+    return train_tokenizer(load_settings("tokenizer", None, [*TOKENIZER_SETTINGS, *places]))
+
+
+@pytest.fixture(scope="session")
+def trained_prior(
+    screen_dataset: Path, trained_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a barely trained prior; read only."""
+    out = tmp_path_factory.mktemp("runs") / "prior"
+    places = [f"dataset={screen_dataset}", f"tokenizer={trained_tokenizer}", f"output_dir={out}"]
+    return train_prior(load_settings("prior", None, [*PRIOR_SETTINGS, *places]))
+
+
+@pytest.fixture(scope="session")
+def pipe(trained_prior: Path) -> evae.Pipeline:
+    return evae.pipeline(trained_prior, device="cpu")
+
+
+@pytest.fixture
+def controls(screen: ad.AnnData) -> ad.AnnData:
+    return screen[screen.obs["perturbation"] == "control"].copy()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run the `evae` command in this process."""
+
+    def command(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        code = 0
+        try:
+            main([str(a) for a in arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return command
