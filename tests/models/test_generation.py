@@ -1,4 +1,4 @@
-"""Writing codes: `generate`, `sample_codes` and `sample_cells` draw what the prior says, in the order asked for."""
+"""Writing codes: `generate`, `sample_codes` and `sample_cells` draw what the prior says, in order."""
 
 import itertools
 import warnings
@@ -54,7 +54,7 @@ class TestProbabilities:
         assert agrees(prior.generate(**self.ids(), use_cache=False), probabilities)
 
     def test_temperature(self, toy):
-        prior, probabilities = toy
+        prior, _ = toy
         cold = prior.sample_codes(**self.ids(), temperature=1e-4)
         greedy = prior.generate(**self.ids(), do_sample=False)
         assert torch.equal(cold, greedy)
