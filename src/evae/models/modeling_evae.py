@@ -229,10 +229,10 @@ class EvaeModel(EvaePreTrainedModel):
             gene_ids: panel index of every entry of `counts`; entries with count 0 are padding.
             library_size: total counts over the panel, (cells,); the row sum of `counts` if None.
         """
-        dense = counts if gene_ids is None else to_dense(counts, gene_ids, self.config.n_genes)
         library_size = counts.sum(1) if library_size is None else library_size
         latents, codes, kl = self._bottleneck(self._latent_parameters(counts, gene_ids))
         outputs = self.decode(latents, library_size)
+        dense = counts if gene_ids is None else to_dense(counts, gene_ids, self.config.n_genes)
         reconstruction = self.head.loss(outputs, dense, library_size)
         loss = reconstruction if kl is None else reconstruction + self.config.kl_weight * kl.mean()
         return EvaeOutput(
