@@ -46,7 +46,7 @@ class TestRawCounts:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            (lambda x: np.log1p(x / x.sum(1, keepdims=True) * 1e4), ["log-normalised", "raw counts"]),
+            (lambda x: np.log1p(x / x.sum(1, keepdims=True) * 1e4), ["log-normalised", "raw integer counts"]),
             (lambda x: x * 1.5, ["fractional", "raw"]),
             (lambda x: x * 100 + 0.5, ["ambient-corrected", "raw"]),
             (lambda x: x - 1, ["negative", "raw counts"]),
