@@ -39,6 +39,17 @@ class TestFiles:
                 assert (module if level else module.partition(".")[0]) in (names if level else ALLOWED)
         assert not [path for path in ZONE.iterdir() if path.is_dir() and path.name != "__pycache__"]
 
+    def test_entry_files_import_all_that_they_need(self):
+        """From a local folder, transformers up to 5.0 copies only what the entry file itself imports."""
+        direct = {f.stem: {module for level, module in imports(f) if level} for f in ZONE.glob("*_evae*.py")}
+        for entry in (
+            name for name in direct if name.startswith(("modeling", "configuration", "processing"))
+        ):
+            needed = set(direct[entry])
+            while more := set().union(*(direct[name] for name in needed)) - needed:
+                needed |= more
+            assert direct[entry] == needed, entry
+
     def test_files_say_whose_they_are(self):
         """Code of several repositories shares one cache folder, so names must not be common ones."""
         assert all(file.stem.endswith(("_evae", "_ar", "__init__")) for file in ZONE.glob("*.py"))

@@ -15,8 +15,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_evae import EvaeARConfig
 from .contract_evae import EvaeError
+from .heads_evae import HEAD_CLASSES  # noqa: F401  (see quantization_evae)
 from .layers_evae import ModulatedBlock, check_ids, modulate
 from .modeling_evae import EvaeModel, EvaePreTrainedModel, log_library
+
+# Not used here: from a local folder, transformers up to 5.0 fetches only what a file itself imports.
+from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
 
 try:
     from transformers import initialization as init
