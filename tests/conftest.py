@@ -83,6 +83,12 @@ PRIOR_SETTINGS = [
 
 
 @pytest.fixture(scope="session")
+def small_settings() -> dict[str, list[str]]:
+    """Settings of both stages that train in a second."""
+    return {"tokenizer": TOKENIZER_SETTINGS, "prior": PRIOR_SETTINGS}
+
+
+@pytest.fixture(scope="session")
 def trained_tokenizer(screen_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a barely trained tokenizer; read only."""
     out = tmp_path_factory.mktemp("runs") / "tokenizer"

@@ -23,7 +23,7 @@ def folder(trained_prior: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("file", FILES)
 def test_missing_file_is_named(folder, file):
     (folder / file).unlink()
-    with pytest.raises(evae.EvaeError, match=f"lacks the file {file}; copy or download"):
+    with pytest.raises(evae.EvaeError, match=rf"lacks the file {file}; copy or download"):
         evae.pipeline(folder)
 
 
@@ -89,5 +89,5 @@ def test_sharded_weights_load_and_a_lost_shard_is_named(trained_prior, tmp_path)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
     shards[1].unlink()
-    with pytest.raises(evae.EvaeError, match=f"lacks the file {shards[1].name}"):
+    with pytest.raises(evae.EvaeError, match=rf"lacks the file {shards[1].name}"):
         evae.pipeline(tmp_path / "sharded")

@@ -23,12 +23,20 @@ from evae.data.prepare import prepare_dataset
 from evae.data.simulate import simulate_perturb_seq
 from evae.evaluation import evaluate
 from evae.hold_out import choose_split, predict_held_out
-from evae.models.contract_evae import EvaeError
+from evae.models import EvaeConfig, EvaeError
 from evae.pipeline import pipeline
 from evae.presets import config_path, stored_splits
-from evae.training.prior import train_prior
+from evae.training.prior import FROM_DATASET as PRIOR_GIVEN
+from evae.training.prior import PRIORS, train_prior
 from evae.training.run_folder import FINISHED, RunFolder
-from evae.training.settings import PriorSettings, Settings, TokenizerSettings, load_settings
+from evae.training.settings import (
+    PriorSettings,
+    Settings,
+    TokenizerSettings,
+    check_model_settings,
+    load_settings,
+)
+from evae.training.tokenizer import FROM_DATASET as TOKENIZER_GIVEN
 from evae.training.tokenizer import train_tokenizer
 
 MARKER = "demo.json"
@@ -97,7 +105,12 @@ def demo(
     }
     _claim_folder(out, given, overwrite)
     run = Demo(out, given, settings)
-    run.data()
+    try:
+        run.data()
+    except EvaeError:
+        if not run.dataset.exists():  # nothing was made yet that a further try could use
+            shutil.rmtree(out)
+        raise
     run.tokenizer()
     run.prior()
     run.predict()
@@ -253,7 +266,13 @@ def _settings(stage: str, out: Path, given: dict[str, Any], overrides: list[str]
     ]
     if stage == "prior":
         places.append(f"tokenizer={out / 'tokenizer'}")
-    return load_settings(stage, config_path(given["preset"], stage), [*places, *overrides])
+    settings = load_settings(stage, config_path(given["preset"], stage), [*places, *overrides])
+    if stage == "tokenizer":  # the models' settings too are checked before anything is made
+        check_model_settings(settings.model, EvaeConfig, TOKENIZER_GIVEN)
+    else:
+        config_class, _ = PRIORS[cast(PriorSettings, settings).model_type]
+        check_model_settings(settings.model, config_class, PRIOR_GIVEN)
+    return settings
 
 
 def _claim_folder(out: Path, given: dict[str, Any], overwrite: bool) -> None:

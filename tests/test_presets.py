@@ -1,0 +1,29 @@
+"""The presets load, and every setting in them exists."""
+
+import pytest
+
+import evae
+from evae.models import EvaeARConfig, EvaeConfig
+from evae.presets import config_path, configs_folder, stored_splits
+from evae.training.settings import check_model_settings, load_settings
+
+
+@pytest.mark.parametrize("name", ["tiny", "base", "paper"])
+@pytest.mark.parametrize(("stage", "config"), [("tokenizer", EvaeConfig), ("prior", EvaeARConfig)])
+def test_presets_load(name, stage, config):
+    settings = load_settings(stage, config_path(name, stage))
+    fields = check_model_settings(settings.model, config)
+    assert config(**fields).hidden_size == settings.model["hidden_size"]
+
+
+def test_a_file_of_ones_own_is_taken_as_it_is(tmp_path):
+    assert config_path(str(tmp_path / "my.yaml"), "prior") == tmp_path / "my.yaml"
+
+
+def test_unknown_preset_names_near_ones():
+    with pytest.raises(evae.EvaeError, match=r"no preset 'tyny' for the prior.*'tiny'"):
+        config_path("tyny", "prior")
+
+
+def test_stored_splits_are_shipped():
+    assert configs_folder() / "splits" / "papalexi_thp1.json" in stored_splits()
