@@ -181,6 +181,13 @@ class EvaePriorConfig(PretrainedConfig):
         if hidden_size % num_attention_heads:
             raise EvaeError(f"hidden_size {hidden_size} must be a multiple of num_attention_heads.")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Fields as plain values, without where the tokenizer was loaded from: that is nobody else's matter."""
+        output = super().to_dict()
+        for origin in ("_name_or_path", "auto_map"):
+            output["tokenizer_config"].pop(origin, None)
+        return output
+
 
 class EvaeARConfig(EvaePriorConfig):
     """Configuration of the autoregressive prior `EvaeARForCausalLM`; fields as in `EvaePriorConfig`.
