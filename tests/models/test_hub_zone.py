@@ -84,10 +84,13 @@ class TestSavedFolder:
         assert "AutoModelForCausalLM" in references
         assert {"AutoConfig", "AutoModel", "AutoProcessor", "AutoFeatureExtractor"} <= references.keys()
 
-    def test_holds_no_local_path(self, folders):
-        for folder in folders:
+    def test_holds_no_local_path(self, folders, tmp_path):
+        tokenizer = EvaeModel.from_pretrained(folders[0])
+        prior = EvaeARForCausalLM(EvaeARConfig(tokenizer_config=tokenizer.config))
+        prior.save_pretrained(tmp_path / "trained")
+        for folder in (*folders, tmp_path / "trained"):
             for file in folder.glob("*.json"):
-                assert str(folder) not in file.read_text()
+                assert str(tmp_path) not in file.read_text()
             for file in folder.glob("*.py"):
                 assert "/home/" not in file.read_text()
                 assert "/work/" not in file.read_text()
