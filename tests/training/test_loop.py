@@ -53,6 +53,16 @@ def test_accumulated_parts_equal_one_large_batch(toy, tmp_path):
             assert torch.allclose(value, weights_of(parts.model)[name], atol=1e-5), name
 
 
+def test_gradients_are_clipped_to_the_norm(toy, tmp_path):
+    """AdamW hides the scale of gradients above its epsilon of 1e-8; below it hardly anything moves."""
+    free = toy.run_toy(output_dir=tmp_path / "a", max_grad_norm=1e3, **SMALL)
+    clipped = toy.run_toy(output_dir=tmp_path / "b", max_grad_norm=1e-11, **SMALL)
+    torch.manual_seed(0)
+    start = toy.ToyModel().first.weight
+    moved = [(run.model.first.weight - start).abs().max().item() for run in (free, clipped)]
+    assert moved[1] < 0.01 * moved[0]
+
+
 def test_an_existing_run_is_not_touched(toy, tmp_path):
     toy.run_toy(output_dir=tmp_path, **SMALL)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
