@@ -93,9 +93,7 @@ def test_duplicate_genes(refused, trained_prior, screen, tmp_path):
     cells.var_names = [cells.var_names[0], *cells.var_names[:-1]]
     cells.write_h5ad(tmp_path / "twice.h5ad")
     mend = "var_names_make_unique"
-    assert mend in refused(
-        "prepare", tmp_path / "twice.h5ad", "--control", "control", "--out", tmp_path / "data"
-    )
+    assert mend in refused("prepare", tmp_path / "twice.h5ad", "--control", "control", "--out", tmp_path / "data")
     assert mend in refused("embed", trained_prior, tmp_path / "twice.h5ad", "--out", tmp_path / "out.h5ad")
 
 
@@ -143,9 +141,7 @@ def test_split_that_leaves_nothing_to_train_on(refused, screen, tmp_path):
 
 
 def test_coverage_too_low(refused, trained_prior, screen, screen_file, tmp_path):
-    (tmp_path / "panel.txt").write_text(
-        "\n".join([*screen.var_names[:10], *(f"OTHER{i}" for i in range(30))])
-    )
+    (tmp_path / "panel.txt").write_text("\n".join([*screen.var_names[:10], *(f"OTHER{i}" for i in range(30))]))
     error = refused(
         *("prepare", screen_file, "--control", "control", "--genes", tmp_path / "panel.txt"),
         *("--out", tmp_path / "data"),
@@ -205,9 +201,7 @@ def test_damaged_checkpoint(refused, trained_prior, screen_file, screen_split, t
     ],
 )
 def test_bad_settings(refused, screen_dataset, tmp_path, setting, message):
-    error = refused(
-        "train", "tokenizer", f"dataset={screen_dataset}", f"output_dir={tmp_path / 'run'}", setting
-    )
+    error = refused("train", "tokenizer", f"dataset={screen_dataset}", f"output_dir={tmp_path / 'run'}", setting)
     assert message in error
     assert not (tmp_path / "run").exists()
 
@@ -243,6 +237,7 @@ def test_demo_leaves_foreign_folders_alone(refused, tmp_path):
         ("--preset", "huge", "no preset 'huge'"),
         ("--tokenizer", "max_step=3", "Did you mean 'max_steps'"),
         ("--tokenizer", "model.hed=nb", "unknown setting 'model.hed'"),
+        ("--prior", "model_type=evae_arr", "unknown model_type 'evae_arr'. Did you mean 'evae_ar'"),
     ],
 )
 def test_demo_bad_options(refused, screen_file, tmp_path, option, value, message):

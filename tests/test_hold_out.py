@@ -21,7 +21,7 @@ def labels(table: dict[tuple[str, str], int]) -> tuple[pd.Series, pd.Series]:
 
 @pytest.fixture
 def table() -> dict[tuple[str, str], int]:
-    """Cell type B has the most perturbed cells, A the most cells; p6 is too rare elsewhere, p5 too rare in B."""
+    """B has the most perturbed cells, A the most cells; p5 is too rare in B, p6 elsewhere."""
     cells = {("A", "ctrl"): 900, ("B", "ctrl"): 50}
     for i, (in_a, in_b) in enumerate([(30, 80), (30, 70), (30, 60), (30, 50), (30, 40), (30, 19), (19, 90)]):
         cells[("A", f"p{i}")], cells[("B", f"p{i}")] = in_a, in_b

@@ -58,7 +58,7 @@ def test_processor_of_another_run(folder):
     content = json.loads(path.read_text())
     content["cell_types"].append("type_C")
     path.write_text(json.dumps(content))
-    with pytest.raises(evae.EvaeError, match="n_cell_types 2, but preprocessor_config.json lists 3"):
+    with pytest.raises(evae.EvaeError, match=r"n_cell_types 2, but preprocessor_config.json lists 3"):
         evae.pipeline(folder)
 
 

@@ -46,9 +46,9 @@ def test_predicted_cells_are_raw_counts_over_the_panel(pipe, controls, screen_sp
 
 def test_support_says_what_training_saw(pipe, controls, screen_split):
     held_out, seen = screen_split["pert"][0], pipe.processor.perturbations[-1]
-    support = pipe.predict(controls, [held_out, seen], n_cells=1, **QUIET).obs.set_index(
-        ["cell_type", "perturbation"]
-    )["support"]
+    support = pipe.predict(controls, [held_out, seen], n_cells=1, **QUIET).obs.set_index(["cell_type", "perturbation"])[
+        "support"
+    ]
     assert support["type_B", held_out] == "seen apart"
     assert support["type_A", held_out] == "seen together"
     assert support["type_B", seen] == "seen together"
@@ -64,9 +64,7 @@ def test_library_sizes_are_those_of_the_controls_of_the_cell_type(pipe, controls
 
 def test_more_cells_than_controls_repeat_library_sizes(pipe, controls, screen_split):
     few = controls[:5]
-    predicted = pipe.predict(
-        few, screen_split["pert"][0], "type_A", n_cells=30, cell_type_key=None, **QUIET
-    )
+    predicted = pipe.predict(few, screen_split["pert"][0], "type_A", n_cells=30, cell_type_key=None, **QUIET)
     assert set(predicted.obs["library_size"]) <= set(totals(few))
     assert predicted.n_obs == 30
 
@@ -209,9 +207,7 @@ def test_controls_of_another_label_must_be_renamed_knowingly(pipe, controls, scr
     controls.obs["cell_type"] = "PBMC"
     with pytest.raises(evae.EvaeError, match="set cell_type_key=None"):
         pipe.predict(controls, screen_split["pert"][0], "type_A", n_cells=2, **QUIET)
-    predicted = pipe.predict(
-        controls, screen_split["pert"][0], "type_A", n_cells=2, cell_type_key=None, **QUIET
-    )
+    predicted = pipe.predict(controls, screen_split["pert"][0], "type_A", n_cells=2, cell_type_key=None, **QUIET)
     assert set(predicted.obs["cell_type"]) == {"type_A"}
 
 

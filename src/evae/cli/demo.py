@@ -9,43 +9,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-import pandas as pd
 import typer
 from rich.console import Console
 
 from evae.cli.data import CellTypeKey, PerturbationKey, SourceLayer
+from evae.cli.demo_plan import MAX_GENES, choose_data, claim_folder, stage_settings
 from evae.cli.evaluate import dataset_cells, save_result
-from evae.cli.files import check_folder, write_h5ad
+from evae.cli.files import write_h5ad
 from evae.cli.report import summary_table
 from evae.data.dataset import DatasetInfo
-from evae.data.h5ad_reader import H5adCounts
 from evae.data.prepare import prepare_dataset
 from evae.data.simulate import simulate_perturb_seq
 from evae.evaluation import evaluate
-from evae.hold_out import choose_split, predict_held_out
-from evae.models import EvaeConfig, EvaeError
+from evae.hold_out import predict_held_out
+from evae.models import EvaeError
 from evae.pipeline import pipeline
-from evae.presets import config_path, stored_splits
-from evae.training.prior import FROM_DATASET as PRIOR_GIVEN
-from evae.training.prior import PRIORS, train_prior
+from evae.training.prior import train_prior
 from evae.training.run_folder import FINISHED, RunFolder
 from evae.training.settings import (
     PriorSettings,
     Settings,
     TokenizerSettings,
-    check_model_settings,
-    load_settings,
 )
-from evae.training.tokenizer import FROM_DATASET as TOKENIZER_GIVEN
 from evae.training.tokenizer import train_tokenizer
 
-MARKER = "demo.json"
 N_PHASES = 6
 READING = (
     "How to read it: a perfect model comes down to the real cells' own split half; a model that ignores the\n"
     "perturbation gives the control copy; what the tokenizer alone loses, no prior can bring back."
 )
-MAX_GENES = 1_000  # wider files are cut to this many highly variable genes, to stay within minutes on a CPU
 
 
 def demo(
@@ -100,10 +92,10 @@ def demo(
         "seed": seed,
     }
     settings = {
-        stage: _settings(stage, out, given, overrides)
+        stage: stage_settings(stage, out, given, overrides)
         for stage, overrides in (("tokenizer", tokenizer or []), ("prior", prior or []))
     }
-    _claim_folder(out, given, overwrite)
+    claim_folder(out, given, overwrite)
     run = Demo(out, given, settings)
     try:
         run.data()
@@ -150,9 +142,7 @@ class Demo:
     def tokenizer(self) -> None:
         """Phase 3."""
         settings = cast(TokenizerSettings, self.settings["tokenizer"])
-        with self.phase(
-            3, f"Tokenizer: learns to write a cell as a few codes ({settings.max_steps:,} steps)"
-        ):
+        with self.phase(3, f"Tokenizer: learns to write a cell as a few codes ({settings.max_steps:,} steps)"):
             folder = train_tokenizer(settings) if self.is_new(settings) else self.out / "tokenizer"
             last = _last_line(folder / "log.jsonl", "codebook_use")
             if last is not None:
@@ -187,9 +177,9 @@ class Demo:
             ceiling = evaluate(self.reconstructed, **self.cells, with_baselines=False, progress=bars)
             self.console.print(summary_table(result, ceiling))
             save_result(result, self.out / "evaluation", overwrite=True)
-            ceiling.to_json(self.out / "evaluation" / "reconstruction.json")
+            ceiling.to_json(self.out / "evaluation" / "tokenizer_alone.json")
             self.say(READING)
-            self.say(f"all tables, numbers and plots: {self.out / 'evaluation'}")
+            self.say(f"all tables and plots: {self.out / 'evaluation' / 'report.html'}")
         self.say(
             f"\nTo use the model:\n  evae predict {self.out / 'prior'} --controls FILE.h5ad --perturbation "
             f"{self.predicted.obs['perturbation'].iloc[0]} --out predicted.h5ad"
@@ -226,72 +216,9 @@ class Demo:
     def _prepare(self, source: Path) -> None:
         given = self.given
         keys = {k: given[k] for k in ("perturbation_key", "cell_type_key", "control", "layer")}
-        split, reason, genes = _choose(source, given)
+        split, reason, genes = choose_data(source, given)
         self.say(f"to hold out: {reason}; genes: {genes}")
         prepare_dataset(source, self.dataset, split=split, genes=genes, seed=given["seed"], **keys)
-
-
-def _choose(source: Path, given: dict[str, Any]) -> tuple[Any, str, str]:
-    """The split, where it comes from, and the genes."""
-    file = H5adCounts(source, given["layer"])
-    try:
-        labels = {}
-        for key in ("perturbation_key", "cell_type_key"):
-            codes, names = file.labels(given[key])
-            labels[key] = pd.Series([names[c] for c in codes])
-        n_genes = len(file.genes)
-    finally:
-        file.close()
-    genes = given["genes"] or ("all" if n_genes <= MAX_GENES else f"hvg:{MAX_GENES}")
-    if given["split"] is not None:
-        return given["split"], f"what {given['split']} says", genes
-    perturbations = (given["hold_out_perturbations"] or "").split(",")
-    split, reason = choose_split(
-        labels["cell_type_key"],
-        labels["perturbation_key"],
-        given["control"],
-        hold_out_cell_type=given["hold_out_cell_type"],
-        hold_out_perturbations=[p.strip() for p in perturbations if p.strip()],
-        stored=stored_splits(),
-    )
-    return split, reason, genes
-
-
-def _settings(stage: str, out: Path, given: dict[str, Any], overrides: list[str]) -> Settings:
-    places = [
-        f"dataset={out / 'dataset'}",
-        f"output_dir={out / stage}",
-        f"seed={given['seed']}",
-        "resume=true",
-    ]
-    if stage == "prior":
-        places.append(f"tokenizer={out / 'tokenizer'}")
-    settings = load_settings(stage, config_path(given["preset"], stage), [*places, *overrides])
-    if stage == "tokenizer":  # the models' settings too are checked before anything is made
-        check_model_settings(settings.model, EvaeConfig, TOKENIZER_GIVEN)
-    else:
-        config_class, _ = PRIORS[cast(PriorSettings, settings).model_type]
-        check_model_settings(settings.model, config_class, PRIOR_GIVEN)
-    return settings
-
-
-def _claim_folder(out: Path, given: dict[str, Any], overwrite: bool) -> None:
-    """Make the demo's folder, or go on in one that was made by the same command."""
-    marker = out / MARKER
-    if marker.is_file() and not overwrite:
-        before = json.loads(marker.read_text())
-        changed = [name for name in given if before.get(name) != given[name]]
-        if changed:
-            raise EvaeError(
-                f"{out} holds a demo with another {' and '.join(changed)}; choose another --out, or "
-                "pass --overwrite."
-            )
-        return
-    check_folder(out, MARKER, overwrite)
-    if out.exists():
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
-    marker.write_text(json.dumps(given, indent=1))
 
 
 def _last_line(log: Path, key: str) -> dict[str, Any] | None:

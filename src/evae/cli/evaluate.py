@@ -8,15 +8,15 @@ from rich.console import Console
 
 from evae.cli.data import CellTypeKey, PerturbationKey
 from evae.cli.files import check_folder, fresh_folder
-from evae.cli.report import summary_table, write_tables
+from evae.cli.report import summary_table
 from evae.cli.use import Overwrite
 from evae.data.anndata_io import read_split
 from evae.data.dataset import DatasetInfo
-from evae.evaluation import EvaluationResult
+from evae.evaluation import SUITES, EvaluationResult
 from evae.evaluation import evaluate as run_evaluation
 from evae.models.contract_evae import EvaeError
 
-RESULT = "evaluation.json"
+RESULT = "result.json"
 
 
 def evaluate(
@@ -28,18 +28,16 @@ def evaluate(
     control: Annotated[str | None, typer.Option(help="With --real: label of the controls.")] = None,
     perturbation_key: PerturbationKey = "perturbation",
     cell_type_key: CellTypeKey = "cell_type",
-    suite: Annotated[str, typer.Option(help="paper, robust, cell-eval or full.")] = "robust",
+    suite: Annotated[str, typer.Option(help=f"{', '.join(SUITES)}.")] = "robust",
     seeds: Annotated[int, typer.Option(help="How many seeds to average over.", min=1)] = 3,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for JSON and plots; FILE_evaluation if left out.")
-    ] = None,
-    plots: Annotated[bool, typer.Option(help="Draw the plots.")] = True,
+    out: Annotated[Path | None, typer.Option(help="Folder for report and plots; FILE_evaluation if left out.")] = None,
+    plots: Annotated[bool, typer.Option(help="Write plots and a report.")] = True,
     overwrite: Overwrite = False,
 ) -> None:
     """Compare predicted with real cells, beside baselines and the real cells' own split half.
 
-    Any model's predictions will do: raw counts or log1p values. Prints the tables, and writes evaluation.json
-    and PNG plots.
+    Any model's predictions will do: raw counts or log1p values. Prints the main numbers and writes a
+    report (HTML, Markdown, JSON) with plots.
 
     Example: evae evaluate predicted.h5ad --dataset data/screen
     """
@@ -72,7 +70,8 @@ def evaluate(
     for note in result.stamp["notes"]:
         console.print(f"· {note}", style="dim", markup=False)
     save_result(result, out, plots, overwrite)
-    console.print(f"all tables, numbers and plots: {out}", style="bold", markup=False)
+    shown = out / "report.html" if plots else out / RESULT
+    console.print(f"all numbers: {shown}", style="bold", markup=False)
 
 
 def dataset_cells(
@@ -90,9 +89,9 @@ def dataset_cells(
 
 
 def save_result(result: EvaluationResult, out: Path, plots: bool = True, overwrite: bool = False) -> None:
-    """Write a result's JSON, tables and plots into a folder, all or nothing."""
+    """Write the report with its plots, or the numbers alone, into a folder, all or nothing."""
     with fresh_folder(out, RESULT, overwrite) as folder:
-        result.to_json(folder / RESULT)
-        write_tables(result, folder / "tables.txt")
         if plots:
-            result.plots(folder)
+            result.report(folder)
+        else:
+            result.to_json(folder / RESULT)

@@ -1,9 +1,7 @@
-"""The evaluation as one table that fits a terminal; the full tables go to a text file."""
+"""The evaluation as one table that fits a terminal; its report holds the others."""
 
 import math
-from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from evae.evaluation import EvaluationResult
@@ -15,7 +13,6 @@ COLUMNS = {  # (level, metric): heading
     ("pooled", "w2"): "W2 ↓",
     ("pair", "pearson_delta"): "Pearson Δ ↑",
 }
-FULL_WIDTH = 160
 
 
 def summary_table(result: EvaluationResult, reconstruction: EvaluationResult | None = None) -> Table:
@@ -33,20 +30,15 @@ def summary_table(result: EvaluationResult, reconstruction: EvaluationResult | N
     protocol = "robust" if (result.records["group"] == "robust").any() else "paper"
     table = Table(title=f"Distance to the real held-out cells (protocol {protocol})", title_justify="left")
     table.add_column("system", no_wrap=True)
-    for heading in COLUMNS.values():
-        table.add_column(heading, justify="right", no_wrap=True)
+    shown = [key for key in COLUMNS if any(key in values for values in rows.values())]
+    for key in shown:
+        table.add_column(COLUMNS[key], justify="right", no_wrap=True)
     for system in order:
         if last and system == last[0]:
             table.add_section()
         style = {MODEL: "bold cyan", SPLIT_HALF: "green", TOKENIZER: "cyan"}.get(system)
-        table.add_row(system, *[_text(rows[system].get(key)) for key in COLUMNS], style=style)
+        table.add_row(system, *[_text(rows[system].get(key)) for key in shown], style=style)
     return table
-
-
-def write_tables(result: EvaluationResult, path: Path) -> None:
-    """All tables of the evaluation as text."""
-    with path.open("w") as stream:
-        Console(file=stream, width=FULL_WIDTH).print(result.table())
 
 
 def _values(result: EvaluationResult) -> dict[str, dict[tuple[str, str], float]]:

@@ -33,17 +33,13 @@ def predict(
     cell_type: Annotated[
         list[str] | None, typer.Option(help="Cell type, likewise; those of the controls if left out.")
     ] = None,
-    n_cells: Annotated[
-        int | None, typer.Option(help="Cells for each pair; as many as controls if left out.")
-    ] = None,
+    n_cells: Annotated[int | None, typer.Option(help="Cells for each pair; as many as controls if left out.")] = None,
     held_out: Annotated[
         str | None, typer.Option(help="Instead: predict all that this dataset folder holds out.")
     ] = None,
     perturbation_key: PerturbationKey = "perturbation",
     cell_type_key: CellTypeKey = "cell_type",
-    control: Annotated[
-        str | None, typer.Option(help="Label of the controls; the model's if left out.")
-    ] = None,
+    control: Annotated[str | None, typer.Option(help="Label of the controls; the model's if left out.")] = None,
     layer: Layer = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same cells.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Cells drawn at once.")] = 256,
