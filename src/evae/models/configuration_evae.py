@@ -53,6 +53,10 @@ class EvaeConfig(PretrainedConfig):
         zero_loss_weight: weight of the hurdle head's zero/nonzero cross-entropy.
         sample_within_bins: whether the ce-quantile head draws a whole count uniformly from a wide bin
             instead of the bin's published representative value.
+        count_splitting: train the encoder on half of each batch by letting it see a random part of each cell's
+            molecules and reconstruct the other part, whose sampling noise is independent, so that codes hold the
+            cell's state and not the noise of single genes; the other half trains the decoder on whole cells. Needs
+            `condition_on_library` (published: no).
         condition_on_library: whether decoder and prior are told the library size, so that the codes need not
             carry it and generated cells follow the library sizes asked for (published: no).
         sparse_encoding: encode the expressed genes only, which is exact and faster (see `EvaeModel`).
@@ -82,6 +86,7 @@ class EvaeConfig(PretrainedConfig):
         head: str = "ce-quantile",
         zero_loss_weight: float = 0.1,
         sample_within_bins: bool = False,
+        count_splitting: bool = False,
         condition_on_library: bool = False,
         sparse_encoding: bool = True,
         median_library_size: float = 10_000.0,
@@ -106,6 +111,7 @@ class EvaeConfig(PretrainedConfig):
         self.head = head
         self.zero_loss_weight = zero_loss_weight
         self.sample_within_bins = sample_within_bins
+        self.count_splitting = count_splitting
         self.condition_on_library = condition_on_library
         self.sparse_encoding = sparse_encoding
         self.median_library_size = median_library_size
@@ -117,6 +123,8 @@ class EvaeConfig(PretrainedConfig):
         _check_positive(self, "n_genes", "hidden_size", "num_attention_heads", "n_latents", "latent_dim")
         if hidden_size % num_attention_heads:
             raise EvaeError(f"hidden_size {hidden_size} must be a multiple of num_attention_heads.")
+        if count_splitting and not condition_on_library:
+            raise EvaeError("count_splitting needs condition_on_library: true.")
         if not self.fsq_levels or min(self.fsq_levels) < 3:
             raise EvaeError(f"fsq_levels must be whole numbers of at least 3, not {self.fsq_levels}.")
 
@@ -129,6 +137,11 @@ class EvaeConfig(PretrainedConfig):
     def latent_width(self) -> int:
         """Values a latent token holds: FSQ dimensions, or the Gaussian's `latent_dim`."""
         return len(self.fsq_levels) if self.quantizer == "fsq" else self.latent_dim
+
+    @property
+    def decoder_context_width(self) -> int:
+        """Numbers beside the latents that the decoder is told: log library size, and whether the cell is whole."""
+        return int(self.condition_on_library) + int(self.count_splitting)
 
 
 class EvaePriorConfig(PretrainedConfig):

@@ -103,7 +103,7 @@ def match_genes(
     position = np.array([by_symbol.get(str(g), -1) for g in panel], dtype=np.int64)
     if panel_ids is not None and len(panel_ids):
         by_id = {str(n).split(".")[0]: i for i, n in enumerate(ids if ids is not None else names)}
-        for g in np.flatnonzero(position < 0):
+        for g in np.flatnonzero(position < 0).tolist():
             if panel_ids[g]:
                 position[g] = by_id.get(str(panel_ids[g]).split(".")[0], -1)
     return position

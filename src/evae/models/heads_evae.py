@@ -11,8 +11,10 @@ Each head has `n_outputs` numbers a gene, a `loss`, a `sample` and a `mean`. Wit
 Source: bioRxiv 2026.06.15.732063. "nb" sums over genes, the others average.
 """
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_evae import EvaeConfig
@@ -169,7 +171,7 @@ def denormalize(values: Tensor, library_size: Tensor, median: float) -> Tensor:
     return torch.expm1(values.clamp(0, 20)) * (library_size.float() / median).unsqueeze(-1)
 
 
-HEAD_CLASSES = {
+HEAD_CLASSES: dict[str, Any] = {
     "ce-quantile": CrossEntropyQuantileHead,
     "hurdle": HurdleHead,
     "mse": MeanSquaredErrorHead,

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -94,18 +94,12 @@ class Attention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         implementation = self.config._attn_implementation
-        attend = (
-            eager_attention
-            if implementation in (None, "eager")
-            else ALL_ATTENTION_FUNCTIONS[implementation]
-        )
+        attend = eager_attention if implementation in (None, "eager") else ALL_ATTENTION_FUNCTIONS[implementation]
         # one query against a cache sees everything; PyTorch's is_causal would align it to the first key
         causal = self.is_causal and query.shape[2] > 1
         if causal and key.shape[2] != query.shape[2]:
             bias, causal = _offset_causal_bias(query, key, bias), False
-        output, _ = attend(
-            self, query, key, value, bias, scaling=self.scaling, dropout=0.0, is_causal=causal
-        )
+        output, _ = attend(self, query, key, value, bias, scaling=self.scaling, dropout=0.0, is_causal=causal)
         return self.o_proj(output.flatten(2))
 
 
@@ -166,9 +160,7 @@ class ModulatedBlock(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.feed_forward = FeedForward(config)
 
-    def forward(
-        self, x: Tensor, modulation: Tensor, bias: Tensor | None = None, past_key_values: Any = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor, bias: Tensor | None = None, past_key_values: Any = None) -> Tensor:
         """`x` (cells, tokens, width), `modulation` (cells, 6, width) -> (cells, tokens, width)."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.unsqueeze(2).unbind(1)
         attended = self.attention(

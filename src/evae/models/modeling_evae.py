@@ -3,9 +3,6 @@
 A gene's token is `gene_embedding[g] * f(count)`. Learned latent tokens attend to the gene tokens; each latent token is
 quantized to one code; gene queries attend to the codes and an output head turns their features into counts.
 Source: bioRxiv 2026.06.15.732063.
-
-Sparse encoding is exact: all genes with count 0 share one token, the zero vector, so the encoder attends over the
-expressed genes and ONE token for all zeros with the attention bias log(number of zeros).
 """
 
 from dataclasses import dataclass
@@ -16,16 +13,17 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .coders_evae import EvaeDecoder, EvaeEncoder, EvaeMLPDecoder, EvaeMLPEncoder
 from .configuration_evae import EvaeConfig
 from .contract_evae import EvaeError
-from .heads_evae import HEAD_CLASSES
-from .layers_evae import CountEmbedding, CrossBlock, Perceptron, check_ids
+from .heads_evae import HEAD_CLASSES, NegativeBinomialHead
+from .layers_evae import check_ids
 from .quantization_evae import FiniteScalarQuantizer, GaussianBottleneck, LatentStandardizer
 
 try:  # transformers >= 5 skips what is already loaded
     from transformers import initialization as init
 except ImportError:
-    from torch.nn import init
+    from torch.nn import init  # type: ignore[no-redef]
 
 
 @dataclass
@@ -52,7 +50,7 @@ class EvaeOutput(ModelOutput):
 class EvaePreTrainedModel(PreTrainedModel):
     """Initialisation and loading shared by the tokenizer and the priors."""
 
-    config_class = EvaeConfig
+    config_class: Any = EvaeConfig
     base_model_prefix = "evae"
     main_input_name = "counts"
     _supports_sdpa = True
@@ -74,7 +72,7 @@ class EvaePreTrainedModel(PreTrainedModel):
             init.ones_(module.running_variance)
         if isinstance(module, EvaeEncoder | EvaeDecoder):
             module.init_weights()
-        elif hasattr(module, "log_dispersion"):
+        elif isinstance(module, NegativeBinomialHead):
             init.zeros_(module.log_dispersion)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
@@ -82,118 +80,6 @@ class EvaePreTrainedModel(PreTrainedModel):
         own = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), "AutoModel": own}
         super().save_pretrained(save_directory, **kwargs)
-
-
-class EvaeEncoder(nn.Module):
-    """Counts to latent tokens (cells, latents, hidden_size)."""
-
-    def __init__(self, config: EvaeConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embedding = CountEmbedding(config.n_genes, config.hidden_size)
-        self.latent_tokens = nn.Parameter(torch.empty(config.n_latents, config.hidden_size))
-        self.layers = nn.ModuleList([CrossBlock(config) for _ in range(config.encoder_layers)])
-        self.norm = nn.LayerNorm(config.hidden_size)
-
-    def init_weights(self) -> None:
-        init.normal_(self.latent_tokens, std=1.0)
-        # here, because transformers passes over modules without parameters of their own such as CountEmbedding
-        init.normal_(self.embedding.gene_embedding.weight, std=1.0)
-
-    def forward(self, counts: Tensor, gene_ids: Tensor) -> Tensor:
-        """Encode (cells, tokens) counts and genes; where sparse, count 0 is padding and its genes are folded."""
-        tokens = self.embedding(gene_ids, counts)
-        bias = None
-        if self.config.sparse_encoding:
-            tokens = torch.cat([tokens.new_zeros(len(tokens), 1, tokens.shape[-1]), tokens], dim=1)
-            bias = _zero_token_bias(counts, self.config.n_genes, tokens.dtype)
-        latents = self.latent_tokens.expand(len(counts), -1, -1)
-        for layer in self.layers:
-            latents = layer(latents, tokens, bias)
-        return self.norm(latents)
-
-
-def _zero_token_bias(counts: Tensor, n_genes: int, dtype: torch.dtype) -> Tensor:
-    """Attention bias (cells, 1, 1, 1 + tokens): log(number of zeros) for the zero token, -inf for padding."""
-    expressed = counts > 0
-    precision = torch.promote_types(dtype, torch.float32)
-    zeros = (n_genes - expressed.sum(1, keepdim=True)).to(precision).log()  # -inf where every gene is expressed
-    padding = torch.zeros_like(counts, dtype=precision).masked_fill(~expressed, float("-inf"))
-    return torch.cat([zeros, padding], dim=1)[:, None, None, :].to(dtype)
-
-
-class EvaeMLPEncoder(nn.Module):
-    """Counts to latent tokens by a perceptron over the log1p counts; reads the expressed genes only."""
-
-    def __init__(self, config: EvaeConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.genes = nn.EmbeddingBag(config.n_genes, config.intermediate_size, mode="sum")
-        self.body = Perceptron(
-            config.intermediate_size,
-            config.n_latents * config.hidden_size,
-            config.intermediate_size,
-            config.encoder_layers,
-            config.dropout,
-        )
-
-    def forward(self, counts: Tensor, gene_ids: Tensor) -> Tensor:
-        weights = torch.log1p(counts.to(self.genes.weight.dtype))
-        features = self.genes(gene_ids, per_sample_weights=weights)
-        return self.body(features).unflatten(-1, (self.config.n_latents, self.config.hidden_size))
-
-
-class EvaeDecoder(nn.Module):
-    """Latent tokens to the head's numbers, (cells, genes, n_outputs)."""
-
-    def __init__(self, config: EvaeConfig, n_outputs: int) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.from_latent = nn.Linear(config.latent_width, width)
-        self.positions = nn.Parameter(torch.empty(config.n_latents, width))
-        self.library = nn.Linear(1, width) if config.condition_on_library else None
-        self.gene_queries = nn.Parameter(torch.empty(config.n_genes, width))
-        self.layers = nn.ModuleList(
-            [CrossBlock(config, config.decoder_self_attention) for _ in range(config.decoder_layers)]
-        )
-        self.norm = nn.LayerNorm(width)
-        self.output = nn.Linear(width, n_outputs)
-
-    def init_weights(self) -> None:
-        init.normal_(self.positions, std=0.02)
-        init.normal_(self.gene_queries, std=1.0)
-
-    def forward(self, latents: Tensor, library: Tensor | None) -> Tensor:
-        """`latents` (cells, latents, latent_width), `library` standardised log library size (cells, 1) or None."""
-        memory = self.from_latent(latents) + self.positions
-        if self.library is not None and library is not None:
-            memory = torch.cat([memory, self.library(library).unsqueeze(1)], dim=1)
-        genes = self.gene_queries.expand(len(latents), -1, -1)
-        for layer in self.layers:
-            genes = layer(genes, memory)
-        return self.output(self.norm(genes))
-
-
-class EvaeMLPDecoder(nn.Module):
-    """Latents to the head's numbers by a perceptron."""
-
-    def __init__(self, config: EvaeConfig, n_outputs: int) -> None:
-        super().__init__()
-        self.n_genes = config.n_genes
-        self.with_library = config.condition_on_library
-        self.body = Perceptron(
-            config.n_latents * config.latent_width + self.with_library,
-            config.n_genes * n_outputs,
-            config.intermediate_size,
-            config.decoder_layers,
-            config.dropout,
-        )
-
-    def forward(self, latents: Tensor, library: Tensor | None) -> Tensor:
-        features = latents.flatten(1)
-        if self.with_library and library is not None:
-            features = torch.cat([features, library.to(features.dtype)], dim=1)
-        return self.body(features).unflatten(-1, (self.n_genes, -1))
 
 
 class EvaeModel(EvaePreTrainedModel):
@@ -209,7 +95,7 @@ class EvaeModel(EvaePreTrainedModel):
             if config.standardize_latents and not gaussian
             else None
         )
-        self.quantizer = GaussianBottleneck() if gaussian else FiniteScalarQuantizer(config.fsq_levels)
+        self.quantizer: Any = GaussianBottleneck() if gaussian else FiniteScalarQuantizer(config.fsq_levels)
         self.head = HEAD_CLASSES[config.head](config)
         decoder = EvaeDecoder if config.decoder == "attention" else EvaeMLPDecoder
         self.decoder = decoder(config, self.head.n_outputs)
@@ -229,10 +115,16 @@ class EvaeModel(EvaePreTrainedModel):
             gene_ids: panel index of every entry of `counts`; entries with count 0 are padding.
             library_size: total counts over the panel, (cells,); the row sum of `counts` if None.
         """
+        target, whole = counts, None
+        if self.training and self.config.count_splitting:
+            counts, target, whole = split_counts(counts)
+            library_size = target.sum(1)
         library_size = counts.sum(1) if library_size is None else library_size
         latents, codes, kl = self._bottleneck(self._latent_parameters(counts, gene_ids))
-        outputs = self.decode(latents, library_size)
-        dense = counts if gene_ids is None else to_dense(counts, gene_ids, self.config.n_genes)
+        if whole is not None:  # whole cells would teach the encoder to memorise noise
+            latents = torch.where(whole[:, None, None], latents.detach(), latents)
+        outputs = self._decode(latents, library_size, whole)
+        dense = target if gene_ids is None else to_dense(target, gene_ids, self.config.n_genes)
         reconstruction = self.head.loss(outputs, dense, library_size)
         loss = reconstruction if kl is None else reconstruction + self.config.kl_weight * kl.mean()
         return EvaeOutput(
@@ -270,20 +162,25 @@ class EvaeModel(EvaePreTrainedModel):
         if codes.dim() == 2:
             check_ids(codes, self.config.codebook_size, "code", self.training)
         latents = self.codes_to_latents(codes) if codes.dim() == 2 else codes
-        library = None
-        if self.config.condition_on_library:
-            if library_size is None:
-                raise EvaeError("this tokenizer decodes with a library size; give library_size (cells,).")
-            library = log_library(library_size, self.config.median_library_size).to(latents.dtype)
-        return self.decoder(latents, library)
+        if self.config.condition_on_library and library_size is None:
+            raise EvaeError("this tokenizer decodes with a library size; give library_size (cells,).")
+        return self._decode(latents, library_size)
+
+    def _decode(self, latents: Tensor, library_size: Tensor | None, whole: Tensor | None = None) -> Tensor:
+        """`whole` (cells,) tells whole cells from parts of split ones; all are whole if None."""
+        context = latents.new_zeros(len(latents), 0)
+        if self.config.condition_on_library and library_size is not None:
+            context = log_library(library_size, self.config.median_library_size).to(latents.dtype)
+        if self.config.count_splitting:
+            is_whole = torch.ones_like(context[:, :1]) if whole is None else whole.to(context).unsqueeze(1)
+            context = torch.cat([context, is_whole], dim=1)
+        return self.decoder(latents, context)
 
     def codes_to_latents(self, codes: Tensor) -> Tensor:
         """Grid values (cells, latents, levels) of FSQ codes (cells, latents)."""
         return self.quantizer.codes_to_values(codes).to(self.dtype)
 
-    def sample_counts(
-        self, codes: Tensor, library_size: Tensor, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample_counts(self, codes: Tensor, library_size: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw counts, float32 (cells, genes), from the head's distribution given codes or latents."""
         return self.head.sample(self.decode(codes, library_size), library_size, generator)
 
@@ -333,6 +230,29 @@ class EvaeModel(EvaePreTrainedModel):
             return latents, codes, None
         latents, _, kl = self.quantizer(parameters)
         return latents, None, kl
+
+
+def split_counts(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Divide the molecules of the first half of the cells at random into two parts with independent noise.
+
+    The share of the first part is uniform on [0.1, 0.9] a cell. Source: count splitting (Neufeld et al., 2024).
+
+    Args:
+        counts: raw counts (cells, anything).
+
+    Returns:
+        what the encoder sees and what the decoder is to say, both shaped as `counts`; and whether a cell was left
+        whole, so that both are the cell itself, bool (cells,).
+    """
+    n_split = len(counts) // 2
+    share = 0.1 + 0.8 * torch.rand(n_split, 1, device=counts.device)
+    first = torch.binomial(counts[:n_split], share.expand_as(counts[:n_split]).contiguous())
+    whole = torch.arange(len(counts), device=counts.device) >= n_split
+    return (
+        torch.cat([first, counts[n_split:]]),
+        torch.cat([counts[:n_split] - first, counts[n_split:]]),
+        whole,
+    )
 
 
 def to_dense(counts: Tensor, gene_ids: Tensor, n_genes: int) -> Tensor:

@@ -8,11 +8,12 @@ Source: bioRxiv 2026.06.15.732063.
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .coders_evae import EvaeEncoder  # noqa: F401  (see quantization_evae)
 from .configuration_evae import EvaeARConfig
 from .contract_evae import EvaeError
 from .heads_evae import HEAD_CLASSES  # noqa: F401  (see quantization_evae)
@@ -25,7 +26,7 @@ from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
 try:
     from transformers import initialization as init
 except ImportError:
-    from torch.nn import init
+    from torch.nn import init  # type: ignore[no-redef]
 from transformers.cache_utils import DynamicCache
 
 
@@ -42,7 +43,9 @@ class ConditionEmbedding(nn.Module):
         self.perturbation = nn.Embedding(config.n_perturbations + 1, config.hidden_size)
         self.cell_type = nn.Embedding(config.n_cell_types + 1, config.hidden_size)
         self.library = (
-            nn.Sequential(nn.Linear(1, config.hidden_size), nn.SiLU(), nn.Linear(config.hidden_size, config.hidden_size))
+            nn.Sequential(
+                nn.Linear(1, config.hidden_size), nn.SiLU(), nn.Linear(config.hidden_size, config.hidden_size)
+            )
             if config.tokenizer_config.condition_on_library
             else None
         )
@@ -95,9 +98,7 @@ class EvaeARForCausalLM(EvaePreTrainedModel, GenerationMixin):
         self.position_embedding = nn.Embedding(self.n_codes, width)
         self.condition = ConditionEmbedding(config)
         self.modulation = nn.Linear(width, (6 * config.num_hidden_layers + 2) * width)
-        self.blocks = nn.ModuleList(
-            [ModulatedBlock(config, True, index) for index in range(config.num_hidden_layers)]
-        )
+        self.blocks = nn.ModuleList([ModulatedBlock(config, True, index) for index in range(config.num_hidden_layers)])
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.lm_head = nn.Linear(width, config.tokenizer_config.codebook_size)
         self.post_init()
@@ -166,9 +167,7 @@ class EvaeARForCausalLM(EvaePreTrainedModel, GenerationMixin):
         if past_key_values is None:  # a generation step's own codes need no check
             check_ids(input_ids, self.config.vocab_size, "code", self.training)
         if modulation is None:
-            modulation = self.condition_modulation(
-                len(input_ids), perturbation_ids, cell_type_ids, library_size
-            )
+            modulation = self.condition_modulation(len(input_ids), perturbation_ids, cell_type_ids, library_size)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         logits = self._logits(input_ids, modulation, past_key_values)
@@ -233,7 +232,9 @@ class EvaeARForCausalLM(EvaePreTrainedModel, GenerationMixin):
         new = kwargs.setdefault("max_new_tokens", self.n_codes + 1 - inputs.shape[1])
         if inputs.shape[1] - 1 + new > self.n_codes:
             raise EvaeError(f"a cell has {self.n_codes} codes; {inputs.shape[1] - 1 + new} were asked for.")
-        output = super().generate(inputs, modulation=modulation, **kwargs)
+        output: Any = super().generate(  # type: ignore[misc]
+            inputs, modulation=modulation, **kwargs
+        )
         if isinstance(output, Tensor):
             return output[:, 1:]
         output.sequences = output.sequences[:, 1:]

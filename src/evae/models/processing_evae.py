@@ -173,9 +173,7 @@ class EvaeProcessor(FeatureExtractionMixin):
         index[position[found]] = np.flatnonzero(found)
         return index
 
-    def _batch(
-        self, rows: np.ndarray, genes: np.ndarray, values: np.ndarray, n_cells: int
-    ) -> dict[str, torch.Tensor]:
+    def _batch(self, rows: np.ndarray, genes: np.ndarray, values: np.ndarray, n_cells: int) -> dict[str, torch.Tensor]:
         keep = (genes >= 0) & (values > 0)
         rows, genes, values = rows[keep], genes[keep], values[keep].astype(np.float32)
         expressed = np.bincount(rows, minlength=n_cells)
@@ -194,9 +192,7 @@ class EvaeProcessor(FeatureExtractionMixin):
             "library_size": torch.from_numpy(counts.sum(1)),
         }
 
-    def _label_ids(
-        self, given: str | Sequence[str], known: Sequence[str], kind: str, n_cells: int
-    ) -> torch.Tensor:
+    def _label_ids(self, given: str | Sequence[str], known: Sequence[str], kind: str, n_cells: int) -> torch.Tensor:
         names = [given] * n_cells if isinstance(given, str) else list(given)
         if len(names) != n_cells:
             raise EvaeError(f"{len(names)} {kind} names were given for {n_cells} cells; give one, or one a cell.")

@@ -89,6 +89,9 @@ class LatentStandardizer(nn.Module):
     depend on how a batch is split.
     """
 
+    running_mean: Tensor
+    running_variance: Tensor
+
     def __init__(self, n_latents: int, width: int, momentum: float = 0.02) -> None:
         super().__init__()
         self.momentum = momentum
