@@ -97,9 +97,7 @@ def test_prior_configuration_that_cannot_be():
 
 def test_configuration_round_trip(tiny_config, tmp_path):
     """Nested and derived fields come back; derived ones follow the tokenizer, whatever the file says."""
-    config = EvaeARConfig(
-        tokenizer_config=tiny_config(head="nb", kl_weight=0.5), n_perturbations=7, dropout=0.25
-    )
+    config = EvaeARConfig(tokenizer_config=tiny_config(head="nb", kl_weight=0.5), n_perturbations=7, dropout=0.25)
     config.save_pretrained(tmp_path)
     change_config(tmp_path, vocab_size=3, bos_token_id=1)
     loaded = EvaeARConfig.from_pretrained(tmp_path)

@@ -21,9 +21,7 @@ def toy(tiny_prior):
         prior.lm_head.weight.mul_(3)
     sequences = torch.tensor(list(itertools.product(range(3), repeat=2)))
     ids = {"perturbation_ids": torch.full((9,), 1), "cell_type_ids": torch.full((9,), 0)}
-    log_p = (
-        prior(codes=sequences, **ids).logits.log_softmax(-1).gather(2, sequences.unsqueeze(-1)).sum((1, 2))
-    )
+    log_p = prior(codes=sequences, **ids).logits.log_softmax(-1).gather(2, sequences.unsqueeze(-1)).sum((1, 2))
     return prior, log_p.detach().double().exp().numpy()
 
 
@@ -96,9 +94,7 @@ class TestGenerate:
 
     def test_cache_changes_nothing(self, tiny_prior):
         prior = tiny_prior()
-        with_cache, without = (
-            prior.generate(**CONDITIONS, use_cache=use, do_sample=False) for use in (True, False)
-        )
+        with_cache, without = (prior.generate(**CONDITIONS, use_cache=use, do_sample=False) for use in (True, False))
         assert torch.equal(with_cache, without)
 
     def test_continues_a_prefix(self, tiny_prior):
@@ -161,9 +157,7 @@ class TestSampleCells:
     def test_counts_are_those_of_the_codes_drawn(self, tiny_prior):
         prior = tiny_prior(tokenizer={"head": "mse"})  # its sample is its mean
         library = torch.tensor([30.0, 60.0, 120.0])
-        cells = prior.sample_cells(
-            **CONDITIONS, library_size=library, generator=torch.Generator().manual_seed(3)
-        )
+        cells = prior.sample_cells(**CONDITIONS, library_size=library, generator=torch.Generator().manual_seed(3))
         codes = prior.sample_codes(**CONDITIONS, generator=torch.Generator().manual_seed(3))
         assert torch.equal(cells, prior.tokenizer.mean_counts(codes, library))
 

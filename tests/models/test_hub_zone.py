@@ -42,9 +42,7 @@ class TestFiles:
     def test_entry_files_import_all_that_they_need(self):
         """From a local folder, transformers up to 5.0 copies only what the entry file itself imports."""
         direct = {f.stem: {module for level, module in imports(f) if level} for f in ZONE.glob("*_evae*.py")}
-        for entry in (
-            name for name in direct if name.startswith(("modeling", "configuration", "processing"))
-        ):
+        for entry in (name for name in direct if name.startswith(("modeling", "configuration", "processing"))):
             needed = set(direct[entry])
             while more := set().union(*(direct[name] for name in needed)) - needed:
                 needed |= more

@@ -75,9 +75,7 @@ class TestRawCounts:
         refuses(lambda: processor(matrix[:0]), "at least one cell")
         refuses(lambda: processor(matrix[0]), "(cells, genes)")
         refuses(lambda: processor(matrix[:, :20]), "20 columns but 30 gene names", "give `genes`")
-        refuses(
-            lambda: processor(ad.AnnData(obs=anndata(matrix).obs, var=anndata(matrix).var)), "no X", "layer"
-        )
+        refuses(lambda: processor(ad.AnnData(obs=anndata(matrix).obs, var=anndata(matrix).var)), "no X", "layer")
         refuses(lambda: processor(matrix.astype(str)), "raw counts")
         refuses(lambda: processor(matrix, return_tensors="np"), "use 'pt'")
 

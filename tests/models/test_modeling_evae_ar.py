@@ -114,9 +114,7 @@ class TestConditions:
         share = [(used == value).float().mean().item() for value in (0, 1, 10, 11)]
         np.testing.assert_allclose(share, [0.7, 0.1, 0.1, 0.1], atol=5 * (0.21 / n) ** 0.5)
         condition.eval()
-        assert (
-            condition(n, torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.long), None) == 0
-        ).all()
+        assert (condition(n, torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.long), None) == 0).all()
 
     def test_library_size_is_asked_for_and_matters(self, tiny_prior):
         prior = tiny_prior(tokenizer={"condition_on_library": True})
@@ -148,9 +146,7 @@ class TestConditions:
 
     def test_starts_without_conditions(self, tiny_config):
         """adaLN-Zero: a fresh prior ignores its conditions and every block is the identity."""
-        prior = EvaeARForCausalLM(
-            EvaeARConfig(tokenizer_config=tiny_config(), n_perturbations=3, n_cell_types=2)
-        )
+        prior = EvaeARForCausalLM(EvaeARConfig(tokenizer_config=tiny_config(), n_perturbations=3, n_cell_types=2))
         prior.eval()
         assert torch.equal(prior(codes=CODES, **CONDITIONS).logits, prior(codes=CODES).logits)
         x, modulation = torch.randn(2, 4, 384), torch.zeros(2, 6, 384)

@@ -32,9 +32,7 @@ def dense(batch):
 
 class TestBatch:
     def test_is_the_sparse_batch(self, processor, matrix):
-        batch = processor(
-            anndata(matrix), perturbation="JAK2", cell_type=["T cell", "B cell", *["T cell"] * 3]
-        )
+        batch = processor(anndata(matrix), perturbation="JAK2", cell_type=["T cell", "B cell", *["T cell"] * 3])
         assert {k: v.dtype for k, v in batch.items()} == {
             "counts": torch.float32,
             "gene_ids": torch.int64,
@@ -81,9 +79,7 @@ class TestBatch:
     def test_lists_tensors_and_views(self, processor, matrix):
         np.testing.assert_array_equal(dense(processor(matrix.tolist())), matrix)
         np.testing.assert_array_equal(dense(processor(torch.from_numpy(matrix))), matrix)
-        np.testing.assert_array_equal(
-            dense(processor(anndata(sparse.csr_matrix(matrix))[[3, 1]])), matrix[[3, 1]]
-        )
+        np.testing.assert_array_equal(dense(processor(anndata(sparse.csr_matrix(matrix))[[3, 1]])), matrix[[3, 1]])
 
     @pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
     def test_backed(self, form, processor, matrix, tmp_path):

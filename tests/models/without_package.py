@@ -73,9 +73,7 @@ def prior_outputs(folder, inputs, name):
 def outputs(tokenizer_folder, prior_folder, inputs, name):
     """Everything both folders give."""
     with torch.no_grad():
-        return tokenizer_outputs(tokenizer_folder, inputs["counts"], name) | prior_outputs(
-            prior_folder, inputs, name
-        )
+        return tokenizer_outputs(tokenizer_folder, inputs["counts"], name) | prior_outputs(prior_folder, inputs, name)
 
 
 def save_again(folder):
