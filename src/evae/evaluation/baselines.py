@@ -73,9 +73,7 @@ def sampled(name: str, cells: Cells, rows: dict[Pair, np.ndarray], own: bool = F
     pairs = [pair for pair, found in rows.items() if len(found)]
     if not own:
         return System(name, draw, mean, pairs)
-    return System(
-        name, draw, mean, pairs, {p: len(rows[p]) for p in pairs}, lambda pair: cells.matrix[rows[pair]]
-    )
+    return System(name, draw, mean, pairs, {p: len(rows[p]) for p in pairs}, lambda pair: cells.matrix[rows[pair]])
 
 
 def repeated(name: str, means: dict[Pair, np.ndarray]) -> System:
@@ -105,17 +103,13 @@ def baselines(comparison: Comparison) -> list[System]:
     if training is None:
         return found
     by_perturbation = {
-        pair: np.flatnonzero(
-            (training.elsewhere.perturbation == pair[1]) & (training.elsewhere.cell_type != pair[0])
-        )
+        pair: np.flatnonzero((training.elsewhere.perturbation == pair[1]) & (training.elsewhere.cell_type != pair[0]))
         for pair in pairs
     }
     seen = {pair: np.flatnonzero(training.elsewhere.perturbation == pair[1]) for pair in pairs}
     found += [
         repeated("perturbation mean", _known({pair: training.perturbation_mean(pair[1]) for pair in pairs})),
-        repeated(
-            "mean of all perturbations", _known({pair: training.overall_mean(pair[0]) for pair in pairs})
-        ),
+        repeated("mean of all perturbations", _known({pair: training.overall_mean(pair[0]) for pair in pairs})),
         _additive_shift(comparison, control_rows),
         repeated("linear", linear_predictions(comparison)),
         _marginal_resample(training.elsewhere, seen),
@@ -139,9 +133,7 @@ def _additive_shift(comparison: Comparison, control_rows: dict[str, np.ndarray])
         return (base.draw(pair, n, rng) + shifts[pair]).clip(min=0)  # expression is never negative
 
     def mean(pair: Pair) -> np.ndarray:
-        return (base.mean(pair) + shifts[pair]).clip(
-            min=0
-        )  # the additive model itself, before cells are clipped
+        return (base.mean(pair) + shifts[pair]).clip(min=0)  # the additive model itself, before cells are clipped
 
     return System("additive shift", draw, mean, list(shifts))
 
@@ -151,16 +143,12 @@ def _marginal_resample(cells: Cells, rows: dict[Pair, np.ndarray]) -> System:
 
     def draw(pair: Pair, n: int, rng: np.random.Generator) -> np.ndarray:
         drawn = base.draw(pair, n, rng)
-        return np.take_along_axis(
-            drawn, rng.random(drawn.shape).argsort(axis=0), axis=0
-        )  # permute each gene by itself
+        return np.take_along_axis(drawn, rng.random(drawn.shape).argsort(axis=0), axis=0)  # permute each gene by itself
 
     return System(base.name, draw, base.mean, base.pairs)
 
 
-def linear_predictions(
-    comparison: Comparison, penalty: float = 0.1, n_components: int = 10
-) -> dict[Pair, np.ndarray]:
+def linear_predictions(comparison: Comparison, penalty: float = 0.1, n_components: int = 10) -> dict[Pair, np.ndarray]:
     """Mean of each pair predicted by a linear model across perturbations.
 
     For a cell type, ridge regression maps a perturbation's mean shift in the other training cell types (its
@@ -185,9 +173,7 @@ def linear_predictions(
         centre = features.mean(axis=0)
         gram = (features - centre).T @ (features - centre)
         ridge = penalty * np.trace(gram) / len(gram) * np.eye(len(gram))
-        weights = (
-            np.linalg.pinv(gram + ridge) @ (features - centre).T @ (target - offset)
-        )  # (components, genes)
+        weights = np.linalg.pinv(gram + ridge) @ (features - centre).T @ (target - offset)  # (components, genes)
         base = training.means[(cell_type, training.control)]
         for p in wanted:
             shift = offset + (elsewhere[p] @ axes.T - centre) @ weights

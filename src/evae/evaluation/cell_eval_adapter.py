@@ -38,9 +38,7 @@ def require_cell_eval() -> None:
         ) from error
 
 
-def cell_eval_protocol(
-    comparison: Comparison, progress: Progress, skip: Sequence[str] = SLOW_METRICS
-) -> list[Record]:
+def cell_eval_protocol(comparison: Comparison, progress: Progress, skip: Sequence[str] = SLOW_METRICS) -> list[Record]:
     """All of cell-eval's metrics for the model, one record per pair and metric."""
     n_real = {pair: len(rows) for pair, rows in rows_by_pair(comparison.real).items()}
     n_predicted = {pair: len(rows) for pair, rows in rows_by_pair(comparison.predicted).items()}

@@ -100,16 +100,10 @@ def compare(
     truth = source.cells(genes, np.flatnonzero(source.perturbation != control))
     pairs = sorted(rows_by_pair(truth))
     if not pairs:
-        raise EvaeError(
-            f"{source.name} hold no perturbed cells, only '{control}'; check perturbation_key and control."
-        )
+        raise EvaeError(f"{source.name} hold no perturbed cells, only '{control}'; check perturbation_key and control.")
     prediction = _matching_predictions(generated, pairs, control, genes, notes)
-    trained = (
-        None if train is None else open_source(train, "the training cells", perturbation_key, cell_type_key)
-    )
-    given = (
-        None if controls is None else open_source(controls, "the controls", perturbation_key, cell_type_key)
-    )
+    trained = None if train is None else open_source(train, "the training cells", perturbation_key, cell_type_key)
+    given = None if controls is None else open_source(controls, "the controls", perturbation_key, cell_type_key)
     control_cells = _find_controls(source, trained, given, {c for c, _ in pairs}, control, genes, notes)
     training = None
     if trained is not None:
@@ -120,9 +114,7 @@ def compare(
     for name, cells in (("real", truth), ("predicted", prediction), ("control", control_cells)):
         if cells.n_empty:
             notes.append(f"{cells.n_empty} {name} cells have no counts over the panel and stay empty")
-    notes.append(
-        f"real cells came as {source.scale}, predicted cells as {generated.scale}; compared as log1p CP10K"
-    )
+    notes.append(f"real cells came as {source.scale}, predicted cells as {generated.scale}; compared as log1p CP10K")
     return Comparison(truth, prediction, control_cells, training, pairs, control, notes)
 
 
@@ -169,9 +161,7 @@ def _find_controls(
             return source.cells(genes, rows)
         if source is given:
             lacking = ", ".join(sorted(cell_types - found)[:3])
-            raise EvaeError(
-                f"the controls hold no '{control}' cells of {lacking}; add them or check the labels."
-            )
+            raise EvaeError(f"the controls hold no '{control}' cells of {lacking}; add them or check the labels.")
     known = sorted({*real.perturbation.tolist(), *(train.perturbation.tolist() if train else [])})
     raise EvaeError(
         f"no '{control}' cells of every evaluated cell type ({', '.join(sorted(cell_types)[:3])}); pass "

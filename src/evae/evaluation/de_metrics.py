@@ -39,9 +39,7 @@ def de_metrics(predicted: DETable, real: DETable) -> dict[str, np.ndarray]:
         EvaeError: the tables are of different perturbations or genes.
     """
     if predicted.perturbations.tolist() != real.perturbations.tolist():
-        raise EvaeError(
-            "the two tables of differential expression hold different perturbations; compute both anew."
-        )
+        raise EvaeError("the two tables of differential expression hold different perturbations; compute both anew.")
     if predicted.genes.tolist() != real.genes.tolist():
         raise EvaeError("the two tables of differential expression hold different genes; compute both anew.")
     rows = [_one(predicted, real, i) for i in range(len(real.perturbations))]
@@ -103,9 +101,7 @@ def _areas(significant: np.ndarray, fdr: np.ndarray) -> tuple[float, float]:
     score = -(np.log(fdr.clip(1e-10, 1.0)) / np.log(np.float32(10)))
     order = np.argsort(-score, kind="stable")
     hits = np.cumsum(significant[order])
-    last = np.flatnonzero(
-        np.append(np.diff(score[order]) != 0, True)
-    )  # the last gene of each run of equal scores
+    last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))  # the last gene of each run of equal scores
     hits, called = hits[last], last + 1
     recall, precision = hits / n_positive, hits / called
     average_precision = float((np.diff(recall, prepend=0) * precision).sum())

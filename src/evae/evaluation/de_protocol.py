@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,9 @@ def de_protocol(
     records: list[Record] = []
     for cell_type in comparison.cell_types:
         of_type = comparison.controls.cell_type == cell_type
-        task = _Task(comparison, cell_type, ControlRanks(comparison.controls.matrix[of_type]), seed)
+        task = _Task(comparison, cell_type, ControlRanks(comparison.controls.matrix[of_type]), seed, cache)
         records += task.split_half()
-        truth = cached(cache, _digest(comparison, cell_type), task.real_table)
+        truth = task.real_table()
         for system in progress(systems, f"differential expression, {cell_type}"):
             records += task.score(system, truth)
     return records
@@ -49,12 +50,17 @@ class _Task:
     cell_type: str
     controls: ControlRanks
     seed: int
+    cache: Path | None
+
+    @cached_property
+    def key(self) -> str:
+        """Of the tables that depend on real cells only."""
+        return _digest(self.comparison, self.cell_type)
 
     def real_table(self) -> DETable:
         """The table of the real cells."""
-        return self._table(
-            sampled("real", self.comparison.real, rows_by_pair(self.comparison.real), own=True)
-        )
+        real = sampled("real", self.comparison.real, rows_by_pair(self.comparison.real), own=True)
+        return cached(self.cache, self.key, lambda: self._table(real))
 
     def split_half(self) -> list[Record]:
         """Half B of the real cells as the prediction of half A."""
@@ -63,19 +69,22 @@ class _Task:
         if not self._names(first):
             return []
         sizes = {pair: len(rows) for pair, rows in halves[0].items()}
-        return self._records(second, self._table(first), sizes)
+        key = f"{self.key}-seed{self.seed}"
+        truth = cached(self.cache, f"{key}-a", lambda: self._table(first))
+        predicted = cached(self.cache, f"{key}-b", lambda: self._table(second))
+        return self._records(second, predicted, truth, sizes)
 
     def score(self, system: System, truth: DETable) -> list[Record]:
         """A system against the real table."""
         if not self._names(system):
             return []
-        return self._records(system, truth, self._sizes())
+        return self._records(system, self._table(system), truth, self._sizes())
 
-    def _records(self, system: System, truth: DETable, n_real: dict[Pair, int]) -> list[Record]:
+    def _records(self, system: System, predicted: DETable, truth: DETable, n_real: dict[Pair, int]) -> list[Record]:
         names = self._names(system)
         n_generated = system.available or self._sizes()
         found = []
-        for metric, values in de_metrics(self._table(system), _subset(truth, names)).items():
+        for metric, values in de_metrics(predicted, _subset(truth, names)).items():
             for p, value in zip(names, values.tolist(), strict=True):
                 pair = (self.cell_type, p)
                 cells = n_real[pair], n_generated[pair]

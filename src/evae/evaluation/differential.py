@@ -53,9 +53,7 @@ class ControlRanks:
             controls: log1p expression, sparse (cells, genes), no negative values.
         """
         if controls.shape[0] == 0:
-            raise EvaeError(
-                "differential expression needs control cells; pass controls=... or name their label."
-            )
+            raise EvaeError("differential expression needs control cells; pass controls=... or name their label.")
         columns = controls.tocsc()
         self.n_cells, self.n_genes = controls.shape
         self.values = [np.sort(_column(columns, j)) for j in range(self.n_genes)]
@@ -81,9 +79,7 @@ class ControlRanks:
         for j in range(self.n_genes):
             rows = codes[columns.indices[columns.indptr[j] : columns.indptr[j + 1]]]
             u[:, j], ties[:, j] = self._gene(j, _column(columns, j), rows, sizes)
-        indicator = sp.csr_matrix(
-            (1.0 / sizes[codes], (codes, np.arange(len(codes)))), shape=(n_groups, len(codes))
-        )
+        indicator = sp.csr_matrix((1.0 / sizes[codes], (codes, np.arange(len(codes)))), shape=(n_groups, len(codes)))
         means = (indicator @ cells.astype(np.float64)).toarray()  # (groups, genes)
         with np.errstate(divide="ignore", invalid="ignore"):
             fold = np.log2(np.expm1(means) / self.geometric_mean)
@@ -131,15 +127,11 @@ def differential_expression(
         folds.append(fold)
         p_values.append(p_value)
     p = np.concatenate(p_values)
-    return DETable(
-        np.array(names, dtype=object), genes, np.concatenate(folds), p, false_discovery_control(p, axis=1)
-    )
+    return DETable(np.array(names, dtype=object), genes, np.concatenate(folds), p, false_discovery_control(p, axis=1))
 
 
 def _column(columns: sp.csc_matrix, gene: int) -> np.ndarray:
-    return np.ascontiguousarray(
-        columns.data[columns.indptr[gene] : columns.indptr[gene + 1]], dtype=np.float32
-    )
+    return np.ascontiguousarray(columns.data[columns.indptr[gene] : columns.indptr[gene + 1]], dtype=np.float32)
 
 
 def _cubed(count: np.ndarray) -> np.ndarray:

@@ -95,9 +95,7 @@ def evaluate(
     plan = _Plan(SUITES[suite], seeds, n_components, with_baselines, tables, _bar if progress else _silent)
     records = _run(comparison, plan)
     settings = {**keys, "suite": suite, "seeds": list(seeds), "n_components": n_components}
-    return EvaluationResult(
-        to_frame(records), comparison, _stamp(comparison, settings, time.perf_counter() - started)
-    )
+    return EvaluationResult(to_frame(records), comparison, _stamp(comparison, settings, time.perf_counter() - started))
 
 
 @dataclass(frozen=True)

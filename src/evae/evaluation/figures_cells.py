@@ -44,9 +44,7 @@ def draw_umap(comparison: Comparison, seed: int = 0) -> Figure | None:
     if len(both) < 10:
         return None
     neighbours = min(15, len(both) - 1)
-    embedded = np.asarray(
-        UMAP(n_neighbors=neighbours, min_dist=0.3, random_state=seed, n_jobs=1).fit_transform(both)
-    )
+    embedded = np.asarray(UMAP(n_neighbors=neighbours, min_dist=0.3, random_state=seed, n_jobs=1).fit_transform(both))
     figure = new_figure(7.6, 3.9)
     axes = figure.subplots(1, 2)
     _two_clouds(axes[0], axes[1], embedded[: len(real)], embedded[len(real) :])
@@ -85,9 +83,7 @@ def draw_top_genes(comparison: Comparison) -> Figure:
 def _projected(comparison: Comparison) -> tuple[np.ndarray, np.ndarray]:
     projection = reference_projection(comparison)
     rng = np.random.default_rng(0)
-    clouds = [
-        cells.matrix[draw(len(cells), MAX_POINTS, rng)] for cells in (comparison.real, comparison.predicted)
-    ]
+    clouds = [cells.matrix[draw(len(cells), MAX_POINTS, rng)] for cells in (comparison.real, comparison.predicted)]
     return projection(clouds[0]), projection(clouds[1])
 
 
@@ -119,9 +115,7 @@ def _arrows(ax: Axes, comparison: Comparison) -> None:
     for pair in strongest[:MAX_ARROWS]:
         for shift, color in zip(planar[pair], (REAL, GENERATED), strict=True):
             arrow = {"arrowstyle": "-|>", "color": color, "lw": 1.3, "alpha": 0.8}
-            ax.annotate(
-                "", shift, (0, 0), arrowprops={**arrow, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 9}
-            )
+            ax.annotate("", shift, (0, 0), arrowprops={**arrow, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 9})
     ends = np.concatenate([np.array(list(planar.values())).reshape(-1, 2), np.zeros((1, 2))])
     low, high = ends.min(axis=0), ends.max(axis=0)
     middle, reach = (low + high) / 2, float((high - low).max()) * 0.62 + 1e-9
@@ -141,9 +135,7 @@ def _arrows(ax: Axes, comparison: Comparison) -> None:
     ax.text(0.13, 0.02, "predicted", color=GENERATED, transform=ax.transAxes, fontweight="bold")
 
 
-def _far_apart(
-    ranked: list[Pair], planar: dict[Pair, tuple[np.ndarray, np.ndarray]], span: np.ndarray
-) -> list[Pair]:
+def _far_apart(ranked: list[Pair], planar: dict[Pair, tuple[np.ndarray, np.ndarray]], span: np.ndarray) -> list[Pair]:
     """The strongest pairs whose names do not run into each other."""
     chosen: list[Pair] = []
     for pair in ranked:
@@ -157,7 +149,6 @@ def _shifts(comparison: Comparison) -> dict[Pair, tuple[np.ndarray, np.ndarray]]
     """(real, predicted) mean shift from the control of every pair, (genes,) each."""
     real, model = sampled("real", comparison.real, rows_by_pair(comparison.real)), model_system(comparison)
     control = {
-        c: mean_of(comparison.controls.matrix[comparison.controls.cell_type == c])
-        for c in comparison.cell_types
+        c: mean_of(comparison.controls.matrix[comparison.controls.cell_type == c]) for c in comparison.cell_types
     }
     return {p: (real.mean(p) - control[p[0]], model.mean(p) - control[p[0]]) for p in comparison.pairs}

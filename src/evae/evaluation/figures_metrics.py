@@ -48,9 +48,7 @@ def _metric_panel(ax: Axes, part: pd.DataFrame, systems: list[str], metric: str)
     values = part["value"]
     shown = values[values.notna()]
     positive = shown[shown > 0]
-    log = (
-        METRIC_LABELS[metric].best == "low" and len(positive) == len(shown) and shown.max() > 20 * shown.min()
-    )
+    log = METRIC_LABELS[metric].best == "low" and len(positive) == len(shown) and shown.max() > 20 * shown.min()
     if log:
         ax.set_xscale("log")
     for y, system in enumerate(systems):
@@ -134,9 +132,7 @@ def draw_per_perturbation(records: pd.DataFrame, metric: str = "pearson_delta") 
         handletextpad=0.3,
         columnspacing=1.4,
     )
-    heading = "Pearson Δ per perturbation" + (
-        f" ({MAX_PERTURBATIONS} of {part['pair'].nunique()})" if cut else ""
-    )
+    heading = "Pearson Δ per perturbation" + (f" ({MAX_PERTURBATIONS} of {part['pair'].nunique()})" if cut else "")
     figure.suptitle(heading, x=0.01, ha="left", fontweight="bold", fontsize=11)
     return figure
 
@@ -176,15 +172,11 @@ def draw_radar(summary: pd.DataFrame) -> Figure | None:
     ax.spines["polar"].set_visible(False)
     ax.grid(axis="x", color="#E5E5E5")
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, -0.24), ncols=2)
-    figure.suptitle(
-        "From control copy (0) to real cells (1)", x=0.01, ha="left", fontweight="bold", fontsize=11
-    )
+    figure.suptitle("From control copy (0) to real cells (1)", x=0.01, ha="left", fontweight="bold", fontsize=11)
     return figure
 
 
-def _radar_axis(
-    summary: pd.DataFrame, group: str, level: str, metric: str
-) -> tuple[str, dict[str, float]] | None:
+def _radar_axis(summary: pd.DataFrame, group: str, level: str, metric: str) -> tuple[str, dict[str, float]] | None:
     part = summary[(summary["group"] == group) & (summary["level"] == level) & (summary["metric"] == metric)]
     values = part.set_index("system")["value"]
     zero, one = values.get("control copy", np.nan), values.get(SPLIT_HALF, np.nan)

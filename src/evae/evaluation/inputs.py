@@ -109,9 +109,7 @@ class Source:
         return Cells(matrix, self.perturbation[rows], self.cell_type[rows], genes, self.scale, empty)
 
 
-def open_source(
-    data: ad.AnnData | str | Path, name: str, perturbation_key: str, cell_type_key: str | None
-) -> Source:
+def open_source(data: ad.AnnData | str | Path, name: str, perturbation_key: str, cell_type_key: str | None) -> Source:
     """Open an AnnData or an h5ad file and check it.
 
     Args:
@@ -131,9 +129,7 @@ def open_source(
         try:
             data = ad.read_h5ad(data, backed="r")
         except (OSError, KeyError) as error:
-            raise EvaeError(
-                f"{name} cannot be read as h5ad ({error}); write it with AnnData.write_h5ad."
-            ) from error
+            raise EvaeError(f"{name} cannot be read as h5ad ({error}); write it with AnnData.write_h5ad.") from error
     if data.X is None or data.n_obs == 0:
         raise EvaeError(f"{name}: no cells in X; put raw counts or log1p values there.")
     check_unique(data.var_names, "gene")
@@ -180,14 +176,11 @@ def mean_of(matrix: sp.csr_matrix) -> np.ndarray:
 def _labels(data: ad.AnnData, key: str, name: str, argument: str) -> np.ndarray:
     if key not in data.obs:
         raise EvaeError(
-            f"{name}: no column '{key}' in obs; name it with {argument}. "
-            f"{near_matches(key, list(data.obs.columns))}"
+            f"{name}: no column '{key}' in obs; name it with {argument}. {near_matches(key, list(data.obs.columns))}"
         )
     column = data.obs[key]
     if column.isna().any():
-        raise EvaeError(
-            f"{name}: {int(column.isna().sum())} cells have no '{key}'; drop them or fill the label in."
-        )
+        raise EvaeError(f"{name}: {int(column.isna().sum())} cells have no '{key}'; drop them or fill the label in.")
     return np.asarray(column.astype(str), dtype=object)
 
 
@@ -210,14 +203,10 @@ def _scale(data: ad.AnnData, name: str) -> str:
             continue
         bad = ~np.isfinite(values)
         if bad.any():
-            n_bad = int(
-                (~np.isfinite(part.toarray() if hasattr(part, "toarray") else part)).any(axis=1).sum()
-            )
+            n_bad = int((~np.isfinite(part.toarray() if hasattr(part, "toarray") else part)).any(axis=1).sum())
             raise EvaeError(f"{name}: {n_bad} cells hold NaN or infinite values; drop those cells first.")
         if values.min() < 0:
-            raise EvaeError(
-                f"{name}: negative values, so X looks scaled or centred; give raw counts or log1p values."
-            )
+            raise EvaeError(f"{name}: negative values, so X looks scaled or centred; give raw counts or log1p values.")
         whole = whole and bool((values == np.floor(values)).all())
         largest = max(largest, float(values.max()))
     if whole:

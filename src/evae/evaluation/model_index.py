@@ -41,16 +41,10 @@ def model_index(
         try:
             result = json.loads(path.read_text())
         except (OSError, json.JSONDecodeError) as error:
-            raise EvaeError(
-                f"{path} is no result of an evaluation ({error}); give the result.json of one."
-            ) from error
+            raise EvaeError(f"{path} is no result of an evaluation ({error}); give the result.json of one.") from error
     if not isinstance(result, dict) or "summary" not in result:
         raise EvaeError("the JSON file holds no summary; give the result.json that an evaluation wrote.")
-    rows = {
-        (row["group"], row["level"], row["metric"]): row
-        for row in result["summary"]
-        if row["system"] == MODEL
-    }
+    rows = {(row["group"], row["level"], row["metric"]): row for row in result["summary"] if row["system"] == MODEL}
     results = []
     for group, level, metrics in SHOWN:
         found = [rows[(group, level, metric)] for metric in metrics if (group, level, metric) in rows]

@@ -42,9 +42,7 @@ def perturbation_protocol(
     return records
 
 
-def honesty_protocol(
-    comparison: Comparison, systems: list[System], seed: int, progress: Progress
-) -> list[Record]:
+def honesty_protocol(comparison: Comparison, systems: list[System], seed: int, progress: Progress) -> list[Record]:
     """Diversity and memorisation of every system that answers for all pairs, and of the split half."""
     projection = reference_projection(comparison)
     training = None if comparison.training is None else projection(comparison.training.reference.matrix)
@@ -87,9 +85,7 @@ def _all_metrics(
         names = [p for p in comparison.perturbations(cell_type) if (cell_type, p) in predicted]
         if not names:
             continue
-        shifts = [
-            np.array([s[(cell_type, p)] - controls[cell_type] for p in names]) for s in (predicted, real)
-        ]
+        shifts = [np.array([s[(cell_type, p)] - controls[cell_type] for p in names]) for s in (predicted, real)]
         scores = discrimination_scores(shifts[0], shifts[1], names, comparison.genes)
         for i, p in enumerate(names):
             add((cell_type, p), {metric: values[i] for metric, values in scores.items()})

@@ -99,9 +99,7 @@ def robust_protocol(
     for seed, name in progress(work, "robust protocol"):
         if name == SPLIT_HALF:
             half_a, half_b = split_halves(comparison, seed, ROBUST_CELLS_PER_PAIR)
-            clouds_a = {
-                pair: projection(dense(comparison.real.matrix[rows])) for pair, rows in half_a.items()
-            }
+            clouds_a = {pair: projection(dense(comparison.real.matrix[rows])) for pair, rows in half_a.items()}
             system = sampled(SPLIT_HALF, comparison.real, half_b, own=True)
         else:
             system = by_name[name]
@@ -117,9 +115,7 @@ def robust_protocol(
 def reference_projection(comparison: Comparison, n_components: int = 30) -> Projection:
     """Components fitted on training cells; on the controls where no training cells were given."""
     training = comparison.training
-    return fit_projection(
-        (comparison.controls if training is None else training.reference).matrix, n_components
-    )
+    return fit_projection((comparison.controls if training is None else training.reference).matrix, n_components)
 
 
 def split_halves(
@@ -141,18 +137,14 @@ def split_halves(
     return first, second
 
 
-def _clouds(
-    system: System, sizes: dict[Pair, int], projection: Projection, seed: int
-) -> dict[Pair, np.ndarray]:
+def _clouds(system: System, sizes: dict[Pair, int], projection: Projection, seed: int) -> dict[Pair, np.ndarray]:
     rng = np.random.default_rng(seed + 1)  # another stream than the split's
     answered = set(system.pairs)
-    return {
-        p: projection(system.draw(p, _possible(system, p, n), rng)) for p, n in sizes.items() if p in answered
-    }
+    return {p: projection(system.draw(p, _possible(system, p, n), rng)) for p, n in sizes.items() if p in answered}
 
 
 def _possible(system: System, pair: Pair, n: int) -> int:
-    return n if system.available is None else min(n, system.available[pair])
+    return n if system.available is None else min(n, system.available.get(pair, 0))
 
 
 def _pooled(system: System, sizes: dict[Pair, int], limit: int, rng: np.random.Generator) -> np.ndarray:

@@ -88,14 +88,10 @@ def markdown(result: "EvaluationResult", figures: list[Path]) -> str:
 def html_page(result: "EvaluationResult", figures: list[Path]) -> str:
     """The report as one HTML page that needs no other file."""
     e = html.escape
-    body = [
-        f"<h1>Evaluation of predicted cells</h1><p class=lead>{e(_lead(result.stamp))}</p><p>{e(READING)}</p>"
-    ]
+    body = [f"<h1>Evaluation of predicted cells</h1><p class=lead>{e(_lead(result.stamp))}</p><p>{e(READING)}</p>"]
     for title, metrics, rows in result.tables():
         heads = ["system", *[METRIC_LABELS[m].heading for m in metrics], "cells real / gen."]
-        body.append(
-            f"<h2>{e(title)}</h2><div class=wide><table><tr>{''.join(f'<th>{e(h)}</th>' for h in heads)}</tr>"
-        )
+        body.append(f"<h2>{e(title)}</h2><div class=wide><table><tr>{''.join(f'<th>{e(h)}</th>' for h in heads)}</tr>")
         for name, values in rows:
             kind = {MODEL: " class=model", SPLIT_HALF: " class=floor"}.get(name, "")
             *numbers, n = [e(text) for text in _numbers(metrics, values)]

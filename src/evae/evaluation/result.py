@@ -38,9 +38,7 @@ class EvaluationResult:
 
     def value(self, metric: str, system: str = MODEL, group: str = "robust", level: str = "pooled") -> float:
         """One mean value; raises KeyError if the suite did not compute it."""
-        found = self.summary().query(
-            "group == @group and level == @level and system == @system and metric == @metric"
-        )
+        found = self.summary().query("group == @group and level == @level and system == @system and metric == @metric")
         if found.empty:
             raise KeyError(f"no {metric} of {system} in {group}, {level}")
         return float(found["value"].iloc[0])
@@ -48,13 +46,9 @@ class EvaluationResult:
     def per_perturbation(self, metric: str, group: str = "perturbation") -> pd.DataFrame:
         """Mean over seeds of a metric for every pair, one column a system."""
         part = self.records[
-            (self.records["group"] == group)
-            & (self.records["level"] == "pair")
-            & (self.records["metric"] == metric)
+            (self.records["group"] == group) & (self.records["level"] == "pair") & (self.records["metric"] == metric)
         ]
-        return part.pivot_table(
-            values="value", index=["cell_type", "perturbation"], columns="system", dropna=False
-        )
+        return part.pivot_table(values="value", index=["cell_type", "perturbation"], columns="system", dropna=False)
 
     def table(self) -> Group:
         """All tables, for `rich.print`."""
@@ -135,9 +129,7 @@ def summarise(records: pd.DataFrame) -> pd.DataFrame:
     keys = ["group", "level", "system", "metric"]
     pooled = records[records["level"] == "pooled"].groupby(keys, sort=False)
     pairs = records[records["level"] == "pair"].groupby([*keys, "cell_type", "perturbation"], sort=False)
-    per_pair = pairs.agg(
-        value=("value", "mean"), n_real=("n_real", "mean"), n_generated=("n_generated", "mean")
-    )
+    per_pair = pairs.agg(value=("value", "mean"), n_real=("n_real", "mean"), n_generated=("n_generated", "mean"))
     parts = [
         _collapse(pooled, counted=False),
         _collapse(per_pair.reset_index().groupby(keys, sort=False), counted=True),
@@ -204,7 +196,4 @@ def _rich_table(title: str, rows: list[tuple[str, dict[str, pd.Series]]], metric
 def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as dictionaries; values that JSON has no word for become None."""
     rows = frame.astype(object).to_dict(orient="records")
-    return [
-        {str(k): None if isinstance(v, float) and not math.isfinite(v) else v for k, v in r.items()}
-        for r in rows
-    ]
+    return [{str(k): None if isinstance(v, float) and not math.isfinite(v) else v for k, v in r.items()} for r in rows]

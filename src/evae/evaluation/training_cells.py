@@ -55,11 +55,7 @@ class TrainingCells:
         """Mean shift of every perturbation from control over (these) cell types that hold both."""
         found: dict[str, list[np.ndarray]] = {}
         for (c, p), mean in self.means.items():
-            if (
-                p != self.control
-                and (cell_types is None or c in cell_types)
-                and (c, self.control) in self.means
-            ):
+            if p != self.control and (cell_types is None or c in cell_types) and (c, self.control) in self.means:
                 found.setdefault(p, []).append(mean - self.means[(c, self.control)])
         return {p: np.mean(shifts, axis=0) for p, shifts in found.items()}
 
@@ -89,16 +85,11 @@ def summarise_training(
     """
     usable = np.flatnonzero(~np.isin(_fingerprints(source), _fingerprints(held_out)))
     if len(usable) == 0:
-        raise EvaeError(
-            f"{source.name} hold no other cells than the real held-out ones; give the training split."
-        )
+        raise EvaeError(f"{source.name} hold no other cells than the real held-out ones; give the training split.")
     names, codes = np.unique(_joined(source)[usable], return_inverse=True)
     rng = np.random.default_rng(seed)
     reference = np.sort(rng.permutation(usable)[:MAX_REFERENCE])
-    chosen = [
-        rng.permutation(usable[source.perturbation[usable] == p])[:MAX_PER_PERTURBATION]
-        for p in perturbations
-    ]
+    chosen = [rng.permutation(usable[source.perturbation[usable] == p])[:MAX_PER_PERTURBATION] for p in perturbations]
     elsewhere = np.sort(np.concatenate(chosen))
     sums = np.zeros((len(names), len(genes)))
     samples: list[list[sp.csr_matrix]] = [[], []]
@@ -106,9 +97,7 @@ def summarise_training(
     for rows, matrix in source.chunks(usable, genes):
         part = codes[start : start + len(rows)]
         start += len(rows)
-        indicator = sp.csr_matrix(
-            (np.ones(len(rows)), (part, np.arange(len(rows)))), shape=(len(names), len(rows))
-        )
+        indicator = sp.csr_matrix((np.ones(len(rows)), (part, np.arange(len(rows)))), shape=(len(names), len(rows)))
         sums += (indicator @ matrix.astype(np.float64)).toarray()
         for sample, wanted in zip(samples, (reference, elsewhere), strict=True):
             sample.append(matrix[np.isin(rows, wanted, assume_unique=True)])
@@ -126,9 +115,7 @@ def summarise_training(
 
 def _joined(source: Source) -> np.ndarray:
     """Both labels of each cell as one string."""
-    return np.array(
-        [f"{c}{_JOIN}{p}" for c, p in zip(source.cell_type, source.perturbation, strict=True)], dtype=str
-    )
+    return np.array([f"{c}{_JOIN}{p}" for c, p in zip(source.cell_type, source.perturbation, strict=True)], dtype=str)
 
 
 def _fingerprints(source: Source) -> np.ndarray:
@@ -137,6 +124,4 @@ def _fingerprints(source: Source) -> np.ndarray:
 
 
 def _gather(parts: list[sp.csr_matrix], source: Source, rows: np.ndarray, genes: np.ndarray) -> Cells:
-    return Cells(
-        sp.vstack(parts, format="csr"), source.perturbation[rows], source.cell_type[rows], genes, source.scale
-    )
+    return Cells(sp.vstack(parts, format="csr"), source.perturbation[rows], source.cell_type[rows], genes, source.scale)
