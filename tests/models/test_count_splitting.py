@@ -1,0 +1,71 @@
+"""Count splitting: two parts of a cell whose sampling noise is independent, in training only."""
+
+import numpy as np
+import pytest
+import torch
+
+from evae.models import EvaeConfig, EvaeError, EvaeModel
+from evae.models.modeling_evae import split_counts, to_sparse
+
+SPLITTING = {"count_splitting": True, "condition_on_library": True, "dropout": 0.0}
+
+
+def test_parts_are_whole_counts_that_add_up(cells):
+    torch.manual_seed(0)
+    seen, target, whole = split_counts(cells)
+    assert whole.tolist() == [False] * 3 + [True] * 4
+    assert torch.equal(seen[:3] + target[:3], cells[:3])
+    assert torch.equal(seen[3:], cells[3:])
+    assert torch.equal(target[3:], cells[3:])
+    assert (seen >= 0).all()
+    assert (target >= 0).all()
+    assert torch.equal(seen, seen.round())
+    assert (seen[:3] < cells[:3]).any()
+
+
+def test_the_share_is_uniform_and_the_noise_of_the_parts_independent():
+    torch.manual_seed(0)
+    n = 4_000
+    counts = torch.poisson(torch.full((2 * n, 40), 5.0))
+    seen, target, _ = split_counts(counts)
+    share = (seen[:n].sum(1) / counts[:n].sum(1)).numpy()
+    assert share.mean() == pytest.approx(0.5, abs=0.02)
+    assert np.quantile(share, [0.25, 0.75]) == pytest.approx([0.3, 0.7], abs=0.03)
+    # within cells of one share, genes that are above their mean in one part are not so in the other
+    middle = np.abs(share - 0.5) < 0.02
+    first, second = seen[:n][middle], target[:n][middle]
+    assert middle.sum() > 100
+    correlation = np.corrcoef(first.flatten().numpy(), second.flatten().numpy())[0, 1]
+    assert abs(correlation) < 5 / np.sqrt(first.numel())
+
+
+def test_only_split_cells_train_the_encoder(tiny_config, cells):
+    torch.manual_seed(0)
+    model = EvaeModel(tiny_config(**SPLITTING)).train()
+    model(cells[:1]).loss.backward()  # one cell alone stays whole
+    assert all((p.grad == 0).all() for p in model.to_latent.parameters())
+    assert model.decoder.output.weight.grad.abs().max() > 0
+    model(cells[:2]).loss.backward()
+    assert model.to_latent.weight.grad.abs().max() > 0
+
+
+def test_gene_lists_split_too(tiny_config, cells):
+    torch.manual_seed(0)
+    model = EvaeModel(tiny_config(**SPLITTING)).train()
+    output = model(*to_sparse(cells))
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
+    assert not torch.equal(output.loss, model(*to_sparse(cells)).loss)
+
+
+def test_evaluation_sees_whole_cells(tiny_tokenizer, cells):
+    model = tiny_tokenizer(**SPLITTING)
+    output = model(cells)
+    assert torch.equal(output.loss, model(cells).loss)
+    assert torch.equal(output.codes, model.encode(cells))
+    torch.testing.assert_close(output.outputs, model.decode(output.codes, cells.sum(1)))
+
+
+def test_needs_the_library_size():
+    with pytest.raises(EvaeError, match="count_splitting needs condition_on_library"):
+        EvaeConfig(count_splitting=True)
