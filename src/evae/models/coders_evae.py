@@ -28,7 +28,9 @@ class EvaeEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size)
 
     def init_weights(self) -> None:
-        init.normal_(self.latent_tokens, std=1.0)
+        # small latent tokens and count features of order one: else cells hardly differ at the start
+        init.normal_(self.latent_tokens, std=0.02)
+        init.normal_(self.embedding.up.weight, std=1.0)
         # here, because transformers passes over modules without parameters of their own such as CountEmbedding
         init.normal_(self.embedding.gene_embedding.weight, std=1.0)
 
