@@ -8,7 +8,14 @@ from evae.presets import config_path, configs_folder, stored_splits
 from evae.training.settings import check_model_settings, load_settings
 
 
-@pytest.mark.parametrize("name", ["tiny", "base", "paper"])
+NAMES = {path.stem.rsplit("_", 1)[0] for path in configs_folder().glob("*.yaml")}
+
+
+def test_presets_of_the_readme_exist():
+    assert {"tiny", "small", "base", "paper"} <= NAMES
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
 @pytest.mark.parametrize(("stage", "config"), [("tokenizer", EvaeConfig), ("prior", EvaeARConfig)])
 def test_presets_load(name, stage, config):
     settings = load_settings(stage, config_path(name, stage))

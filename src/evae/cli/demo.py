@@ -34,6 +34,7 @@ from evae.training.settings import (
 from evae.training.tokenizer import train_tokenizer
 
 N_PHASES = 6
+SIMULATED_PRESET, DATA_PRESET = "tiny", "small"
 READING = (
     "How to read it: a perfect model comes down to the real cells' own split half; a model that ignores the\n"
     "perturbation gives the control copy; what the tokenizer alone loses, no prior can bring back."
@@ -57,7 +58,9 @@ def demo(
     ] = None,
     layer: SourceLayer = None,
     out: Annotated[Path, typer.Option(help="Folder of everything the demo makes.")] = Path("runs/demo"),
-    preset: Annotated[str, typer.Option(help="Preset of both trainings: tiny, base or paper.")] = "tiny",
+    preset: Annotated[
+        str | None, typer.Option(help=f"Of both trainings; {SIMULATED_PRESET}, or {DATA_PRESET} with --data.")
+    ] = None,
     tokenizer: Annotated[
         list[str] | None, typer.Option(help="Setting of the tokenizer's training, key=value; repeatable.")
     ] = None,
@@ -86,7 +89,7 @@ def demo(
         "hold_out_perturbations": hold_out_perturbations,
         "genes": genes,
         "layer": layer,
-        "preset": preset,
+        "preset": preset or (SIMULATED_PRESET if data is None else DATA_PRESET),
         "tokenizer": tokenizer,
         "prior": prior,
         "seed": seed,

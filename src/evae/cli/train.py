@@ -11,7 +11,7 @@ from evae.training.tokenizer import train_tokenizer
 
 train = typer.Typer(no_args_is_help=True, help="Train a tokenizer, then a prior over its codes.")
 
-Config = Annotated[str, typer.Option(help="Preset (tiny, base or paper) or a YAML file.")]
+Config = Annotated[str, typer.Option(help="Preset (tiny, small, base, paper) or a YAML file.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="key=value...", help="Settings; model.key=value for the model's."),

@@ -1,0 +1,96 @@
+"""Every snippet of the README runs: the Python ones in order, the `evae` commands on a small screen."""
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import anndata as ad
+import pytest
+
+from evae.cli import main
+from evae.data.simulate import simulate_perturb_seq
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+HUB_ID = "evae/replogle-ar"
+NAMES = ["non-targeting", "STAT1", "JAK2", "IRF1", "CUL3"]
+LINES = {"type_A": "K562", "type_B": "RPE1"}
+SMALLER = {"hvg:2000": "hvg:50", "500": "20"}
+
+
+def snippets(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.split("  #")[0].strip() for block in snippets("bash") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+@pytest.fixture(scope="module")
+def workplace(
+    tmp_path_factory: pytest.TempPathFactory, small_settings: dict[str, list[str]]
+) -> Iterator[tuple[Path, list[str]]]:
+    """A folder with the files that the README speaks of, where its `evae` commands have run; those commands."""
+    folder = tmp_path_factory.mktemp("readme")
+    cells = simulate_perturb_seq(n_cells=900, n_genes=60, n_cell_types=2, n_perturbations=4, seed=2)
+    own = ["control", *(p for p in cells.obs["perturbation"].cat.categories if p != "control")]
+    cells.obs["perturbation"] = cells.obs["perturbation"].astype(str).map(dict(zip(own, NAMES, strict=True)))
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).map(LINES)
+    cells.write_h5ad(folder / "screen.h5ad")
+    (folder / "split.json").write_text(snippets("json")[0])
+    ran = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setitem(sys.modules, "umap", None)  # it compiles itself for a minute
+        for line in commands():
+            words = [SMALLER.get(word, word) for word in shlex.split(line)]
+            if words[0] == "evae":
+                with pytest.raises(SystemExit) as stop:
+                    main([*words[1:], *(small_settings[words[2]] if words[1] == "train" else [])])
+                assert stop.value.code == 0, line
+                ran.append(words[1])
+        yield folder, ran
+
+
+def test_commands_of_the_main_path(workplace):
+    folder, ran = workplace
+    assert ran == ["prepare", "train", "train", "predict", "evaluate", "predict", "embed"]
+    assert json.loads((folder / "data/screen/split.json").read_text()) == json.loads(snippets("json")[0])
+    asked = ad.read_h5ad(folder / "stat1_jak2.h5ad").obs
+    assert set(asked["perturbation"]) == {"STAT1", "JAK2"}
+    assert set(asked["cell_type"]) == {"K562"}
+    assert len(asked) == 40
+    assert (folder / "predicted_held_out_evaluation" / "report.html").is_file()
+    assert "X_evae" in ad.read_h5ad(folder / "embedded.h5ad").obsm
+
+
+def test_python_snippets_run_in_order(workplace, monkeypatch):
+    """On the prior that the commands trained, in the place of the published one."""
+    folder, _ = workplace
+    monkeypatch.chdir(folder)
+    namespace: dict = {}
+    blocks = snippets("python")
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(compile(block.replace(HUB_ID, "runs/prior").replace("500", "30"), "README.md", "exec"), namespace)
+    assert set(ad.read_h5ad(folder / "predicted.h5ad").obs["perturbation"]) == {"STAT1"}
+    assert "X_evae" in namespace["cells"].obsm
+    assert namespace["counts"].shape == (8, 50)
+    assert (folder / "report" / "report.html").is_file()
+
+
+def test_every_file_that_a_command_names_exists():
+    for line in commands():
+        for word in shlex.split(line):
+            if word.startswith("scripts/"):
+                assert (ROOT / word).is_file(), line
+
+
+def test_shell_scripts_are_said_to_exist_and_do():
+    for script in ("scripts/demo.sh", "scripts/test.sh"):
+        assert f"bash {script}" in README
+        assert (ROOT / script).is_file()
