@@ -7,7 +7,6 @@ from evae.models import EvaeARConfig, EvaeConfig
 from evae.presets import config_path, configs_folder, stored_splits
 from evae.training.settings import check_model_settings, load_settings
 
-
 NAMES = {path.stem.rsplit("_", 1)[0] for path in configs_folder().glob("*.yaml")}
 
 
