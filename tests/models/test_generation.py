@@ -88,6 +88,9 @@ class TestGenerate:
         prior = tiny_prior()
         greedy = prior.generate(**CONDITIONS, do_sample=False)
         assert len(greedy.unique(dim=0)) == 3  # the conditions are told apart
+        for cell, codes in enumerate(greedy):
+            alone = {name: ids[cell : cell + 1] for name, ids in CONDITIONS.items()}
+            assert torch.equal(prior.generate(**alone, do_sample=False)[0], codes)
         # so cold that it is greedy, but drawn: every condition's cells stand together
         codes = prior.generate(**CONDITIONS, num_return_sequences=3, temperature=1e-4)
         assert torch.equal(codes, greedy.repeat_interleave(3, dim=0))
