@@ -7,6 +7,8 @@ NaN with one NaN perturbation, so only its values per perturbation are taken. It
 clustering cost most of its time and are left out unless asked for.
 """
 
+import contextlib
+import io
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -89,7 +91,8 @@ def run_cell_eval(
     from cell_eval import MetricsEvaluator
 
     tables = {"de_pred": _polars(de_predicted), "de_real": _polars(de_real)}
-    with tempfile.TemporaryDirectory() as folder:
+    # its progress bars, some per metric, go to stderr; what goes wrong is raised
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         evaluator = MetricsEvaluator(
             predicted.copy(),
             real.copy(),

@@ -28,7 +28,7 @@ SUITES = {
     "cell-eval": ("perturbation", "differential expression", "cell-eval"),
     "full": ("paper", "robust", "perturbation", "differential expression", "honesty", "cell-eval"),
 }
-_STAMPED = ("evae", "anndata", "numpy", "scipy", "scikit-learn", "POT")
+_STAMPED = ("evae", "anndata", "numpy", "scipy", "scikit-learn", "POT", "cell-eval")
 
 
 def evaluate(

@@ -80,8 +80,8 @@ def _metric_panel(ax: Axes, part: pd.DataFrame, systems: list[str], metric: str)
     limit = values.get(SPLIT_HALF, np.nan)
     if not np.isnan(limit):
         ax.axvline(limit, color=FLOOR, lw=1.6, zorder=1)
-        word = "floor" if METRIC_LABELS[metric].best == "low" else "ceiling"
-        ax.text(limit, -0.62, f" real split half ({word}) {format_number(limit)} ", color=FLOOR, fontsize=7.5,
+        word = {"low": " (floor)", "high": " (ceiling)"}.get(METRIC_LABELS[metric].best, "")
+        ax.text(limit, -0.62, f" real split half{word} {format_number(limit)} ", color=FLOOR, fontsize=7.5,
                 va="center", ha=_side(ax, shown, limit, log))  # fmt: skip
     ax.set_title(METRIC_LABELS[metric].heading)
     ax.grid(axis="x")

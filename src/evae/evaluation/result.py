@@ -157,8 +157,9 @@ def format_number(value: float) -> str:
         return "–"
     if value == 0:
         return "0"
+    value = float(f"{value:.3g}")
     digits = max(2 - math.floor(math.log10(abs(value))), 0)
-    return f"{value:.{min(digits, 5)}f}"
+    return f"{value:.{min(digits, 5)}f}" if abs(value) >= 1e-5 else f"{value:.0e}"
 
 
 def cell_text(row: pd.Series | None) -> str:
