@@ -97,7 +97,7 @@ def classifier_auc(real: np.ndarray, generated: np.ndarray, seed: int = 0, n_fol
     labels = np.repeat([0, 1], [len(real), len(generated)])
     scores = np.zeros(len(cells))
     for train, test in StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(cells, labels):
-        model = ExtraTreesClassifier(100, min_samples_leaf=3, random_state=seed)
+        model = ExtraTreesClassifier(50, min_samples_leaf=3, random_state=seed)
         scores[test] = model.fit(cells[train], labels[train]).predict_proba(cells[test])[:, 1]
     return float(roc_auc_score(labels, scores))
 
