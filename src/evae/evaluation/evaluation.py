@@ -73,7 +73,7 @@ def evaluate(
         progress: show progress bars.
 
     Returns:
-        An `EvaluationResult`: `table()`, `to_json(path)`, `plots(folder)`.
+        An `EvaluationResult`: `print()`, `to_json(path)`, `plots(folder)`, `report(folder)`.
 
     Raises:
         EvaeError: the input cannot be compared; the message says what to mend.
@@ -85,11 +85,8 @@ def evaluate(
     if "cell-eval" in SUITES[suite]:
         require_cell_eval()
     started = time.perf_counter()
-    keys: dict[str, Any] = {
-        "perturbation_key": perturbation_key,
-        "cell_type_key": cell_type_key,
-        "control": control,
-    }
+    labels = perturbation_key, cell_type_key, control
+    keys: Any = dict(zip(("perturbation_key", "cell_type_key", "control"), labels, strict=True))
     comparison = compare(predicted, real, train, controls, seed=seeds[0], **keys)
     tables = default_cache() if cache == "default" else None if cache is None else Path(cache)
     plan = _Plan(SUITES[suite], seeds, n_components, with_baselines, tables, _bar if progress else _silent)
