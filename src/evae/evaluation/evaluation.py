@@ -49,7 +49,7 @@ def evaluate(
 ) -> EvaluationResult:
     """Compare predicted with real cells, beside baselines and the real cells' own split half.
 
-    Any model's predictions will do. Values are recognised as raw counts or log1p and compared as log1p CP10K
+    Values are recognised as raw counts or log1p, whoever predicted them, and compared as log1p CP10K
     over the real cells' genes. Inputs are never changed.
 
     Args:
@@ -78,12 +78,7 @@ def evaluate(
     Raises:
         EvaeError: the input cannot be compared; the message says what to mend.
     """
-    if suite not in SUITES:
-        raise EvaeError(f"unknown suite '{suite}'. {near_matches(suite, list(SUITES))}")
-    if not seeds:
-        raise EvaeError("seeds is empty; give at least one seed, for example seeds=(0,).")
-    if "cell-eval" in SUITES[suite]:
-        require_cell_eval()
+    _check(suite, seeds)
     started = time.perf_counter()
     labels = perturbation_key, cell_type_key, control
     keys: Any = dict(zip(("perturbation_key", "cell_type_key", "control"), labels, strict=True))
@@ -93,6 +88,15 @@ def evaluate(
     records = _run(comparison, plan)
     settings = {**keys, "suite": suite, "seeds": list(seeds), "n_components": n_components}
     return EvaluationResult(to_frame(records), comparison, _stamp(comparison, settings, time.perf_counter() - started))
+
+
+def _check(suite: str, seeds: Sequence[int]) -> None:
+    if suite not in SUITES:
+        raise EvaeError(f"unknown suite '{suite}'. {near_matches(suite, list(SUITES))}")
+    if not seeds:
+        raise EvaeError("seeds is empty; give at least one seed, for example seeds=(0,).")
+    if "cell-eval" in SUITES[suite]:
+        require_cell_eval()
 
 
 @dataclass(frozen=True)
