@@ -36,7 +36,7 @@ from evae.training.tokenizer import train_tokenizer
 N_PHASES = 6
 SIMULATED_PRESET, DATA_PRESET = "tiny", "small"
 READING = (
-    "How to read it: a perfect model comes down to the real cells' own split half; a model that ignores the\n"
+    "How to read it: a perfect model comes near the real cells' own split half; a model that ignores the\n"
     "perturbation gives the control copy; what the tokenizer alone loses, no prior can bring back."
 )
 
@@ -147,9 +147,9 @@ class Demo:
         settings = cast(TokenizerSettings, self.settings["tokenizer"])
         with self.phase(3, f"Tokenizer: learns to write a cell as a few codes ({settings.max_steps:,} steps)"):
             folder = train_tokenizer(settings) if self.is_new(settings) else self.out / "tokenizer"
-            last = _last_line(folder / "log.jsonl", "codebook_use")
+            last = _last_line(folder / "log.jsonl", "validation_codebook_use")
             if last is not None:
-                self.say(f"{last['codebook_use']:.0%} of the codes are in use")
+                self.say(f"{last['validation_codebook_use']:.0%} of the codes are in use")
 
     def prior(self) -> None:
         """Phase 4."""
