@@ -79,7 +79,6 @@ def demo(
 
     Example: evae demo --data screen.h5ad --perturbation-key gene --cell-type-key line --control non-targeting
     """
-    preset = preset or ("tiny" if data is None else "small")
     given = {
         "data": None if data is None else str(data.resolve()),
         "perturbation_key": perturbation_key,
