@@ -1,10 +1,22 @@
 """What all tests share: no network, one thread, and a small trained model made once."""
 
+import atexit
 import os
+import shutil
+import socket
+import tempfile
 
 # Read by the libraries when they are imported, so they come before the imports.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_DISABLE_XET"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="evae-tests-")  # no cache and no login of the person who tests
+os.environ.pop("HF_TOKEN", None)
+os.environ.pop("HF_TOKEN_PATH", None)
+os.environ.pop("HF_HUB_CACHE", None)
+os.environ.pop("HF_MODULES_CACHE", None)
+# A free port, where tests/hub_server.py will listen.
+os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{socket.create_server(('127.0.0.1', 0)).getsockname()[1]}"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -24,6 +36,7 @@ from evae.training.settings import load_settings
 from evae.training.tokenizer import train_tokenizer
 
 HELD_OUT = "type_B"
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 
 class Outcome(NamedTuple):
@@ -97,9 +110,7 @@ def trained_tokenizer(screen_dataset: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
-def trained_prior(
-    screen_dataset: Path, trained_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def trained_prior(screen_dataset: Path, trained_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a barely trained prior; read only."""
     out = tmp_path_factory.mktemp("runs") / "prior"
     places = [f"dataset={screen_dataset}", f"tokenizer={trained_tokenizer}", f"output_dir={out}"]

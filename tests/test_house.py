@@ -17,10 +17,12 @@ USE = ("evae.loading", "evae.prediction", "evae.pipeline", "evae.hold_out")
 # What the files of each part may import of our own; a part is a folder or a file of the package.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "models": ("evae.models",),
-    "data": ("evae.data", *CONTRACT),
+    "data": ("evae.data", "evae.hub_errors", *CONTRACT),
     "training": ("evae.training", "evae.data", "evae.models"),
     "evaluation": ("evae.evaluation", "evae.data", *CONTRACT),
-    "loading.py": ("evae.models",),
+    "hub": ("evae.hub", "evae.hub_errors", "evae.data", "evae.evaluation.model_index", *USE, *CONTRACT),
+    "hub_errors.py": CONTRACT,
+    "loading.py": ("evae.models", "evae.hub_errors"),
     "prediction.py": ("evae.models",),
     "pipeline.py": ("evae.models", "evae.data", "evae.loading", "evae.prediction"),
     "hold_out.py": ("evae.models", "evae.data", *USE),

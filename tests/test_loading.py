@@ -75,7 +75,7 @@ def test_no_such_folder(name):
 
 
 def test_unreachable_hub_id():
-    with pytest.raises(evae.EvaeError, match="neither a model folder nor a model on the Hub"):
+    with pytest.raises(evae.EvaeError, match="neither a local folder nor in the local cache"):
         evae.pipeline("evae/no-such-model")
 
 

@@ -58,7 +58,7 @@ def workplace(
 
 def test_commands_of_the_main_path(workplace):
     folder, ran = workplace
-    assert ran == ["prepare", "train", "train", "predict", "evaluate", "predict", "embed"]
+    assert ran == ["prepare", "train", "train", "predict", "evaluate", "predict", "embed", "push", "push-dataset"]
     assert json.loads((folder / "data/screen/split.json").read_text()) == json.loads(snippets("json")[0])
     asked = ad.read_h5ad(folder / "stat1_jak2.h5ad").obs
     assert set(asked["perturbation"]) == {"STAT1", "JAK2"}

@@ -9,6 +9,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModel, AutoProcessor
 
+from evae.hub_errors import told_by_the_hub
 from evae.models.contract_evae import EvaeError
 
 CONFIG, PROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
@@ -71,8 +72,7 @@ def load_checkpoint(path_or_id: str | Path, revision: str | None = None) -> Chec
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise EvaeError(
-            f"the weights in {path_or_id} lack {len(missing)} tensors of the model (first: {missing[0]}); "
-            f"{MEND}."
+            f"the weights in {path_or_id} lack {len(missing)} tensors of the model (first: {missing[0]}); {MEND}."
         )
     checkpoint = Checkpoint(model.eval(), processor, str(path_or_id), commit)
     _check_sizes(checkpoint)
@@ -83,12 +83,8 @@ def _download(repo: str, revision: str | None) -> Path:
     parts = repo.split("/")
     if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
         raise EvaeError(f"no such model folder: {repo}")
-    try:
+    with told_by_the_hub(repo, "model", revision):
         return Path(snapshot_download(repo, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
-    except (OSError, ValueError) as error:  # every error of the Hub client is one of these
-        raise EvaeError(
-            f"'{repo}' is neither a model folder nor a model on the Hub ({_first_line(error)})."
-        ) from error
 
 
 def _check_files(folder: Path, name: str) -> None:
@@ -108,9 +104,7 @@ def _check_files(folder: Path, name: str) -> None:
             with safe_open(folder / shard, framework="numpy"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise EvaeError(
-                f"{folder / shard} is truncated or damaged ({_first_line(error)}); {MEND}."
-            ) from None
+            raise EvaeError(f"{folder / shard} is truncated or damaged ({_first_line(error)}); {MEND}.") from None
 
 
 def _read_json(folder: Path, file: str, name: str) -> dict[str, Any]:

@@ -95,9 +95,7 @@ def test_ranks_cover_every_cell_once_an_epoch(folder, small_windows, world_size,
 
 @pytest.mark.parametrize("world_size", [1, 3, 4])
 def test_dropping_the_last_batch_gives_every_rank_the_same_number(folder, small_windows, world_size):
-    loaders = [
-        CellLoader(folder, batch_size=50, rank=r, world_size=world_size, epochs=2) for r in range(world_size)
-    ]
+    loaders = [CellLoader(folder, batch_size=50, rank=r, world_size=world_size, epochs=2) for r in range(world_size)]
     ranks = [_sequence(loader) for loader in loaders]
     n_train = DatasetInfo.load(folder).n_cells["train"]
     assert {len(r) for r in ranks} == {2 * (n_train // world_size // 50)}
@@ -119,9 +117,7 @@ def test_epochs_differ_and_seeds_differ_and_repeat(folder):
 
 
 @pytest.mark.parametrize("prefetch", [0, 4])
-@pytest.mark.parametrize(
-    "options", [{}, {"rank": 1, "world_size": 3}, {"drop_last": False}, {"shuffle": False}]
-)
+@pytest.mark.parametrize("options", [{}, {"rank": 1, "world_size": 3}, {"drop_last": False}, {"shuffle": False}])
 def test_resume_is_exact_after_every_batch(folder, small_windows, options, prefetch):
     """The state taken after any batch, mid window or at an epoch's end, whatever had been prefetched."""
     options = {"batch_size": 64, "epochs": 2, "prefetch": prefetch, **options}
@@ -169,10 +165,7 @@ def test_a_sorted_file_comes_out_mixed(simulated, keys, tmp_path):
     order = np.argsort(simulated.obs["perturbation"].cat.codes, kind="stable")
     simulated[order].write_h5ad(tmp_path / "sorted.h5ad")
     folder = prepare_dataset(tmp_path / "sorted.h5ad", tmp_path / "out", **keys)
-    shares = [
-        float((b["perturbation_ids"] == 0).float().mean())
-        for b in CellLoader(folder, batch_size=50, epochs=20)
-    ]
+    shares = [float((b["perturbation_ids"] == 0).float().mean()) for b in CellLoader(folder, batch_size=50, epochs=20)]
     n_train = DatasetInfo.load(folder).n_cells["train"]
     p = DatasetInfo.load(folder).statistics["cell_counts"]["train"]
     p = sum(row["control"] for row in p.values()) / n_train
@@ -222,9 +215,7 @@ def test_rows_that_the_vocabularies_do_not_cover_are_named(folder, tmp_path):
         shutil.copytree(folder, copy)
         name = "genes" if key == "n_genes" else key
         pq.write_table(pq.read_table(copy / f"{name}.parquet").slice(0, 3), copy / f"{name}.parquet")
-        with pytest.raises(
-            EvaeError, match=rf"row \d+ in row group 0 of .*train.* has the {mend} index \d+ of 3"
-        ):
+        with pytest.raises(EvaeError, match=rf"row \d+ in row group 0 of .*train.* has the {mend} index \d+ of 3"):
             list(CellLoader(copy, epochs=1))
 
 
@@ -262,9 +253,10 @@ def test_a_hub_id_fetches_the_small_files_and_then_one_split(folder, monkeypatch
 
 def test_a_hub_id_that_is_not_there(monkeypatch):
     def snapshot_download(*args, **kwargs):
-        raise OSError("401 Client Error\nRepository Not Found")
+        raise huggingface_hub.errors.LocalEntryNotFoundError("An error happened\nPlease check your connection")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     with pytest.raises(EvaeError) as caught:
         resolve_dataset("evae/nothing")
-    assert "neither a folder nor a dataset on the Hub (401 Client Error)" in str(caught.value)
+    assert "the Hub cannot be reached, and 'evae/nothing' is neither a local folder" in str(caught.value)
+    assert "\n" not in str(caught.value)

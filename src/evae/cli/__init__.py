@@ -11,6 +11,7 @@ import evae
 from evae.cli.data import prepare
 from evae.cli.demo import demo
 from evae.cli.evaluate import evaluate
+from evae.cli.push import push, push_dataset_folder
 from evae.cli.train import train
 from evae.cli.use import embed, predict
 from evae.models.contract_evae import EvaeError
@@ -20,7 +21,7 @@ class InOrder(TyperGroup):
     """Shows the commands in the order of use."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
-        return ["prepare", "train", "predict", "embed", "evaluate", "demo"]
+        return ["prepare", "train", "predict", "embed", "evaluate", "push", "push-dataset", "demo"]
 
 
 app = typer.Typer(
@@ -57,6 +58,8 @@ app.add_typer(train, name="train")
 app.command()(predict)
 app.command()(embed)
 app.command()(evaluate)
+app.command()(push)
+app.command("push-dataset")(push_dataset_folder)
 app.command()(demo)
 
 

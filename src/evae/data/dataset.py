@@ -12,6 +12,7 @@ import torch
 from evae.data.batches import BatchOrder, ShardReader
 from evae.data.card import FORMAT_VERSION
 from evae.data.prefetch import ahead
+from evae.hub_errors import told_by_the_hub
 from evae.models.contract_evae import EvaeError, near_matches
 
 SparseBatch = dict[str, torch.Tensor]
@@ -31,9 +32,7 @@ def resolve_dataset(path_or_id: str | Path, split: str | None = None) -> Path:
     folder = Path(path_or_id)
     if folder.is_dir():
         if not (folder / "dataset.json").is_file():
-            raise EvaeError(
-                f"{folder} is not a dataset folder (no dataset.json); make one with `evae prepare`."
-            )
+            raise EvaeError(f"{folder} is not a dataset folder (no dataset.json); make one with `evae prepare`.")
         return folder
     parts = str(path_or_id).split("/")
     if len(parts) != 2 or not all(parts) or parts[0] in (".", ".."):
@@ -41,15 +40,12 @@ def resolve_dataset(path_or_id: str | Path, split: str | None = None) -> Path:
     from huggingface_hub import snapshot_download  # slow to import, and not needed for folders
 
     wanted = ["*.json", "genes.parquet", "perturbations.parquet", "cell_types.parquet"]
-    try:
+    with told_by_the_hub(str(path_or_id), "dataset"):
         local = snapshot_download(
             str(path_or_id),
             repo_type="dataset",
             allow_patterns=wanted + ([f"data/{split}-*.parquet"] if split else []),
         )
-    except (OSError, ValueError) as error:  # every error of the Hub client is one of these
-        reason = str(error).strip().splitlines()[0]
-        raise EvaeError(f"'{path_or_id}' is neither a folder nor a dataset on the Hub ({reason}).") from error
     if not (Path(local) / "dataset.json").is_file():
         raise EvaeError(f"the Hub dataset '{path_or_id}' was not made by `evae prepare` (no dataset.json).")
     return Path(local)
@@ -175,9 +171,7 @@ class CellLoader:
         prefetch: int = 4,
     ):
         if batch_size < 1 or not 0 <= rank < world_size:
-            raise EvaeError(
-                f"need batch_size >= 1 and rank < world_size; got {batch_size}, {rank}, {world_size}."
-            )
+            raise EvaeError(f"need batch_size >= 1 and rank < world_size; got {batch_size}, {rank}, {world_size}.")
         info = DatasetInfo.load(path_or_id)
         if split not in info.n_cells:
             raise EvaeError(f"no split '{split}'. {near_matches(split, list(info.n_cells))}")

@@ -1,0 +1,58 @@
+"""The card of a dataset as it goes to the Hub: the folder's own, with its id, licence, labels and sources."""
+
+from typing import Any
+
+import yaml
+
+from evae.data.dataset import DatasetInfo
+from evae.models.contract_evae import EvaeError
+
+SHOWN = 12  # names of a vocabulary in the card; the rest is in its Parquet file
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+def published_card(local: str, repo_id: str, info: DatasetInfo, licence: str) -> str:
+    """Turn the README.md of a dataset folder into that of its repository.
+
+    Args:
+        local: text of the folder's README.md.
+        repo_id: the Hub id.
+        info: the dataset.
+        licence: of the data, as the Hub names licences.
+
+    Raises:
+        EvaeError: the folder's README.md has no YAML header.
+    """
+    parts = local.split("---\n", 2)
+    if len(parts) != 3 or parts[0].strip():
+        raise EvaeError("the dataset's README.md has no YAML header; prepare the dataset anew.")
+    front: dict[str, Any] = yaml.safe_load(parts[1])
+    n_cells = sum(info.n_cells.values())
+    size = next((name for limit, name in SIZES if n_cells < limit), "1M<n<10M" if n_cells < 10**7 else "10M<n<100M")
+    name = repo_id.split("/")[1]
+    front |= {"license": licence, "pretty_name": name, "size_categories": [size]}
+    body = parts[2].replace("PATH_OR_ID", f'"{repo_id}"')
+    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n{body}{_vocabularies(info)}{_sources(info)}"
+
+
+def _vocabularies(info: DatasetInfo) -> str:
+    lines = ["", "## Labels", ""]
+    for column, names in (("perturbation", info.perturbations), ("cell_type", info.cell_types)):
+        more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+        lines.append(f"* `{column}` ({len(names):,}): {', '.join(f'`{name}`' for name in names[:SHOWN])}{more}")
+    return "\n".join(lines) + "\n"
+
+
+def _sources(info: DatasetInfo) -> str:
+    lines = [
+        "",
+        "## Sources",
+        "",
+        "| file | cells | genes | share of the panel | SHA-256 |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for s in info.statistics["sources"]:
+        lines.append(
+            f"| {s['file']} | {s['n_cells']:,} | {s['n_genes']:,} | {s['panel_coverage']:.0%} | `{s['sha256']}` |"
+        )
+    return "\n".join(lines) + "\n"

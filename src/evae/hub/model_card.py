@@ -1,0 +1,179 @@
+"""Model cards: one template, the facts of the intended checkpoints, and what a checkpoint says about itself."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+
+from evae.evaluation.model_index import model_index
+from evae.models.contract_evae import EvaeError, near_matches
+
+# The wheel carries model_cards as evae/model_cards (see pyproject.toml).
+_PLACES = (Path(__file__).parents[3] / "model_cards", Path(__file__).parents[1] / "model_cards")
+TAGS = ["biology", "genomics", "single-cell", "perturbation", "evae"]
+NOT_MEASURED, NOT_PUBLISHED = "not measured yet", "not published"
+
+_USE = {
+    "tokenizer": (
+        'pipe.embed(cells)                        # AnnData of raw counts; adds cells.obsm["X_evae"]\n'
+        "rebuilt = pipe.reconstruct(cells)        # what the codes keep",
+        'batch = processor(cells)\ncodes = model.encode(batch["counts"], batch["gene_ids"])  # (cells, latents)',
+    ),
+    "prior": (
+        "name = pipe.processor.perturbations[1]   # all that it knows; the control is the first\n"
+        "predicted = pipe.predict(controls, perturbation=name, n_cells=500)  # AnnData of raw counts",
+        "batch = processor(controls, perturbation=processor.perturbations[1], cell_type=processor.cell_types[0])\n"
+        'counts = model.sample_cells(batch["perturbation_ids"], batch["cell_type_ids"], batch["library_size"])',
+    ),
+}
+_INTENDED = {
+    "tokenizer": "embedding cells, compressing them into codes, and training priors over these codes",
+    "prior": "predicting the cells of a cell type after a perturbation from its controls, and planning experiments",
+}
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a checkpoint says about itself, for its card.
+
+    Attributes:
+        model_type: of its configuration.
+        size: a sentence on its parameters, genes and vocabularies.
+        settings: the settings it was trained with; None if it has none.
+    """
+
+    model_type: str
+    size: str
+    settings: dict[str, Any] | None
+
+
+def card_names() -> list[str]:
+    """The intended checkpoints."""
+    facts = _facts()
+    return [f"{dataset}-{model}" for dataset in facts["datasets"] for model in facts["models"]]
+
+
+def model_card(
+    repo_id: str,
+    card: str | None = None,
+    described: Described | None = None,
+    result: dict[str, Any] | None = None,
+    dataset_id: str | None = None,
+) -> str:
+    """The README.md of a checkpoint.
+
+    Args:
+        repo_id: its Hub id.
+        card: one of `card_names()`; None for a model of one's own, which then needs `described`.
+        described: the checkpoint; None for one that is not trained yet.
+        result: the content of an evaluation's result.json.
+        dataset_id: Hub id of the training data.
+
+    Raises:
+        EvaeError: no such card, or a checkpoint of another kind than the card.
+    """
+    facts = _facts()
+    if card is not None and card not in card_names():
+        raise EvaeError(f"there is no model card '{card}'. {near_matches(card, card_names())}")
+    data_name, _, model_name = (card or "").partition("-")
+    if card is None:
+        if described is None:
+            raise ValueError("a card without facts needs a checkpoint")
+        model_name = next((n for n, m in facts["models"].items() if m["model_type"] == described.model_type), "ar")
+    model, data = facts["models"][model_name], facts["datasets"].get(data_name, {})
+    if described is not None and described.model_type != model["model_type"]:
+        raise EvaeError(f"the card '{card}' is for {model['model_type']}, the model is {described.model_type}.")
+    name = repo_id.split("/")[-1]
+    stage = model["stage"]
+    title = f"{data['title']}, {model['title']}" if data else f"{name}, {model['title']}"
+    body = Template((_folder() / "template.md").read_text()).substitute(
+        title=title,
+        about=model["about"],
+        size=described.size if described else "The checkpoint is not trained yet.",
+        repo_id=repo_id,
+        use_pipeline=_USE[stage][0],
+        use_transformers=_USE[stage][1],
+        intended=_INTENDED[stage],
+        data=_data_text(data, dataset_id),
+        held_out=data.get("held_out", "see the training data"),
+        command=_command(model, data, dataset_id, described),
+        settings=_settings_text(described),
+        evaluation=_evaluation(facts, card, data_name, result),
+    )
+    front: dict[str, Any] = {
+        "license": "mit", "library_name": "evae", "pipeline_tag": model["pipeline_tag"], "tags": TAGS,
+    }  # fmt: skip
+    if dataset_id is not None:
+        front["datasets"] = [dataset_id]
+    if result is not None:
+        dataset = {"dataset_name": data.get("title", dataset_id or "own data"), "dataset_id": dataset_id or "own"}
+        front["model-index"] = model_index(result, name, **dataset)
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n{body}"
+
+
+def _folder() -> Path:
+    found = next((place for place in _PLACES if (place / "template.md").is_file()), None)
+    if found is None:
+        raise EvaeError("this installation of evae lacks its model cards; install it again.")
+    return found
+
+
+def _facts() -> dict[str, Any]:
+    facts: dict[str, Any] = yaml.safe_load((_folder() / "facts.yaml").read_text())
+    return facts
+
+
+def _data_text(data: dict[str, Any], dataset_id: str | None) -> str:
+    known = data.get("data", "Raw counts, see the vocabularies of the processor (`preprocessor_config.json`).")
+    return f"{known} On the Hub: `{dataset_id}`." if dataset_id else known
+
+
+def _command(model: dict[str, Any], data: dict[str, Any], dataset_id: str | None, described: Described | None) -> str:
+    """What trains the model: its own settings where it has some, else the published ones."""
+    dataset, tokenizer = dataset_id or "data/screen", " tokenizer=runs/tokenizer" if model["stage"] == "prior" else ""
+    config = "training/settings.yaml" if described and described.settings else "paper"
+    settings = "" if described and described.settings else model["settings"]
+    lines = []
+    if dataset_id is None and data:
+        lines.append(f"evae prepare cells.h5ad {data['prepare']} --split split.json --genes hvg:2000 --out data/screen")
+    lines.append(
+        f"evae train {model['stage']} --config {config} dataset={dataset}{tokenizer}{settings} output_dir=runs/model"
+    )
+    return "\n".join(lines)
+
+
+def _settings_text(described: Described | None) -> str:
+    if described is None or described.settings is None:
+        return "The preset `paper` holds the published settings."
+    s = described.settings
+    return (
+        f"{s['max_steps']:,} steps of {s['batch_size']} cells, learning rate {s['learning_rate']:g}, weight decay "
+        f"{s['weight_decay']:g}, {s['warmup_steps']:,} warm-up steps, seed {s['seed']}; all settings are in "
+        "`training/settings.yaml`."
+    )
+
+
+def _evaluation(facts: dict[str, Any], card: str | None, data_name: str, result: dict[str, Any] | None) -> str:
+    """The table of published and own numbers; a number that does not exist is called so."""
+    rows = [] if result is None else result["summary"]
+    own = {
+        r["metric"]: r["value"] for r in rows if (r["system"], r["group"], r["level"]) == ("model", "paper", "pooled")
+    }
+    published, scldm = facts["published"].get(card, {}), facts["scldm"].get(data_name, {})
+    lines = [
+        "| held-out cells, protocol `paper` | this checkpoint | published, same kind | published, scLDM |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for heading, metric in facts["metrics"].items():
+        value = own.get(metric)
+        mine = NOT_MEASURED if value is None else f"{value:.4g}"
+        lines.append(
+            f"| {heading} | {mine} | {published.get(metric, NOT_PUBLISHED)} | {scldm.get(metric, NOT_PUBLISHED)} |"
+        )
+    note = "The two columns of published numbers are those of the paper, by its authors' models and code"
+    note += f" (output head `{published['head']}`)." if published else "."
+    if result is not None:
+        note += " Our numbers beside all baselines are in `evaluation/result.json`."
+    return "\n".join([*lines, "", note])

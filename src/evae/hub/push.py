@@ -1,0 +1,205 @@
+"""Push a trained model or a dataset: gather what goes, prove that it works, upload it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from evae.data.dataset import CellLoader, DatasetInfo
+from evae.hub.dataset_card import published_card
+from evae.hub.model_card import Described, card_names, model_card
+from evae.hub.upload import Bundle, upload
+from evae.loading import Checkpoint, load_checkpoint
+from evae.models.contract_evae import EvaeError
+from evae.pipeline import Pipeline
+
+MODEL_FILES = (
+    *("config.json", "generation_config.json", "preprocessor_config.json", "*_evae*.py"),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+)
+REPLACED_OF_MODEL = (*MODEL_FILES, "training/*", "evaluation/*")
+DATASET_FILES = ("dataset.json", "split.json", "genes.parquet", "perturbations.parquet", "cell_types.parquet")
+REPLACED_OF_DATASET = (*DATASET_FILES, "data/*.parquet")
+LOCAL_SETTINGS = ("output_dir", "resume", "overwrite")  # say nothing to anyone else
+
+
+def push_run(
+    run_dir: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    dry_run: bool = False,
+    card: str | None = None,
+    result: str | Path | None = None,
+    dataset_id: str | None = None,
+) -> tuple[list[tuple[str, int]], str | None]:
+    """Put a finished model on the Hub: weights, processor, code, card, settings and numbers, in one commit.
+
+    Args:
+        run_dir: folder of a run, or any folder that holds a model and its processor.
+        repo_id: where to, "name/model"; made if it does not exist.
+        private: make it private.
+        dry_run: do everything but upload.
+        card: whose facts the card tells, one of `card_names()`; by default the one named as the repository.
+        result: folder that `evae evaluate` wrote, or its result.json.
+        dataset_id: Hub id of the training data.
+
+    Returns:
+        What goes, as (path, bytes), and the address of the commit, None after a dry run.
+
+    Raises:
+        EvaeError: a model that does not load or generate, a secret in a file, or a failure of the Hub.
+    """
+    folder = Path(run_dir)
+    if not folder.is_dir():
+        raise EvaeError(f"no such folder: {folder}")
+    _check_id(repo_id, "model")
+    checkpoint = load_checkpoint(folder)
+    smoke_test(checkpoint)
+    files: dict[str, Path | bytes] = {p.name: p for pattern in MODEL_FILES for p in folder.glob(pattern)}
+    _check_code(files)
+    settings = _public_settings(folder, dataset_id)
+    if settings is not None:
+        files["training/settings.yaml"] = yaml.safe_dump(settings, sort_keys=False).encode()
+    numbers = None if result is None else _add_result(Path(result), files)
+    card = card or next((name for name in card_names() if name == repo_id.split("/")[1]), None)
+    text = model_card(repo_id, card, _describe(checkpoint, settings), numbers, dataset_id)
+    files["README.md"] = text.encode()
+    bundle = Bundle(repo_id, "model", files, REPLACED_OF_MODEL)
+    bundle.check()
+    return bundle.sizes(), None if dry_run else upload(bundle, private, f"Upload {repo_id.split('/')[1]} with evae")
+
+
+def push_dataset(
+    folder: str | Path, repo_id: str, *, private: bool = False, dry_run: bool = False, licence: str = "unknown"
+) -> tuple[list[tuple[str, int]], str | None]:
+    """Put a dataset folder on the Hub in one commit; `load_dataset(repo_id, streaming=True)` reads it there.
+
+    Args:
+        folder: made by `evae prepare`.
+        repo_id: where to, "name/dataset"; made if it does not exist.
+        private: make it private.
+        dry_run: do everything but upload.
+        licence: the data's licence as the Hub names it, such as "cc-by-4.0".
+
+    Returns:
+        What goes, as (path, bytes), and the address of the commit, None after a dry run.
+
+    Raises:
+        EvaeError: not a dataset folder, a shard that is missing or damaged, or a failure of the Hub.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise EvaeError(f"no such folder: {path}")
+    _check_id(repo_id, "dataset")
+    info = DatasetInfo.load(path)
+    shards = [str(shard["path"]) for shard in info.statistics["shards"]]
+    _check_shards(path, info)
+    files: dict[str, Path | bytes] = {name: path / name for name in (*DATASET_FILES, *shards)}
+    files["README.md"] = published_card((path / "README.md").read_text(), repo_id, info, licence).encode()
+    bundle = Bundle(repo_id, "dataset", files, REPLACED_OF_DATASET)
+    bundle.check()
+    return bundle.sizes(), None if dry_run else upload(bundle, private, f"Upload {repo_id.split('/')[1]} with evae")
+
+
+def smoke_test(checkpoint: Checkpoint) -> None:
+    """Draw a few cells (a prior), or encode and rebuild some (a tokenizer).
+
+    Raises:
+        EvaeError: weights that are no numbers, or what comes out is not cells.
+    """
+    broken = [name for name, tensor in checkpoint.model.state_dict().items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise EvaeError(f"{checkpoint.name} has weights that are NaN or infinite ({broken[0]}); train it anew.")
+    pipe, processor = Pipeline(checkpoint, "cpu"), checkpoint.processor
+    try:
+        if checkpoint.is_prior:
+            drawn = pipe.predict(None, processor.perturbations[0], processor.cell_types[0], 4, progress=False)
+        else:
+            import anndata as ad
+
+            counts = np.random.default_rng(0).poisson(2.0, (4, len(processor.genes))).astype(np.float32)
+            cells = ad.AnnData(counts)
+            cells.var_names = processor.genes
+            drawn = pipe.reconstruct(cells, progress=False)
+    except (RuntimeError, ValueError, IndexError, KeyError) as error:
+        raise EvaeError(f"{checkpoint.name} loads but does not generate ({error}); train it anew.") from error
+    values = drawn.X.data
+    if not np.isfinite(values).all() or not values.sum() > 0:
+        raise EvaeError(f"{checkpoint.name} generates empty or broken cells; train it anew before you push it.")
+
+
+def _check_id(repo_id: str, kind: str) -> None:
+    parts = repo_id.split("/")
+    if len(parts) != 2 or not all(parts):
+        raise EvaeError(f"'{repo_id}' is no Hub id; give one such as name/{kind}.")
+
+
+def _check_code(files: dict[str, Path | bytes]) -> None:
+    """Every class that the configurations name has its file, so that the model loads where evae is not installed."""
+    for name in ("config.json", "preprocessor_config.json"):
+        path = files[name]
+        assert isinstance(path, Path)
+        for reference in json.loads(path.read_text()).get("auto_map", {}).values():
+            module = f"{reference.rsplit('.', 1)[0]}.py"
+            if module not in files:
+                raise EvaeError(
+                    f"{name} names {reference}, but {module} is missing; save the model again with save_pretrained."
+                )
+
+
+def _public_settings(folder: Path, dataset_id: str | None) -> dict[str, Any] | None:
+    """The settings of a run without the places of this machine."""
+    path = folder / "settings.yaml"
+    if not path.is_file():
+        return None
+    settings = {k: v for k, v in yaml.safe_load(path.read_text()).items() if k not in LOCAL_SETTINGS}
+    for key in ("dataset", "tokenizer"):
+        if settings.get(key) and (Path(settings[key]).exists() or len(Path(settings[key]).parts) != 2):
+            settings[key] = Path(settings[key]).name
+    if dataset_id is not None:
+        settings["dataset"] = dataset_id
+    return settings
+
+
+def _add_result(path: Path, files: dict[str, Path | bytes]) -> dict[str, Any]:
+    """Add an evaluation's numbers and plots; returns the numbers."""
+    path = path / "result.json" if path.is_dir() else path
+    if not path.is_file():
+        raise EvaeError(f"there is no result at {path}; give the folder that `evae evaluate` wrote.")
+    try:
+        numbers: dict[str, Any] = json.loads(path.read_text())
+        numbers["summary"]
+    except (ValueError, KeyError, TypeError):
+        raise EvaeError(f"{path} is no result of `evae evaluate`; give the folder that it wrote.") from None
+    files["evaluation/result.json"] = path
+    files |= {f"evaluation/plots/{plot.name}": plot for plot in (path.parent / "plots").glob("*.png")}
+    return numbers
+
+
+def _describe(checkpoint: Checkpoint, settings: dict[str, Any] | None) -> Described:
+    processor, model = checkpoint.processor, checkpoint.model
+    size = (
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.genes):,} genes, "
+        f"{len(processor.perturbations) - 1:,} perturbations and the control `{processor.control}`, "
+        f"{len(processor.cell_types):,} cell types."
+    )
+    return Described(model.config.model_type, size, settings)
+
+
+def _check_shards(folder: Path, info: DatasetInfo) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for shard in info.statistics["shards"]:
+        try:
+            rows = pq.read_metadata(folder / shard["path"]).num_rows
+        except (OSError, pa.ArrowInvalid) as error:
+            raise EvaeError(f"the shard {shard['path']} is missing or damaged; prepare the dataset anew.") from error
+        if rows != shard["rows"]:
+            raise EvaeError(f"the shard {shard['path']} holds {rows:,} rows, not {shard['rows']:,}; prepare anew.")
+    for split, n_cells in info.n_cells.items():
+        if n_cells:
+            next(iter(CellLoader(folder, split, batch_size=1, epochs=1, shuffle=False, prefetch=0)))

@@ -1,0 +1,97 @@
+"""What went wrong with the Hub, in one line that names the mend."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub import constants, errors, get_token
+
+from evae.models.contract_evae import EvaeError
+
+LOGIN = "log in with `hf auth login` or set HF_TOKEN"
+OFFLINE = (errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
+TRANSPORT = {
+    "TransportError",
+    "ConnectionError",
+    "Timeout",
+}  # of httpx, httpx2 or requests, as the client's version has it
+
+
+@contextmanager
+def told_by_the_hub(name: str, kind: str = "model", revision: str | None = None) -> Iterator[None]:
+    """Turn every failure of the Hub client inside the block into an `EvaeError`.
+
+    Args:
+        name: the repository's id, as the user gave it.
+        kind: "model" or "dataset".
+        revision: the branch, tag or commit that was asked for.
+    """
+    try:
+        yield
+    except EvaeError:
+        raise
+    except Exception as error:
+        mend = explain(error, name, kind, revision)
+        if mend is None:
+            raise
+        raise EvaeError(mend) from error
+
+
+def explain(error: BaseException, name: str, kind: str = "model", revision: str | None = None) -> str | None:
+    """The line for the user; None for an error that is not the Hub client's."""
+    for cause in _causes(error):
+        line = _explain_one(cause, name, kind, revision)
+        if line is not None:
+            return line
+    return None
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and what it came from, the deepest first: it says most."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return chain[::-1]
+
+
+def _explain_one(error: BaseException, name: str, kind: str, revision: str | None) -> str | None:
+    logged_in = get_token() is not None
+    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
+    if isinstance(error, errors.HFValidationError):
+        return f"'{name}' is no Hub id; ids look like name/{kind}, with letters, digits, '-', '_' and '.'."
+    if isinstance(error, errors.GatedRepoError):
+        first = "ask for access" if logged_in else f"{LOGIN}, then ask for access"
+        return f"'{name}' is gated; {first} at {page}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        mend = "ask its owner for access" if logged_in else LOGIN
+        where = f"there is no folder '{name}', and no {kind} of that name on the Hub, or it is private"
+        return f"{where}; check the name, or {mend}."
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"'{name}' has no revision '{revision or 'main'}'; give a branch, tag or commit of {page}/tree/main"
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return f"the Hub wants to know who you are; {LOGIN}."
+    if isinstance(error, errors.HfHubHTTPError) and not isinstance(error, errors.EntryNotFoundError):
+        return _explain_status(error.response.status_code, name, logged_in)
+    if isinstance(error, OFFLINE) or TRANSPORT & {base.__name__ for base in type(error).__mro__}:
+        return (
+            f"the Hub cannot be reached, and '{name}' is neither a local folder nor in the local cache; check the "
+            "name and the network (and that HF_HUB_OFFLINE is not set), then retry."
+        )
+    if isinstance(error, errors.EntryNotFoundError):
+        return f"'{name}' lacks a file that is needed; give another {kind}, or another revision."
+    return None
+
+
+def _explain_status(status: int, name: str, logged_in: bool) -> str:
+    if status == 401:
+        return f"the Hub does not accept your token; {LOGIN} anew." if logged_in else f"you are not logged in; {LOGIN}."
+    if status == 403:
+        return f"your token may not do this to '{name}'; {LOGIN} with a token of role write for that namespace."
+    if status == 412:
+        return f"someone else wrote to '{name}' at the same time; retry."
+    if status == 429:
+        return "the Hub limits how often you may ask; wait some minutes, then retry."
+    if status >= 500:
+        return f"the Hub has trouble at the moment (status {status}); wait some minutes, then retry."
+    return f"the Hub refused the request about '{name}' (status {status}); check the name and your rights."

@@ -1,0 +1,78 @@
+"""The model card of every intended checkpoint: valid for the Hub, and its numbers are the published ones or none."""
+
+import re
+
+import pytest
+from huggingface_hub import ModelCard
+
+import evae
+from evae.hub.model_card import NOT_MEASURED, NOT_PUBLISHED, card_names, model_card
+
+PUBLISHED = {  # from the paper's table: card -> metric -> value of the same kind, of scLDM
+    "replogle-ar": {"W2 ↓": ("7.87", "11.29"), "MMD² ↓": ("0.0087", "0.2")},
+    "parse1m-ar": {"MMD² ↓": ("0.0041", "0.027"), "FD ↓": ("1.84", "18.14")},
+    "parse1m-flow": {"W2 ↓": ("11.89", "12.46")},
+}
+
+
+def table(text: str) -> dict[str, list[str]]:
+    rows = [re.split(r"\s*\|\s*", line.strip("| ")) for line in text.splitlines() if re.match(r"\| \S+ ↓", line)]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_there_is_one_for_every_intended_checkpoint():
+    models = ("tokenizer", "ar", "mdlm", "flow")
+    assert card_names() == [f"{data}-{model}" for data in ("replogle", "parse1m") for model in models]
+
+
+@pytest.mark.parametrize("name", card_names())
+def test_card_is_valid_and_complete(name):
+    text = model_card(f"evae/{name}", name, dataset_id=f"evae/{name.split('-')[0]}")
+    card = ModelCard(text)
+    assert card.data.license == "mit"
+    assert card.data.library_name == "evae"
+    assert card.data.pipeline_tag in ("feature-extraction", "other")
+    assert card.data.datasets == [f"evae/{name.split('-')[0]}"]
+    headings = re.findall(r"^## (.+)$", text, flags=re.MULTILINE)
+    wanted = ["Use", "Intended use", "Limits", "Training data", "Training", "Evaluation", "Licence and citation"]
+    assert headings == wanted
+    assert "$" not in text
+    assert text.count(f'"evae/{name}"') == 3  # with the package, and model and processor without it
+    assert "trust_remote_code=True" in text
+    assert "evae train tokenizer" in text if name.endswith("tokenizer") else "evae train prior" in text
+    assert "10.1101/2026.06.15.732063" in text
+
+
+@pytest.mark.parametrize("name", card_names())
+def test_numbers_are_published_or_called_missing(name):
+    rows = table(model_card(f"evae/{name}", name))
+    assert set(rows) == {"W2 ↓", "MMD² ↓", "FD ↓"}
+    for metric, (own, same_kind, scldm) in rows.items():
+        assert own == NOT_MEASURED
+        published = PUBLISHED.get(name, {}).get(metric)
+        assert same_kind == (published[0] if published else NOT_PUBLISHED)
+        if published:
+            assert scldm == published[1]
+
+
+def test_card_without_facts_needs_no_invention(trained_prior):
+    with pytest.raises(ValueError, match="needs a checkpoint"):
+        model_card("someone/model")
+    with pytest.raises(evae.EvaeError, match="there is no model card 'replogle'"):
+        model_card("someone/model", "replogle")
+
+
+@pytest.mark.parametrize("stage", ["prior", "tokenizer"])
+def test_snippets_run(stage, trained_prior, trained_tokenizer, controls, screen):
+    """On a model of one's own, as a user would paste them; the second with the package's classes."""
+    folder = trained_prior if stage == "prior" else trained_tokenizer
+    text = model_card("evae/replogle-ar", "replogle-ar" if stage == "prior" else "replogle-tokenizer")
+    snippets = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(snippets) == 2
+    for snippet in snippets:
+        code = snippet.replace('"evae/replogle-ar", trust_remote_code=True', f'"{folder}"')
+        code = code.replace('"evae/replogle-ar"', f'"{folder}"').replace("500", "5")
+        names = {"controls": controls, "cells": screen[:8].copy()}
+        exec(compile(code, "card", "exec"), names)
+    counts = names["counts"] if stage == "prior" else names["codes"]
+    assert len(counts) == (len(controls) if stage == "prior" else 8)
