@@ -9,6 +9,7 @@ AutoProcessor and AutoFeatureExtractor.
 """
 
 from importlib.metadata import version
+from typing import Any
 
 from transformers import (
     AutoConfig,
@@ -23,6 +24,10 @@ from evae.models import (
     EvaeARForCausalLM,
     EvaeConfig,
     EvaeError,
+    EvaeFlowConfig,
+    EvaeFlowModel,
+    EvaeMDLMConfig,
+    EvaeMDLMModel,
     EvaeModel,
     EvaeOutput,
     EvaeProcessor,
@@ -35,6 +40,10 @@ __all__ = [
     "EvaeARForCausalLM",
     "EvaeConfig",
     "EvaeError",
+    "EvaeFlowConfig",
+    "EvaeFlowModel",
+    "EvaeMDLMConfig",
+    "EvaeMDLMModel",
     "EvaeModel",
     "EvaeOutput",
     "EvaeProcessor",
@@ -44,7 +53,13 @@ __all__ = [
 
 
 def _register() -> None:
-    for config, model in ((EvaeConfig, EvaeModel), (EvaeARConfig, EvaeARForCausalLM)):
+    classes: dict[Any, Any] = {
+        EvaeConfig: EvaeModel,
+        EvaeARConfig: EvaeARForCausalLM,
+        EvaeMDLMConfig: EvaeMDLMModel,
+        EvaeFlowConfig: EvaeFlowModel,
+    }
+    for config, model in classes.items():
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)
         AutoProcessor.register(config, EvaeProcessor, exist_ok=True)

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from evae.models import EvaeARConfig, EvaeARForCausalLM, EvaeConfig, EvaeModel, EvaeProcessor
+from evae.models import (
+    EvaeARConfig,
+    EvaeARForCausalLM,
+    EvaeConfig,
+    EvaeFlowConfig,
+    EvaeFlowModel,
+    EvaeMDLMConfig,
+    EvaeMDLMModel,
+    EvaeModel,
+    EvaeProcessor,
+)
 
 torch.set_num_threads(1)
 
@@ -32,6 +42,11 @@ TINY_PRIOR = {
     "num_attention_heads": 2,
     "intermediate_size": 24,
 }
+KINDS = {
+    "ar": (EvaeARConfig, EvaeARForCausalLM),
+    "mdlm": (EvaeMDLMConfig, EvaeMDLMModel),
+    "flow": (EvaeFlowConfig, EvaeFlowModel),
+}
 
 
 @pytest.fixture
@@ -53,20 +68,25 @@ def tiny_tokenizer(tiny_config):
 
 @pytest.fixture
 def tiny_prior(tiny_config):
-    """A function that gives a tiny prior in evaluation mode.
+    """A function that gives a tiny prior of a kind ("ar", "mdlm", "flow") in evaluation mode.
 
     Its modulation is drawn, because adaLN-Zero starts at zero, where no condition has an effect.
     """
 
-    def build(seed=0, tokenizer=None, **fields):
+    def build(seed=0, tokenizer=None, kind="ar", **fields):
         torch.manual_seed(seed)
-        config = EvaeARConfig(tokenizer_config=tiny_config(**(tokenizer or {})), **{**TINY_PRIOR, **fields})
-        prior = EvaeARForCausalLM(config)
+        config_class, model_class = KINDS[kind]
+        own = {"quantizer": "gaussian"} if kind == "flow" else {}
+        fields = fields if kind == "ar" else {"sampling_steps": 4, **fields}
+        config = config_class(tokenizer_config=tiny_config(**own, **(tokenizer or {})), **{**TINY_PRIOR, **fields})
+        prior = model_class(config)
         torch.nn.init.normal_(prior.modulation.weight, std=0.5)
         torch.nn.init.normal_(prior.modulation.bias, std=0.5)
         torch.nn.init.normal_(prior.condition.perturbation.weight)
         torch.nn.init.normal_(prior.condition.cell_type.weight)
         torch.nn.init.normal_(prior.token_embedding.weight)
+        if kind == "flow":  # a tokenizer's latents have scales of their own
+            prior.set_statistics(torch.randn(50, 4, 3) * 2 + 1)
         torch.nn.init.normal_(prior.position_embedding.weight)
         return prior.eval()
 

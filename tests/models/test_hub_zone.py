@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import evae.models
-from evae.models import EvaeARConfig, EvaeARForCausalLM, EvaeConfig, EvaeModel
+from evae.models import EvaeARConfig, EvaeARForCausalLM, EvaeConfig, EvaeFlowModel, EvaeMDLMModel, EvaeModel
 
 ZONE = Path(evae.models.__file__).parent
 SCRIPT = Path(__file__).with_name("without_package.py")
@@ -55,12 +55,14 @@ class TestFiles:
 
 @pytest.fixture
 def folders(tiny_prior, processor, tmp_path):
-    """A tokenizer's folder and a prior's folder, each with its processor, and the models saved there."""
+    """Folders of a tokenizer and of the three priors, each with the processor."""
     prior = tiny_prior(**LIBRARY)
-    for name, model in (("tokenizer", prior.tokenizer), ("prior", prior)):
+    mdlm, flow = (tiny_prior(kind=kind, **LIBRARY) for kind in ("mdlm", "flow"))
+    models = {"tokenizer": prior.tokenizer, "prior": prior, "mdlm": mdlm, "flow": flow}
+    for name, model in models.items():
         model.save_pretrained(tmp_path / name)
         processor.save_pretrained(tmp_path / name)
-    return tmp_path / "tokenizer", tmp_path / "prior"
+    return tuple(tmp_path / name for name in models)
 
 
 class TestSavedFolder:
@@ -75,12 +77,12 @@ class TestSavedFolder:
                 siblings = {f"{module}.py" for level, module in imports(file) if level}
                 assert siblings <= names
             references = json.loads((folder / "config.json").read_text())["auto_map"]
+            assert ("AutoModelForCausalLM" in references) is (folder.name == "prior")
             references |= json.loads((folder / "preprocessor_config.json").read_text())["auto_map"]
             for reference in references.values():
                 module, name = reference.split(".")
                 assert f"class {name}(" in (folder / f"{module}.py").read_text()
-        assert "AutoModelForCausalLM" in references
-        assert {"AutoConfig", "AutoModel", "AutoProcessor", "AutoFeatureExtractor"} <= references.keys()
+            assert {"AutoConfig", "AutoModel", "AutoProcessor", "AutoFeatureExtractor"} <= references.keys()
 
     def test_holds_no_local_path(self, folders, tmp_path):
         tokenizer = EvaeModel.from_pretrained(folders[0])
@@ -107,12 +109,14 @@ class TestSavedFolder:
 
 class TestWithThePackage:
     def test_auto_classes_give_the_package_s_own(self, folders):
-        tokenizer, prior = folders
+        tokenizer, prior, mdlm, flow = folders
         assert type(AutoConfig.from_pretrained(tokenizer)) is EvaeConfig
         assert type(AutoConfig.from_pretrained(prior)) is EvaeARConfig
         assert type(AutoModel.from_pretrained(tokenizer)) is EvaeModel
         assert type(AutoModel.from_pretrained(prior)) is EvaeARForCausalLM
         assert type(AutoModelForCausalLM.from_pretrained(prior)) is EvaeARForCausalLM
+        assert type(AutoModel.from_pretrained(mdlm)) is EvaeMDLMModel
+        assert type(AutoModel.from_pretrained(flow)) is EvaeFlowModel
 
     def test_attention_reaches_the_nested_tokenizer(self, folders):
         for implementation in ("eager", "sdpa"):
@@ -140,6 +144,7 @@ def test_without_the_package(folders, cells, tmp_path):
         "perturbation_ids": torch.tensor([2, 0]),
         "cell_type_ids": torch.tensor([0, 1]),
         "library_size": torch.tensor([40.0, 90.0]),
+        "latents": torch.linspace(-2, 2, 24).view(2, 4, 3),
     }
     save_file(inputs, tmp_path / "inputs.safetensors")
     (tmp_path / "elsewhere").mkdir()
@@ -170,5 +175,5 @@ def expected_outputs(folders, inputs):
         sys.path.pop(0)
         sys.meta_path[:] = hooks  # the script's blocker stays in its own process
     without_package.REMOTE = {}
-    found = without_package.outputs(*folders, inputs, "here")
+    found = without_package.outputs(folders, inputs, "here")
     return {key.removeprefix("here."): value for key, value in found.items()}

@@ -1,6 +1,6 @@
-"""Run as a script: load saved folders with transformers alone, where `evae` is out of reach,.
+"""Run as a script: load saved folders with transformers alone, where `evae` is out of reach.
 
-Usage: python without_package.py TOKENIZER_FOLDER PRIOR_FOLDER INPUTS.safetensors OUTPUTS.safetensors
+Usage: python without_package.py TOKENIZER AR_PRIOR MDLM_PRIOR FLOW_PRIOR INPUTS.safetensors OUTPUTS.safetensors
 """
 
 import sys
@@ -70,10 +70,26 @@ def prior_outputs(folder, inputs, name):
     }
 
 
-def outputs(tokenizer_folder, prior_folder, inputs, name):
-    """Everything both folders give."""
+def sampler_outputs(folder, inputs, name):
+    """Loss and draws of the prior in `folder`, one with `sample` alone."""
+    prior = AutoModel.from_pretrained(folder, **REMOTE)
+    conditions = {key: inputs[key] for key in CONDITIONS}
+    time = torch.tensor([0.3, 0.8])
+    torch.manual_seed(0)
+    loss = prior(inputs[prior.training_input], **conditions, time=time).loss
+    cells = prior.sample_cells(**conditions, generator=torch.Generator().manual_seed(0), guidance_scale=2.0)
+    kind = prior.config.model_type
+    return {f"{name}.{kind}.loss": loss, f"{name}.{kind}.cells": cells}
+
+
+def outputs(folders, inputs, name):
+    """Everything the folders give."""
+    tokenizer, prior, *others = folders
     with torch.no_grad():
-        return tokenizer_outputs(tokenizer_folder, inputs["counts"], name) | prior_outputs(prior_folder, inputs, name)
+        found = tokenizer_outputs(tokenizer, inputs["counts"], name) | prior_outputs(prior, inputs, name)
+        for folder in others:
+            found |= sampler_outputs(folder, inputs, name)
+    return found
 
 
 def save_again(folder):
@@ -86,10 +102,9 @@ def save_again(folder):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    tokenizer_folder, prior_folder, given, written = map(Path, sys.argv[1:])
+    *folders, given, written = map(Path, sys.argv[1:])
     inputs = load_file(given)
-    found = outputs(tokenizer_folder, prior_folder, inputs, "first")
-    copies = save_again(tokenizer_folder), save_again(prior_folder)
-    found |= outputs(*copies, inputs, "copy")
+    found = outputs(folders, inputs, "first")
+    found |= outputs([save_again(folder) for folder in folders], inputs, "copy")
     assert not any(module.partition(".")[0] == "evae" for module in sys.modules)
     save_file({key: value.contiguous() for key, value in found.items()}, written)

@@ -221,5 +221,62 @@ class EvaeARConfig(EvaePriorConfig):
             raise EvaeError("the autoregressive prior needs codes: train the tokenizer with quantizer 'fsq'.")
 
 
+class EvaeMDLMConfig(EvaePriorConfig):
+    """Configuration of the masked diffusion prior `EvaeMDLMModel`; further fields as in `EvaePriorConfig`.
+
+    The vocabulary is the tokenizer's codes and one more id, equal to their number, that stands for a hidden code.
+
+    Args:
+        time_conditioned: whether the network is told the time (MDLM) or not (RADD).
+        sampling_steps: steps of `sample` where none are asked for.
+    """
+
+    model_type = "evae_mdlm"
+
+    def __init__(
+        self,
+        tokenizer_config: EvaeConfig | dict[str, Any] | None = None,
+        time_conditioned: bool = True,
+        sampling_steps: int = 32,
+        **kwargs: Any,
+    ) -> None:
+        for derived in ("vocab_size", "mask_token_id"):
+            kwargs.pop(derived, None)
+        self.time_conditioned = time_conditioned
+        self.sampling_steps = sampling_steps
+        super().__init__(tokenizer_config=tokenizer_config, **kwargs)
+        self.mask_token_id = self.tokenizer_config.codebook_size
+        self.vocab_size = self.mask_token_id + 1
+        _check_positive(self, "sampling_steps")
+        if self.tokenizer_config.quantizer != "fsq":
+            raise EvaeError("the masked diffusion prior needs codes: train the tokenizer with quantizer 'fsq'.")
+
+
+class EvaeFlowConfig(EvaePriorConfig):
+    """Configuration of the flow prior `EvaeFlowModel`; further fields as in `EvaePriorConfig`.
+
+    Args:
+        sampling_steps: steps of `sample` where none are asked for.
+    """
+
+    model_type = "evae_flow"
+
+    def __init__(
+        self,
+        tokenizer_config: EvaeConfig | dict[str, Any] | None = None,
+        sampling_steps: int = 32,
+        **kwargs: Any,
+    ) -> None:
+        self.sampling_steps = sampling_steps
+        if tokenizer_config is None:
+            tokenizer_config = EvaeConfig(quantizer="gaussian")
+        super().__init__(tokenizer_config=tokenizer_config, **kwargs)
+        _check_positive(self, "sampling_steps")
+        if self.tokenizer_config.quantizer != "gaussian":
+            raise EvaeError("the flow prior needs latents: train the tokenizer with quantizer 'gaussian'.")
+
+
 EvaeConfig.register_for_auto_class()
 EvaeARConfig.register_for_auto_class()
+EvaeMDLMConfig.register_for_auto_class()
+EvaeFlowConfig.register_for_auto_class()

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_evae import EvaeConfig
+from .randomness_evae import Randomness, categorical, draw_negative_binomial, draw_uniform
 
 BIN_UPPER_EDGES = (0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 15, 23, 31, 47, 63, 95, 127, 191, 255)
 BIN_VALUES = (
@@ -33,7 +34,7 @@ def counts_to_bins(counts: Tensor) -> Tensor:
     return torch.bucketize(counts.float(), edges)
 
 
-def bins_to_counts(bins: Tensor, generator: torch.Generator | None = None, within: bool = False) -> Tensor:
+def bins_to_counts(bins: Tensor, generator: Randomness = None, within: bool = False) -> Tensor:
     """Counts of bins, float32: published bin values or, with `within`, whole counts drawn from the bin.
 
     The open last bin always gives its published value, rounded with `within`.
@@ -41,7 +42,7 @@ def bins_to_counts(bins: Tensor, generator: torch.Generator | None = None, withi
     if not within:
         return torch.tensor(BIN_VALUES, device=bins.device)[bins]
     lower, upper = (edge.to(bins.device) for edge in _bin_ranges())
-    uniform = torch.rand(bins.shape, device=bins.device, generator=generator)
+    uniform = draw_uniform(bins.shape, bins.device, generator)
     return (lower[bins] + (uniform * (upper - lower + 1)[bins]).floor()).float()
 
 
@@ -64,10 +65,9 @@ class CrossEntropyQuantileHead(nn.Module):
     def loss(self, outputs: Tensor, counts: Tensor, library_size: Tensor) -> Tensor:
         return F.cross_entropy(outputs.float().flatten(0, 1), counts_to_bins(counts).flatten())
 
-    def sample(self, outputs: Tensor, library_size: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        cumulative = outputs.float().softmax(-1).cumsum(-1)
-        uniform = torch.rand(outputs.shape[:-1], device=outputs.device, generator=generator)
-        bins = (cumulative < uniform.unsqueeze(-1)).sum(-1).clamp_max(N_BINS - 1)
+    def sample(self, outputs: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
+        uniform = draw_uniform(outputs.shape[:-1], outputs.device, generator)
+        bins = categorical(outputs.float().softmax(-1), uniform)
         return bins_to_counts(bins, generator, self.within)
 
     def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
@@ -93,9 +93,9 @@ class HurdleHead(nn.Module):
         gate = F.binary_cross_entropy_with_logits(logit, nonzero)
         return self.zero_loss_weight * gate + (error * nonzero).sum() / nonzero.sum().clamp_min(1)
 
-    def sample(self, outputs: Tensor, library_size: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, outputs: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
         logit, magnitude = outputs.float().unbind(-1)
-        open_gate = torch.rand(logit.shape, device=logit.device, generator=generator) < logit.sigmoid()
+        open_gate = draw_uniform(logit.shape, logit.device, generator) < logit.sigmoid()
         return open_gate * denormalize(magnitude, library_size, self.median)
 
     def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class MeanSquaredErrorHead(nn.Module):
     def loss(self, outputs: Tensor, counts: Tensor, library_size: Tensor) -> Tensor:
         return F.mse_loss(outputs.squeeze(-1).float(), log_normalize(counts, library_size, self.median))
 
-    def sample(self, outputs: Tensor, library_size: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, outputs: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
         return self.mean(outputs, library_size)
 
     def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
@@ -151,11 +151,8 @@ class NegativeBinomialHead(nn.Module):
     def loss(self, outputs: Tensor, counts: Tensor, library_size: Tensor) -> Tensor:
         return -self.log_likelihood(outputs, counts, library_size).sum(-1).mean()
 
-    def sample(self, outputs: Tensor, library_size: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        theta, mu = self.dispersion(), self.mean(outputs, library_size)
-        # torch.distributions takes no generator; the two draws behind a negative binomial do
-        gamma = torch._standard_gamma(theta.expand_as(mu).contiguous(), generator=generator)
-        return torch.poisson(gamma * mu / theta, generator=generator)
+    def sample(self, outputs: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
+        return draw_negative_binomial(self.mean(outputs, library_size), self.dispersion(), generator)
 
     def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
         return outputs.squeeze(-1).float().softmax(-1) * library_size.float().unsqueeze(-1)

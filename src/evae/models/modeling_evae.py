@@ -19,6 +19,7 @@ from .contract_evae import EvaeError
 from .heads_evae import HEAD_CLASSES, NegativeBinomialHead
 from .layers_evae import check_ids
 from .quantization_evae import FiniteScalarQuantizer, GaussianBottleneck, LatentStandardizer
+from .randomness_evae import Randomness
 
 try:  # transformers >= 5 skips what is already loaded
     from transformers import initialization as init
@@ -180,7 +181,7 @@ class EvaeModel(EvaePreTrainedModel):
         """Grid values (cells, latents, levels) of FSQ codes (cells, latents)."""
         return self.quantizer.codes_to_values(codes).to(self.dtype)
 
-    def sample_counts(self, codes: Tensor, library_size: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample_counts(self, codes: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
         """Draw counts, float32 (cells, genes), from the head's distribution given codes or latents."""
         return self.head.sample(self.decode(codes, library_size), library_size, generator)
 

@@ -1,0 +1,172 @@
+"""EvaeFlowModel, the flow prior: noise flows along straight paths to the latents of a Gaussian tokenizer.
+
+With noise e and a standardised latent x, the path is z_t = (1 - t) e + t x, and the network learns its velocity:
+
+    loss = E | v(z_t, t, condition) - (x - e) |^2
+
+To sample, z' = v is followed from t = 0 to 1. Lipman et al., "Flow Matching for Generative Modeling", 2023.
+Source: bioRxiv 2026.06.15.732063.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Not all are used here: from a local folder, transformers up to 5.0 fetches only what a file itself imports.
+from .coders_evae import EvaeEncoder  # noqa: F401
+from .configuration_evae import EvaeFlowConfig
+from .contract_evae import EvaeError
+from .heads_evae import HEAD_CLASSES  # noqa: F401
+from .layers_evae import ModulatedBlock  # noqa: F401
+from .modeling_evae import EvaeModel  # noqa: F401
+from .prior_evae import EvaePrior, EvaePriorOutput, cells_asked_for, guided, spread_times
+from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
+from .randomness_evae import CellStreams, Randomness
+
+try:
+    from transformers import initialization as init
+except ImportError:
+    from torch.nn import init  # type: ignore[no-redef]
+
+SOLVERS = ("heun", "euler")
+
+
+class LatentScale(nn.Module):
+    """Mean and standard deviation of every latent value over the training cells; part of the checkpoint."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, n_latents: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_latents, width))
+        self.register_buffer("std", torch.ones(n_latents, width))
+
+    def standardise(self, latents: Tensor) -> Tensor:
+        return (latents.float() - self.mean) / self.std
+
+    def restore(self, values: Tensor) -> Tensor:
+        return values * self.std + self.mean
+
+
+class EvaeFlowModel(EvaePrior):
+    """Conditional flow matching over Gaussian latents with a nested, frozen tokenizer."""
+
+    config_class = EvaeFlowConfig
+    main_input_name = "latents"
+    training_input = "latents"
+
+    def __init__(self, config: EvaeFlowConfig) -> None:
+        width = config.tokenizer_config.latent_width
+        super().__init__(config, lambda: nn.Linear(width, config.hidden_size), with_time=True)
+        self.scale = LatentScale(self.n_codes, width)
+        self.velocity_head = nn.Linear(config.hidden_size, width)
+        self.post_init()
+        self.train(self.training)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, LatentScale):
+            init.zeros_(module.mean)
+            init.ones_(module.std)
+
+    @torch.no_grad()
+    def set_statistics(self, tokens: Tensor) -> None:
+        """Take mean and standard deviation of all training cells' latents (cells, latents, latent_dim)."""
+        self.scale.mean.copy_(tokens.float().mean(0))
+        self.scale.std.copy_(tokens.float().std(0).clamp_min(1e-5))
+
+    def forward(
+        self,
+        latents: Tensor,
+        perturbation_ids: Tensor | None = None,
+        cell_type_ids: Tensor | None = None,
+        library_size: Tensor | None = None,
+        time: Tensor | None = None,
+        noise: Tensor | None = None,
+        **kwargs: Any,
+    ) -> EvaePriorOutput:
+        """Velocity of the path from noise to latents, and how far it is off.
+
+        Args:
+            latents: as the tokenizer gives them, (cells, latents, latent_dim).
+            perturbation_ids, cell_type_ids: (cells,); left out means the null condition.
+            library_size: total counts over the panel, (cells,), where the tokenizer is conditioned on it.
+            time: (cells,) in [0, 1]; drawn evenly spread over the cells if None.
+            noise: shaped as `latents`; standard normal if None.
+
+        Returns:
+            `loss`: mean squared error a latent value, in units of its variance; velocity.
+        """
+        shape = (self.n_codes, self.config.tokenizer_config.latent_width)
+        if latents.shape[1:] != shape:
+            raise EvaeError(f"latents must be (cells, {shape[0]}, {shape[1]}), not {tuple(latents.shape)}.")
+        target = self.scale.standardise(latents)
+        time = spread_times(len(latents), latents.device) if time is None else time
+        noise = torch.randn_like(target) if noise is None else noise.to(target)
+        place = torch.lerp(noise, target, time.to(target).view(-1, 1, 1))
+        condition = self.condition(len(latents), perturbation_ids, cell_type_ids, library_size)
+        velocity = self._velocity(place, time, condition)
+        return EvaePriorOutput(loss=F.mse_loss(velocity.float(), target - noise), velocity=velocity)
+
+    def _velocity(self, place: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        """Velocity at `place` (cells, latents, latent_dim) and `time` (cells,), shaped as `place`."""
+        x = self.token_embedding(place.to(self.dtype)) + self.position_embedding.weight
+        return self.velocity_head(self._features(x, self._modulation(condition, time)))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        perturbation_ids: Tensor | None = None,
+        cell_type_ids: Tensor | None = None,
+        library_size: Tensor | None = None,
+        n_cells: int | None = None,
+        generator: Randomness = None,
+        guidance_scale: float = 1.0,
+        guide: str = "perturbation",
+        num_steps: int | None = None,
+        solver: str = "heun",
+    ) -> Tensor:
+        """Draw latents; also called `sample_latents`.
+
+        Args:
+            perturbation_ids, cell_type_ids, library_size: as in `forward`.
+            n_cells: cells to draw; as many as there are conditions if None.
+            generator: a torch generator, or `CellStreams`, one stream a cell.
+            guidance_scale: strength of classifier-free guidance; 1 is the model as trained.
+            guide: what the null leaves out: "perturbation", or "all" (perturbation and cell type).
+            num_steps: equal steps from time 0 to 1.
+            solver: "heun" (second order, two network calls a step) or "euler" (first order, one).
+
+        Returns:
+            latents as the tokenizer decodes them, (cells, latents, latent_dim).
+        """
+        n_cells = cells_asked_for(n_cells, perturbation_ids, cell_type_ids, library_size)
+        num_steps = self.config.sampling_steps if num_steps is None else num_steps
+        if num_steps < 1:
+            raise EvaeError(f"num_steps is {num_steps}; give at least 1.")
+        if solver not in SOLVERS:
+            raise EvaeError(f"solver '{solver}' does not exist; choose one of {', '.join(SOLVERS)}.")
+        conditions = (n_cells, perturbation_ids, cell_type_ids, library_size)
+        condition = self._sampling_conditions(*conditions, guidance_scale, guide)
+        streams = CellStreams.of(generator, n_cells)
+        place = streams.normal(self.n_codes, self.config.tokenizer_config.latent_width).to(self.device)
+
+        def network(place: Tensor, time: Tensor) -> Tensor:
+            return self._velocity(place, time, condition).float()
+
+        for step in range(num_steps):
+            now, then = (torch.full((n_cells,), s / num_steps, device=self.device) for s in (step, step + 1))
+            velocity = guided(network, guidance_scale, place, now)
+            if solver == "heun":
+                ahead = guided(network, guidance_scale, place + velocity / num_steps, then)
+                velocity = (velocity + ahead) / 2
+            place = place + velocity / num_steps
+        return self.scale.restore(place).to(self.dtype)
+
+    sample_latents = sample
+
+
+EvaeFlowModel.register_for_auto_class("AutoModel")

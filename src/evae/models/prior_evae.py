@@ -1,0 +1,267 @@
+"""What the priors share: the nested tokenizer, the conditions, the DiT backbone, guidance, and drawing cells.
+
+Every prior is called as `prior(codes=... or latents=..., perturbation_ids, cell_type_ids, library_size).loss` and has
+`sample` (codes or latents) and `sample_cells` (counts). Classifier-free guidance (Ho & Salimans, 2022) draws from
+
+    null + g (conditional - null)
+
+of the network's outputs, where null leaves the perturbation out, or all conditions; g = 1 is the model as trained.
+Source: bioRxiv 2026.06.15.732063.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from .contract_evae import EvaeError
+from .layers_evae import ModulatedBlock, check_ids, modulate
+from .modeling_evae import EvaeModel, EvaePreTrainedModel, log_library
+from .randomness_evae import CellStreams, Randomness
+
+try:
+    from transformers import initialization as init
+except ImportError:
+    from torch.nn import init  # type: ignore[no-redef]
+
+GUIDES = ("perturbation", "all")
+
+
+@dataclass
+class EvaePriorOutput(ModelOutput):
+    """Output of the diffusion and the flow prior.
+
+    Args:
+        loss: mean over cells.
+        logits: of every position's code, (cells, latents, codes) (masked diffusion).
+        masked: which codes were hidden, bool (cells, latents) (masked diffusion).
+        velocity: (cells, latents, latent_dim) (flow).
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    masked: Tensor | None = None
+    velocity: Tensor | None = None
+
+
+class ConditionEmbedding(nn.Module):
+    """One vector a cell from perturbation, cell type and, where the tokenizer wants it, library size.
+
+    The last row of each table is the null condition: what is left out, and what condition dropout puts in training.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.dropout = config.condition_dropout
+        self.median = config.tokenizer_config.median_library_size
+        self.perturbation = nn.Embedding(config.n_perturbations + 1, config.hidden_size)
+        self.cell_type = nn.Embedding(config.n_cell_types + 1, config.hidden_size)
+        self.library = (
+            nn.Sequential(
+                nn.Linear(1, config.hidden_size), nn.SiLU(), nn.Linear(config.hidden_size, config.hidden_size)
+            )
+            if config.tokenizer_config.condition_on_library
+            else None
+        )
+
+    def forward(
+        self,
+        n_cells: int,
+        perturbation_ids: Tensor | None,
+        cell_type_ids: Tensor | None,
+        library_size: Tensor | None,
+    ) -> Tensor:
+        """Condition vectors (cells, hidden_size)."""
+        perturbation_ids = self._ids(self.perturbation, perturbation_ids, n_cells, "perturbation")
+        cell_type_ids = self._ids(self.cell_type, cell_type_ids, n_cells, "cell type")
+        if self.training and self.dropout > 0:
+            # a third each: perturbation, cell type, both
+            draw = torch.rand(n_cells, device=perturbation_ids.device) / self.dropout
+            perturbation_ids = perturbation_ids.masked_fill(draw < 2 / 3, self.perturbation.num_embeddings - 1)
+            drop_cell_type = (draw >= 1 / 3) & (draw < 1)
+            cell_type_ids = cell_type_ids.masked_fill(drop_cell_type, self.cell_type.num_embeddings - 1)
+        condition = self.perturbation(perturbation_ids) + self.cell_type(cell_type_ids)
+        if self.library is not None:
+            if library_size is None:
+                raise EvaeError("this prior is conditioned on the library size; give library_size (cells,).")
+            condition = condition + self.library(log_library(library_size, self.median).to(condition.dtype))
+        return condition
+
+    def _ids(self, table: nn.Embedding, ids: Tensor | None, n_cells: int, kind: str) -> Tensor:
+        null = table.num_embeddings - 1
+        if ids is None:
+            return torch.full((n_cells,), null, device=table.weight.device)
+        if len(ids) != n_cells:
+            raise EvaeError(f"{len(ids)} {kind} ids were given for {n_cells} cells; give one a cell.")
+        check_ids(ids, null + 1, kind, self.training)
+        return ids.to(table.weight.device)
+
+
+class TimeEmbedding(nn.Module):
+    """Sines and cosines of 1000 t at periods from 2 pi to 20,000 pi, then linear, SiLU, linear."""
+
+    def __init__(self, width: int, n_frequencies: int = 128) -> None:
+        super().__init__()
+        self.n_frequencies = n_frequencies
+        self.up = nn.Linear(2 * n_frequencies, width)
+        self.down = nn.Linear(width, width)
+
+    def forward(self, time: Tensor) -> Tensor:
+        """`time` (cells,) in [0, 1] -> (cells, width)."""
+        steps = torch.arange(self.n_frequencies, device=time.device, dtype=torch.float32) / self.n_frequencies
+        angles = 1000 * time.float().unsqueeze(-1) * torch.exp(-math.log(10_000) * steps)
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.up.weight.dtype)
+        return self.down(F.silu(self.up(waves)))
+
+
+class EvaePrior(EvaePreTrainedModel):
+    """Base of the three priors; a subclass adds its output layer, `forward` and `sample`.
+
+    Args:
+        config: of the prior.
+        token_embedding: builds the layer from a code, or a latent, to the backbone's width.
+        is_causal: whether a position sees only itself and what stands before it.
+        with_time: whether the network is told a time besides the conditions.
+    """
+
+    training_input: ClassVar[str] = "codes"  # the argument of `forward` that holds the tokenizer's codes or latents
+
+    def __init__(
+        self, config: Any, token_embedding: Callable[[], nn.Module], is_causal: bool = False, with_time: bool = False
+    ) -> None:
+        super().__init__(config)
+        width = config.hidden_size
+        self.n_codes = config.tokenizer_config.n_latents
+        self.tokenizer = EvaeModel(config.tokenizer_config)
+        self.token_embedding = token_embedding()
+        self.position_embedding = nn.Embedding(self.n_codes, width)
+        self.condition = ConditionEmbedding(config)
+        self.time_embedding = TimeEmbedding(width) if with_time else None
+        self.modulation = nn.Linear(width, (6 * config.num_hidden_layers + 2) * width)
+        layers = range(config.num_hidden_layers)
+        self.blocks = nn.ModuleList([ModulatedBlock(config, is_causal, index) for index in layers])
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is getattr(self, "modulation", None):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+
+    def train(self, mode: bool = True) -> "EvaePrior":
+        """Set the training mode; the tokenizer stays frozen."""
+        super().train(mode)
+        self.tokenizer.eval().requires_grad_(False)
+        return self
+
+    def set_tokenizer(self, tokenizer: EvaeModel) -> None:
+        """Copy a trained tokenizer's weights in."""
+        self.tokenizer.load_state_dict(tokenizer.state_dict())
+
+    def set_statistics(self, tokens: Tensor) -> None:
+        """Take what must be known of all training cells' codes or latents before the first step: nothing here."""
+
+    def condition_modulation(
+        self,
+        n_cells: int,
+        perturbation_ids: Tensor | None = None,
+        cell_type_ids: Tensor | None = None,
+        library_size: Tensor | None = None,
+        time: Tensor | None = None,
+    ) -> Tensor:
+        """What condition and time do to every block, (cells, 6 * layers + 2, hidden_size)."""
+        return self._modulation(self.condition(n_cells, perturbation_ids, cell_type_ids, library_size), time)
+
+    def _modulation(self, condition: Tensor, time: Tensor | None = None) -> Tensor:
+        if self.time_embedding is not None and time is not None:
+            condition = condition + self.time_embedding(time)
+        return self.modulation(F.silu(condition)).unflatten(-1, (-1, self.config.hidden_size))
+
+    def _features(self, x: Tensor, modulation: Tensor, cache: Any = None) -> Tensor:
+        """The backbone, (cells, tokens, hidden_size) to the same shape."""
+        for index, block in enumerate(self.blocks):
+            x = block(x, modulation[:, 6 * index : 6 * index + 6], past_key_values=cache)
+        shift, scale = modulation[:, -2:].unsqueeze(2).unbind(1)
+        return modulate(self.norm(x), shift, scale)
+
+    def _sampling_conditions(
+        self,
+        n_cells: int,
+        perturbation_ids: Tensor | None,
+        cell_type_ids: Tensor | None,
+        library_size: Tensor | None,
+        guidance_scale: float,
+        guide: str,
+    ) -> Tensor:
+        """Condition vectors (cells, hidden_size); with guidance those of the null follow, (2 * cells, ...)."""
+        condition = self.condition(n_cells, perturbation_ids, cell_type_ids, library_size)
+        if guide not in GUIDES:
+            raise EvaeError(f"guide '{guide}' does not exist; choose one of {', '.join(GUIDES)}.")
+        if guidance_scale == 1:
+            return condition
+        if not 0 <= guidance_scale < math.inf:
+            raise EvaeError(f"guidance_scale is {guidance_scale}; give 0 or more.")
+        if not self.config.condition_dropout:
+            raise EvaeError("this prior was trained with condition_dropout 0, so it cannot be guided; train it anew.")
+        kept = cell_type_ids if guide == "perturbation" else None
+        return torch.cat([condition, self.condition(n_cells, None, kept, library_size)])
+
+    def sample(self, **options: Any) -> Tensor:
+        """Draw codes (cells, latents), or latents (cells, latents, latent_dim)."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def sample_cells(
+        self,
+        perturbation_ids: Tensor | None = None,
+        cell_type_ids: Tensor | None = None,
+        library_size: Tensor | None = None,
+        generator: Randomness = None,
+        **options: Any,
+    ) -> Tensor:
+        """Draw cells: codes or latents from the prior, counts from the tokenizer's head.
+
+        Args:
+            perturbation_ids, cell_type_ids: conditions (cells,); left out means the null condition.
+            library_size: total counts over the panel of every cell to draw, (cells,).
+            generator: source of randomness: a torch generator, or `CellStreams`, one a cell, with which a cell
+                does not depend on the batch it is drawn in.
+            **options: of this prior's `sample`; all take `guidance_scale` and `guide`.
+
+        Returns:
+            counts, float32 (cells, genes).
+        """
+        if library_size is None:
+            raise EvaeError("give library_size (cells,), for example that of the control cells.")
+        library_size = library_size.to(self.device)
+        streams = CellStreams.of(generator, len(library_size))
+        tokens = self.sample(
+            perturbation_ids=perturbation_ids, cell_type_ids=cell_type_ids, library_size=library_size,
+            n_cells=len(library_size), generator=streams, **options,
+        )  # fmt: skip
+        return self.tokenizer.sample_counts(tokens, library_size, streams)
+
+
+def cells_asked_for(n_cells: int | None, *conditions: Tensor | None) -> int:
+    """How many cells to draw: `n_cells`, else as many as the conditions have, else one."""
+    given = [x for x in conditions if x is not None]
+    return len(given[0]) if n_cells is None and given else n_cells or 1
+
+
+def guided(network: Callable[..., Tensor], scale: float, *inputs: Tensor) -> Tensor:
+    """`network(*inputs)`; with a scale other than 1, guided: `network` then holds conditions of twice the cells."""
+    if scale == 1:
+        return network(*inputs)
+    conditional, null = network(*(torch.cat([x, x]) for x in inputs)).chunk(2)
+    return null + scale * (conditional - null)
+
+
+def spread_times(n_cells: int, device: torch.device) -> Tensor:
+    """Times (cells,) on [0, 1): each uniform, together evenly spread, for a quieter loss (Kingma et al., 2021)."""
+    steps = torch.arange(n_cells, device=device) / n_cells
+    return (steps + torch.rand(1, device=device)) % 1
