@@ -21,6 +21,7 @@ from evae.data.progress import progress_bar
 from evae.loading import Checkpoint, load_checkpoint
 from evae.models.contract_evae import EvaeError, look_up
 from evae.models.processing_evae import ENSEMBL_COLUMNS
+from evae.models.randomness_evae import CellStreams
 from evae.prediction import (
     Pair,
     cell_type_labels,
@@ -88,25 +89,26 @@ class Pipeline:
         perturbation_key: str = "perturbation",
         layer: str | None = None,
         progress: bool = True,
+        **sampling: Any,
     ) -> ad.AnnData:
         """Draw cells as they would be after a perturbation.
 
         Args:
-            controls: unperturbed cells, raw counts. Every predicted cell takes the library size of one of
-                the controls of its cell type (with repetition only if there are fewer controls than cells).
-                None takes library sizes from the training cells; then give `cell_type` and `n_cells`.
+            controls: unperturbed cells, raw counts. Every predicted cell takes the library size of one of the controls
+                of its cell type (with repetition only if there are fewer controls than cells). None takes library
+                sizes from the training cells; then give `cell_type` and `n_cells`.
             perturbation: one name or several.
             cell_type: one name or several. None predicts for every cell type in
                 `controls.obs[cell_type_key]`; where controls have that column, only those of the given
                 cell types are used.
-            n_cells: cells for every pair of cell type and perturbation; None means as many as there are
-                controls of that cell type.
-            seed: the same seed (with the same inputs, batch size and device) gives the same cells.
+            n_cells: cells for every pair of cell type and perturbation; as many as its cell type has controls if None.
+            seed: the same seed (with the same inputs) gives the same cells, whatever the batch size.
             batch_size: cells drawn at once.
             cell_type_key: obs column of the controls' cell types; None if all are of the one `cell_type`.
             perturbation_key: obs column that, where the controls have it, must say that they are controls.
             layer: the layer of `controls` that holds raw counts; X if None.
             progress: show a progress bar.
+            **sampling: options of the prior's `sample`, for example `guidance_scale=2`.
 
         Returns:
             AnnData. X: raw counts over the model's gene panel, CSR float32, (cells, genes). obs:
@@ -133,7 +135,7 @@ class Pipeline:
             controls,
             {(c, p): counts[c] for c in cell_types for p in perturbations},
             seed=seed, batch_size=batch_size, cell_type_key=cell_type_key,
-            perturbation_key=perturbation_key, layer=layer, progress=progress,
+            perturbation_key=perturbation_key, layer=layer, progress=progress, **sampling,
         )  # fmt: skip
 
     def predict_pairs(
@@ -147,6 +149,7 @@ class Pipeline:
         perturbation_key: str = "perturbation",
         layer: str | None = None,
         progress: bool = True,
+        **sampling: Any,
     ) -> ad.AnnData:
         """Like `predict`, for chosen pairs: `n_cells` maps (cell type, perturbation) to a number of cells."""
         self._require_prior()
@@ -167,7 +170,7 @@ class Pipeline:
             pools = {c: sizes[labels[used] == c] for c in cell_types}
             draws = [rng.choice(pools[c], n, replace=n > len(pools[c])) for (c, _), n in n_cells.items()]
             obs["library_size"] = np.concatenate(draws)
-        X = self._draw(obs, seed, batch_size, progress)
+        X = self._draw(obs, seed, batch_size, progress, sampling)
         facts: dict[str, Any] = {"seed": seed, "control": str(self.processor.control)}
         facts["library_size_source"] = "training cells" if controls is None else "controls"
         if controls is not None:
@@ -244,38 +247,36 @@ class Pipeline:
 
     def _require_prior(self) -> None:
         if not self.checkpoint.is_prior:
-            raise EvaeError(
-                f"{self.checkpoint.name} is a tokenizer, which embeds but does not predict; give a prior."
-            )
+            raise EvaeError(f"{self.checkpoint.name} is a tokenizer, which embeds but does not predict; give a prior.")
 
     def _library_sizes(self, controls: ad.AnnData, layer: str | None) -> np.ndarray:
         batches = self._batches(controls, layer, "reading controls", False)
         return np.concatenate([batch["library_size"].cpu().numpy() for batch in batches])
 
-    def _draw(self, obs: pd.DataFrame, seed: int, batch_size: int, progress: bool) -> sp.csr_matrix:
-        perturbations = torch.from_numpy(
-            look_up(obs["perturbation"], self.processor.perturbations, "perturbation")
-        )
+    def _draw(
+        self, obs: pd.DataFrame, seed: int, batch_size: int, progress: bool, sampling: dict[str, Any]
+    ) -> sp.csr_matrix:
+        perturbations = torch.from_numpy(look_up(obs["perturbation"], self.processor.perturbations, "perturbation"))
         cell_types = torch.from_numpy(look_up(obs["cell_type"], self.processor.cell_types, "cell type"))
         library = torch.from_numpy(obs["library_size"].to_numpy(dtype=np.float32))
-        generator, blocks = self._generator(seed), []
+        streams, blocks = CellStreams.spawn(torch.Generator().manual_seed(seed), len(obs)), []
         with progress_bar(progress) as bar:
             advance = bar.start("predicting cells", len(obs))
             for start in range(0, len(obs), batch_size):
                 rows = slice(start, start + batch_size)
+                own = streams[rows]  # a stream a cell: cells do not depend on their batch
                 counts = self.model.sample_cells(
                     perturbation_ids=perturbations[rows].to(self.device),
                     cell_type_ids=cell_types[rows].to(self.device),
                     library_size=library[rows].to(self.device),
-                    generator=generator,
+                    generator=own,
+                    **sampling,
                 )
-                blocks.append(whole_counts(counts, generator))
+                blocks.append(whole_counts(counts, own))
                 advance(len(counts))
         return sp.vstack(blocks, format="csr")
 
-    def _batches(
-        self, adata: ad.AnnData, layer: str | None, title: str, progress: bool
-    ) -> Iterator[dict[str, Tensor]]:
+    def _batches(self, adata: ad.AnnData, layer: str | None, title: str, progress: bool) -> Iterator[dict[str, Tensor]]:
         """Sparse batches of all cells, in order, on the device."""
         if adata.n_obs == 0:
             raise EvaeError("there are no cells in the AnnData; give at least one.")

@@ -7,10 +7,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
 from torch import Tensor
 
 from evae.models.contract_evae import EvaeError, check_unique, look_up, near_matches
+from evae.models.randomness_evae import Randomness, draw_uniform
 
 Pair = tuple[str, str]  # (cell type, perturbation)
 
@@ -98,9 +98,7 @@ def planned_cells(n_cells: Mapping[Pair, int], processor: Any) -> pd.DataFrame:
     repeats = np.array(list(n_cells.values()))
     obs = pd.DataFrame(
         {
-            name: pd.Categorical(
-                np.repeat(np.array(values, dtype=object), repeats), pd.unique(pd.Series(values))
-            )
+            name: pd.Categorical(np.repeat(np.array(values, dtype=object), repeats), pd.unique(pd.Series(values)))
             for name, values in columns.items()
         }
     )
@@ -108,7 +106,7 @@ def planned_cells(n_cells: Mapping[Pair, int], processor: Any) -> pd.DataFrame:
     return obs
 
 
-def whole_counts(counts: Tensor, generator: torch.Generator) -> sp.csr_matrix:
+def whole_counts(counts: Tensor, generator: Randomness) -> sp.csr_matrix:
     """Counts (cells, genes) as whole numbers, CSR float32.
 
     Heads whose values are expectations (mse, hurdle, the published bin values) give fractions; those are
@@ -117,6 +115,5 @@ def whole_counts(counts: Tensor, generator: torch.Generator) -> sp.csr_matrix:
     whole = counts.floor()
     fraction = counts - whole
     if bool((fraction > 0).any()):
-        up = torch.rand(counts.shape, device=counts.device, generator=generator) < fraction
-        whole = whole + up
+        whole = whole + (draw_uniform(counts.shape, counts.device, generator) < fraction)
     return sp.csr_matrix(whole.float().cpu().numpy())

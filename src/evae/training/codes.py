@@ -1,6 +1,7 @@
 """A dataset as codes: encoded once by the frozen tokenizer, kept in memory, served in a seeded order.
 
-A cell of 64 codes takes 128 bytes, so a million cells take 128 MB.
+A cell of 64 codes takes 128 bytes, so a million cells take 128 MB. The latents of a Gaussian tokenizer are kept as they
+are, 8 kB for 64 x 32 numbers.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ class EncodedCells:
     """Cells as a prior sees them.
 
     Attributes:
-        codes: uint16 (cells, latents).
+        codes: uint16 (cells, latents); of a Gaussian tokenizer the latents, float32 (cells, latents, latent_dim).
         perturbation_ids: int32 (cells,).
         cell_type_ids: int32 (cells,).
         library_size: total counts over the panel, float32 (cells,).
@@ -36,8 +37,10 @@ class EncodedCells:
 
     def batch(self, rows: np.ndarray) -> Batch:
         """The cells `rows` as the prior's arguments."""
+        continuous = self.codes.dtype.kind == "f"
+        tokens = self.codes[rows] if continuous else self.codes[rows].astype(np.int64)
         return {
-            "codes": torch.from_numpy(self.codes[rows].astype(np.int64)),
+            "latents" if continuous else "codes": torch.from_numpy(tokens),
             "perturbation_ids": torch.from_numpy(self.perturbation_ids[rows].astype(np.int64)),
             "cell_type_ids": torch.from_numpy(self.cell_type_ids[rows].astype(np.int64)),
             "library_size": torch.from_numpy(self.library_size[rows]),
@@ -57,7 +60,7 @@ def encode_cells(tokenizer: Any, batches: Iterable[Batch], device: torch.device)
         codes = tokenizer.encode(batch["counts"].to(device), gene_ids=batch["gene_ids"].to(device))
         parts.append(
             (
-                codes.cpu().numpy().astype(np.uint16),
+                codes.cpu().numpy().astype(np.float32 if codes.is_floating_point() else np.uint16),
                 batch["perturbation_ids"].numpy().astype(np.int32),
                 batch["cell_type_ids"].numpy().astype(np.int32),
                 batch["library_size"].numpy().astype(np.float32),
@@ -84,9 +87,7 @@ class CodeBatches:
 
     portable = True
 
-    def __init__(
-        self, cells: EncodedCells, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
-    ):
+    def __init__(self, cells: EncodedCells, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
         self.cells, self.batch_size, self.seed = cells, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.seen = 0

@@ -11,10 +11,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from evae.data.dataset import CellLoader, DatasetInfo
-from evae.models.configuration_evae import EvaeARConfig
+from evae.models.configuration_evae import EvaeARConfig, EvaeFlowConfig, EvaeMDLMConfig
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.models.modeling_evae import EvaeModel
 from evae.models.modeling_evae_ar import EvaeARForCausalLM
+from evae.models.modeling_evae_flow import EvaeFlowModel
+from evae.models.modeling_evae_mdlm import EvaeMDLMModel
 from evae.models.processing_evae import EvaeProcessor
 from evae.training.codes import CodeBatches, EncodedCells, cells_batches, encode_cells
 from evae.training.loop import train
@@ -26,8 +28,12 @@ from evae.training.stage import Stage
 from evae.training.tokenizer import fingerprint, save_with_processor, say_finished
 from evae.training.validation import take_cells
 
-PRIORS: dict[str, tuple[Any, Any]] = {"evae_ar": (EvaeARConfig, EvaeARForCausalLM)}
-INPUTS = ("codes", "perturbation_ids", "cell_type_ids", "library_size")
+PRIORS: dict[str, tuple[Any, Any]] = {
+    "evae_ar": (EvaeARConfig, EvaeARForCausalLM),
+    "evae_mdlm": (EvaeMDLMConfig, EvaeMDLMModel),
+    "evae_flow": (EvaeFlowConfig, EvaeFlowModel),
+}
+CONDITIONS = ("perturbation_ids", "cell_type_ids", "library_size")
 FROM_DATASET = ("tokenizer_config", "n_perturbations", "n_cell_types")
 ENCODING_BATCH = 512  # fixed: a resumed run must encode exactly as the first one did
 
@@ -73,10 +79,11 @@ def train_prior(settings: PriorSettings) -> Path:
     prior = model_class(config)
     prior.set_tokenizer(tokenizer)
     training = encode_split(settings, info, tokenizer, "train", accelerator)
+    prior.set_statistics(torch.from_numpy(training.codes))
     validation = encode_split(settings, info, tokenizer, "validation", accelerator)
     stage = Stage(
         title="prior",
-        inputs=INPUTS,
+        inputs=(prior.training_input, *CONDITIONS),
         validation=take_cells(cells_batches(validation, settings.batch_size), settings.eval_cells),
         save=lambda trained, folder: save_with_processor(trained, folder, info),
         fingerprint=fingerprint(info, weights_digest(tokenizer)),
