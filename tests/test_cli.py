@@ -171,7 +171,15 @@ def test_demo_goes_the_whole_way_and_goes_on_where_it_was(run, screen_file, smal
     command = ("demo", "--data", screen_file, "--hold-out-cell-type", "type_A", "--out", out, *settings)
     outcome = run(*command)
     assert outcome.code == 0, outcome.err
-    for text in ("1/6", "6/6", "held out: type_A x", "tokenizer alone", "real split half", "evae predict"):
+    for text in (
+        "1/6",
+        "6/6",
+        "held out: type_A x",
+        "of the codes are in use",
+        "tokenizer alone",
+        "real split half",
+        "evae predict",
+    ):
         assert text in outcome.out
     predicted = ad.read_h5ad(out / "predicted.h5ad")
     assert set(predicted.obs["cell_type"]) == {"type_A"}

@@ -10,6 +10,7 @@ import pytest
 import evae
 from evae.data.anndata_io import read_split
 from evae.data.dataset import DatasetInfo
+from evae.data.prepare import prepare_dataset
 from evae.hold_out import choose_split, held_out_cells, predict_held_out, read_controls
 from evae.presets import stored_splits
 
@@ -111,3 +112,20 @@ def test_every_held_out_cell_is_predicted_once(pipe, screen_dataset, screen_spli
     assert set(predicted.obs["support"]) == {"seen apart"}
     own = set(np.asarray(read_controls(screen_dataset, ["type_B"]).X.sum(1)).ravel())
     assert set(predicted.obs["library_size"]) <= own  # never a held-out cell's own
+
+
+def test_controls_that_a_random_split_holds_out_are_not_predicted(screen_file, tmp_path):
+    folder = prepare_dataset(
+        screen_file,
+        tmp_path / "random",
+        perturbation_key="perturbation",
+        cell_type_key="cell_type",
+        control="control",
+        split="random:0.2",
+        progress=False,
+    )
+    real = read_split(folder, "test").obs
+    assert (real["perturbation"] == "control").any()
+    pairs = held_out_cells(DatasetInfo.load(folder))
+    assert sum(pairs.values()) == (real["perturbation"] != "control").sum()
+    assert "control" not in {p for _, p in pairs}
