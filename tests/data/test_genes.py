@@ -12,9 +12,7 @@ from evae.models.contract_evae import EvaeError
 
 
 def _file(path, genes, **var):
-    adata = ad.AnnData(
-        sp.csr_matrix(np.ones((2, len(genes)), np.float32)), var=pd.DataFrame(var, index=genes)
-    )
+    adata = ad.AnnData(sp.csr_matrix(np.ones((2, len(genes)), np.float32)), var=pd.DataFrame(var, index=genes))
     adata.write_h5ad(path)
     return H5adCounts(path)
 

@@ -19,9 +19,7 @@ def counts() -> np.ndarray:
 @pytest.mark.parametrize("layer", [None, "raw", "counts"])
 @pytest.mark.parametrize("store", [sp.csr_matrix, sp.csc_matrix, np.asarray])
 @pytest.mark.parametrize("entries", [7, 1 << 24])  # blocks bounded by their entries, or by the chunk size
-def test_every_storage_gives_the_same_counts(
-    tmp_path, monkeypatch, counts, store, layer, compression, entries
-):
+def test_every_storage_gives_the_same_counts(tmp_path, monkeypatch, counts, store, layer, compression, entries):
     monkeypatch.setattr(module, "MAX_BLOCK_ENTRIES", entries)
     other = store(np.log1p(counts))
     adata = ad.AnnData(store(counts) if layer is None else other)
@@ -76,9 +74,7 @@ def test_labels_of_every_kind(tmp_path):
 def test_ensembl_names_with_a_symbol_column(tmp_path):
     ids = ["ENSG00000000001", "ENSG00000000002"]
     for symbols, wanted in ((["A", "B"], ["A", "B"]), (["A", "A"], ids)):
-        ad.AnnData(np.ones((3, 2)), var=pd.DataFrame({"gene_name": symbols}, index=ids)).write_h5ad(
-            tmp_path / "a.h5ad"
-        )
+        ad.AnnData(np.ones((3, 2)), var=pd.DataFrame({"gene_name": symbols}, index=ids)).write_h5ad(tmp_path / "a.h5ad")
         source = H5adCounts(tmp_path / "a.h5ad")
         assert source.genes == wanted
         assert source.ensembl_ids == ids

@@ -41,9 +41,7 @@ def test_scores_are_the_published_formula():
     sigma = np.sqrt(10**fit)
     clipped = np.minimum(counts[:, varies], mean[varies] + sigma * np.sqrt(len(counts)))
     wanted = ((clipped - mean[varies]) ** 2).sum(0) / ((len(counts) - 1) * sigma**2)
-    scores = highly_variable_scores(
-        lambda: iter(sp.csr_matrix(c.astype(int)) for c in np.array_split(counts, 7)), 200
-    )
+    scores = highly_variable_scores(lambda: iter(sp.csr_matrix(c.astype(int)) for c in np.array_split(counts, 7)), 200)
     assert scores[5] == 0
     np.testing.assert_allclose(scores[varies], wanted, rtol=0.03)
 

@@ -56,9 +56,7 @@ def test_statistics_are_those_of_the_training_cells(folder):
     info, train = DatasetInfo.load(folder), read_split(folder, "train")
     sizes = np.asarray(train.X.sum(1)).ravel()
     assert len(info.statistics["library_size_quantiles"]) == 101
-    np.testing.assert_allclose(
-        info.statistics["library_size_quantiles"], np.quantile(sizes, np.linspace(0, 1, 101))
-    )
+    np.testing.assert_allclose(info.statistics["library_size_quantiles"], np.quantile(sizes, np.linspace(0, 1, 101)))
     assert info.statistics["median_library_size"] == np.median(sizes)
     assert info.statistics["nonzero_fraction"] == pytest.approx(train.X.nnz / np.prod(train.shape))
     counted = train.obs.groupby(["cell_type", "perturbation"], observed=True).size()
@@ -107,9 +105,7 @@ def test_the_result_does_not_depend_on_the_chunk_size_or_the_storage(
         adata = simulated.copy()
         adata.X = store(adata.X)
         adata.write_h5ad(tmp_path / f"{name}.h5ad")
-        again = prepare_dataset(
-            tmp_path / f"{name}.h5ad", tmp_path / name, split=cross_split, chunk_size=101, **keys
-        )
+        again = prepare_dataset(tmp_path / f"{name}.h5ad", tmp_path / name, split=cross_split, chunk_size=101, **keys)
         assert {k: v for k, v in _files(again).items() if k.startswith("data/")} == {
             k: v for k, v in _files(folder).items() if k.startswith("data/")
         }
@@ -334,6 +330,4 @@ def test_kang(real_data, tmp_path, keys, genes):
     assert test.n_vars == (14053 if genes == "all" else 2000)
     assert sorted(test.obs_names) == sorted(wanted.obs_names)
     np.testing.assert_array_equal(test.X.toarray(), wanted[test.obs_names, test.var_names].X.toarray())
-    assert json.loads((folder / "dataset.json").read_text())["row_group_rows"] == (
-        1024 if genes == "all" else 4096
-    )
+    assert json.loads((folder / "dataset.json").read_text())["row_group_rows"] == (1024 if genes == "all" else 4096)

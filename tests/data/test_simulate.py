@@ -15,9 +15,7 @@ def _effects(adata, control: str, perturbation: str) -> np.ndarray:
 
 
 def test_same_seed_same_cells():
-    first, second = (
-        simulate_perturb_seq(n_cells=300, n_genes=50, n_perturbations=4, seed=7) for _ in range(2)
-    )
+    first, second = (simulate_perturb_seq(n_cells=300, n_genes=50, n_perturbations=4, seed=7) for _ in range(2))
     other = simulate_perturb_seq(n_cells=300, n_genes=50, n_perturbations=4, seed=8)
     assert (first.X != second.X).nnz == 0
     assert first.obs.equals(second.obs)
@@ -51,9 +49,7 @@ def test_counts_are_overdispersed():
 
 
 def test_the_stored_truth_is_what_the_counts_show():
-    adata = simulate_perturb_seq(
-        n_cells=30_000, n_genes=120, n_cell_types=1, n_perturbations=5, modulation=0.0, seed=1
-    )
+    adata = simulate_perturb_seq(n_cells=30_000, n_genes=120, n_cell_types=1, n_perturbations=5, modulation=0.0, seed=1)
     truth = adata.uns["simulation"]
     assert truth["has_effect"].sum() == 3  # five less the two without effect
     expressed = np.asarray(adata.X.mean(0)).ravel() > 0.1
@@ -71,9 +67,7 @@ def test_the_stored_truth_is_what_the_counts_show():
 
 
 def test_cell_types_share_the_effect_and_differ_in_expression():
-    adata = simulate_perturb_seq(
-        n_cells=24_000, n_genes=120, n_cell_types=2, n_perturbations=3, n_without_effect=0
-    )
+    adata = simulate_perturb_seq(n_cells=24_000, n_genes=120, n_cell_types=2, n_perturbations=3, n_without_effect=0)
     truth = adata.uns["simulation"]
     expressed = np.asarray(adata.X.mean(0)).ravel() > 0.2
     kinds = [adata[adata.obs["cell_type"] == t] for t in truth["cell_types"]]

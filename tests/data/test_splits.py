@@ -30,9 +30,7 @@ def test_cross_product_holds_out_exactly_the_pairs():
     assert split.to_dict() == {"cell_type": ["hepg2"], "pert": ["ABCB7", "STAT1"]}
 
 
-@pytest.mark.parametrize(
-    "columns", [("cell_line", "gene"), ("gene", "cell_line"), ("line", "target"), ("a", "b")]
-)
+@pytest.mark.parametrize("columns", [("cell_line", "gene"), ("gene", "cell_line"), ("line", "target"), ("a", "b")])
 @pytest.mark.parametrize("swapped", [False, True])
 def test_published_form_matches_by_name_else_by_values(tmp_path, columns, swapped):
     values = {
@@ -45,9 +43,7 @@ def test_published_form_matches_by_name_else_by_values(tmp_path, columns, swappe
     }
     order = columns[::-1] if swapped else columns
     path = tmp_path / "split.json"
-    path.write_text(
-        json.dumps({"genes": ["x"], "labels": {c: values[c] for c in order}, "dataset": "replogle"})
-    )
+    path.write_text(json.dumps({"genes": ["x"], "labels": {c: values[c] for c in order}, "dataset": "replogle"}))
     assert _read(path) == Split(cell_types=("hepg2",), perturbations=("AAAS",))
 
 

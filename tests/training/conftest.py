@@ -32,9 +32,7 @@ def one_thread():
 def dataset(tmp_path_factory):
     """A dataset folder of 300 simulated cells over 40 genes."""
     folder = tmp_path_factory.mktemp("simulated")
-    cells = simulate_perturb_seq(
-        n_cells=300, n_genes=40, n_cell_types=2, n_perturbations=3, n_without_effect=1
-    )
+    cells = simulate_perturb_seq(n_cells=300, n_genes=40, n_cell_types=2, n_perturbations=3, n_without_effect=1)
     cells.write_h5ad(folder / "cells.h5ad")
     return prepare_dataset(
         folder / "cells.h5ad",

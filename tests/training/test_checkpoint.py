@@ -24,9 +24,7 @@ def content():
         "model": {"w": torch.randn(3, 4, generator=generator), "half": torch.randn(5).bfloat16()},
         "optimizer": {"step/w": torch.tensor(7.0), "turned": torch.randn(4, 3).T},
     }
-    return Checkpoint(
-        {"step": 4, "best": None}, shared, {"torch": torch.get_rng_state()}, {"data": {"epoch": 2}}
-    )
+    return Checkpoint({"step": 4, "best": None}, shared, {"torch": torch.get_rng_state()}, {"data": {"epoch": 2}})
 
 
 def test_round_trip_is_exact(tmp_path):

@@ -38,9 +38,7 @@ SHORT |= {"mixed_precision": "no", "ema_decay": 0.5, "learning_rate": 1e-2}
 
 
 def tokenizer_settings(dataset, out, **changes):
-    return TokenizerSettings(
-        dataset=str(dataset), output_dir=str(out), **{"model": TOKENIZER} | SHORT | changes
-    )
+    return TokenizerSettings(dataset=str(dataset), output_dir=str(out), **{"model": TOKENIZER} | SHORT | changes)
 
 
 def prior_settings(dataset, tokenizer, out, **changes):
@@ -167,9 +165,7 @@ def assert_same_weights(first, second):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize(
-    "model", [{"quantizer": "gaussian", "latent_dim": 3}, {"head": "nb", "encoder": "mlp"}]
-)
+@pytest.mark.parametrize("model", [{"quantizer": "gaussian", "latent_dim": 3}, {"head": "nb", "encoder": "mlp"}])
 def test_other_tokenizers_train(dataset, tmp_path, model):
     run = train_tokenizer(tokenizer_settings(dataset, tmp_path, model=TOKENIZER | model, max_steps=2))
     logged = [line for line in lines(run) if "validation_loss" in line][-1]
