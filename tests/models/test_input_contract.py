@@ -68,6 +68,9 @@ class TestRawCounts:
         matrix[2] = 0
         refuses(lambda: processor(matrix), "1 of 5 cells", "drop")
         refuses(lambda: processor(sparse.csr_matrix(matrix * 0)), "5 of 5 cells")
+        stored = sparse.csr_matrix(matrix + 1)
+        stored.data[stored.indptr[1] : stored.indptr[2]] = 0  # zeros that are stored are zeros all the same
+        refuses(lambda: processor(stored), "1 of 5 cells")
         outside = np.hstack([matrix, np.ones((5, 1))])  # counted, but not over the panel
         refuses(lambda: processor(anndata(outside, [*GENES, "OTHER"])), "1 of 5 cells", "panel")
 

@@ -43,7 +43,8 @@ class TestBatch:
         np.testing.assert_array_equal(dense(batch), matrix)
         np.testing.assert_array_equal(batch["library_size"].numpy(), matrix.sum(1))
         expressed = (matrix > 0).sum(1)
-        assert ((batch["counts"] > 0).sum(1).numpy() == expressed).all()
+        places = np.arange(batch["counts"].shape[1])
+        np.testing.assert_array_equal(batch["counts"].numpy() > 0, places < expressed[:, None])
         assert batch["counts"].shape[1] == -(-expressed.max() // 8) * 8
         assert batch["perturbation_ids"].tolist() == [2] * 5
         assert batch["cell_type_ids"].tolist() == [0, 1, 0, 0, 0]
