@@ -40,9 +40,7 @@ def read_split(path_or_id: str | Path, split: str) -> ad.AnnData:
         try:
             table = pq.read_table(folder / path)
         except OSError as error:
-            raise EvaeError(
-                f"{folder / path} cannot be read ({error}); fetch or make the dataset anew."
-            ) from error
+            raise EvaeError(f"{folder / path} cannot be read ({error}); fetch or make the dataset anew.") from error
         genes, indptr = flat_values(table["genes"], np.dtype(info.statistics["gene_dtype"]))
         counts, _ = flat_values(table["counts"], np.dtype(info.statistics["count_dtype"]))
         shape = (table.num_rows, len(info.genes))

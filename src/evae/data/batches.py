@@ -144,9 +144,7 @@ class ShardReader:
         n_genes, n_perturbations, n_cell_types: sizes of the vocabularies, to check what is read.
     """
 
-    def __init__(
-        self, gene_dtype: str, count_dtype: str, n_genes: int, n_perturbations: int, n_cell_types: int
-    ):
+    def __init__(self, gene_dtype: str, count_dtype: str, n_genes: int, n_perturbations: int, n_cell_types: int):
         self._dtypes = {"genes": np.dtype(gene_dtype), "counts": np.dtype(count_dtype)}
         self._limits = {"genes": n_genes, "perturbation": n_perturbations, "cell_type": n_cell_types}
         self._last: tuple[tuple[Path, int] | None, pa.Table | None] = (None, None)
@@ -181,18 +179,14 @@ class ShardReader:
             with pq.ParquetFile(piece.path) as file:
                 table = file.read_row_group(piece.row_group, columns=COLUMNS)
             if table.num_rows < piece.stop:
-                raise EvaeError(
-                    f"{where} has {table.num_rows} rows, not {piece.stop}; fetch or make the dataset anew."
-                )
+                raise EvaeError(f"{where} has {table.num_rows} rows, not {piece.stop}; fetch or make the dataset anew.")
             genes, gene_ends = flat_values(table["genes"], self._dtypes["genes"])
             _, count_ends = flat_values(table["counts"], self._dtypes["counts"])
         except (OSError, pa.ArrowException, KeyError, IndexError) as error:
             raise EvaeError(f"{where} cannot be read ({error}); fetch or make the dataset anew.") from error
         if not np.array_equal(gene_ends, count_ends):
             row = int(np.flatnonzero(gene_ends != count_ends)[0]) - 1
-            raise EvaeError(
-                f"row {row} in {where} has not one count for each gene; fetch or make the dataset anew."
-            )
+            raise EvaeError(f"row {row} in {where} has not one count for each gene; fetch or make the dataset anew.")
         for name, values in (
             ("genes", genes),
             *((k, table[k].to_numpy()) for k in ("perturbation", "cell_type")),
@@ -218,9 +212,7 @@ def flat_values(column: pa.ChunkedArray, dtype: np.dtype) -> tuple[np.ndarray, n
         return np.empty(0, dtype), np.zeros(len(ends), np.int64)
     sizes = ends - ends[0]
     if (sizes % dtype.itemsize).any():
-        raise EvaeError(
-            f"a binary column does not hold whole {dtype} values; fetch or make the dataset anew."
-        )
+        raise EvaeError(f"a binary column does not hold whole {dtype} values; fetch or make the dataset anew.")
     values = np.frombuffer(data, dtype, count=int(sizes[-1]) // dtype.itemsize, offset=int(ends[0]))
     return values, sizes // dtype.itemsize
 

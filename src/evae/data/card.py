@@ -51,8 +51,7 @@ def dataset_card(title: str, meta: Mapping[str, Any], split: Mapping[str, Any], 
     shards = [{"split": s, "path": f"data/{s}-*.parquet"} for s, n in n_cells.items() if n]
     configs: list[dict[str, Any]] = [{"config_name": "cells", "default": True, "data_files": shards}]
     configs += [
-        {"config_name": name, "data_files": f"{name}.parquet"}
-        for name in ("genes", "perturbations", "cell_types")
+        {"config_name": name, "data_files": f"{name}.parquet"} for name in ("genes", "perturbations", "cell_types")
     ]
     front = {"configs": configs, "tags": ["biology", "single-cell", "perturbation", "evae"]}
     if "cell_type" in split:

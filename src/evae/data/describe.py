@@ -41,9 +41,7 @@ def describe(cells: Cells, panel: Panel, totals: Totals, plan: RowPlan, control:
     library = totals.panel[train]
     width = next((w for w in (1, 2, 4) if totals.max_count < 1 << (8 * w)), None)
     if width is None:
-        raise EvaeError(
-            f"the largest count, {totals.max_count:,}, is no count of molecules; check the layer."
-        )
+        raise EvaeError(f"the largest count, {totals.max_count:,}, is no count of molecules; check the layer.")
     shape = (len(cells.cell_types), len(cells.perturbations))
     counts: dict[str, dict[str, dict[str, int]]] = {}
     for s, name in enumerate(SPLITS):

@@ -107,9 +107,7 @@ def match_panel(sources: Sequence[H5adCounts], wanted: list[str] | None, min_cov
     panel = Panel(list(genes), ids, positions, coverage).take(shared)
     for source, position in zip(sources, panel.positions, strict=True):
         if len(np.unique(position)) < len(position):
-            raise EvaeError(
-                f"two genes of the panel are the same gene in {source.path}; name each gene once."
-            )
+            raise EvaeError(f"two genes of the panel are the same gene in {source.path}; name each gene once.")
     return panel
 
 
@@ -120,6 +118,4 @@ def _ids_of(wanted: list[str], source: H5adCounts) -> list[str]:
 
 
 def _wanted_ids(genes: list[str], ids: list[str]) -> list[str]:
-    return [
-        i or (g if g.startswith("ENS") and g[-1].isdigit() else "") for g, i in zip(genes, ids, strict=True)
-    ]
+    return [i or (g if g.startswith("ENS") and g[-1].isdigit() else "") for g, i in zip(genes, ids, strict=True)]

@@ -52,9 +52,7 @@ class H5adCounts:
         shape = self._matrix.attrs["shape"] if self.encoding != "dense" else self._matrix.shape
         self.n_cells, n_genes = int(shape[0]), int(shape[1])
         if not self.n_cells or not n_genes:
-            raise EvaeError(
-                f"{self.name} hold {self.n_cells} cells and {n_genes} genes; give a file with cells."
-            )
+            raise EvaeError(f"{self.name} hold {self.n_cells} cells and {n_genes} genes; give a file with cells.")
         self.genes, self.ensembl_ids = _genes(self._file[var])
         try:
             check_unique(self.genes, "gene")
@@ -104,8 +102,7 @@ class H5adCounts:
                 block = self._rows(start, stop)
             except OSError as error:
                 raise EvaeError(
-                    f"{self.name} cannot be read at the cells {start} to {stop} ({error}); "
-                    "fetch the file anew."
+                    f"{self.name} cannot be read at the cells {start} to {stop} ({error}); fetch the file anew."
                 ) from error
             check_raw_counts(block.data, self.name)
             block.data = block.data.astype(np.int64)

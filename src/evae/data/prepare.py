@@ -86,9 +86,7 @@ def prepare_dataset(
             perturbations=cells.perturbations,
             control=control,
         )
-        held_out = rule.held_out(
-            cells.cell_type, cells.perturbation, cells.cell_types, cells.perturbations, seed
-        )
+        held_out = rule.held_out(cells.cell_type, cells.perturbation, cells.cell_types, cells.perturbations, seed)
         _check_split(rule, held_out)
         n_variable, wanted = parse_genes(genes)
         panel = match_panel(sources, wanted, min_coverage)
@@ -131,8 +129,7 @@ def _read_labels(sources: list[H5adCounts], perturbation_key: str, cell_type_key
         if key == perturbation_key:
             if control not in names:
                 raise EvaeError(
-                    f"no cell has the control label '{control}' in obs column '{key}'. "
-                    f"{near_matches(control, names)}"
+                    f"no cell has the control label '{control}' in obs column '{key}'. {near_matches(control, names)}"
                 )
             names = [control, *(n for n in names if n != control)]
         index = {n: i for i, n in enumerate(names)}
@@ -160,9 +157,7 @@ def _panel_blocks(
             new = column[block.indices]
             inside = new >= 0
             ends = np.concatenate([[0], np.cumsum(inside)])[block.indptr]
-            counts = sp.csr_matrix(
-                (block.data[inside], new[inside], ends), shape=(block.shape[0], len(position))
-            )
+            counts = sp.csr_matrix((block.data[inside], new[inside], ends), shape=(block.shape[0], len(position)))
             counts.sort_indices()
             yield source, start, offset + start, counts, full
         offset += source.n_cells
@@ -241,9 +236,7 @@ def _write_rest(
     pq.write_table(genes, folder / "genes.parquet")
     pq.write_table(pa.table({"name": cells.perturbations}), folder / "perturbations.parquet")
     pq.write_table(pa.table({"name": cells.cell_types}), folder / "cell_types.parquet")
-    meta["shards"] = [
-        {"path": path, "rows": rows, "sha256": sha256(folder / path)} for path, rows in plan.shards
-    ]
+    meta["shards"] = [{"path": path, "rows": rows, "sha256": sha256(folder / path)} for path, rows in plan.shards]
     split = rule.to_dict()
     (folder / "split.json").write_text(json.dumps(split, indent=1))
     (folder / "dataset.json").write_text(json.dumps(meta, indent=1))

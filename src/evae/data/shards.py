@@ -49,9 +49,7 @@ def plan_rows(kept: np.ndarray, held_out: np.ndarray, seed: int, row_bytes: floa
     rest = rng.permutation(np.flatnonzero(kept & ~held_out))
     n_validation = min(5_000, max(1, round(0.05 * len(rest))))
     if len(rest) <= n_validation:
-        raise EvaeError(
-            f"the split leaves {len(rest)} of {len(kept):,} cells, too few to train on; hold out less."
-        )
+        raise EvaeError(f"the split leaves {len(rest)} of {len(kept):,} cells, too few to train on; hold out less.")
     rows_of = (rest[n_validation:], rest[:n_validation], rng.permutation(np.flatnonzero(kept & held_out)))
     n = len(kept)
     split, shard, place = np.full(n, -1, np.int8), np.zeros(n, np.int32), np.zeros(n, np.int64)

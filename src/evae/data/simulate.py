@@ -79,9 +79,7 @@ def simulate_perturb_seq(
     Raises:
         EvaeError: the sizes do not fit together.
     """
-    _check_sizes(
-        n_cells, n_genes, n_cell_types, n_perturbations, n_without_effect, n_programmes, control_fraction
-    )
+    _check_sizes(n_cells, n_genes, n_cell_types, n_perturbations, n_without_effect, n_programmes, control_fraction)
     rng = np.random.default_rng(seed)
     genes = [f"GENE{g + 1:0{max(4, len(str(n_genes)))}d}" for g in range(n_genes)]
     base = rng.normal(0.0, expression_spread, n_genes)
@@ -143,9 +141,7 @@ def _check_sizes(
             f"got {n_without_effect}, {n_perturbations}, {n_genes}."
         )
     if min(n_cells, n_cell_types, n_programmes) < 1 or not 0 < control_fraction < 1:
-        raise EvaeError(
-            "simulate_perturb_seq needs at least one cell, cell type and programme, and controls."
-        )
+        raise EvaeError("simulate_perturb_seq needs at least one cell, cell type and programme, and controls.")
 
 
 def _negative_binomial(
@@ -157,9 +153,7 @@ def _negative_binomial(
     return sp.csr_matrix(rng.poisson(rng.gamma(theta, mean / theta)).astype(np.int32))
 
 
-def _labels(
-    perturbation: np.ndarray, names: list[str], cell_type: np.ndarray, types: list[str]
-) -> pd.DataFrame:
+def _labels(perturbation: np.ndarray, names: list[str], cell_type: np.ndarray, types: list[str]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "perturbation": pd.Categorical([names[p] for p in perturbation], categories=pd.Index(names)),

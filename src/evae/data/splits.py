@@ -92,9 +92,7 @@ def read_split(
         except EvaeError as error:
             raise EvaeError(f"{source}: {error}") from None
     if control in given:
-        raise EvaeError(
-            f"{source} holds out the control '{control}'; take it out, controls stay in training."
-        )
+        raise EvaeError(f"{source} holds out the control '{control}'; take it out, controls stay in training.")
     return Split(cell_types=tuple(kinds), perturbations=tuple(given))
 
 

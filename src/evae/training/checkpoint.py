@@ -110,8 +110,7 @@ def save_checkpoint(
             raise
         shutil.rmtree(partial, ignore_errors=True)
         raise EvaeError(
-            f"could not write the checkpoint {final} ({error}); free space there, then start again with "
-            "resume=true."
+            f"could not write the checkpoint {final} ({error}); free space there, then start again with resume=true."
         ) from error
     return final
 
@@ -208,6 +207,4 @@ def _is_disk_error(error: Exception) -> bool:
 def _damaged(root: Path, step: int, what: str) -> EvaeError:
     earlier = [s for s in list_checkpoints(root) if s < step]
     then = f"resume from step {earlier[-1]}" if earlier else "start the run from its first step"
-    return EvaeError(
-        f"the checkpoint {checkpoint_path(root, step)} is damaged: {what}; delete that folder to {then}."
-    )
+    return EvaeError(f"the checkpoint {checkpoint_path(root, step)} is damaged: {what}; delete that folder to {then}.")

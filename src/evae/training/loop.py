@@ -114,9 +114,7 @@ class _Loop:
                 if saving or improved:
                     self._save()
                 if stopping and not last:
-                    self.progress.say(
-                        f"stopped by SIGTERM after step {self.now.step}; resume=true goes on from here"
-                    )
+                    self.progress.say(f"stopped by SIGTERM after step {self.now.step}; resume=true goes on from here")
                     self.accelerator.end_training()
                     raise SystemExit(0)
         return self._finish()
@@ -154,9 +152,7 @@ class _Loop:
         try:
             return next(source)
         except StopIteration:
-            raise EvaeError(
-                "the training data ended before max_steps; give a dataset with training cells."
-            ) from None
+            raise EvaeError("the training data ended before max_steps; give a dataset with training cells.") from None
         finally:
             self.waited += time.monotonic() - started
 

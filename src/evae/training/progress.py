@@ -68,9 +68,7 @@ class TrainingProgress:
 def tracked(items: Iterable[Any], title: str, total: int, main: bool = True) -> Iterator[Any]:
     """Go through batches of cells with a bar that counts cells; `items` are dicts of tensors."""
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cells")]
-    with Progress(
-        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console(main), disable=not main
-    ) as bar:
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console(main), disable=not main) as bar:
         task = bar.add_task(title, total=total)
         for batch in items:
             yield batch

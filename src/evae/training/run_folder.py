@@ -87,9 +87,7 @@ class RunFolder:
 
     def _is_finished(self) -> bool:
         lines = self.read_log()
-        return (
-            bool(lines) and lines[-1].get("finished", False) and (self.path / "model.safetensors").is_file()
-        )
+        return bool(lines) and lines[-1].get("finished", False) and (self.path / "model.safetensors").is_file()
 
     def begin(self) -> None:
         """Make the folder ready to train: clear what is to be overwritten, write the settings."""

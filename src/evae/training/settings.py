@@ -164,9 +164,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict) or not isinstance(values.get("model") or {}, dict):
-        raise EvaeError(
-            f"{path} must hold `key: value` lines (and `model:` such lines below it); mend the file."
-        )
+        raise EvaeError(f"{path} must hold `key: value` lines (and `model:` such lines below it); mend the file.")
     return values
 
 
@@ -197,15 +195,11 @@ def _fields(config_class: type) -> dict[str, Any]:
             break
         if "__init__" in vars(cls):
             named = inspect.signature(vars(cls)["__init__"]).parameters.values()
-            fields |= {
-                p.name: p.default for p in named if p.name != "self" and p.kind != p.VAR_KEYWORD
-            } | fields
+            fields |= {p.name: p.default for p in named if p.name != "self" and p.kind != p.VAR_KEYWORD} | fields
     return fields
 
 
-def check_model_settings(
-    model: Mapping[str, Any], config_class: type, given: Sequence[str] = ()
-) -> dict[str, Any]:
+def check_model_settings(model: Mapping[str, Any], config_class: type, given: Sequence[str] = ()) -> dict[str, Any]:
     """Check `settings.model` against the fields of a configuration class.
 
     Args:

@@ -51,9 +51,7 @@ def make_accelerator(settings: Settings) -> Accelerator:
 def start_trackers(accelerator: Accelerator, settings: Settings, title: str) -> None:
     """Open the trackers with the run's settings."""
     values = settings.to_dict()
-    flat = {k: v for k, v in values.items() if k != "model"} | {
-        f"model.{k}": v for k, v in values["model"].items()
-    }
+    flat = {k: v for k, v in values.items() if k != "model"} | {f"model.{k}": v for k, v in values["model"].items()}
     plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in flat.items()}
     # TensorBoard writes into a folder of this name inside the run; the others show it as the project.
     name = "tensorboard" if settings.report_to == "tensorboard" else f"evae-{title}"
