@@ -131,7 +131,7 @@ def test_evaluate_files_with_other_column_names(run, screen, screen_dataset, scr
     cells[~held_out].write_h5ad(tmp_path / "train.h5ad")
     keys = ("--perturbation-key", "gene", "--cell-type-key", "line", "--seeds", 1, "--no-plots")
     outcome = run(
-        *("evaluate", tmp_path / "real.h5ad", "--real", tmp_path / "real.h5ad"),
+        *("evaluate", tmp_path / "real.h5ad", tmp_path / "real.h5ad"),
         *("--train", tmp_path / "train.h5ad", "--control", "control", *keys, "--out", tmp_path / "one"),
     )
     assert outcome.code == 0, outcome.err

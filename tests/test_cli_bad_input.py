@@ -251,9 +251,9 @@ def test_options_that_exclude_each_other(refused, trained_prior, screen_dataset,
     assert "--perturbation or --held-out" in refused("predict", trained_prior, *out)
     both = ("--held-out", screen_dataset, "--perturbation", "KO")
     assert "--perturbation or --held-out" in refused("predict", trained_prior, *both, *out)
-    assert "--dataset or --real" in refused("evaluate", screen_file)
+    assert "REAL.h5ad or --dataset" in refused("evaluate", screen_file)
     mixed = ("--dataset", screen_dataset, "--control", "control")
-    assert "go with --real" in refused("evaluate", screen_file, *mixed)
+    assert "go with REAL.h5ad" in refused("evaluate", screen_file, *mixed)
 
 
 def test_the_process_ends_with_code_2_and_one_line(tmp_path):

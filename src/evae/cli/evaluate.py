@@ -20,12 +20,16 @@ RESULT = "result.json"
 
 
 def evaluate(
-    predicted: Annotated[Path, typer.Argument(help="h5ad file of predicted cells.", metavar="FILE.h5ad")],
-    dataset: Annotated[str | None, typer.Option(help="Dataset folder: its test cells are the truth.")] = None,
-    real: Annotated[Path | None, typer.Option(help="Instead: h5ad file of the real held-out cells.")] = None,
-    train: Annotated[Path | None, typer.Option(help="With --real: h5ad file of training cells.")] = None,
-    controls: Annotated[Path | None, typer.Option(help="With --real: h5ad file of control cells.")] = None,
-    control: Annotated[str | None, typer.Option(help="With --real: label of the controls.")] = None,
+    predicted: Annotated[Path, typer.Argument(help="h5ad file of predicted cells.", metavar="PRED.h5ad")],
+    real: Annotated[
+        Path | None, typer.Argument(help="h5ad file of the real held-out cells.", metavar="REAL.h5ad")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="In place of REAL.h5ad: a dataset folder, whose test cells are the truth.")
+    ] = None,
+    train: Annotated[Path | None, typer.Option(help="With REAL.h5ad: h5ad file of training cells.")] = None,
+    controls: Annotated[Path | None, typer.Option(help="With REAL.h5ad: h5ad file of control cells.")] = None,
+    control: Annotated[str | None, typer.Option(help="With REAL.h5ad: label of the controls.")] = None,
     perturbation_key: PerturbationKey = "perturbation",
     cell_type_key: CellTypeKey = "cell_type",
     suite: Annotated[str, typer.Option(help=f"{', '.join(SUITES)}.")] = "robust",
@@ -40,20 +44,22 @@ def evaluate(
     report (HTML, Markdown, JSON) with plots.
 
     Example: evae evaluate predicted.h5ad --dataset data/screen
+
+    Example: evae evaluate predicted.h5ad real.h5ad --train training.h5ad --control non-targeting
     """
     out = out or predicted.with_name(f"{predicted.stem}_evaluation")
     check_folder(out, RESULT, overwrite)
     if not predicted.is_file():
         raise EvaeError(f"no such file: {predicted}")
     if (dataset is None) == (real is None):
-        raise EvaeError("give either --dataset or --real.")
+        raise EvaeError("give either REAL.h5ad or --dataset.")
     data: dict[str, Any]
     if dataset is not None:
         if train or controls or control:
-            raise EvaeError("--train, --controls and --control go with --real; a dataset folder holds them.")
+            raise EvaeError("--train, --controls and --control go with REAL.h5ad; a dataset folder holds them.")
         data = dataset_cells(dataset, perturbation_key, cell_type_key)
     elif control is None:
-        raise EvaeError("with --real, name the label of the controls with --control.")
+        raise EvaeError("with REAL.h5ad, name the label of the controls with --control.")
     else:
         data = {"real": real, "train": train, "controls": controls, "control": control}
     console = Console(highlight=False, soft_wrap=True)
