@@ -69,7 +69,7 @@ def make_tiny_checkpoint(out: Path, steps: int = 300, seed: int = 0) -> Path:
             f"warmup_steps={steps // 10}",
             "batch_size=64",
             "learning_rate=2e-3",
-            "mixed_precision='no'",
+            "mixed_precision=no",
         ]
         places = [f"output_dir={folder / 'tokenizer'}"]
         tokenizer = train_tokenizer(load_settings("tokenizer", None, [*common, *TOKENIZER, *places]))

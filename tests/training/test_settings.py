@@ -115,3 +115,7 @@ def test_paper_presets_are_the_published_values():
     prior_config = EvaeARConfig(**prior.model)
     assert (prior_config.hidden_size, prior_config.num_hidden_layers) == (384, 6)
     assert (prior_config.num_attention_heads, prior_config.intermediate_size) == (8, 1536)
+
+
+def test_a_bare_no_is_text_where_text_is_wanted():
+    assert load_settings("prior", None, ["mixed_precision=no"]).mixed_precision == "no"

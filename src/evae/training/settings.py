@@ -169,8 +169,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
-    """`value` as the type `hint`, or `EvaeError`. YAML reads 1e-3 as text, so such text is a number."""
+    """`value` as the type `hint`, or `EvaeError`. YAML reads 1e-3 as text and a bare no as false; both are undone."""
     kind = typing.get_origin(hint) or hint
+    if value is False and kind is str:
+        value = "no"
     if isinstance(value, str) and kind in (int, float):
         try:
             number = float(value)
