@@ -212,7 +212,7 @@ class Demo:
             return Path(self.given["data"])
         path = self.out / "simulated.h5ad"
         if not path.exists():
-            write_h5ad(simulate_perturb_seq(seed=self.given["seed"]), path)
+            write_h5ad(simulate_perturb_seq(effect_size=1.5, seed=self.given["seed"]), path)
         self.say(f"simulated Perturb-seq with known effects: {path}")
         return path
 
