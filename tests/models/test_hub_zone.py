@@ -93,7 +93,7 @@ class TestSavedFolder:
                 assert str(tmp_path) not in file.read_text()
             for file in folder.glob("*.py"):
                 assert "/home/" not in file.read_text()
-                assert "/work/" not in file.read_text()
+                assert str(Path(__file__).parents[2]) not in file.read_text()
 
     def test_options_of_save_pretrained_pass_through(self, tiny_prior, tmp_path):
         prior = tiny_prior()
