@@ -186,8 +186,9 @@ def len_of(matrix: Matrix) -> int:
 
 def dense(matrix: Matrix) -> np.ndarray:
     """A dense float64 copy of a dense or sparse matrix."""
-    array = matrix.toarray() if sp.issparse(matrix) else matrix
-    return np.array(array, dtype=np.float64)
+    if isinstance(matrix, np.ndarray):
+        return np.array(matrix, dtype=np.float64)
+    return np.array(matrix.toarray(), dtype=np.float64)
 
 
 def _pair(real: np.ndarray, generated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
