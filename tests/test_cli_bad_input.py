@@ -81,13 +81,6 @@ def test_use_bad_counts(refused, trained_prior, controls, screen_split, tmp_path
     assert message in error
 
 
-def test_empty_cells_have_no_embedding(refused, trained_prior, controls, tmp_path):
-    change_counts(controls, "empty")
-    controls.write_h5ad(tmp_path / "bad.h5ad")
-    error = refused("embed", trained_prior, tmp_path / "bad.h5ad", "--out", tmp_path / "out.h5ad")
-    assert "cells have no counts over the gene panel; drop them first" in error
-
-
 def test_duplicate_genes(refused, trained_prior, screen, tmp_path):
     cells = screen.copy()
     cells.var_names = [cells.var_names[0], *cells.var_names[:-1]]

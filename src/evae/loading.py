@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ class Checkpoint:
     def is_prior(self) -> bool:
         """Whether new cells can be drawn."""
         return hasattr(self.model, "sample_cells")
+
+    def provenance(self) -> dict[str, Any]:
+        """Name, revision and the versions of what computes, for results to carry."""
+        versions = {name: version(name) for name in ("evae", "torch", "transformers")}
+        return {"model": self.name, "revision": self.revision, "versions": versions}
 
 
 def load_checkpoint(path_or_id: str | Path, revision: str | None = None) -> Checkpoint:

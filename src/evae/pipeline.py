@@ -6,7 +6,6 @@ pipe.embed(cells)                                      # adds obsm["X_evae"]
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from evae.data.progress import progress_bar
+from evae.embedding import embed_cells
 from evae.loading import Checkpoint, load_checkpoint
 from evae.models.contract_evae import EvaeError, look_up
 from evae.models.processing_evae import ENSEMBL_COLUMNS
@@ -203,14 +203,8 @@ class Pipeline:
         Raises:
             EvaeError: counts that are not raw, cells without counts, too little gene coverage, unknown kind.
         """
-        tokenizer = self.checkpoint.tokenizer
-        with torch.inference_mode():
-            parts = [
-                tokenizer.embed(batch["counts"], batch["gene_ids"], kind).float().cpu().numpy()
-                for batch in self._batches(adata, layer, "embedding cells", progress)
-            ]
-        adata.obsm[key] = np.concatenate(parts)
-        adata.uns[key] = {"kind": kind, "gene_coverage": self.gene_coverage(adata)} | self._provenance()
+        adata.obsm[key], facts = embed_cells(self.checkpoint, adata, kind, layer, self.device, progress)
+        adata.uns[key] = facts
         return adata
 
     def reconstruct(
@@ -296,5 +290,4 @@ class Pipeline:
         return pd.DataFrame(columns, index=pd.Index(self.processor.genes))
 
     def _provenance(self) -> dict[str, Any]:
-        versions = {name: version(name) for name in ("evae", "torch", "transformers")}
-        return {"model": self.checkpoint.name, "revision": self.checkpoint.revision, "versions": versions}
+        return self.checkpoint.provenance()

@@ -1,5 +1,6 @@
 """`evae predict` and `evae embed`."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,9 @@ from rich.console import Console
 
 from evae.cli.data import CellTypeKey, PerturbationKey
 from evae.cli.files import check_free, read_h5ad, write_h5ad
+from evae.embedding_files import embed_file
 from evae.hold_out import predict_held_out
+from evae.loading import load_checkpoint
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.pipeline import Pipeline, pipeline
 
@@ -79,26 +82,38 @@ def predict(
 def embed(
     model: Model,
     file: Annotated[Path, typer.Argument(help="h5ad file of raw counts.", metavar="FILE.h5ad")],
-    out: Out,
+    out: Annotated[Path, typer.Option(help="h5ad, zarr or parquet file to write.")],
     kind: Annotated[str, typer.Option(help="latents (before quantization), pooled or codes.")] = "latents",
     layer: Layer = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Embed cells: a copy of the file with obsm["X_evae"], ready for scanpy.
+    """Embed cells in a stream, whatever the size of the file.
+
+    --out FILE.h5ad is a copy of the input with obsm["X_evae"], ready for scanpy; FILE.zarr holds obs and
+    obsm["X_evae"] only; FILE.parquet has the columns cell_id and embedding. A run that was killed goes on when
+    the same command is given again. On several GPUs:
+    torchrun --nproc_per_node 4 -m evae.cli embed ...
 
     Example: evae embed runs/tokenizer cells.h5ad --out embedded.h5ad
     """
-    check_free(out, overwrite)
-    if not file.is_file():
-        raise EvaeError(f"no such file: {file}")
-    pipe = pipeline(model, device)
-    cells = pipe.embed(read_h5ad(file), kind, layer=layer)
-    write_h5ad(cells, out)
-    n, width = cells.obsm["X_evae"].shape
-    Console(highlight=False, soft_wrap=True).print(
-        f'{n:,} cells, obsm["X_evae"] of {width} values: {out}', markup=False
-    )
+    started = time.monotonic()
+    result = embed_file(load_checkpoint(model), file, out, kind, layer=layer, device=device, overwrite=overwrite)
+    if result is None:  # another process speaks
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    seconds = max(time.monotonic() - started, 1e-3)
+    new = result.n_cells - result.n_resumed
+    if result.n_resumed:
+        console.print(f"{result.n_resumed:,} cells were embedded before the run was stopped", markup=False)
+    console.print(f"{new:,} cells in {seconds:,.1f} s, {new / seconds:,.0f} cells/s", style="dim", markup=False)
+    if result.coverage < 1:
+        console.print(f"the cells measure {result.coverage:.1%} of the model's gene panel", style="yellow")
+    if result.n_empty:
+        console.print(
+            f"{result.n_empty:,} cells have no counts over the gene panel; their rows are NaN", style="yellow"
+        )
+    console.print(f"{result.n_cells:,} cells of {result.width} values: {out}", style="bold", markup=False)
 
 
 def _controls(path: Path, pipe: Pipeline, key: str, label: str | None) -> ad.AnnData:

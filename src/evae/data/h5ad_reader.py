@@ -89,27 +89,28 @@ class H5adCounts:
             return index.asstr()[start:stop]
         return index[start:stop].astype(str)
 
-    def blocks(self, chunk_size: int) -> Iterator[tuple[int, sp.csr_matrix]]:
-        """Pairs (index of the first cell, counts (block, genes) CSR int64), in the file's order, checked.
+    def blocks(self, chunk_size: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, sp.csr_matrix]]:
+        """Pairs (index of the first cell, counts (block, genes) CSR int64) of the cells start..stop (all by default),
+        in the file's order, checked.
 
         Raises:
             EvaeError: the values are not raw counts.
         """
-        start = 0
-        while start < self.n_cells:
-            stop = self._block_end(start, chunk_size)
+        last = self.n_cells if stop is None else stop
+        while start < last:
+            end = min(last, self._block_end(start, chunk_size))
             try:
-                block = self._rows(start, stop)
+                block = self._rows(start, end)
             except OSError as error:
                 raise EvaeError(
-                    f"{self.name} cannot be read at the cells {start} to {stop} ({error}); fetch the file anew."
+                    f"{self.name} cannot be read at the cells {start} to {end} ({error}); fetch the file anew."
                 ) from error
             check_raw_counts(block.data, self.name)
             block.data = block.data.astype(np.int64)
             block.sum_duplicates()
             block.eliminate_zeros()
             yield start, block
-            start = stop
+            start = end
 
     def _locate(self, layer: str | None) -> tuple[str, str]:
         if layer in (None, "X"):

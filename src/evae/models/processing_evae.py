@@ -95,7 +95,7 @@ class EvaeProcessor(FeatureExtractionMixin):
         matrix, names, ids = self._columns(data, genes, ensembl_ids, layer)
         rows, columns, values, n_cells = _entries(matrix)
         check_raw_counts(values, f"layer '{layer}'" if layer else "the counts")
-        batch = self._batch(rows, self._panel_index(names, ids, matrix.shape[1])[columns], values, n_cells)
+        batch = self._batch(rows, self.panel_index(names, ids, matrix.shape[1])[columns], values, n_cells)
         for key, given, known in (
             ("perturbation", perturbation, self.perturbations),
             ("cell_type", cell_type, self.cell_types),
@@ -158,8 +158,12 @@ class EvaeProcessor(FeatureExtractionMixin):
         check_unique(names, "gene")
         return matrix, names, ids
 
-    def _panel_index(self, names: Sequence[str], ids: Sequence[str] | None, n_columns: int) -> np.ndarray:
-        """For every column its place in the panel, int64, -1 where the panel has no such gene."""
+    def panel_index(self, names: Sequence[str], ids: Sequence[str] | None, n_columns: int) -> np.ndarray:
+        """For every column its place in the panel, int64 (n_columns,), -1 where the panel has no such gene.
+
+        Raises:
+            EvaeError: the columns cover less of the panel than `min_coverage`.
+        """
         position = match_genes(self.genes, self.ensembl_ids, names, ids)
         found = position >= 0
         if found.mean() < self.min_coverage:
