@@ -1,4 +1,4 @@
-"""The order in which cells are read, and the packing of Parquet rows into sparse batches.
+"""Rows of Parquet shards, checked, and packed into sparse batches without a dense copy.
 
 A sparse batch is a dict of torch tensors:
 
@@ -10,9 +10,8 @@ A sparse batch is a dict of torch tensors:
 
 max_expressed is the largest number of expressed genes in the batch, rounded up to a multiple of 8.
 
-Parquet row groups are read directly with pyarrow rather than through `datasets` streaming: the row counts of
-all shards are known from dataset.json, so each rank can be given an equal, disjoint run of rows whatever the
-number of shards, and any batch can be found from its number alone. `datasets` reads the same files.
+Parquet is read with pyarrow itself rather than through `datasets` streaming, whose state after the first pass
+over the data does not say which rows come next. `datasets` reads the same files.
 """
 
 from collections.abc import Iterator
@@ -21,221 +20,174 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from evae.data.card import PANEL_KEY
+from evae.data.order import Piece, WindowOrder
+from evae.data.shard_store import ShardStore
 from evae.models.contract_evae import EvaeError
 
 COLUMNS = ["genes", "counts", "perturbation", "cell_type"]
+MEND = "fetch or make the dataset anew."
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A run of rows inside one row group of one shard."""
+class RowFormat:
+    """What the rows of a dataset are, as dataset.json and the vocabularies say; rows are checked against it.
 
-    path: Path
-    row_group: int
-    start: int
-    stop: int
+    Attributes:
+        gene_dtype, count_dtype: little-endian unsigned integers in the two binary columns.
+        max_count: the largest count of any cell.
+        panel: digest of the gene panel (`evae.data.card.panel_digest`).
+        n_genes, n_perturbations, n_cell_types: sizes of the vocabularies.
+    """
 
-
-@dataclass(frozen=True)
-class WindowOrder:
-    """The rows of one window: where they lie, how they are permuted, and which batch they begin with."""
-
-    pieces: list[Piece]
-    permutation: np.ndarray | None  # (rows,), None for the stored order
-    first_batch: int
-
-
-@dataclass(frozen=True)
-class BatchOrder:
-    """Everything that decides which rows batch number b of epoch e holds on this rank."""
-
-    shards: list[tuple[Path, int]]
-    row_group_rows: int
-    batch_size: int
-    seed: int
-    rank: int
-    world_size: int
-    shuffle: bool
-    drop_last: bool
-    window_rows: int
-
-    @property
-    def n_cells(self) -> int:
-        return sum(rows for _, rows in self.shards)
-
-    @property
-    def share(self) -> tuple[int, int]:
-        """First and one past the last row of this rank in the epoch's sequence."""
-        n = self.n_cells
-        if self.drop_last:  # equal shares, so that all ranks have the same number of batches
-            each = n // self.world_size
-            return self.rank * each, (self.rank + 1) * each
-        return self.rank * n // self.world_size, (self.rank + 1) * n // self.world_size
-
-    @property
-    def n_batches(self) -> int:
-        start, stop = self.share
-        rows = stop - start
-        return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
-
-    def fingerprint(self) -> dict[str, int]:
-        """What must be equal for a state to mean the same rows."""
-        return {
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "world_size": self.world_size,
-            "cells": self.n_cells,
-            "shuffle": int(self.shuffle),
-            "drop_last": int(self.drop_last),
-        }
-
-    def epoch(self, epoch: int) -> "EpochOrder":
-        return EpochOrder(self, epoch)
-
-
-class EpochOrder:
-    """The sequence of row groups of one epoch."""
-
-    def __init__(self, order: BatchOrder, epoch: int):
-        self._order, self._epoch = order, epoch
-        rng = np.random.default_rng([order.seed, epoch])
-        self._groups: list[Piece] = []
-        for shard in rng.permutation(len(order.shards)) if order.shuffle else range(len(order.shards)):
-            path, rows = order.shards[shard]
-            starts = range(0, rows, order.row_group_rows)
-            groups = rng.permutation(len(starts)) if order.shuffle else range(len(starts))
-            for g in groups:
-                size = min(order.row_group_rows, rows - int(g) * order.row_group_rows)
-                self._groups.append(Piece(path, int(g), 0, size))
-        self._ends = np.cumsum([p.stop for p in self._groups])
-
-    def window_at(self, batch: int) -> WindowOrder:
-        """The window that holds batch number `batch` of this rank, to be read from that batch on."""
-        order = self._order
-        per_window = max(1, order.window_rows // order.batch_size)
-        first, last = order.share
-        start = first + batch // per_window * per_window * order.batch_size
-        stop = min(last, start + per_window * order.batch_size)
-        permutation = None
-        if order.shuffle:
-            permutation = np.random.default_rng([order.seed, self._epoch, start]).permutation(stop - start)
-        return WindowOrder(self._pieces(start, stop), permutation, batch // per_window * per_window)
-
-    def _pieces(self, start: int, stop: int) -> list[Piece]:
-        pieces = []
-        g = int(np.searchsorted(self._ends, start, side="right"))
-        while start < stop:
-            group = self._groups[g]
-            offset = int(self._ends[g]) - group.stop
-            end = min(stop, int(self._ends[g]))
-            pieces.append(Piece(group.path, group.row_group, start - offset, end - offset))
-            start, g = end, g + 1
-        return pieces
+    gene_dtype: np.dtype
+    count_dtype: np.dtype
+    max_count: int
+    panel: str
+    n_genes: int
+    n_perturbations: int
+    n_cell_types: int
 
 
 class ShardReader:
     """Reads windows of rows and packs them into sparse batches; keeps the row group it read last.
 
     Args:
-        gene_dtype, count_dtype: little-endian unsigned integers in the two binary columns.
-        n_genes, n_perturbations, n_cell_types: sizes of the vocabularies, to check what is read.
+        store: where the shards lie.
+        rows: what the rows must be.
     """
 
-    def __init__(self, gene_dtype: str, count_dtype: str, n_genes: int, n_perturbations: int, n_cell_types: int):
-        self._dtypes = {"genes": np.dtype(gene_dtype), "counts": np.dtype(count_dtype)}
-        self._limits = {"genes": n_genes, "perturbation": n_perturbations, "cell_type": n_cell_types}
-        self._last: tuple[tuple[Path, int] | None, pa.Table | None] = (None, None)
+    def __init__(self, store: ShardStore, rows: RowFormat):
+        self._store, self._format = store, rows
+        self._file: tuple[str, Path, pq.ParquetFile] | None = None
+        self._last: tuple[tuple[str, int], pa.Table] | None = None
 
     def batches(self, window: WindowOrder, first: int, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
         """The sparse batches of a window, from batch number `first` on; the last one may be smaller."""
         table = pa.concat_tables([self._rows(piece) for piece in window.pieces])
-        if window.permutation is not None:
-            table = table.take(pa.array(window.permutation))
-        genes, ends = flat_values(table["genes"], self._dtypes["genes"])
-        counts, _ = flat_values(table["counts"], self._dtypes["counts"])
-        labels = {k: torch.from_numpy(table[k].to_numpy().copy()) for k in ("perturbation", "cell_type")}
-        for start in range((first - window.first_batch) * batch_size, table.num_rows, batch_size):
-            rows = slice(start, min(start + batch_size, table.num_rows))
-            low, high = ends[rows.start], ends[rows.stop]
-            batch = pack(genes[low:high], counts[low:high], np.diff(ends[rows.start : rows.stop + 1]))
-            batch["perturbation_ids"] = labels["perturbation"][rows].clone()
-            batch["cell_type_ids"] = labels["cell_type"][rows].clone()
+        n = table.num_rows
+        order = np.arange(n) if window.permutation is None else window.permutation
+        genes, counts = _one_array(table["genes"]), _one_array(table["counts"])
+        labels = {k: table[k].to_numpy()[order] for k in ("perturbation", "cell_type")}
+        for start in range((first - window.first_batch) * batch_size, n, batch_size):
+            rows = slice(start, start + batch_size)
+            chosen = pa.array(order[rows])
+            batch = pack(genes.take(chosen), counts.take(chosen), self._format.gene_dtype, self._format.count_dtype)
+            batch["perturbation_ids"] = torch.from_numpy(labels["perturbation"][rows].copy())
+            batch["cell_type_ids"] = torch.from_numpy(labels["cell_type"][rows].copy())
             yield batch
 
     def _rows(self, piece: Piece) -> pa.Table:
-        key = (piece.path, piece.row_group)
-        if self._last[0] != key:
+        key = (piece.shard, piece.row_group)
+        if self._last is None or self._last[0] != key:
             self._last = key, self._row_group(piece)
-        table = self._last[1]
-        assert table is not None
-        return table.slice(piece.start, piece.stop - piece.start)
+        return self._last[1].slice(piece.start, piece.stop - piece.start)
+
+    def _open(self, shard: str) -> tuple[Path, pq.ParquetFile]:
+        """A shard, kept open: most often the next row group is one of the same shard."""
+        if self._file is None or self._file[0] != shard:
+            path = self._store.path(shard)
+            file = pq.ParquetFile(path)
+            panel = (file.schema_arrow.metadata or {}).get(PANEL_KEY, self._format.panel.encode()).decode()
+            if panel != self._format.panel:
+                raise EvaeError(f"{path} holds cells over another gene panel than its dataset; {MEND}")
+            if self._file is not None:
+                self._file[2].close()
+            self._file = shard, path, file
+        return self._file[1:]
 
     def _row_group(self, piece: Piece) -> pa.Table:
-        where = f"row group {piece.row_group} of {piece.path}"
+        where = f"row group {piece.row_group} of {self._store.place(piece.shard)}"
         try:
-            with pq.ParquetFile(piece.path) as file:
-                table = file.read_row_group(piece.row_group, columns=COLUMNS)
+            path, file = self._open(piece.shard)
+            table = file.read_row_group(piece.row_group, columns=COLUMNS, use_threads=False)
+            first = sum(file.metadata.row_group(g).num_rows for g in range(piece.row_group))
             if table.num_rows < piece.stop:
-                raise EvaeError(f"{where} has {table.num_rows} rows, not {piece.stop}; fetch or make the dataset anew.")
-            genes, gene_ends = flat_values(table["genes"], self._dtypes["genes"])
-            _, count_ends = flat_values(table["counts"], self._dtypes["counts"])
+                raise EvaeError(f"{where} has {table.num_rows} rows, not {piece.stop}; {MEND}")
+            _check_rows(table, self._format, first, path)
         except (OSError, pa.ArrowException, KeyError, IndexError) as error:
-            raise EvaeError(f"{where} cannot be read ({error}); fetch or make the dataset anew.") from error
-        if not np.array_equal(gene_ends, count_ends):
-            row = int(np.flatnonzero(gene_ends != count_ends)[0]) - 1
-            raise EvaeError(f"row {row} in {where} has not one count for each gene; fetch or make the dataset anew.")
-        for name, values in (
-            ("genes", genes),
-            *((k, table[k].to_numpy()) for k in ("perturbation", "cell_type")),
-        ):
-            if values.size and not 0 <= int(values.min()) <= int(values.max()) < self._limits[name]:
-                bad = int(np.flatnonzero((values < 0) | (values >= self._limits[name]))[0])
-                row = int(np.searchsorted(gene_ends, bad, side="right")) - 1 if name == "genes" else bad
-                raise EvaeError(
-                    f"row {row} in {where} has the {name} index {values[bad]} of {self._limits[name]}; "
-                    "fetch or make the dataset anew."
-                )
+            reason = " ".join(str(error).split())
+            raise EvaeError(f"{where} cannot be read ({reason}); {MEND}") from error
         return table
 
 
-def flat_values(column: pa.ChunkedArray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """The values of a binary column end to end, and where each row begins (rows + 1,), in values; no copy."""
+def _check_rows(table: pa.Table, rows: RowFormat, first: int, path: Path) -> None:
+    """Raise `EvaeError` naming the file and the row where a row is not what the dataset says.
+
+    Args:
+        table: a row group, columns COLUMNS.
+        rows: what the rows must be.
+        first: number of its first row in the file.
+        path: the file.
+    """
+    genes, gene_ends = flat_values(table["genes"], rows.gene_dtype)
+    counts, count_ends = flat_values(table["counts"], rows.count_dtype)
+    if not np.array_equal(gene_ends, count_ends):
+        row = first + int(np.flatnonzero(gene_ends != count_ends)[0]) - 1
+        raise EvaeError(f"row {row} of {path} has not one count for each gene; {MEND}")
+    limits = (
+        ("gene index", genes, 0, rows.n_genes - 1),
+        ("count", counts, 1, rows.max_count),
+        ("perturbation", table["perturbation"].to_numpy(), 0, rows.n_perturbations - 1),
+        ("cell type", table["cell_type"].to_numpy(), 0, rows.n_cell_types - 1),
+    )
+    for name, values, low, high in limits:
+        if values.size and not low <= int(values.min()) <= int(values.max()) <= high:
+            at = int(np.flatnonzero((values < low) | (values > high))[0])
+            row = int(np.searchsorted(gene_ends, at, side="right")) - 1 if name in ("gene index", "count") else at
+            raise EvaeError(
+                f"row {first + row} of {path} has the {name} {values[at]}, outside {low} to {high}, which "
+                f"dataset.json and the vocabularies state; {MEND}"
+            )
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):  # what combine_chunks gives for no or several chunks
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], pa.binary())
+        return pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
+    return array
+
+
+def flat_values(column: pa.ChunkedArray | pa.Array, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """The values of a binary column end to end, and where each row begins (rows + 1,), in values; no copy."""
+    array = _one_array(column) if isinstance(column, pa.ChunkedArray) else column
     _, offsets, data = array.buffers()
     ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1].astype(np.int64)
     if data is None or ends[-1] == ends[0]:
         return np.empty(0, dtype), np.zeros(len(ends), np.int64)
     sizes = ends - ends[0]
     if (sizes % dtype.itemsize).any():
-        raise EvaeError(f"a binary column does not hold whole {dtype} values; fetch or make the dataset anew.")
+        raise EvaeError(f"a binary column does not hold whole {dtype} values; {MEND}")
     values = np.frombuffer(data, dtype, count=int(sizes[-1]) // dtype.itemsize, offset=int(ends[0]))
     return values, sizes // dtype.itemsize
 
 
-def pack(genes: np.ndarray, counts: np.ndarray, lengths: np.ndarray) -> dict[str, torch.Tensor]:
-    """CSR parts to padded tensors.
+def pack(genes: pa.Array, counts: pa.Array, gene_dtype: np.dtype, count_dtype: np.dtype) -> dict[str, torch.Tensor]:
+    """The two binary columns of a batch to padded tensors.
 
     Args:
-        genes, counts: (entries,) panel indices and counts of the cells, end to end.
-        lengths: (cells,) expressed genes of each cell.
+        genes, counts: (cells,) binary, the bytes of the panel indices and of the counts.
+        gene_dtype, count_dtype: what the bytes are.
 
     Returns:
         `gene_ids`, `counts`, `library_size` of a sparse batch.
     """
-    n = len(lengths)
-    width = max(8, -(-int(lengths.max(initial=0)) // 8) * 8)
-    filled = np.arange(width) < lengths[:, None]  # (cells, max_expressed)
-    gene_ids = np.zeros((n, width), dtype=np.int64)
-    gene_ids[filled] = genes
-    values = np.zeros((n, width), dtype=np.float32)
-    values[filled] = counts
+    longest = int(pc.max(pc.binary_length(counts)).as_py() or 0) // count_dtype.itemsize
+    width = max(8, -(-longest // 8) * 8)
+    values = torch.from_numpy(_padded(counts, width, count_dtype).astype(np.float32))
     return {
-        "gene_ids": torch.from_numpy(gene_ids),
-        "counts": torch.from_numpy(values),
-        "library_size": torch.from_numpy(values.sum(1, dtype=np.float64).astype(np.float32)),
+        "gene_ids": torch.from_numpy(_padded(genes, width, gene_dtype).astype(np.int64)),
+        "counts": values,
+        "library_size": values.sum(1),  # exact below 2^24 counts a cell
     }
+
+
+def _padded(rows: pa.Array, width: int, dtype: np.dtype) -> np.ndarray:
+    """The rows of a binary column (cells,) as (cells, width), zeros behind the end of each."""
+    # The padding of strings is Arrow's one function that lays rows of bytes out in a rectangle: one copy, in C++.
+    padded = pc.ascii_rpad(rows.view(pa.string()), width=width * dtype.itemsize, padding="\0")
+    return np.frombuffer(padded.buffers()[2], dtype, count=len(rows) * width).reshape(len(rows), width)

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from evae.data.batches import BatchOrder, ShardReader
-from evae.data.card import FORMAT_VERSION
+from evae.data.batches import RowFormat, ShardReader
+from evae.data.card import FORMAT_VERSION, panel_digest
+from evae.data.order import BatchOrder
 from evae.data.prefetch import ahead
+from evae.data.shard_store import ShardStore
 from evae.hub_errors import told_by_the_hub
 from evae.models.contract_evae import EvaeError, near_matches
 
@@ -129,6 +132,19 @@ class DatasetInfo:
         )
 
 
+def row_format(info: DatasetInfo) -> RowFormat:
+    """What the rows of a dataset must be."""
+    return RowFormat(
+        gene_dtype=np.dtype(info.statistics["gene_dtype"]),
+        count_dtype=np.dtype(info.statistics["count_dtype"]),
+        max_count=info.statistics["max_count"],
+        panel=panel_digest(info.genes),
+        n_genes=len(info.genes),
+        n_perturbations=len(info.perturbations),
+        n_cell_types=len(info.cell_types),
+    )
+
+
 class CellLoader:
     """Sparse batches of cells, streamed from the shards; resumes exactly; each rank gets its own rows.
 
@@ -139,7 +155,7 @@ class CellLoader:
     state is two numbers, and every rank has the same number of batches when `drop_last` is set.
 
     Args:
-        path_or_id: dataset folder or Hub id.
+        path_or_id: dataset folder, or Hub id; shards on the Hub are fetched when they are first read, each once.
         split: "train", "validation" or "test".
         batch_size: cells a batch (of this rank).
         seed: of the order.
@@ -179,9 +195,9 @@ class CellLoader:
         if not self.n_cells:
             raise EvaeError(f"the split '{split}' of {path_or_id} holds no cells; prepare it with a split.")
         self.info, self.batch_size, self.epochs, self.prefetch = info, batch_size, epochs, prefetch
-        folder = resolve_dataset(path_or_id, split)
+        self._store = ShardStore(resolve_dataset(path_or_id), None if Path(path_or_id).is_dir() else str(path_or_id))
         self._order = BatchOrder(
-            shards=[(folder / s["path"], s["rows"]) for s in info.statistics["shards"]
+            shards=[(s["path"], s["rows"]) for s in info.statistics["shards"]
                     if s["path"].startswith(f"data/{split}-")],
             row_group_rows=info.statistics["row_group_rows"],
             batch_size=batch_size, seed=seed, rank=rank, world_size=world_size,
@@ -229,15 +245,13 @@ class CellLoader:
 
     def _batches(self, epoch: int, batch: int) -> Iterator[tuple[tuple[int, int], SparseBatch]]:
         """Pairs of the state after a batch and the batch."""
-        info = self.info
-        reader = ShardReader(
-            info.statistics["gene_dtype"], info.statistics["count_dtype"],
-            len(info.genes), len(info.perturbations), len(info.cell_types),
-        )  # fmt: skip
+        reader = ShardReader(self._store, row_format(self.info))
         while self.epochs is None or epoch < self.epochs:
             order = self._order.epoch(epoch)
             while batch < self.batches_per_epoch:
-                for cells in reader.batches(order.window_at(batch), batch, self.batch_size):
+                window = order.window_at(batch)
+                self._store.expect(order.shard_after(window))
+                for cells in reader.batches(window, batch, self.batch_size):
                     batch += 1
                     if batch == self.batches_per_epoch:  # what is left of the window is an incomplete batch
                         yield (epoch + 1, 0), cells

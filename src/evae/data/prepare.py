@@ -210,7 +210,7 @@ def _write_cells(
 ) -> None:
     features = cell_features(cells.perturbations, cells.cell_types)
     dtypes = np.dtype(meta["gene_dtype"]), np.dtype(meta["count_dtype"])
-    writer = ShardWriter(folder, scratch, plan, features, *dtypes, len(panel.genes))
+    writer = ShardWriter(folder, scratch, plan, features, *dtypes, panel.genes)
     advance = bar.start("writing cells", 2 * len(plan.split))
     try:
         for source, row, first, counts, full in _panel_blocks(sources, panel, chunk_size):

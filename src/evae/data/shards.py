@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 from datasets import ClassLabel, Features, Value
 
+from evae.data.card import PANEL_KEY, panel_digest
 from evae.models.contract_evae import EvaeError
 
 MANY_ROWS = 1 << 18
@@ -111,7 +112,7 @@ class ShardWriter:
         plan: where every cell goes.
         features: of the cells (see `cell_features`).
         gene_dtype, count_dtype: little-endian unsigned integers of the two binary columns.
-        n_genes: size of the panel.
+        genes: the panel.
     """
 
     def __init__(
@@ -122,12 +123,13 @@ class ShardWriter:
         features: Features,
         gene_dtype: np.dtype,
         count_dtype: np.dtype,
-        n_genes: int,
+        genes: Sequence[str],
     ):
         self._folder, self._scratch, self._plan = folder, scratch, plan
         self._dtypes = gene_dtype, count_dtype
-        self._group = row_group_rows(n_genes)
-        self._schema: pa.Schema = features.arrow_schema
+        self._group = row_group_rows(len(genes))
+        schema: pa.Schema = features.arrow_schema
+        self._schema = schema.with_metadata({**(schema.metadata or {}), PANEL_KEY: panel_digest(genes)})
         self._scratch_schema = self._schema.append(pa.field("place", pa.int64()))
         paths = [scratch / f"shard-{i}.arrow" for i in range(len(plan.shards))]
         self._writers = [pa.ipc.new_stream(str(path), self._scratch_schema) for path in paths]
@@ -168,7 +170,7 @@ class ShardWriter:
                 target,
                 row_group_size=self._group,
                 compression="zstd",
-                compression_level=1,
+                compression_level=3,
                 use_dictionary=["perturbation", "cell_type"],
                 write_statistics=["perturbation", "cell_type", "library_size"],
             )
