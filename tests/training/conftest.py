@@ -20,8 +20,9 @@ def toy():
     return module
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
+    """For a whole module, so that its runs, fixtures too, can be compared bit for bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

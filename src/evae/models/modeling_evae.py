@@ -90,12 +90,11 @@ class EvaeModel(EvaePreTrainedModel):
         super().__init__(config)
         gaussian = config.quantizer == "gaussian"
         self.encoder = EvaeEncoder(config) if config.encoder == "attention" else EvaeMLPEncoder(config)
-        self.to_latent = nn.Linear(config.hidden_size, config.latent_width * (2 if gaussian else 1))
-        self.standardizer = (
-            LatentStandardizer(config.n_latents, config.latent_width)
-            if config.standardize_latents and not gaussian
-            else None
-        )
+        standardize = config.standardize_latents and not gaussian
+        self.standardizer = LatentStandardizer(config.n_latents, config.latent_width) if standardize else None
+        # Standardizing takes a bias away again: without a gradient, Adam would walk it about on rounding noise.
+        width = config.latent_width * (2 if gaussian else 1)
+        self.to_latent = nn.Linear(config.hidden_size, width, bias=not standardize)
         self.quantizer: Any = GaussianBottleneck() if gaussian else FiniteScalarQuantizer(config.fsq_levels)
         self.head = HEAD_CLASSES[config.head](config)
         decoder = EvaeDecoder if config.decoder == "attention" else EvaeMLPDecoder
@@ -199,7 +198,8 @@ class EvaeModel(EvaePreTrainedModel):
         mean, scale = latents.mean(0), latents.std(0).clamp_min(1e-6)
         if self.config.quantizer == "fsq":
             self.to_latent.weight.div_(scale.unsqueeze(-1))
-            self.to_latent.bias.sub_(mean).div_(scale)
+            if self.to_latent.bias is not None:
+                self.to_latent.bias.sub_(mean).div_(scale)
         if self.standardizer is not None:
             self.standardizer.set_statistics(self.to_latent(tokens))
 

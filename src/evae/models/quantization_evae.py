@@ -109,13 +109,19 @@ class LatentStandardizer(nn.Module):
         if not self.training:
             return ((z - self.running_mean) * (self.running_variance + 1e-5).rsqrt()).to(z.dtype)
         values = z.float()
-        moments = torch.stack([values.mean(0), (values**2).mean(0)])
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            from torch.distributed.nn.functional import all_reduce
-
-            moments = all_reduce(moments) / dist.get_world_size()
-        mean, variance = moments[0], (moments[1] - moments[0] ** 2).clamp_min(0)
+        mean = _mean_over_cells(values)
+        variance = _mean_over_cells((values - mean) ** 2)  # of the deviations: E[z^2] - E[z]^2 cancels in float32
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_variance.lerp_(variance, self.momentum)
         return ((values - mean) * (variance + 1e-5).rsqrt()).to(z.dtype)
+
+
+def _mean_over_cells(values: Tensor) -> Tensor:
+    """Mean over the first axis and over all processes, which hold as many cells each; with its gradient."""
+    mean = values.mean(0)
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return mean
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(mean) / dist.get_world_size()
