@@ -56,7 +56,9 @@ def test_killed_at_any_point_a_resumed_run_ends_with_the_same_weights(survivors)
     killed = {name: r for name, r in results.items() if not name.startswith("term")}
     assert len(killed) == 16
     for name, result in killed.items():
-        assert set(result["first"]) == {-9}, f"{name} was not killed: {result}"
+        # of two ranks one is killed; the other is killed too, or ends by itself for want of the first
+        assert -9 in result["first"], f"{name} was not killed: {result}"
+        assert 0 not in result["first"], f"{name} went on: {result}"
         assert set(result["second"]) == {0}, f"{name} did not resume: {stderr[-2000:]}"
         assert same_end(folder, result), f"{name} ended with other weights"
         assert comparable(result["out"]) == comparable(folder / f"whole-{result['world']}"), name
