@@ -31,6 +31,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "hold_out.py": ("evae.models", "evae.data", *USE),
     "presets.py": CONTRACT,
     "__init__.py": ("evae.models", "evae.pipeline"),
+    "study": ("evae.study", "evae.training", "evae.evaluation", "evae.data", "evae.models", "evae.presets", *USE),
     "cli": ("evae",),
 }
 MAX_FILE = 300

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from evae.data.anndata_io import read_split
 from evae.data.dataset import CellLoader, DatasetInfo
 from evae.models.contract_evae import EvaeError, look_up
 from evae.pipeline import Pipeline
@@ -121,15 +122,29 @@ def read_controls(dataset: str | Path, cell_types: Sequence[str]) -> ad.AnnData:
     return ad.AnnData(X=sp.vstack(blocks, format="csr"), obs=obs, var=pd.DataFrame(index=info.genes))
 
 
+def dataset_cells(
+    dataset: str | Path, perturbation_key: str = "perturbation", cell_type_key: str = "cell_type"
+) -> dict[str, Any]:
+    """What `evae.evaluation.evaluate` needs of a dataset folder: `real`, `train` and the name of the `control`.
+
+    The obs columns get the names that the predictions have.
+    """
+    columns = {"perturbation": perturbation_key, "cell_type": cell_type_key}
+    cells = {"real": read_split(dataset, "test"), "train": read_split(dataset, "train")}
+    for adata in cells.values():
+        adata.obs = adata.obs.rename(columns=columns)
+    return {**cells, "control": DatasetInfo.load(dataset).control}
+
+
 def predict_held_out(
-    pipe: Pipeline, dataset: str | Path, *, seed: int = 0, batch_size: int = 256, progress: bool = True
+    pipe: Pipeline, dataset: str | Path, *, seed: int = 0, batch_size: int = 256, progress: bool = True, **sampling: Any
 ) -> ad.AnnData:
     """One predicted cell for every held-out cell; library sizes from the training controls of its cell type.
 
     Args:
         pipe: a prior.
         dataset: the dataset folder or Hub id whose `test` split is to be predicted; no held-out cell is read.
-        seed, batch_size, progress: as in `Pipeline.predict`.
+        seed, batch_size, progress, **sampling: as in `Pipeline.predict`.
 
     Raises:
         EvaeError: the dataset holds nothing out, or names what the model does not know.
@@ -138,4 +153,4 @@ def predict_held_out(
     if not pairs:
         raise EvaeError(f"{dataset} holds out no perturbed cells; prepare it with --split.")
     controls = read_controls(dataset, list(dict.fromkeys(c for c, _ in pairs)))
-    return pipe.predict_pairs(controls, pairs, seed=seed, batch_size=batch_size, progress=progress)
+    return pipe.predict_pairs(controls, pairs, seed=seed, batch_size=batch_size, progress=progress, **sampling)

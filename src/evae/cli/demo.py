@@ -14,14 +14,14 @@ from rich.console import Console
 
 from evae.cli.data import CellTypeKey, PerturbationKey, SourceLayer
 from evae.cli.demo_plan import MAX_GENES, choose_data, claim_folder, stage_settings
-from evae.cli.evaluate import dataset_cells, save_result
+from evae.cli.evaluate import save_result
 from evae.cli.files import write_h5ad
 from evae.cli.report import summary_table
 from evae.data.dataset import DatasetInfo
 from evae.data.prepare import prepare_dataset
 from evae.data.simulate import simulate_perturb_seq
 from evae.evaluation import evaluate
-from evae.hold_out import predict_held_out
+from evae.hold_out import dataset_cells, predict_held_out
 from evae.models import EvaeError
 from evae.pipeline import pipeline
 from evae.training.prior import train_prior

@@ -10,10 +10,9 @@ from evae.cli.data import CellTypeKey, PerturbationKey
 from evae.cli.files import check_folder, fresh_folder
 from evae.cli.report import summary_table
 from evae.cli.use import Overwrite
-from evae.data.anndata_io import read_split
-from evae.data.dataset import DatasetInfo
 from evae.evaluation import SUITES, EvaluationResult
 from evae.evaluation import evaluate as run_evaluation
+from evae.hold_out import dataset_cells
 from evae.models.contract_evae import EvaeError
 
 RESULT = "result.json"
@@ -78,20 +77,6 @@ def evaluate(
     save_result(result, out, plots, overwrite)
     shown = out / "report.html" if plots else out / RESULT
     console.print(f"all numbers: {shown}", style="bold", markup=False)
-
-
-def dataset_cells(
-    dataset: str | Path, perturbation_key: str = "perturbation", cell_type_key: str = "cell_type"
-) -> dict[str, Any]:
-    """What `evaluate` needs of a dataset folder: held-out cells, training cells, the control's label.
-
-    The obs columns get the names that the predictions have.
-    """
-    columns = {"perturbation": perturbation_key, "cell_type": cell_type_key}
-    cells = {"real": read_split(dataset, "test"), "train": read_split(dataset, "train")}
-    for adata in cells.values():
-        adata.obs = adata.obs.rename(columns=columns)
-    return {**cells, "control": DatasetInfo.load(dataset).control}
 
 
 def save_result(result: EvaluationResult, out: Path, plots: bool = True, overwrite: bool = False) -> None:

@@ -1,0 +1,129 @@
+"""The two plots of a study: radars of all metrics, and metrics along the heads."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from evae.evaluation.figures_metrics import RADAR
+from evae.evaluation.labels import METRIC_LABELS
+from evae.evaluation.result import format_number
+from evae.evaluation.style import FLOOR, new_figure
+from evae.study.results import badness, floor_and_copy
+
+# From the poorest to the richest distribution that a head draws from: a point, a gate and a point, a parametric
+# distribution over counts, a free one.
+HEADS_BY_RICHNESS = ("mse", "hurdle", "nb", "ce-quantile")
+VARIANCE_SENSITIVE = (
+    ("robust", "pooled", "fd"),
+    ("robust", "pooled", "mmd2_mix_biased"),
+    ("honesty", "pooled", "variance_ratio"),
+    ("honesty", "pooled", "zero_fraction_error"),
+    ("honesty", "pooled", "correlation_error"),
+    ("honesty", "pooled", "classifier_auc"),
+)
+MEAN_SENSITIVE = (
+    ("robust", "pooled", "w2"),  # in high dimension, points near the mean are nearer to all cells than cells are
+    ("perturbation", "pair", "pearson_delta"),
+    ("perturbation", "pair", "mae"),
+    ("perturbation", "pair", "mse"),
+    ("perturbation", "pair", "discrimination_l1"),
+)
+COLORS = ("#D55E00", "#0072B2", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")  # Okabe & Ito 2008
+
+
+def draw_radars(numbers: pd.DataFrame) -> Figure | None:
+    """A radar for every head: metrics of all systems, scaled from control copy (0) to real split half (1).
+
+    None where fewer than three metrics can be scaled.
+    """
+    priors = numbers[numbers["prior"].notna()]
+    axes = [key for key in RADAR if np.isfinite(_scale(numbers, key)).all()]
+    heads = _in_order(priors["head"])
+    if len(axes) < 3 or not heads:
+        return None
+    systems = list(dict.fromkeys(priors["system"]))
+    angles = np.linspace(0, 2 * np.pi, len(axes) + 1)
+    figure = new_figure(4.4 * len(heads), 4.9)
+    panels = figure.subplots(1, len(heads), subplot_kw={"projection": "polar"}, squeeze=False)[0]
+    for ax, head in zip(panels, heads, strict=True):
+        for system, color in zip(systems, COLORS, strict=False):
+            part = priors[(priors["head"] == head) & (priors["system"] == system)]
+            scores = [_score(part, key, _scale(numbers, key)) for key in axes]
+            if not np.isnan(scores).all():
+                clipped = np.clip(np.nan_to_num(scores), -0.25, 1.15)
+                ax.plot(angles, [*clipped, clipped[0]], color=color, lw=1.8, label=system)
+        around = np.linspace(0, 2 * np.pi, 200)
+        ax.plot(around, np.ones(200), color=FLOOR, lw=1.6, label="real split half (1)")
+        ax.plot(around, np.zeros(200), color="#777777", lw=1.0, ls=(0, (3, 3)), label="control copy (0)")
+        ax.set(ylim=(-0.3, 1.2), yticks=[])
+        ax.set_xticks(angles[:-1], [METRIC_LABELS[metric].text for *_, metric in axes], fontsize=8)
+        ax.spines["polar"].set_visible(False)
+        ax.set_title(head, pad=18)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.suptitle("From control copy (0) to real cells (1), by head", x=0.01, ha="left", fontweight="bold")
+    return figure
+
+
+def draw_head_axis(numbers: pd.DataFrame) -> Figure | None:
+    """Metrics along the heads, variance-sensitive beside mean-sensitive; None with fewer than two heads.
+
+    Every line is scaled over the heads from worst (0) to best (1) within a system and a seed, then averaged; the
+    label says between which values it moves.
+    """
+    priors = numbers[numbers["prior"].notna()]
+    heads = [h for h in HEADS_BY_RICHNESS if (priors["head"] == h).any()]
+    if len(heads) < 2:
+        return None
+    figure = new_figure(11, 4.2)
+    panels = figure.subplots(1, 2, sharey=True)
+    families = (("Variance-sensitive", VARIANCE_SENSITIVE), ("Mean-sensitive", MEAN_SENSITIVE))
+    for ax, (title, metrics), color in zip(panels, families, COLORS, strict=False):
+        lines = {key: scaled_over_heads(priors, key, heads) for key in metrics}
+        lines = {key: line for key, line in lines.items() if not np.isnan(line).any()}
+        for at, (key, line) in enumerate(lines.items()):
+            values = _values(priors, key).groupby(priors["head"])["value"].mean().reindex(heads)
+            text = f"{METRIC_LABELS[key[2]].text}  {format_number(values.iloc[0])} … {format_number(values.iloc[-1])}"
+            ax.plot(range(len(heads)), line, color=color, lw=1, alpha=0.55, marker="os^Dvx"[at], ms=4, label=text)
+        if lines:
+            ax.plot(range(len(heads)), np.mean(list(lines.values()), axis=0), color=color, lw=3.2, label="mean")
+            ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7.5)
+        ax.set_xticks(range(len(heads)), heads)
+        ax.set(ylim=(-0.05, 1.05), title=title, xlabel="head, from a point to a free distribution")
+        ax.grid(axis="y")
+    panels[0].set_ylabel("scaled over heads: 0 worst, 1 best")
+    figure.suptitle("What the head's sampling distribution decides", x=0.01, ha="left", fontweight="bold")
+    return figure
+
+
+def scaled_over_heads(priors: pd.DataFrame, key: tuple[str, str, str], heads: list[str]) -> np.ndarray:
+    """Score of every head from worst (0) to best (1), (heads,), mean over systems and seeds; NaN if there is none."""
+    part = _values(priors, key)
+    bad = badness(part["value"], METRIC_LABELS[key[2]].best)
+    grid = part.assign(bad=bad).pivot_table(index=["system", "seed"], columns="head", values="bad")
+    if not set(heads) <= set(grid):
+        return np.full(len(heads), np.nan)
+    grid = grid[heads].dropna()
+    low, high = grid.min(axis=1), grid.max(axis=1)
+    scores = grid.rsub(high, axis=0).div((high - low).where(high > low), axis=0)
+    return scores.mean().to_numpy()
+
+
+def _values(numbers: pd.DataFrame, key: tuple[str, str, str]) -> pd.DataFrame:
+    group, level, metric = key
+    return numbers[(numbers["group"] == group) & (numbers["level"] == level) & (numbers["metric"] == metric)]
+
+
+def _scale(numbers: pd.DataFrame, key: tuple[str, str, str]) -> tuple[float, float]:
+    """Values that are to become 0 and 1."""
+    zero, one = floor_and_copy(numbers, *key)
+    return (zero, one) if abs(one - zero) > 1e-12 else (np.nan, np.nan)
+
+
+def _score(part: pd.DataFrame, key: tuple[str, str, str], scale: tuple[float, float]) -> float:
+    values = _values(part, key)["value"]
+    return float((values.mean() - scale[0]) / (scale[1] - scale[0])) if len(values) else np.nan
+
+
+def _in_order(heads: pd.Series) -> list[str]:
+    found = set(heads.dropna())
+    return [h for h in HEADS_BY_RICHNESS if h in found]

@@ -1,0 +1,224 @@
+"""What a study consists of: a YAML file becomes trainings with all their settings, and folder names from a hash.
+
+    dataset: data/screen
+    output_dir: runs/study
+    seeds: [0, 1]
+    heads: [ce-quantile, hurdle, mse, nb]
+    tokenizer: {config: small, max_steps: 1000}     # of all tokenizers: a preset or file, and settings on top
+    tokenizers:                                     # in what they differ
+      FSQ: {model.quantizer: fsq}
+      Gaussian: {model.quantizer: gaussian}
+    prior: {config: small}
+    priors:
+      AR: {model_type: evae_ar}
+      flow: {model_type: evae_flow}
+    sampling:                                       # ways to draw from each prior; one plain way if left out
+      plain: {}
+      guidance 2: {guidance_scale: 2}
+
+A prior goes with every tokenizer that it can read: codes or Gaussian latents.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from evae.data.dataset import DatasetInfo
+from evae.models.configuration_evae import HEADS, EvaeConfig
+from evae.models.contract_evae import EvaeError, look_up, near_matches
+from evae.presets import config_path
+from evae.training.prior import FROM_DATASET as PRIOR_GIVEN
+from evae.training.prior import PRIORS
+from evae.training.settings import PriorSettings, Settings, check_model_settings, load_settings
+from evae.training.tokenizer import FROM_DATASET as TOKENIZER_GIVEN
+from evae.training.tokenizer import fingerprint
+
+# Settings that leave the trained model as it is, and so are no part of a folder's name.
+WITHOUT_EFFECT = (
+    *("dataset", "output_dir", "tokenizer", "resume", "overwrite"),
+    *("log_every", "save_every", "keep_checkpoints", "report_to"),
+)
+PLACES = ("dataset", "output_dir", "tokenizer", "seed", "resume", "overwrite", "model.head")
+SAMPLING_IS_PLAIN: Mapping[str, dict[str, Any]] = {"": {}}
+
+
+@dataclass
+class Study:
+    """A study as its YAML file says it; see above.
+
+    Attributes:
+        dataset: dataset folder or Hub id, with held-out cells.
+        output_dir: where trainings, results and tables go.
+        tokenizers, priors: name -> settings on top of `tokenizer` and `prior`.
+        heads: output heads of the tokenizers.
+        seeds: of the trainings and of the drawn cells.
+        tokenizer, prior: settings that all share; `config` names a preset or a file.
+        sampling: name -> options of the priors' `sample`.
+        suite: of `evae.evaluation.evaluate`.
+        evaluation_seeds: over how many draws and splits an evaluation averages.
+        max_minutes: begin no training and no evaluation after so many minutes; 0 is no limit.
+    """
+
+    dataset: str = ""
+    output_dir: str = ""
+    tokenizers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    priors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    heads: list[str] = field(default_factory=lambda: ["ce-quantile"])
+    seeds: list[int] = field(default_factory=lambda: [0])
+    tokenizer: dict[str, Any] = field(default_factory=dict)
+    prior: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, dict[str, Any]] = field(default_factory=lambda: dict(SAMPLING_IS_PLAIN))
+    suite: str = "robust"
+    evaluation_seeds: int = 3
+    max_minutes: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("dataset", "output_dir", "tokenizers", "priors", "heads", "seeds", "sampling"):
+            if not getattr(self, name):
+                raise EvaeError(f"{name} is not set; add {name}: to the study's YAML file, or {name}=... to the command.")
+        for axis in ("tokenizers", "priors", "sampling"):
+            value = getattr(self, axis)
+            if not isinstance(value, dict) or not all(isinstance(v or {}, dict) for v in value.values()):
+                raise EvaeError(f"{axis} must hold lines `name: {{setting: value}}`; mend the study's YAML file.")
+            setattr(self, axis, {str(name): dict(own or {}) for name, own in value.items()})
+        look_up(self.heads, HEADS, "head")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a study.
+
+    Attributes:
+        stage: "tokenizer" or "prior".
+        labels: its place in the cross product: tokenizer, head, seed, and of a prior its name.
+        settings: complete, with its folder in `output_dir`.
+        data: fingerprint of the dataset and its split.
+        tokenizer: of a prior, the training of its tokenizer.
+    """
+
+    stage: str
+    labels: dict[str, Any]
+    settings: Settings
+    data: str
+    tokenizer: "Training | None" = None
+
+    @property
+    def folder(self) -> Path:
+        """Where it trains; the name ends with a hash of all settings that have an effect."""
+        return Path(self.settings.output_dir)
+
+
+def read_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study from its YAML file.
+
+    Args:
+        path: the file.
+        overrides: "key=value" for keys of the file, such as dataset=data/screen; values are YAML.
+
+    Raises:
+        EvaeError: no such file, no YAML mapping, an unknown key, something missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise EvaeError(f"the study {path} does not exist; give an existing YAML file.")
+    try:
+        values = yaml.safe_load(path.read_text())
+        given = [text.partition("=") for text in overrides]
+        changes = {key: yaml.safe_load(text) for key, _, text in given}
+    except yaml.YAMLError as error:
+        reason = str(error).splitlines()[0]
+        raise EvaeError(f"{path} or an override is no valid YAML ({reason}); mend it.") from None
+    if not isinstance(values, dict):
+        raise EvaeError(f"{path} must hold `key: value` lines; mend the file.")
+    for key, separator, _ in given:
+        if not separator:
+            raise EvaeError(f"'{key}' is no setting; write key=value.")
+    values |= changes
+    known = [f.name for f in fields(Study)]
+    for key in values:
+        if key not in known:
+            raise EvaeError(f"unknown key '{key}' in a study. {near_matches(str(key), known)}")
+    return Study(**values)
+
+
+def plan(study: Study) -> tuple[list[Training], list[str]]:
+    """All trainings of a study, every tokenizer before its priors, all of the first seed first.
+
+    Returns:
+        The trainings, and one sentence for every pair of tokenizer and prior that was left out.
+
+    Raises:
+        EvaeError: settings that do not exist or do not fit.
+    """
+    info = DatasetInfo.load(study.dataset)
+    data = fingerprint(info, json.dumps(info.split, sort_keys=True))
+    trainings, left_out = [], []
+    for seed in study.seeds:
+        for name, own in study.tokenizers.items():
+            for head in study.heads:
+                labels = {"tokenizer": name, "head": head, "seed": int(seed)}
+                tokenizer = _tokenizer(study, {**study.tokenizer, **own}, labels, data)
+                trainings.append(tokenizer)
+                for prior_name, prior_own in study.priors.items():
+                    prior = _prior(study, {**study.prior, **prior_own}, labels | {"prior": prior_name}, tokenizer, data)
+                    reason = _misfit(tokenizer, prior)
+                    if reason:
+                        left_out.append(f"{name} + {prior_name} was left out: {reason}")
+                    else:
+                        trainings.append(prior)
+    if not any(t.stage == "prior" for t in trainings):
+        raise EvaeError("no prior of the study fits any of its tokenizers: " + "; ".join(dict.fromkeys(left_out)))
+    return trainings, list(dict.fromkeys(left_out))
+
+
+def _tokenizer(study: Study, wanted: dict[str, Any], labels: dict[str, Any], data: str) -> Training:
+    settings = _settings("tokenizer", wanted, study, {"model.head": labels["head"], "seed": labels["seed"]})
+    check_model_settings(settings.model, EvaeConfig, TOKENIZER_GIVEN)
+    settings.output_dir = str(_folder(study, "tokenizers", labels, settings, data))
+    return Training("tokenizer", labels, settings, data)
+
+
+def _prior(study: Study, wanted: dict[str, Any], labels: dict[str, Any], tokenizer: Training, data: str) -> Training:
+    settings = cast(PriorSettings, _settings("prior", wanted, study, {"seed": labels["seed"]}))
+    look_up([settings.model_type], list(PRIORS), "model_type")
+    check_model_settings(settings.model, PRIORS[settings.model_type][0], PRIOR_GIVEN)
+    settings.tokenizer = str(tokenizer.folder)
+    settings.output_dir = str(_folder(study, "priors", labels, settings, data + tokenizer.folder.name))
+    return Training("prior", labels, settings, data, tokenizer)
+
+
+def _settings(stage: str, wanted: dict[str, Any], study: Study, more: dict[str, Any]) -> Settings:
+    """Preset, then the study's own settings, then place and seed."""
+    flat = {k: v for k, v in wanted.items() if k not in ("config", "model")}
+    flat |= {f"model.{k}": v for k, v in (wanted.get("model") or {}).items()}
+    for key in flat:
+        if key in PLACES:
+            raise EvaeError(f"{key} is set by the study; leave it out of its {stage} settings.")
+    flat |= {**more, "dataset": study.dataset, "resume": True}
+    config = wanted.get("config")
+    overrides = [f"{key}={json.dumps(value)}" for key, value in flat.items()]
+    return load_settings(stage, None if config is None else config_path(str(config), stage), overrides)
+
+
+def _misfit(tokenizer: Training, prior: Training) -> str | None:
+    """Why a prior cannot read a tokenizer's output, if so."""
+    config_class, _ = PRIORS[cast(PriorSettings, prior.settings).model_type]
+    try:
+        config_class(tokenizer_config=EvaeConfig(**tokenizer.settings.model))
+    except EvaeError as error:
+        return str(error)
+    return None
+
+
+def _folder(study: Study, stage: str, labels: dict[str, Any], settings: Settings, more: str) -> Path:
+    kept = {k: v for k, v in settings.to_dict().items() if k not in WITHOUT_EFFECT}
+    text = json.dumps([kept, more], sort_keys=True)
+    words = [str(labels[k]) for k in ("tokenizer", "head", "prior") if k in labels]
+    name = "-".join("".join(c if c.isalnum() else "_" for c in word) for word in words)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+    return Path(study.output_dir) / stage / f"{name}-seed{labels['seed']}-{digest}"

@@ -1,0 +1,99 @@
+"""The numbers of a study on disk and as one table: a JSON file for every evaluated system, written once."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from evae.evaluation import EvaluationResult
+from evae.evaluation.baselines import MODEL, SPLIT_HALF
+from evae.training.checkpoint import write_text_atomically
+
+ALONE = "tokenizer alone"
+NOT_OF_THE_DATA = (MODEL, "mean-collapsed model")  # systems that depend on the model that was evaluated
+AXES = ("tokenizer", "prior", "sampling", "head", "seed")
+COLUMNS = (*AXES, "system", "group", "level", "metric", "value", "sd")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One system of a study that is to be evaluated.
+
+    Attributes:
+        labels: its place in the cross product, the keys of `AXES`.
+        name: of its file; the same evaluation of the same model has the same name.
+        options: of the prior's `sample`; None for a tokenizer alone.
+        folder: of the model.
+    """
+
+    labels: dict[str, Any]
+    name: str
+    folder: Path
+    options: dict[str, Any] | None = field(default=None)
+
+
+def result_name(folder: Path, how: dict[str, Any]) -> str:
+    """The name of a result: the model's folder and a hash of how it was drawn and evaluated."""
+    return f"{folder.name}-{hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:8]}"
+
+
+def result_path(out: Path, name: str) -> Path:
+    """The file of a result."""
+    return out / "results" / f"{name}.json"
+
+
+def keep_result(out: Path, name: str, result: EvaluationResult, own: bool) -> None:
+    """Write the means of an evaluation: of the model (`own`), or of the baselines and the real split half."""
+    summary = result.summary()
+    is_model = summary["system"].isin([MODEL] if own else NOT_OF_THE_DATA)
+    rows = summary[is_model if own else ~is_model]
+    stamp = {k: result.stamp[k] for k in ("settings", "versions", "sha256", "n_cells", "created", "seconds")}
+    plain = json.loads(rows.to_json(orient="records"))
+    path = result_path(out, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(path, json.dumps({**stamp, "summary": plain}, indent=1) + "\n")
+
+
+def read_results(out: Path, wanted: Iterable[Evaluated], baselines: str) -> pd.DataFrame:
+    """All numbers that are there, one row each, with the columns `COLUMNS`.
+
+    Rows of the baselines have empty labels. A prior's system is called "tokenizer + prior", with the way of sampling.
+    """
+    parts = []
+    for evaluated in wanted:
+        part = _read(result_path(out, evaluated.name))
+        if part is not None:
+            labels = evaluated.labels
+            system = " + ".join([labels["tokenizer"], labels["prior"]]) if labels["prior"] else labels["tokenizer"]
+            system += f" ({labels['sampling']})" if labels["sampling"] else ""
+            parts.append(part.assign(**labels | {"system": system if labels["prior"] else f"{system}, {ALONE}"}))
+    floor = _read(result_path(out, baselines))
+    if floor is not None:
+        parts.append(floor.assign(**dict.fromkeys(AXES, None)))
+    if not parts:
+        return pd.DataFrame(columns=list(COLUMNS))
+    return pd.concat([p.astype({a: object for a in AXES}) for p in parts], ignore_index=True)[list(COLUMNS)]
+
+
+def _read(path: Path) -> pd.DataFrame | None:
+    if not path.is_file():
+        return None
+    return pd.DataFrame(json.loads(path.read_text())["summary"])
+
+
+def badness(value: pd.Series, best: str) -> pd.Series:
+    """How far from the best value: lower is better for every metric."""
+    if best == "low":
+        return value
+    return -value if best == "high" else (value - float(best)).abs()
+
+
+def floor_and_copy(numbers: pd.DataFrame, group: str, level: str, metric: str) -> tuple[float, float]:
+    """A metric of the control copy and of the real split half; NaN where there is none."""
+    part = numbers[(numbers["group"] == group) & (numbers["level"] == level) & (numbers["metric"] == metric)]
+    values = part[part["tokenizer"].isna()].set_index("system")["value"]
+    return float(values.get("control copy", float("nan"))), float(values.get(SPLIT_HALF, float("nan")))

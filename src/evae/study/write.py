@@ -1,0 +1,126 @@
+"""A study's results for people: a Markdown table with baselines and floor, a CSV of all numbers, two plots."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from evae.evaluation.baselines import SPLIT_HALF
+from evae.evaluation.labels import METRIC_LABELS
+from evae.evaluation.result import format_number
+from evae.evaluation.style import look, save
+from evae.study.figures import draw_head_axis, draw_radars
+from evae.study.plan import Study
+from evae.study.results import ALONE
+
+SHOWN = (  # group, level, metric
+    ("paper", "pooled", "fd"),
+    ("paper", "pooled", "mmd2_mix_biased"),
+    ("paper", "pooled", "w2"),
+    ("robust", "pooled", "fd"),
+    ("robust", "pooled", "mmd2_mix_biased"),
+    ("robust", "pooled", "w2"),
+    ("robust", "pair", "fd"),
+    ("perturbation", "pair", "pearson_delta"),
+    ("perturbation", "pair", "mse"),
+    ("perturbation", "pair", "discrimination_l1"),
+    ("differential expression", "pair", "overlap_at_N"),
+    ("differential expression", "pair", "pr_auc"),
+    ("honesty", "pooled", "variance_ratio"),
+    ("honesty", "pooled", "classifier_auc"),
+)
+READING = (
+    "Values of models are means over training seeds ± standard deviation, those of baselines and of the real split "
+    "half means over draws. Lower is better where ↓ stands, higher where ↑, nearest to the number where → stands. "
+    "“Control copy” is what a model reaches that ignores the perturbation, “real split half” what real cells reach, "
+    "“tokenizer alone” what the held-out cells keep when passed through the tokenizer."
+)
+
+
+def write_study(study: Study, numbers: pd.DataFrame, out: Path) -> None:
+    """Write study.md, study.csv and plots/ into `out`.
+
+    Args:
+        study: what was asked for.
+        numbers: from `read_results`; may be incomplete.
+        out: the study's folder.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    numbers.to_csv(out / "study.csv", index=False)
+    figures = []
+    with look():
+        for name, figure in (("radar.png", draw_radars(numbers)), ("heads.png", draw_head_axis(numbers))):
+            if figure is not None:
+                figures.append(save(figure, out / "plots" / name))
+    (out / "study.md").write_text(markdown(study, numbers, [f"plots/{path.name}" for path in figures]))
+
+
+def markdown(study: Study, numbers: pd.DataFrame, figures: list[str]) -> str:
+    """The study as Markdown: all systems, then means over heads and over systems."""
+    models = numbers[numbers["tokenizer"].notna()]
+    lines = [f"# Study of {Path(study.dataset).name}", "", READING, "", "## All systems", ""]
+    lines += table(numbers, ["system", "head"])
+    for title, axis in (("Systems, mean over heads", "system"), ("Heads, mean over systems", "head")):
+        if models[axis].nunique() > 1:
+            lines += ["", f"## {title}", "", *table(_complete(models), [axis])]
+    lines += ["", "## Plots"] if figures else []
+    for path in figures:
+        lines += ["", f"![{path}]({path})"]
+    return "\n".join(lines) + "\n"
+
+
+def table(numbers: pd.DataFrame, rows: list[str]) -> list[str]:
+    """Lines of a Markdown table with one row for every value of `rows`; baselines follow, the floor comes last."""
+    shown = [key for key in SHOWN if ((numbers["group"] == key[0]) & (numbers["level"] == key[1])).any()]
+    heading = [*rows, *(_heading(*key) for key in shown), "seeds"]
+    lines = [_line(heading), _line(["---"] * len(rows) + ["---:"] * (len(heading) - len(rows)))]
+    labelled = numbers.assign(**{name: numbers[name].fillna("") for name in rows})
+    groups = list(dict.fromkeys(labelled[rows].itertuples(index=False, name=None)))
+    floor = [g for g in groups if g[0] == SPLIT_HALF]
+    alone = [g for g in groups if str(g[0]).endswith(ALONE)]
+    models = [g for g in groups if g not in alone and _of(labelled, rows, g)["tokenizer"].notna().any()]
+    others = [g for g in groups if g not in [*models, *alone, *floor]]
+    for group in [*models, *alone, *others, *floor]:
+        part = _of(labelled, rows, group)
+        texts = [_text(part, key) for key in shown]
+        seeds = part["seed"].nunique()
+        lines.append(_line([*map(str, group), *texts, str(seeds) if seeds else "–"]))
+    return lines
+
+
+def _of(numbers: pd.DataFrame, rows: list[str], values: tuple[str, ...]) -> pd.DataFrame:
+    chosen = pd.Series(True, index=numbers.index)
+    for name, value in zip(rows, values, strict=True):
+        chosen &= numbers[name] == value
+    return numbers[chosen]
+
+
+def _text(part: pd.DataFrame, key: tuple[str, str, str]) -> str:
+    """Mean ± standard deviation over seeds, of means over all else."""
+    group, level, metric = key
+    found = part[(part["group"] == group) & (part["level"] == level) & (part["metric"] == metric)]
+    if found.empty:
+        return "–"
+    if found["seed"].isna().all():  # a baseline
+        return format_number(float(found["value"].iloc[0]))
+    by_seed = found.groupby("seed")["value"].mean()
+    text = format_number(float(by_seed.mean()))
+    return f"{text} ±{format_number(float(by_seed.std()))}" if len(by_seed) > 1 else text
+
+
+def _complete(models: pd.DataFrame) -> pd.DataFrame:
+    """Priors only, and only seeds for which every system has every head: else a mean would compare unlike things."""
+    priors = models[models["prior"].notna()]
+    wanted = priors[["system", "head"]].drop_duplicates().shape[0]
+    done = priors.groupby("seed")[["system", "head"]].apply(lambda part: len(part.drop_duplicates()) == wanted)
+    return priors[priors["seed"].isin(done.index[done])]
+
+
+def _heading(group: str, level: str, metric: str) -> str:
+    label = METRIC_LABELS[metric].heading
+    if group == "paper":
+        return f"{label} (paper)"
+    return f"{label} by perturbation" if (group, level) == ("robust", "pair") else label
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
