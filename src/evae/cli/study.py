@@ -1,5 +1,6 @@
 """`evae study`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -24,4 +25,5 @@ def study(
     Example: evae study scripts/studies/papalexi.yaml dataset=data/papalexi output_dir=runs/papalexi
     """
     out = run_study(read_study(file, settings or []))
-    Console(highlight=False, soft_wrap=True).print(f"all numbers: {out / 'study.md'}", style="bold", markup=False)
+    if os.environ.get("RANK", "0") == "0":
+        Console(highlight=False, soft_wrap=True).print(f"all numbers: {out / 'study.md'}", style="bold", markup=False)

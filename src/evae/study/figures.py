@@ -60,7 +60,7 @@ def draw_radars(numbers: pd.DataFrame) -> Figure | None:
         ax.spines["polar"].set_visible(False)
         ax.set_title(head, pad=18)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.suptitle("From control copy (0) to real cells (1), by head", x=0.01, ha="left", fontweight="bold")
+    figure.suptitle("From control copy (0) to real cells (1), by head\n", x=0.01, ha="left", fontweight="bold")
     return figure
 
 

@@ -80,7 +80,9 @@ class Study:
     def __post_init__(self) -> None:
         for name in ("dataset", "output_dir", "tokenizers", "priors", "heads", "seeds", "sampling"):
             if not getattr(self, name):
-                raise EvaeError(f"{name} is not set; add {name}: to the study's YAML file, or {name}=... to the command.")
+                raise EvaeError(
+                    f"{name} is not set; add {name}: to the study's YAML file, or {name}=... to the command."
+                )
         for axis in ("tokenizers", "priors", "sampling"):
             value = getattr(self, axis)
             if not isinstance(value, dict) or not all(isinstance(v or {}, dict) for v in value.values()):

@@ -76,7 +76,7 @@ def read_results(out: Path, wanted: Iterable[Evaluated], baselines: str) -> pd.D
         parts.append(floor.assign(**dict.fromkeys(AXES, None)))
     if not parts:
         return pd.DataFrame(columns=list(COLUMNS))
-    return pd.concat([p.astype({a: object for a in AXES}) for p in parts], ignore_index=True)[list(COLUMNS)]
+    return pd.concat([p.astype(dict.fromkeys(AXES, object)) for p in parts], ignore_index=True)[list(COLUMNS)]
 
 
 def _read(path: Path) -> pd.DataFrame | None:

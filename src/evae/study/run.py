@@ -16,9 +16,9 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from evae.data.dataset import DatasetInfo
-from evae.evaluation import evaluate
+from evae.evaluation import SUITES, evaluate
 from evae.hold_out import dataset_cells, held_out_cells, predict_held_out
-from evae.models.contract_evae import EvaeError
+from evae.models.contract_evae import EvaeError, look_up
 from evae.pipeline import pipeline
 from evae.study.plan import Study, Training, plan
 from evae.study.results import Evaluated, keep_result, read_results, result_name, result_path
@@ -46,6 +46,7 @@ def run_study(study: Study) -> Path:
     """
     if not held_out_cells(DatasetInfo.load(study.dataset)):
         raise EvaeError(f"{study.dataset} holds out no perturbed cells; prepare it with --split.")
+    look_up([study.suite], list(SUITES), "suite")
     trainings, left_out = plan(study)
     return _Run(study, trainings, left_out).to_end()
 
@@ -68,6 +69,7 @@ class _Run:
         self.baselines = result_name(Path("baselines"), self.how | {"data": self.trainings[0].data})
 
     def to_end(self) -> Path:
+        self.console.print(f"{len(self.trainings)} trainings on {self.ranks.num_processes} ranks", markup=False)
         for sentence in self.left_out:
             self.console.print(sentence, style="dim", markup=False)
         for seed in self.study.seeds:  # all of the first seed first: a table early

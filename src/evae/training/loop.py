@@ -115,7 +115,7 @@ class _Loop:
                     self._save()
                 if stopping and not last:
                     self.progress.say(f"stopped by SIGTERM after step {self.now.step}; resume=true goes on from here")
-                    self.accelerator.end_training()
+                    self._close_trackers()
                     raise SystemExit(0)
         return self._finish()
 
@@ -269,5 +269,9 @@ class _Loop:
             self.stage.save(model, folder)
             self.run.publish(folder, self.now.step)
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        self._close_trackers()
         return self.run.path
+
+    def _close_trackers(self) -> None:
+        for tracker in self.accelerator.trackers:  # `end_training` would part the ranks, who may train again
+            tracker.finish()

@@ -1,9 +1,11 @@
 """The Accelerator of a run: device, precision, ranks and trackers."""
 
+import atexit
 import importlib.util
 import os
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import ProjectConfiguration
 
@@ -45,7 +47,16 @@ def make_accelerator(settings: Settings) -> Accelerator:
             f"{accelerator.distributed_type.value}; "
             "choose multi-GPU or no distribution in `accelerate config`."
         )
+    if ranks > 1:
+        atexit.unregister(_part)
+        atexit.register(_part)
     return accelerator
+
+
+def _part() -> None:
+    """Leave the group of ranks in order when the process ends; until then it may train again."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def start_trackers(accelerator: Accelerator, settings: Settings, title: str) -> None:
