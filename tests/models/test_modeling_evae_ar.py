@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from evae.models import EvaeARConfig, EvaeARForCausalLM, EvaeError
+from evae.models.randomness_evae import CellStreams
 
 CODES = torch.tensor([[3, 0, 14, 7], [1, 1, 2, 9], [5, 13, 0, 0]])
 CONDITIONS = {"perturbation_ids": torch.tensor([0, 2, 1]), "cell_type_ids": torch.tensor([1, 0, 1])}
@@ -68,6 +69,23 @@ class TestCacheAndAttention:
                 cache = output.past_key_values
                 parts.append(output.logits)
             torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-12, rtol=1e-12)
+
+    @pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+    @pytest.mark.parametrize("conditions", [CONDITIONS, {"perturbation_ids": torch.tensor([2, 2, 2])}])
+    def test_sampling_equals_sampling_that_recomputes_the_prefix(self, tiny_prior, conditions, guidance_scale):
+        """The laid-out cache and the modulation worked out once for each distinct condition change nothing."""
+        prior = tiny_prior().double()
+        drawn = prior.sample(**conditions, n_cells=3, generator=CellStreams(1, range(3)), guidance_scale=guidance_scale)
+        uniform, codes = CellStreams(1, range(3)).uniform(4), torch.zeros(3, 0, dtype=torch.long)
+        null = {k: v for k, v in conditions.items() if k != "perturbation_ids"}
+        for position in range(4):
+            with torch.no_grad():
+                logits = prior(input_ids=with_bos(codes), **conditions).logits[:, -1]
+                without = prior(input_ids=with_bos(codes), **null).logits[:, -1]
+            shares = (without + guidance_scale * (logits - without)).float().softmax(-1).cumsum(-1)
+            code = (shares <= uniform[:, position : position + 1] * shares[:, -1:]).sum(1, keepdim=True)
+            codes = torch.cat([codes, code], dim=1)
+        assert torch.equal(drawn, codes)
 
     def test_eager_equals_sdpa(self, tiny_prior):
         prior = tiny_prior().double()

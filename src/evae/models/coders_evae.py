@@ -4,7 +4,10 @@ Sparse encoding is exact: all genes with count 0 share one token, the zero vecto
 expressed genes and ONE token for all zeros with the attention bias log(number of zeros).
 """
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_evae import EvaeConfig
@@ -24,7 +27,10 @@ class EvaeEncoder(nn.Module):
         self.config = config
         self.embedding = CountEmbedding(config.n_genes, config.hidden_size)
         self.latent_tokens = nn.Parameter(torch.empty(config.n_latents, config.hidden_size))
-        self.layers = nn.ModuleList([CrossBlock(config) for _ in range(config.encoder_layers)])
+        first_alone = config.share_keys_values
+        self.layers = nn.ModuleList(
+            [CrossBlock(config, reads_memory=not (first_alone and index)) for index in range(config.encoder_layers)]
+        )
         self.norm = nn.LayerNorm(config.hidden_size)
 
     def init_weights(self) -> None:
@@ -41,9 +47,12 @@ class EvaeEncoder(nn.Module):
         if self.config.sparse_encoding:
             tokens = torch.cat([tokens.new_zeros(len(tokens), 1, tokens.shape[-1]), tokens], dim=1)
             bias = _zero_token_bias(counts, self.config.n_genes, tokens.dtype)
-        latents = self.latent_tokens.expand(len(counts), -1, -1)
+        latents, memory = self.latent_tokens.unsqueeze(0), tokens
+        if self.config.share_keys_values:
+            first: Any = self.layers[0]
+            memory = first.cross_attention.keys_values(tokens)
         for layer in self.layers:
-            latents = layer(latents, tokens, bias)
+            latents = layer(latents, memory, bias)
         return self.norm(latents)
 
 
@@ -98,15 +107,17 @@ class EvaeDecoder(nn.Module):
         init.normal_(self.positions, std=0.02)
         init.normal_(self.gene_queries, std=1.0)
 
-    def forward(self, latents: Tensor, context: Tensor) -> Tensor:
-        """`latents` (cells, latents, latent_width), `context` (cells, decoder_context_width)."""
+    def forward(self, latents: Tensor, context: Tensor, genes: Tensor | None = None) -> Tensor:
+        """`latents` (cells, latents, latent_width), `context` (cells, decoder_context_width); `genes`, int64 (some,),
+        are the genes to decode, all if None."""
         memory = self.from_latent(latents) + self.positions
         if self.context is not None:
             memory = torch.cat([memory, self.context(context).unsqueeze(1)], dim=1)
-        genes = self.gene_queries.expand(len(latents), -1, -1)
+        queries = self.gene_queries if genes is None else self.gene_queries.index_select(0, genes)
+        features = queries.unsqueeze(0)
         for layer in self.layers:
-            genes = layer(genes, memory)
-        return self.output(self.norm(genes))
+            features = layer(features, memory)
+        return self.output(self.norm(features))
 
 
 class EvaeMLPDecoder(nn.Module):
@@ -123,5 +134,45 @@ class EvaeMLPDecoder(nn.Module):
             config.dropout,
         )
 
-    def forward(self, latents: Tensor, context: Tensor) -> Tensor:
-        return self.body(torch.cat([latents.flatten(1), context], dim=1)).unflatten(-1, (self.n_genes, -1))
+    def forward(self, latents: Tensor, context: Tensor, genes: Tensor | None = None) -> Tensor:
+        """As `EvaeDecoder.forward`."""
+        features, output = self.body.hidden(torch.cat([latents.flatten(1), context], dim=1)), self.body.output
+        if genes is None:
+            return output(features).unflatten(-1, (self.n_genes, -1))
+        weight, bias = (p.unflatten(0, (self.n_genes, -1)).index_select(0, genes) for p in (output.weight, output.bias))
+        return F.linear(features, weight.flatten(0, 1), bias.flatten()).unflatten(-1, (len(genes), -1))
+
+
+def split_counts(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Divide the molecules of the first half of the cells at random into two parts with independent noise.
+
+    The share of the first part is uniform on [0.1, 0.9] a cell. Source: count splitting (Neufeld et al., 2024).
+
+    Args:
+        counts: raw counts (cells, anything).
+
+    Returns:
+        what the encoder sees and what the decoder is to say, both shaped as `counts`; and whether a cell was left
+        whole, so that both are the cell itself, bool (cells,).
+    """
+    n_split = len(counts) // 2
+    share = 0.1 + 0.8 * torch.rand(n_split, 1, device=counts.device)
+    first = torch.binomial(counts[:n_split], share.expand_as(counts[:n_split]).contiguous())
+    whole = torch.arange(len(counts), device=counts.device) >= n_split
+    return (
+        torch.cat([first, counts[n_split:]]),
+        torch.cat([counts[:n_split] - first, counts[n_split:]]),
+        whole,
+    )
+
+
+def to_dense(counts: Tensor, gene_ids: Tensor, n_genes: int) -> Tensor:
+    """Counts of expressed genes (cells, tokens) as a dense matrix (cells, genes)."""
+    return counts.new_zeros(len(counts), n_genes).scatter_add_(1, gene_ids, counts)
+
+
+def to_sparse(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Dense counts (cells, genes) as expressed counts and gene ids, both (cells, tokens), padded with zeros."""
+    width = int((counts > 0).sum(1).max().clamp_min(1))
+    gene_ids = (counts > 0).to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width]
+    return counts.gather(1, gene_ids), gene_ids

@@ -43,6 +43,11 @@ class EvaeConfig(PretrainedConfig):
         decoder: "attention" (gene queries attend to the latent tokens) or "mlp".
         decoder_layers: layers of the decoder.
         decoder_self_attention: whether gene queries also attend to each other (published: yes).
+        share_keys_values: whether the layers of an attention encoder share one projection of the genes to keys and
+            values, so that further layers cost next to nothing (published: no).
+        loss_genes: genes drawn at random for the loss of every training step, for all cells the same, whose gradient
+            is an unbiased estimate of that over all genes; 0 takes all genes (published). Genes must not attend to
+            each other. For the nb head, see `NegativeBinomialHead`.
         quantizer: "fsq" (finite scalar quantization) or "gaussian" (continuous latents).
         fsq_levels: levels of each latent dimension; their product is the number of codes.
         latent_dim: latent dimensions a token of the Gaussian quantizer.
@@ -78,6 +83,8 @@ class EvaeConfig(PretrainedConfig):
         decoder: str = "attention",
         decoder_layers: int = 4,
         decoder_self_attention: bool = True,
+        share_keys_values: bool = False,
+        loss_genes: int = 0,
         quantizer: str = "fsq",
         fsq_levels: list[int] | tuple[int, ...] = (8, 8, 8),
         latent_dim: int = 32,
@@ -103,6 +110,8 @@ class EvaeConfig(PretrainedConfig):
         self.decoder = decoder
         self.decoder_layers = decoder_layers
         self.decoder_self_attention = decoder_self_attention
+        self.share_keys_values = share_keys_values
+        self.loss_genes = loss_genes
         self.quantizer = quantizer
         self.fsq_levels = list(fsq_levels)
         self.latent_dim = latent_dim
@@ -123,6 +132,14 @@ class EvaeConfig(PretrainedConfig):
         _check_positive(self, "n_genes", "hidden_size", "num_attention_heads", "n_latents", "latent_dim")
         if hidden_size % num_attention_heads:
             raise EvaeError(f"hidden_size {hidden_size} must be a multiple of num_attention_heads.")
+        if encoder == "attention":
+            _check_positive(self, "encoder_layers")
+        if decoder == "attention":
+            _check_positive(self, "decoder_layers")
+        if not isinstance(loss_genes, int) or loss_genes < 0:
+            raise EvaeError(f"loss_genes must be a whole number of at least 0, not {loss_genes!r}.")
+        if loss_genes and decoder == "attention" and decoder_self_attention:
+            raise EvaeError("loss_genes needs decoder_self_attention: false, or decoder: mlp.")
         if count_splitting and not condition_on_library:
             raise EvaeError("count_splitting needs condition_on_library: true.")
         if not self.fsq_levels or min(self.fsq_levels) < 3:

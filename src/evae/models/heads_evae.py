@@ -9,6 +9,9 @@ Each head has `n_outputs` numbers a gene, a `loss`, a `sample` and a `mean`. Wit
     nb            negative binomial, mean l softmax(outputs), one dispersion a gene; sampling draws
 
 Source: bioRxiv 2026.06.15.732063. "nb" sums over genes, the others average.
+
+A loss over some genes, `loss(outputs, counts, library_size, genes)` with `outputs` of `genes` only, has the expectation
+of the loss over all genes when the genes are drawn at random. That of "nb" needs all genes (`needs_all_genes`).
 """
 
 from typing import Any
@@ -57,13 +60,14 @@ class CrossEntropyQuantileHead(nn.Module):
     """Categorical over 20 count bins; outputs are logits (cells, genes, 20)."""
 
     n_outputs = N_BINS
+    needs_all_genes = False
 
     def __init__(self, config: EvaeConfig) -> None:
         super().__init__()
         self.within = config.sample_within_bins
 
-    def loss(self, outputs: Tensor, counts: Tensor, library_size: Tensor) -> Tensor:
-        return F.cross_entropy(outputs.float().flatten(0, 1), counts_to_bins(counts).flatten())
+    def loss(self, outputs: Tensor, counts: Tensor, library_size: Tensor, genes: Tensor | None = None) -> Tensor:
+        return F.cross_entropy(outputs.float().flatten(0, 1), counts_to_bins(_of(counts, genes)).flatten())
 
     def sample(self, outputs: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
         uniform = draw_uniform(outputs.shape[:-1], outputs.device, generator)
@@ -80,18 +84,22 @@ class HurdleHead(nn.Module):
     """A zero gate and a magnitude; outputs are [nonzero logit, magnitude] (cells, genes, 2)."""
 
     n_outputs = 2
+    needs_all_genes = False
 
     def __init__(self, config: EvaeConfig) -> None:
         super().__init__()
         self.zero_loss_weight = config.zero_loss_weight
         self.median = config.median_library_size
 
-    def loss(self, outputs: Tensor, counts: Tensor, library_size: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, counts: Tensor, library_size: Tensor, genes: Tensor | None = None) -> Tensor:
         logit, magnitude = outputs.float().unbind(-1)
+        # nonzero entries of all genes, brought to the genes at hand: those of these genes alone would bias the ratio
+        n_nonzero = (counts > 0).sum().clamp_min(1) * (outputs.shape[1] / counts.shape[1])
+        counts = _of(counts, genes)
         nonzero = (counts > 0).float()
         error = (magnitude - log_normalize(counts, library_size, self.median)) ** 2
         gate = F.binary_cross_entropy_with_logits(logit, nonzero)
-        return self.zero_loss_weight * gate + (error * nonzero).sum() / nonzero.sum().clamp_min(1)
+        return self.zero_loss_weight * gate + (error * nonzero).sum() / n_nonzero
 
     def sample(self, outputs: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
         logit, magnitude = outputs.float().unbind(-1)
@@ -107,13 +115,14 @@ class MeanSquaredErrorHead(nn.Module):
     """One log-normalised value a gene; outputs (cells, genes, 1). It has no sampling distribution."""
 
     n_outputs = 1
+    needs_all_genes = False
 
     def __init__(self, config: EvaeConfig) -> None:
         super().__init__()
         self.median = config.median_library_size
 
-    def loss(self, outputs: Tensor, counts: Tensor, library_size: Tensor) -> Tensor:
-        return F.mse_loss(outputs.squeeze(-1).float(), log_normalize(counts, library_size, self.median))
+    def loss(self, outputs: Tensor, counts: Tensor, library_size: Tensor, genes: Tensor | None = None) -> Tensor:
+        return F.mse_loss(outputs.squeeze(-1).float(), log_normalize(_of(counts, genes), library_size, self.median))
 
     def sample(self, outputs: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
         return self.mean(outputs, library_size)
@@ -123,9 +132,16 @@ class MeanSquaredErrorHead(nn.Module):
 
 
 class NegativeBinomialHead(nn.Module):
-    """Negative binomial with mean l softmax(outputs) and one dispersion a gene; outputs (cells, genes, 1)."""
+    """Negative binomial with mean l softmax(outputs) and one dispersion a gene; outputs (cells, genes, 1).
+
+    The softmax ties all genes together, so a loss over some genes is no sum over them. With `loss_genes` the model
+    therefore decodes all genes once without gradient, about a third of a full step, and puts in the outputs of the
+    drawn genes: value and gradient with respect to every output are then exact, and the gradient that flows back
+    through the drawn outputs, times n_genes / loss_genes, is unbiased.
+    """
 
     n_outputs = 1
+    needs_all_genes = True
 
     def __init__(self, config: EvaeConfig) -> None:
         super().__init__()
@@ -148,7 +164,7 @@ class NegativeBinomialHead(nn.Module):
             + counts * (torch.log(mu) - log_total)
         )
 
-    def loss(self, outputs: Tensor, counts: Tensor, library_size: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, counts: Tensor, library_size: Tensor, genes: Tensor | None = None) -> Tensor:
         return -self.log_likelihood(outputs, counts, library_size).sum(-1).mean()
 
     def sample(self, outputs: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
@@ -156,6 +172,19 @@ class NegativeBinomialHead(nn.Module):
 
     def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
         return outputs.squeeze(-1).float().softmax(-1) * library_size.float().unsqueeze(-1)
+
+
+def _of(counts: Tensor, genes: Tensor | None) -> Tensor:
+    """The counts (cells, some) of `genes` (some,) among `counts` (cells, genes); all if None."""
+    return counts if genes is None else counts.index_select(1, genes)
+
+
+def with_gradient_of(outputs: Tensor, drawn: Tensor, genes: Tensor) -> Tensor:
+    """`outputs` of all genes (cells, genes, n) without gradient, those of `genes` (some,) replaced by `drawn` (cells,
+    some, n), whose gradient is multiplied by genes / some to stand for all."""
+    scale = outputs.shape[1] / drawn.shape[1]
+    scaled = drawn.detach() + scale * (drawn - drawn.detach())
+    return outputs.detach().index_copy(1, genes, scaled.to(outputs.dtype))
 
 
 def log_normalize(counts: Tensor, library_size: Tensor, median: float) -> Tensor:

@@ -47,6 +47,9 @@ def eager_attention(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+KeysValues = tuple[Tensor, Tensor]
+
+
 class Attention(nn.Module):
     """Multi-head attention of tokens onto themselves or onto a memory.
 
@@ -54,9 +57,12 @@ class Attention(nn.Module):
         config: any of our configurations; its attention implementation is used.
         is_causal: whether a token sees only itself and what stands before it.
         layer_idx: place in the key/value cache, for causal layers.
+        reads_memory: whether it makes keys and values of a memory; else it is given another layer's.
     """
 
-    def __init__(self, config: Any, is_causal: bool = False, layer_idx: int | None = None) -> None:
+    def __init__(
+        self, config: Any, is_causal: bool = False, layer_idx: int | None = None, reads_memory: bool = True
+    ) -> None:
         super().__init__()
         width = config.hidden_size
         self.config = config
@@ -66,31 +72,38 @@ class Attention(nn.Module):
         self.head_width = width // self.n_heads
         self.scaling = self.head_width**-0.5
         self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
+        if reads_memory:
+            self.k_proj = nn.Linear(width, width)
+            self.v_proj = nn.Linear(width, width)
         self.o_proj = nn.Linear(width, width)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, self.head_width)).transpose(1, 2)
 
+    def keys_values(self, memory: Tensor) -> KeysValues:
+        """Keys and values of `memory` (cells, others, width), (cells, heads, others, width of a head) each."""
+        return self._split(self.k_proj(memory)), self._split(self.v_proj(memory))
+
     def forward(
         self,
         x: Tensor,
-        memory: Tensor | None = None,
+        memory: Tensor | KeysValues | None = None,
         bias: Tensor | None = None,
         past_key_values: Any = None,
     ) -> Tensor:
         """Attend.
 
         Args:
-            x: queries (cells, tokens, width).
-            memory: what is attended to (cells, others, width); `x` itself if None.
+            x: queries (cells, tokens, width), or (1, tokens, width) where all cells ask the same: these are
+                projected once.
+            memory: what is attended to (cells, others, width), or its keys and values; `x` itself if None.
             bias: added to the attention scores, broadcast to (cells, heads, tokens, others).
             past_key_values: a transformers cache; this call's keys and values are appended to it.
         """
         memory = x if memory is None else memory
-        query, key, value = self._split(self.q_proj(x)), self._split(self.k_proj(memory)), self.v_proj(memory)
-        value = self._split(value)
+        query = self._split(self.q_proj(x))
+        key, value = memory if isinstance(memory, tuple) else self.keys_values(memory)
+        query = query.expand(len(key), -1, -1, -1)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         implementation = self.config._attn_implementation
@@ -127,18 +140,21 @@ class FeedForward(nn.Module):
 class CrossBlock(nn.Module):
     """Pre-norm layer: self-attention (optional), cross-attention onto a memory, feed-forward."""
 
-    def __init__(self, config: Any, self_attention: bool = True) -> None:
+    def __init__(self, config: Any, self_attention: bool = True, reads_memory: bool = True) -> None:
         super().__init__()
         width = config.hidden_size
         self.self_norm = nn.LayerNorm(width) if self_attention else None
         self.self_attention = Attention(config) if self_attention else None
         self.cross_norm = nn.LayerNorm(width)
-        self.cross_attention = Attention(config)
+        self.cross_attention = Attention(config, reads_memory=reads_memory)
         self.feed_forward_norm = nn.LayerNorm(width)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, memory: Tensor, memory_bias: Tensor | None = None) -> Tensor:
-        """`x` (cells, tokens, width), `memory` (cells, others, width) -> (cells, tokens, width)."""
+    def forward(self, x: Tensor, memory: Tensor | KeysValues, memory_bias: Tensor | None = None) -> Tensor:
+        """`x` (cells or 1, tokens, width), `memory` (cells, others, width) -> (cells, tokens, width).
+
+        Tokens that are the same for all cells, as in a first layer, are worked on once until they read the memory.
+        """
         if self.self_attention is not None and self.self_norm is not None:
             x = x + self.self_attention(self.self_norm(x))
         x = x + self.cross_attention(self.cross_norm(x), memory, memory_bias)
@@ -204,9 +220,13 @@ class Perceptron(nn.Module):
         self.output_norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, n_outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(cells, inputs) -> (cells, outputs)"""
+    def hidden(self, x: Tensor) -> Tensor:
+        """(cells, inputs) -> what the output layer reads, (cells, width)."""
         x = self.input(x)
         for norm, layer in zip(self.norms, self.layers, strict=True):
             x = x + self.dropout(F.gelu(layer(norm(x))))
-        return self.output(self.output_norm(x))
+        return self.output_norm(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(cells, inputs) -> (cells, outputs)"""
+        return self.output(self.hidden(x))

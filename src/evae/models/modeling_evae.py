@@ -13,18 +13,29 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .coders_evae import EvaeDecoder, EvaeEncoder, EvaeMLPDecoder, EvaeMLPEncoder
+from .coders_evae import (
+    EvaeDecoder,
+    EvaeEncoder,
+    EvaeMLPDecoder,
+    EvaeMLPEncoder,
+    split_counts,
+    to_dense,
+    to_sparse,
+)
 from .configuration_evae import EvaeConfig
 from .contract_evae import EvaeError
-from .heads_evae import HEAD_CLASSES, NegativeBinomialHead
+from .heads_evae import HEAD_CLASSES, NegativeBinomialHead, with_gradient_of
 from .layers_evae import check_ids
 from .quantization_evae import FiniteScalarQuantizer, GaussianBottleneck, LatentStandardizer
-from .randomness_evae import Randomness
+from .randomness_evae import CellStreams, Randomness
 
 try:  # transformers >= 5 skips what is already loaded
     from transformers import initialization as init
 except ImportError:
     from torch.nn import init  # type: ignore[no-redef]
+
+
+DECODED_NUMBERS = 2**23  # decoder outputs held at once when counts are drawn
 
 
 @dataclass
@@ -37,7 +48,8 @@ class EvaeOutput(ModelOutput):
         kl_loss: KL divergence, nats a cell (Gaussian only).
         codes: int64 (cells, latents) (FSQ only).
         latents: what the decoder saw, (cells, latents, latent_width).
-        outputs: the decoder's numbers, (cells, genes, n_outputs of the head).
+        outputs: the decoder's numbers, (cells, genes, n_outputs of the head); in training with `loss_genes` of the
+            genes drawn, in the order drawn.
     """
 
     loss: Tensor | None = None
@@ -123,9 +135,14 @@ class EvaeModel(EvaePreTrainedModel):
         latents, codes, kl = self._bottleneck(self._latent_parameters(counts, gene_ids))
         if whole is not None:  # whole cells would teach the encoder to memorise noise
             latents = torch.where(whole[:, None, None], latents.detach(), latents)
-        outputs = self._decode(latents, library_size, whole)
         dense = target if gene_ids is None else to_dense(target, gene_ids, self.config.n_genes)
-        reconstruction = self.head.loss(outputs, dense, library_size)
+        genes = self._draw_loss_genes(counts.device)
+        outputs = self._decode(latents, library_size, whole, genes)
+        if genes is not None and self.head.needs_all_genes:
+            with torch.no_grad():
+                everything = self._decode(latents, library_size, whole)
+            outputs = with_gradient_of(everything, outputs, genes)
+        reconstruction = self.head.loss(outputs, dense, library_size, genes)
         loss = reconstruction if kl is None else reconstruction + self.config.kl_weight * kl.mean()
         return EvaeOutput(
             loss=loss,
@@ -135,6 +152,13 @@ class EvaeModel(EvaePreTrainedModel):
             latents=latents,
             outputs=outputs,
         )
+
+    def _draw_loss_genes(self, device: torch.device) -> Tensor | None:
+        """The genes of this training step's loss, int64 (loss_genes,); None for all."""
+        n_genes, some = self.config.n_genes, self.config.loss_genes
+        if not self.training or not 0 < some < n_genes:
+            return None
+        return torch.rand(n_genes, device=device).argsort()[:some]
 
     def encode(self, counts: Tensor, gene_ids: Tensor | None = None) -> Tensor:
         """Codes, int64 (cells, latents), with FSQ; mean latents (cells, latents, latent_dim) with a Gaussian."""
@@ -166,23 +190,41 @@ class EvaeModel(EvaePreTrainedModel):
             raise EvaeError("this tokenizer decodes with a library size; give library_size (cells,).")
         return self._decode(latents, library_size)
 
-    def _decode(self, latents: Tensor, library_size: Tensor | None, whole: Tensor | None = None) -> Tensor:
-        """`whole` (cells,) tells whole cells from parts of split ones; all are whole if None."""
+    def _decode(
+        self,
+        latents: Tensor,
+        library_size: Tensor | None,
+        whole: Tensor | None = None,
+        genes: Tensor | None = None,
+    ) -> Tensor:
+        """`whole` (cells,) tells whole cells from parts of split ones, `genes` (some,) what to decode; all if None."""
         context = latents.new_zeros(len(latents), 0)
         if self.config.condition_on_library and library_size is not None:
             context = log_library(library_size, self.config.median_library_size).to(latents.dtype)
         if self.config.count_splitting:
             is_whole = torch.ones_like(context[:, :1]) if whole is None else whole.to(context).unsqueeze(1)
             context = torch.cat([context, is_whole], dim=1)
-        return self.decoder(latents, context)
+        return self.decoder(latents, context, genes)
 
     def codes_to_latents(self, codes: Tensor) -> Tensor:
         """Grid values (cells, latents, levels) of FSQ codes (cells, latents)."""
         return self.quantizer.codes_to_values(codes).to(self.dtype)
 
     def sample_counts(self, codes: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
-        """Draw counts, float32 (cells, genes), from the head's distribution given codes or latents."""
-        return self.head.sample(self.decode(codes, library_size), library_size, generator)
+        """Draw counts, float32 (cells, genes), from the head's distribution given codes or latents.
+
+        Few cells are decoded at once, so that what is in memory besides the counts does not grow with their number.
+        """
+        at_once = max(1, DECODED_NUMBERS // (self.config.n_genes * self.head.n_outputs))
+        streams, drawn = generator, []
+        for start in range(0, len(codes), at_once):
+            rows = slice(start, start + at_once)
+            streams = generator.fork(rows) if isinstance(generator, CellStreams) else generator
+            outputs = self.decode(codes[rows], library_size[rows])
+            drawn.append(self.head.sample(outputs, library_size[rows], streams))
+        if isinstance(generator, CellStreams) and isinstance(streams, CellStreams):
+            generator.join(streams)
+        return torch.cat(drawn)
 
     def mean_counts(self, codes: Tensor, library_size: Tensor) -> Tensor:
         """Mean of the head's distribution, float32 (cells, genes), given codes or latents."""
@@ -231,41 +273,6 @@ class EvaeModel(EvaePreTrainedModel):
             return latents, codes, None
         latents, _, kl = self.quantizer(parameters)
         return latents, None, kl
-
-
-def split_counts(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Divide the molecules of the first half of the cells at random into two parts with independent noise.
-
-    The share of the first part is uniform on [0.1, 0.9] a cell. Source: count splitting (Neufeld et al., 2024).
-
-    Args:
-        counts: raw counts (cells, anything).
-
-    Returns:
-        what the encoder sees and what the decoder is to say, both shaped as `counts`; and whether a cell was left
-        whole, so that both are the cell itself, bool (cells,).
-    """
-    n_split = len(counts) // 2
-    share = 0.1 + 0.8 * torch.rand(n_split, 1, device=counts.device)
-    first = torch.binomial(counts[:n_split], share.expand_as(counts[:n_split]).contiguous())
-    whole = torch.arange(len(counts), device=counts.device) >= n_split
-    return (
-        torch.cat([first, counts[n_split:]]),
-        torch.cat([counts[:n_split] - first, counts[n_split:]]),
-        whole,
-    )
-
-
-def to_dense(counts: Tensor, gene_ids: Tensor, n_genes: int) -> Tensor:
-    """Counts of expressed genes (cells, tokens) as a dense matrix (cells, genes)."""
-    return counts.new_zeros(len(counts), n_genes).scatter_add_(1, gene_ids, counts)
-
-
-def to_sparse(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Dense counts (cells, genes) as expressed counts and gene ids, both (cells, tokens), padded with zeros."""
-    width = int((counts > 0).sum(1).max().clamp_min(1))
-    gene_ids = (counts > 0).to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width]
-    return counts.gather(1, gene_ids), gene_ids
 
 
 def log_library(library_size: Tensor, median: float) -> Tensor:

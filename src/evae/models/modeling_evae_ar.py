@@ -26,6 +26,33 @@ from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
 from .randomness_evae import CellStreams, Randomness, categorical
 
 
+class CodeCache:
+    """Keys and values of the codes so far, in memory that is laid out once; used as a transformers cache.
+
+    Args:
+        n_tokens: how many tokens there will be at most.
+    """
+
+    def __init__(self, n_tokens: int) -> None:
+        self.n_tokens = n_tokens
+        self.layers: list[list[Tensor]] = []
+        self.lengths: list[int] = []
+
+    def get_seq_length(self) -> int:
+        return self.lengths[0] if self.lengths else 0
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, ...]:
+        """Append keys and values (cells, heads, tokens, width) of a layer; returns all of that layer's so far."""
+        if layer_idx == len(self.layers):
+            self.layers.append([x.new_empty(*x.shape[:2], self.n_tokens, x.shape[3]) for x in (key, value)])
+            self.lengths.append(0)
+        start = self.lengths[layer_idx]
+        stop = self.lengths[layer_idx] = start + key.shape[2]
+        for kept, new in zip(self.layers[layer_idx], (key, value), strict=True):
+            kept[:, :, start:stop] = new
+        return tuple(kept[:, :, :stop] for kept in self.layers[layer_idx])
+
+
 class EvaeARForCausalLM(EvaePrior, GenerationMixin):
     """Causal LM over codes with a nested, frozen tokenizer."""
 
@@ -171,10 +198,15 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         """
         n_cells = cells_asked_for(n_cells, perturbation_ids, cell_type_ids, library_size)
         conditions = (n_cells, perturbation_ids, cell_type_ids, library_size)
-        modulation = self._modulation(self._sampling_conditions(*conditions, guidance_scale, guide))
+        # once for each distinct condition, not in every step
+        distinct, place = self._sampling_conditions(*conditions, guidance_scale, guide).unique(
+            dim=0, return_inverse=True
+        )
+        modulation = self._modulation(distinct)
+        modulation = modulation if len(distinct) == 1 else modulation[place]
         uniform = CellStreams.of(generator, n_cells).uniform(self.n_codes).to(self.device)
         tokens = torch.full((n_cells, 1), self.config.bos_token_id, device=self.device)
-        cache, codes = DynamicCache(), []
+        cache, codes = CodeCache(self.n_codes), []
 
         def next_logits(tokens: Tensor) -> Tensor:
             return self._logits(tokens, modulation, cache)[:, -1].float()

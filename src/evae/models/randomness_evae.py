@@ -1,9 +1,12 @@
 """Random numbers cell by cell: a drawn cell depends on the seed and on its place, not on the batch it is drawn in.
 
-A batch drawn from one stream gives other cells as soon as it is cut elsewhere. So every cell has a stream of its own.
-They run on the CPU, so that all devices get the same numbers.
+A batch drawn from one stream gives other cells as soon as it is cut elsewhere. So every cell has a stream of its own:
+number i of cell c is a hash of (seed, c, i), computed for all cells at once on any device. The hash is SplitMix64
+(Steele, Lea & Flood, "Fast splittable pseudorandom number generators", 2014), and a cell's stream its sequence from a
+hashed start.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +15,8 @@ from torch import Tensor
 
 _SEEDS = 2**32  # torch's CPU generator reads 32 bits of a seed
 _STRIDE = 2_654_435_761  # odd, so that no two cells share a seed; near the golden ratio, so that runs hardly meet
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # the step of SplitMix64, as the signed number of the same bits
+_MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 
 
 class CellStreams:
@@ -24,6 +29,7 @@ class CellStreams:
 
     def __init__(self, seed: int, cells: range) -> None:
         self.seed, self.cells = seed, cells
+        self._drawn = 0  # numbers every stream has given so far
         self._generators: list[torch.Generator] = []
 
     @classmethod
@@ -45,22 +51,48 @@ class CellStreams:
         """The streams of some cells, from their beginning."""
         return CellStreams(self.seed, self.cells[rows])
 
+    def fork(self, rows: slice) -> "CellStreams":
+        """The streams of some cells, from where they are."""
+        part = self[rows]
+        part._drawn, part._generators = self._drawn, self.generators()[rows] if self._generators else []
+        return part
+
+    def join(self, part: "CellStreams") -> None:
+        """Go on from where `part`, a fork that drew as much as all the others, has come to."""
+        self._drawn = part._drawn
+
     def generators(self) -> list[torch.Generator]:
-        """The cells' generators, each where its last draw left it."""
+        """The cells' torch generators (CPU), for distributions that a fixed number of uniform draws does not give."""
         if not self._generators:
             seeds = ((self.seed + cell * _STRIDE) % _SEEDS for cell in self.cells)
             self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return self._generators
 
-    def uniform(self, *shape: int) -> Tensor:
-        """Uniform numbers on [0, 1), float32 (cells, *shape), on the CPU."""
-        drawn = [torch.rand(shape, generator=g) for g in self.generators()]
-        return torch.stack(drawn) if drawn else torch.empty(0, *shape)
+    def uniform(self, *shape: int, device: torch.device | str = "cpu") -> Tensor:
+        """Uniform numbers on [0, 1), float32 (cells, *shape): multiples of 2**-24."""
+        return (self._bits(math.prod(shape), device).float() * 2**-24).view(len(self), *shape)
 
-    def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers, float32 (cells, *shape), on the CPU."""
-        drawn = [torch.randn(shape, generator=g) for g in self.generators()]
-        return torch.stack(drawn) if drawn else torch.empty(0, *shape)
+    def normal(self, *shape: int, device: torch.device | str = "cpu") -> Tensor:
+        """Standard normal numbers, float32 (cells, *shape), within +-5.2."""
+        odd = 2 * (self._bits(math.prod(shape), device) >> 1).float() + 1  # below 2**24, so exact; never 0
+        return (math.sqrt(2) * torch.erfinv(odd * 2**-23 - 1)).view(len(self), *shape)
+
+    def _bits(self, n: int, device: torch.device | str) -> Tensor:
+        """The next `n` numbers of 24 bits of every stream, int64 (cells, n). A hash gives two."""
+        first, self._drawn = self._drawn, self._drawn + n
+        places = torch.arange(self.cells.start, self.cells.stop, self.cells.step, device=device)
+        starts = _mixed((places + 1) * _GOLDEN + self.seed)
+        steps = torch.arange(first // 2, (self._drawn + 1) // 2, device=device)
+        words = _mixed(starts.unsqueeze(1) + (steps + 1) * _GOLDEN)
+        pairs = torch.stack([words >> 40, words >> 16], dim=-1).bitwise_and_(2**24 - 1).flatten(1)
+        return pairs[:, first % 2 : first % 2 + n]
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """The finaliser of SplitMix64 on int64, whose products wrap around; shifts fill with zeros by the mask."""
+    for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
+        x = (x ^ ((x >> shift).bitwise_and_(2 ** (64 - shift) - 1))).mul_(multiplier)
+    return x ^ ((x >> 31).bitwise_and_(2**33 - 1))
 
 
 Randomness = torch.Generator | CellStreams | None
@@ -70,7 +102,7 @@ def draw_uniform(shape: Sequence[int], device: torch.device, source: Randomness)
     """Uniform numbers of `shape` (cells, ...) on [0, 1), from one stream or from each cell's own."""
     if source is None or isinstance(source, torch.Generator):
         return torch.rand(tuple(shape), device=device, generator=source)
-    return source.uniform(*shape[1:]).to(device)
+    return source.uniform(*shape[1:], device=device)
 
 
 def draw_negative_binomial(mu: Tensor, theta: Tensor, source: Randomness) -> Tensor:
