@@ -12,6 +12,8 @@ import pytest
 
 from evae.cli import main
 from evae.data.simulate import simulate_perturb_seq
+from evae.data.simulate_screen import simulate_reversion_screen
+from evae.reversion import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -30,6 +32,14 @@ def commands() -> list[str]:
     return [line for line in lines if line]
 
 
+def stress_screen(path: Path) -> None:
+    """A reversion screen whose reverters have the names of the published positive controls."""
+    cells = simulate_reversion_screen(1_500, seed=0, n_genes=60, n_targets=20)
+    new = dict(zip(cells.uns["simulation"]["reverters"], PRESETS["telohaec"].positives, strict=True))
+    cells.obs["gene_target"] = cells.obs["gene_target"].cat.rename_categories(new)
+    cells.write_h5ad(path)
+
+
 @pytest.fixture(scope="module")
 def workplace(
     tmp_path_factory: pytest.TempPathFactory, small_settings: dict[str, list[str]]
@@ -42,13 +52,14 @@ def workplace(
     cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).map(LINES)
     cells.write_h5ad(folder / "screen.h5ad")
     (folder / "split.json").write_text(snippets("json")[0])
+    stress_screen(folder / "stress.h5ad")
     ran = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setitem(sys.modules, "umap", None)  # it compiles itself for a minute
         for line in commands():
             words = [SMALLER.get(word, word) for word in shlex.split(line)]
-            if words[0] == "evae":
+            if words[0] == "evae" and words[1] != "study":  # a cross product of trainings; tests/study runs one
                 with pytest.raises(SystemExit) as stop:
                     main([*words[1:], *(small_settings[words[2]] if words[1] == "train" else [])])
                 assert stop.value.code == 0, line
@@ -58,7 +69,10 @@ def workplace(
 
 def test_commands_of_the_main_path(workplace):
     folder, ran = workplace
-    assert ran == ["prepare", "train", "train", "predict", "evaluate", "predict", "embed", "push", "push-dataset"]
+    assert ran == [
+        *("prepare", "train", "train", "predict", "evaluate", "predict", "embed", "embed", "reversion"),
+        *("push", "push-dataset"),
+    ]
     assert json.loads((folder / "data/screen/split.json").read_text()) == json.loads(snippets("json")[0])
     asked = ad.read_h5ad(folder / "stat1_jak2.h5ad").obs
     assert set(asked["perturbation"]) == {"STAT1", "JAK2"}
@@ -66,6 +80,7 @@ def test_commands_of_the_main_path(workplace):
     assert len(asked) == 40
     assert (folder / "predicted_held_out_evaluation" / "report.html").is_file()
     assert "X_evae" in ad.read_h5ad(folder / "embedded.h5ad").obsm
+    assert (folder / "stress_reversion" / "report.html").is_file()
 
 
 def test_python_snippets_run_in_order(workplace, monkeypatch):
@@ -74,7 +89,7 @@ def test_python_snippets_run_in_order(workplace, monkeypatch):
     monkeypatch.chdir(folder)
     namespace: dict = {}
     blocks = snippets("python")
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         exec(compile(block.replace(HUB_ID, "runs/prior").replace("500", "30"), "README.md", "exec"), namespace)
     assert set(ad.read_h5ad(folder / "predicted.h5ad").obs["perturbation"]) == {"STAT1"}

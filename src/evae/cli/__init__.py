@@ -12,6 +12,7 @@ from evae.cli.data import prepare
 from evae.cli.demo import demo
 from evae.cli.evaluate import evaluate
 from evae.cli.push import push, push_dataset_folder
+from evae.cli.reversion import reversion
 from evae.cli.study import study
 from evae.cli.train import train
 from evae.cli.use import embed, predict
@@ -22,7 +23,18 @@ class InOrder(TyperGroup):
     """Shows the commands in the order of use."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
-        return ["prepare", "train", "predict", "embed", "evaluate", "study", "push", "push-dataset", "demo"]
+        return [
+            "prepare",
+            "train",
+            "predict",
+            "embed",
+            "evaluate",
+            "reversion",
+            "study",
+            "push",
+            "push-dataset",
+            "demo",
+        ]
 
 
 app = typer.Typer(
@@ -59,6 +71,7 @@ app.add_typer(train, name="train")
 app.command()(predict)
 app.command()(embed)
 app.command()(evaluate)
+app.command()(reversion)
 app.command()(study)
 app.command()(push)
 app.command("push-dataset")(push_dataset_folder)

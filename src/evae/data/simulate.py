@@ -83,7 +83,7 @@ def simulate_perturb_seq(
     rng = np.random.default_rng(seed)
     genes = [f"GENE{g + 1:0{max(4, len(str(n_genes)))}d}" for g in range(n_genes)]
     base = rng.normal(0.0, expression_spread, n_genes)
-    loadings = _programmes(rng, n_programmes, n_genes)  # (programmes, genes)
+    loadings = programmes(rng, n_programmes, n_genes)  # (programmes, genes)
     activities = rng.normal(0.0, cell_type_spread, (n_cell_types, n_programmes))
     names, effects, knock_downs = _perturbations(
         rng, base, loadings, genes, n_perturbations, n_without_effect, effect_size
@@ -107,7 +107,7 @@ def simulate_perturb_seq(
         own = activities[cell_type[rows]]
         own = own + rng.normal(0.0, cell_spread, own.shape)
         eta = base + own @ loadings + effect[rows] * log_fold_change[perturbation[rows]]
-        blocks.append(_negative_binomial(rng, eta, library_size[rows], theta))
+        blocks.append(negative_binomial(rng, eta, library_size[rows], theta))
 
     types = [f"type_{_letters(t)}" for t in range(n_cell_types)]
     truth: dict[str, Any] = {
@@ -144,7 +144,7 @@ def _check_sizes(
         raise EvaeError("simulate_perturb_seq needs at least one cell, cell type and programme, and controls.")
 
 
-def _negative_binomial(
+def negative_binomial(
     rng: np.random.Generator, eta: np.ndarray, library_size: np.ndarray, theta: np.ndarray
 ) -> sp.csr_matrix:
     """Counts (cells, genes) of mean library_size * softmax(eta), as a gamma-Poisson mixture."""
@@ -163,7 +163,7 @@ def _labels(perturbation: np.ndarray, names: list[str], cell_type: np.ndarray, t
     )
 
 
-def _programmes(rng: np.random.Generator, n_programmes: int, n_genes: int) -> np.ndarray:
+def programmes(rng: np.random.Generator, n_programmes: int, n_genes: int) -> np.ndarray:
     """Sparse signed loadings (programmes, genes): about 8 % of the genes each, at least three."""
     members = max(3, round(0.08 * n_genes))
     loadings = np.zeros((n_programmes, n_genes))

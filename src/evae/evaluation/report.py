@@ -34,7 +34,7 @@ READING = (
     "ones in brackets where some are not. “Real split half” is what one half of the real cells scores "
     "against the other."
 )
-_STYLE = """
+STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2.5rem auto; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; }
 h2 { font-size: 1.1rem; margin: 2.2rem 0 .5rem; }
@@ -110,7 +110,7 @@ def html_page(result: "EvaluationResult", figures: list[Path]) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         "<title>Evaluation of predicted cells</title>"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head>"
+        f"<style>{STYLE}</style></head>"
         f"<body>{''.join(body)}</body></html>\n"
     )
 

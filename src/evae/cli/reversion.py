@@ -1,0 +1,115 @@
+"""`evae reversion`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from evae.cli.files import check_folder, fresh_folder
+from evae.cli.use import Device, Layer, Overwrite
+from evae.models.contract_evae import EvaeError, near_matches
+from evae.reversion import PRESETS, ScreenNames, run
+
+RESULT = "result.json"
+
+
+def reversion(
+    file: Annotated[Path, typer.Argument(help="h5ad file of raw counts.", metavar="SCREEN.h5ad")],
+    model: Annotated[
+        str | None, typer.Option(help="Encoder: folder of a trained tokenizer or prior, or a Hub id.")
+    ] = None,
+    kind: Annotated[
+        str, typer.Option(help="Of its embeddings: latents, pooled, codes; or several with commas.")
+    ] = "latents",
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(help="Precomputed, as NAME=FILE, NAME=FILE.h5ad:KEY or NAME=KEY of the screen's obsm; repeat it."),
+    ] = None,
+    baselines: Annotated[str, typer.Option(help="pca, umap, de; several with commas, or none.")] = "pca,de",
+    reference: Annotated[
+        Path | None, typer.Option(help="Ranking to compare with: one target a line, best first.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help=f"Names of a known screen: {', '.join(PRESETS)}.")] = None,
+    condition_key: Annotated[str | None, typer.Option(help="obs column of the arm.")] = None,
+    target_key: Annotated[str | None, typer.Option(help="obs column of the knock-down.")] = None,
+    treated: Annotated[str | None, typer.Option(help="Label of the stressed arm.")] = None,
+    untreated: Annotated[str | None, typer.Option(help="Label of the resting arm.")] = None,
+    anchor: Annotated[str | None, typer.Option(help="Control target whose untreated cells are the goal.")] = None,
+    control: Annotated[str | None, typer.Option(help="All control targets, with commas; they are not ranked.")] = None,
+    positive: Annotated[str | None, typer.Option(help="Targets known to revert the stress, with commas.")] = None,
+    layer: Layer = None,
+    min_cells: Annotated[int, typer.Option(help="Groups of fewer cells are not ranked.", min=1)] = 1,
+    permutations: Annotated[int, typer.Option(help="For the p-values.", min=1)] = 10_000,
+    shuffles: Annotated[int, typer.Option(help="Of labels, for the Calinski-Harabasz ratios.", min=0)] = 30,
+    components: Annotated[int, typer.Option(help="Of PCA.", min=1)] = 50,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: Device = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report; FILE_reversion if left out.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Rank knock-downs by how far they bring stressed cells back to rest.
+
+    Compares the frozen encoder with baselines and precomputed embeddings (scGPT's, say) on one screen: treated
+    and untreated cells with many targets. Prints the main numbers and writes a report (HTML, PNG, JSON, CSV).
+
+    Example: evae reversion screen.h5ad --model runs/tokenizer --preset telohaec --embedding scgpt=scgpt.h5ad
+    """
+    out = out or file.with_name(f"{file.stem}_reversion")
+    check_folder(out, RESULT, overwrite)
+    given = {
+        "condition_key": condition_key,
+        "target_key": target_key,
+        "treated": treated,
+        "untreated": untreated,
+        "anchor": anchor,
+        "controls": _split(control) if control else None,
+        "positives": _split(positive) if positive else None,
+    }
+    console = Console(highlight=False, soft_wrap=True)
+    result = run(
+        file,
+        _names(preset, {k: v for k, v in given.items() if v is not None}),
+        model=model,
+        kinds=_split(kind),
+        embeddings=_embeddings(embedding or []),
+        baselines=() if baselines == "none" else _split(baselines),
+        reference=reference,
+        layer=layer,
+        min_cells=min_cells,
+        n_permutations=permutations,
+        n_shuffles=shuffles,
+        n_components=components,
+        seed=seed,
+        device=device,
+        progress=console.is_terminal,
+    )
+    console.print(result.rich())
+    with fresh_folder(out, RESULT, overwrite) as folder:
+        result.report(folder)
+    console.print(f"all numbers: {out / 'report.html'}", style="bold", markup=False)
+
+
+def _names(preset: str | None, given: dict[str, Any]) -> ScreenNames:
+    if preset is not None and preset not in PRESETS:
+        raise EvaeError(f"there is no preset '{preset}'. {near_matches(preset, list(PRESETS))}")
+    if "anchor" in given and "controls" not in given and preset is None:
+        given["controls"] = (given["anchor"],)
+    return ScreenNames(**{**(asdict(PRESETS[preset]) if preset else {}), **given})
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _embeddings(given: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, where = text.partition("=")
+        if not (name and equals and where):
+            raise EvaeError(f"'{text}' names no embedding; write NAME=FILE, or NAME=KEY for an obsm key of the screen.")
+        if name in found:
+            raise EvaeError(f"two embeddings are called '{name}'; name them apart.")
+        found[name] = where
+    return found
