@@ -50,6 +50,8 @@ class Fault:
     method: str = ""  # only this method; any if empty
     times: int = -1  # how often; -1 is for ever
     cut: int = 0  # close the connection after so many bytes of the answer's body
+    stall: bool = False  # say nothing after `cut` bytes, until the client goes away
+    headers: dict[str, str] = field(default_factory=dict)  # of the answer, in place of the right ones
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class HubServer:
         faults: what goes wrong; the first that matches a request counts.
         requests: (method, path) of all requests so far.
         page_size: entries a page of `tree`.
+        stalled: set once an answer has stalled.
     """
 
     def __init__(self, port: int) -> None:
@@ -140,6 +143,7 @@ class HubServer:
         self.requests: list[tuple[str, str]] = []
         self.page_size = 1000
         self.connections: set[socket.socket] = set()
+        self.stalled = threading.Event()
         self.lock = threading.RLock()
         self._server: ThreadingHTTPServer | None = None
 
@@ -166,6 +170,7 @@ class HubServer:
         for content in (self.users, self.repos, self.stored, self.faults, self.requests):
             content.clear()
         self.page_size = 1000
+        self.stalled.clear()
 
     def repo(self, repo_id: str, kind: str = "models") -> Repo:
         """A repository by its id."""
@@ -228,14 +233,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, headers: dict[str, str], content: bytes) -> None:
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+        for name, value in {"Content-Length": str(len(content)), **headers, **self.now.headers}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":
             return
-        if self.now.cut and len(content) > self.now.cut:
+        if self.now.stall or (self.now.cut and len(content) > self.now.cut):
             content, self.close_connection = content[: self.now.cut], True
         self.wfile.write(content)
+        if self.now.stall:
+            self.hub.stalled.set()
+            self.connection.recv(1)  # comes back when the client has gone, or the server stops
 
     def _authenticate(self) -> User | None:
         given = self.headers.get("Authorization", "")

@@ -8,40 +8,51 @@ from huggingface_hub import constants, errors, get_token
 from evae.models.contract_evae import EvaeError
 
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
-OFFLINE = (errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
-TRANSPORT = {
-    "TransportError",
-    "ConnectionError",
-    "Timeout",
-}  # of httpx, httpx2 or requests, as the client's version has it
+# Classes of the client, of Python, and of httpx, httpx2, requests or urllib3, as the client's version has it.
+UNREACHED = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionRefusedError", "ConnectError", "gaierror"}
+BROKEN = {"TransportError", "ProtocolError", "RequestException", "ConnectionError", "TimeoutError"}
 
 
 @contextmanager
-def told_by_the_hub(name: str, kind: str = "model", revision: str | None = None) -> Iterator[None]:
+def told_by_the_hub(
+    name: str, kind: str = "model", revision: str | None = None, pushing: bool = False
+) -> Iterator[None]:
     """Turn every failure of the Hub client inside the block into an `EvaeError`.
 
     Args:
         name: the repository's id, as the user gave it.
         kind: "model" or "dataset".
         revision: the branch, tag or commit that was asked for.
+        pushing: whether the block writes to the repository; else it reads.
     """
     try:
         yield
     except EvaeError:
         raise
     except Exception as error:
-        mend = explain(error, name, kind, revision)
+        mend = explain(error, name, kind, revision, pushing)
         if mend is None:
             raise
         raise EvaeError(mend) from error
 
 
-def explain(error: BaseException, name: str, kind: str = "model", revision: str | None = None) -> str | None:
+def explain(
+    error: BaseException, name: str, kind: str = "model", revision: str | None = None, pushing: bool = False
+) -> str | None:
     """The line for the user; None for an error that is not the Hub client's."""
-    for cause in _causes(error):
-        line = _explain_one(cause, name, kind, revision)
-        if line is not None:
-            return line
+    causes = _causes(error)
+    lines = (_explain_class(cause, name, kind, revision) for cause in causes)
+    if line := next(filter(None, lines), None):
+        return line
+    statuses = [getattr(getattr(cause, "response", None), "status_code", None) for cause in causes]
+    if status := next(filter(None, statuses), None):
+        return _explain_status(status, name)
+    classes = {base.__name__ for cause in causes for base in type(cause).__mro__}
+    if classes & UNREACHED:
+        return _unreached(name, pushing)
+    if classes & BROKEN or any("Consistency check failed" in str(cause) for cause in causes):
+        kept = "nothing was committed" if pushing else "what came whole is kept"
+        return f"the connection to the Hub broke off at '{name}'; retry, {kept}."
     return None
 
 
@@ -55,7 +66,7 @@ def _causes(error: BaseException) -> list[BaseException]:
     return chain[::-1]
 
 
-def _explain_one(error: BaseException, name: str, kind: str, revision: str | None) -> str | None:
+def _explain_class(error: BaseException, name: str, kind: str, revision: str | None) -> str | None:
     logged_in = get_token() is not None
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
     if isinstance(error, errors.HFValidationError):
@@ -71,24 +82,28 @@ def _explain_one(error: BaseException, name: str, kind: str, revision: str | Non
         return f"'{name}' has no revision '{revision or 'main'}'; give a branch, tag or commit of {page}/tree/main"
     if isinstance(error, errors.LocalTokenNotFoundError):
         return f"the Hub wants to know who you are; {LOGIN}."
-    if isinstance(error, errors.HfHubHTTPError) and not isinstance(error, errors.EntryNotFoundError):
-        return _explain_status(error.response.status_code, name, logged_in)
-    if isinstance(error, OFFLINE) or TRANSPORT & {base.__name__ for base in type(error).__mro__}:
-        return (
-            f"the Hub cannot be reached, and '{name}' is neither a local folder nor in the local cache; check the "
-            "name and the network (and that HF_HUB_OFFLINE is not set), then retry."
-        )
-    if isinstance(error, errors.EntryNotFoundError):
+    local = isinstance(error, errors.LocalEntryNotFoundError)  # says only that there was no connection
+    if isinstance(error, errors.EntryNotFoundError) and not local:
         return f"'{name}' lacks a file that is needed; give another {kind}, or another revision."
     return None
 
 
-def _explain_status(status: int, name: str, logged_in: bool) -> str:
+def _unreached(name: str, pushing: bool) -> str:
+    if pushing:
+        return f"the Hub cannot be reached to push '{name}'; check the network (and HF_HUB_OFFLINE), then retry."
+    return (
+        f"the Hub cannot be reached, and '{name}' is neither a local folder nor in the local cache; check the "
+        "name and the network (and that HF_HUB_OFFLINE is not set), then retry."
+    )
+
+
+def _explain_status(status: int, name: str) -> str:
     if status == 401:
+        logged_in = get_token() is not None
         return f"the Hub does not accept your token; {LOGIN} anew." if logged_in else f"you are not logged in; {LOGIN}."
     if status == 403:
         return f"your token may not do this to '{name}'; {LOGIN} with a token of role write for that namespace."
-    if status == 412:
+    if status in (409, 412):
         return f"someone else wrote to '{name}' at the same time; retry."
     if status == 429:
         return "the Hub limits how often you may ask; wait some minutes, then retry."

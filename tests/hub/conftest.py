@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import datasets
 import pytest
+import transformers
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import _http
 
@@ -37,6 +38,22 @@ def running_hub(hub_module: ModuleType) -> Iterator:
     server.stop()
 
 
+def set_offline(monkeypatch: pytest.MonkeyPatch, offline: bool) -> None:
+    """What HF_HUB_OFFLINE does, in a process that has read it already, whatever the versions of the libraries."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
+    if hasattr(transformers.utils.hub, "_is_offline_mode"):  # transformers 4
+        monkeypatch.setattr(transformers.utils.hub, "_is_offline_mode", offline)
+    if hasattr(_http, "reset_sessions"):  # huggingface_hub 0
+        _http.reset_sessions()
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Go offline."""
+    return lambda: set_offline(monkeypatch, True)
+
+
 @pytest.fixture
 def hub(running_hub, hub_module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
     """An empty Hub with three users, and a client with an empty cache that is allowed to speak with it."""
@@ -45,8 +62,7 @@ def hub(running_hub, hub_module: ModuleType, tmp_path: Path, monkeypatch: pytest
         READER: hub_module.User("maker", "read", ("evae",)),
         STRANGER: hub_module.User("stranger"),
     }
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    set_offline(monkeypatch, False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
     monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)  # the client's pauses between its attempts
@@ -54,6 +70,8 @@ def hub(running_hub, hub_module: ModuleType, tmp_path: Path, monkeypatch: pytest
     if running_hub._server is None:
         running_hub.start()
     running_hub.clear()
+    if hasattr(_http, "reset_sessions"):
+        _http.reset_sessions()
 
 
 @pytest.fixture

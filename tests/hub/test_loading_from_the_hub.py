@@ -1,5 +1,7 @@
 """Loading from a Hub: with the package and without it, and one line with the mend for all that can go wrong."""
 
+import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +14,7 @@ from huggingface_hub import HfApi, constants
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
 
 import evae
+from evae.hub import push_run
 
 WRITER, READER, STRANGER = "hf_writer", "hf_reader", "hf_stranger"
 
@@ -48,15 +51,6 @@ class TestWithThePackage:
         assert evae.pipeline(on_the_hub, revision=first).checkpoint.revision == first
         assert "lacks the file model.safetensors" in refusal(on_the_hub)
         assert "has no revision 'v2'; give a branch, tag or commit" in refusal(on_the_hub, revision="v2")
-
-    def test_subfolder(self, on_the_hub, trained_tokenizer):
-        HfApi(token=WRITER).upload_folder(
-            repo_id=on_the_hub,
-            folder_path=trained_tokenizer,
-            path_in_repo="tokenizer",
-            ignore_patterns=["checkpoints/*"],
-        )
-        assert type(AutoModel.from_pretrained(on_the_hub, subfolder="tokenizer")) is evae.EvaeModel
 
     def test_private(self, on_the_hub, hub, login):
         hub.repo(on_the_hub).private = True
@@ -112,9 +106,9 @@ class TestFaults:
         hub.stop()
         assert evae.pipeline(on_the_hub).checkpoint.revision == revision
 
-    def test_offline_mode(self, on_the_hub, hub, monkeypatch):
+    def test_offline_mode(self, on_the_hub, hub, offline):
         evae.pipeline(on_the_hub)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        offline()
         asked = len(hub.requests)
         assert evae.pipeline(on_the_hub).checkpoint.is_prior
         assert "HF_HUB_OFFLINE" in refusal("evae/other")
@@ -137,36 +131,65 @@ class TestFaults:
         assert done.err == "error: the Hub limits how often you may ask; wait some minutes, then retry.\n"
 
 
-WITHOUT = """
-import sys
-sys.modules["evae"] = None
-import torch
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForCausalLM, AutoProcessor
-name = sys.argv[1]
-assert AutoConfig.from_pretrained(name, trust_remote_code=True).model_type == "evae_ar"
-model = AutoModel.from_pretrained(name, trust_remote_code=True)
-assert type(model).__module__.startswith("transformers_modules")
-assert type(AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)) is type(model)
-processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
-assert type(AutoFeatureExtractor.from_pretrained(name, trust_remote_code=True)) is type(processor)
-ids = torch.tensor([1, 1])
-cells = model.sample_cells(ids, ids * 0, torch.tensor([100.0, 100.0]), generator=torch.Generator().manual_seed(0))
-assert cells.shape == (2, len(processor.genes))
-assert cells.sum() > 0
-print("sum", float(cells.sum()))
-"""
+EVERY_WAY = Path(__file__).with_name("every_way.py")
 
 
-def test_without_the_package(on_the_hub, pipe, tmp_path):
-    """The newest transformers, or those of the interpreters named in EVAE_TEST_PYTHONS (separated by commas)."""
-    ids = torch.tensor([1, 1])
-    expected = pipe.model.sample_cells(
-        ids, ids * 0, torch.tensor([100.0, 100.0]), generator=torch.Generator().manual_seed(0)
-    )
-    for index, python in enumerate(os.environ.get("EVAE_TEST_PYTHONS", sys.executable).split(",")):
-        environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / str(index))}
-        done = subprocess.run(
-            [python, "-c", WITHOUT, on_the_hub], env=environment, capture_output=True, text=True, check=False
+def every_way():
+    """tests/hub/every_way.py, here with the package."""
+    spec = importlib.util.spec_from_file_location("every_way", EVERY_WAY)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def every_kind(trained_prior, trained_tokenizer, tmp_path_factory) -> dict[str, Path]:
+    """A folder of every kind of model."""
+    processor, tokenizer = evae.EvaeProcessor.from_pretrained(trained_prior), evae.EvaeModel.from_pretrained
+    folders = {"evae/tiny-tokenizer": trained_tokenizer, "evae/tiny-ar": trained_prior}
+    sizes = {"n_perturbations": len(processor.perturbations), "n_cell_types": len(processor.cell_types)}
+    sizes |= {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    codes = tokenizer(trained_tokenizer).config
+    latents = evae.EvaeConfig(**{**codes.to_dict(), "quantizer": "gaussian", "latent_dim": 3})
+    torch.manual_seed(0)
+    for model in (
+        evae.EvaeMDLMModel(evae.EvaeMDLMConfig(tokenizer_config=codes, sampling_steps=4, **sizes)),
+        evae.EvaeFlowModel(evae.EvaeFlowConfig(tokenizer_config=latents, sampling_steps=4, **sizes)),
+    ):
+        name = f"evae/tiny-{model.config.model_type.removeprefix('evae_')}"
+        folders[name] = tmp_path_factory.mktemp("kinds") / name.split("/")[1]
+        torch.nn.init.normal_(model.modulation.weight)
+        model.save_pretrained(folders[name])
+        processor.save_pretrained(folders[name])
+    return folders
+
+
+def test_every_kind_in_every_way(hub, login, every_kind, offline, tmp_path):
+    """Pushed, then loaded with the package and without it: by name, from a tag, from a subfolder, in bfloat16, with a
+    device map, offline; always the same cells."""
+    api = HfApi(token=WRITER)
+    login(WRITER)
+    for name, folder in every_kind.items():
+        push_run(folder, name)
+        api.create_tag(name, tag="v1")
+        api.upload_folder(
+            repo_id=name, folder_path=folder, path_in_repo="nested", ignore_patterns=["checkpoints/*", "*.jsonl"]
         )
+    login(None)
+    ways = every_way()
+    expected = {name: ways.found(name, ways.WAYS) for name in every_kind}
+    folder = every_kind["evae/tiny-flow"]
+    expected["folder"] = ways.found(str(folder), ["plain", "device_map", "dtype"])
+    for name, said in expected.items():
+        assert said["plain"] == said["device_map"], name
+        if name != "folder":
+            assert said["plain"] == said["revision"] == said["subfolder"], name
+    script = [sys.executable, str(EVERY_WAY), str(folder), *every_kind]
+    for setting in ("0", "1"):
+        environment = {**os.environ, "HF_HUB_OFFLINE": setting, "HF_HOME": str(tmp_path / "home")}
+        done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
-        assert f"sum {float(expected.sum())}" in done.stdout
+        assert json.loads(done.stdout) == expected
+        hub.stop()
+    offline()
+    assert {name: ways.found(name, ways.WAYS) for name in every_kind}.items() <= expected.items()

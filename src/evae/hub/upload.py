@@ -70,16 +70,19 @@ def upload(bundle: Bundle, private: bool = False, message: str = "Upload with ev
         raise EvaeError(f"pushing needs a login; {LOGIN}, with a token of role write.")
     api = HfApi()
     where: dict[str, Any] = {"repo_id": bundle.repo_id, "repo_type": bundle.kind}
-    with told_by_the_hub(bundle.repo_id, bundle.kind):
+    with told_by_the_hub(bundle.repo_id, bundle.kind, pushing=True):
         api.create_repo(**where, private=private or None, exist_ok=True)
-        if private and not api.repo_info(**where).private:
+        before = api.repo_info(**where)
+        if private and not before.private:
             raise EvaeError(
                 f"'{bundle.repo_id}' exists and is public; make it private in its settings, or name another."
             )
-        present = api.list_repo_files(**where)
+        present = api.list_repo_files(**where, revision=before.sha)
         gone = [p for p in present if p not in bundle.files and any(fnmatch(p, r) for r in bundle.replaces)]
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(path, content) for path, content in sorted(bundle.files.items())
         ]
         operations += [CommitOperationDelete(path) for path in gone]
-        return str(api.create_commit(**where, operations=operations, commit_message=message).commit_url)
+        # `gone` holds for that parent only; where someone else commits in between, the Hub refuses this commit
+        commit = api.create_commit(**where, operations=operations, commit_message=message, parent_commit=before.sha)
+        return str(commit.commit_url)
