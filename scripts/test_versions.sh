@@ -12,7 +12,7 @@ check() {
     place=.venv/versions/$name
     if [ ! -e "$place/ready" ]; then
         .venv/bin/python -m venv --clear "$place"
-        .venv/bin/python -c 'import sysconfig; print(f"import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})")' \
+        .venv/bin/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
             > "$(echo "$place"/lib/python3*/site-packages)/rest.pth"
         "$place/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$@"
         touch "$place/ready"

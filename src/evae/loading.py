@@ -6,9 +6,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from evae.hub_errors import told_by_the_hub
 from evae.models.contract_evae import EvaeError
@@ -65,21 +66,16 @@ def load_checkpoint(path_or_id: str | Path, revision: str | None = None) -> Chec
     if not folder.is_dir():
         folder = _download(str(path_or_id), revision)
         commit = folder.name  # the Hub cache names a snapshot's folder by its commit
-    _check_files(folder, str(path_or_id))
+    shapes = _check_files(folder, str(path_or_id))
     try:
-        model, report = AutoModel.from_pretrained(
-            folder, output_loading_info=True, use_safetensors=True, trust_remote_code=False
-        )
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        _check_shapes(config, shapes, str(path_or_id))
+        model = AutoModel.from_pretrained(folder, config=config, use_safetensors=True, trust_remote_code=False)
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    except EvaeError:
-        raise
+    except EvaeError as error:
+        raise EvaeError(f"{path_or_id} cannot be loaded: {error}") from error
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise EvaeError(f"{path_or_id} cannot be loaded ({_first_line(error)}); {MEND}.") from error
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise EvaeError(
-            f"the weights in {path_or_id} lack {len(missing)} tensors of the model (first: {missing[0]}); {MEND}."
-        )
     checkpoint = Checkpoint(model.eval(), processor, str(path_or_id), commit)
     _check_sizes(checkpoint)
     return checkpoint
@@ -93,8 +89,12 @@ def _download(repo: str, revision: str | None) -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
 
 
-def _check_files(folder: Path, name: str) -> None:
-    """Raise unless every needed file is there and whole; transformers' messages do not name the culprit."""
+def _check_files(folder: Path, name: str) -> dict[str, list[int]]:
+    """Raise unless every needed file is there and whole; transformers' messages do not name the culprit.
+
+    Returns:
+        the shape of every tensor in the weights.
+    """
     config = _read_json(folder, CONFIG, name)
     kind = str(config.get("model_type"))
     if not kind.startswith("evae"):
@@ -103,14 +103,29 @@ def _check_files(folder: Path, name: str) -> None:
     shards = [WEIGHTS]
     if not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
         shards = sorted(set(_read_json(folder, INDEX, name).get("weight_map", {}).values()))
+    shapes: dict[str, list[int]] = {}
     for shard in shards:
+        if Path(shard).name != shard:
+            raise EvaeError(f"{INDEX} of {name} names {shard}, which is no file of that folder; do not trust it.")
         if not (folder / shard).is_file():
             raise EvaeError(f"{name} lacks the file {shard}; {MEND}.")
         try:
-            with safe_open(folder / shard, framework="numpy"):
-                pass
+            with safe_open(folder / shard, framework="numpy") as tensors:
+                shapes |= {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise EvaeError(f"{folder / shard} is truncated or damaged ({_first_line(error)}); {MEND}.") from None
+    return shapes
+
+
+def _check_shapes(config: Any, shapes: dict[str, list[int]], name: str) -> None:
+    """Raise unless the weights have the tensors that the configuration asks for, before these take memory."""
+    with torch.device("meta"):
+        wanted = AutoModel.from_config(config, trust_remote_code=False).state_dict()
+    if missing := sorted(wanted.keys() - shapes.keys()):
+        raise EvaeError(f"the weights lack {len(missing)} tensors of the model (first: {missing[0]}); {MEND}.")
+    for key, tensor in wanted.items():
+        if list(tensor.shape) != shapes[key]:
+            raise EvaeError(f"{key} is {shapes[key]} in the weights, {list(tensor.shape)} by {CONFIG}; {MEND}.")
 
 
 def _read_json(folder: Path, file: str, name: str) -> dict[str, Any]:

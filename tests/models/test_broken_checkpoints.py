@@ -7,7 +7,24 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from evae.models import EvaeARConfig, EvaeConfig, EvaeError
+from evae.models import (
+    EvaeARConfig,
+    EvaeARForCausalLM,
+    EvaeConfig,
+    EvaeError,
+    EvaeFlowConfig,
+    EvaeFlowModel,
+    EvaeMDLMConfig,
+    EvaeMDLMModel,
+    EvaeModel,
+)
+from evae.models.layers_evae import parameters_at_least
+
+KINDS = {
+    "ar": (EvaeARConfig, EvaeARForCausalLM),
+    "mdlm": (EvaeMDLMConfig, EvaeMDLMModel),
+    "flow": (EvaeFlowConfig, EvaeFlowModel),
+}
 
 
 @pytest.fixture
@@ -55,14 +72,69 @@ def test_weights_of_another_size(folder):
         AutoModel.from_pretrained(folder)
 
 
-def test_missing_and_unknown_weights_are_reported(folder):
+def test_missing_weights_raise_and_unknown_ones_are_reported(folder):
     path = folder / "model.safetensors"
     weights = load_file(path)
-    weights["stray"] = weights.pop("lm_head.bias")
-    save_file(weights, path, metadata={"format": "pt"})
+    save_file({**weights, "stray": torch.zeros(1)}, path, metadata={"format": "pt"})
     _, report = AutoModel.from_pretrained(folder, output_loading_info=True)
-    assert set(report["missing_keys"]) == {"lm_head.bias"}
     assert set(report["unexpected_keys"]) == {"stray"}
+    del weights["lm_head.bias"]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(EvaeError, match=r"the weights lack 1 tensors of the model \(first: lm_head.bias\)"):
+        AutoModel.from_pretrained(folder)
+
+
+def test_pickled_weights_beside_the_configuration_are_not_read(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"no matter what")
+    with pytest.raises(OSError, match=r"safetensors"):
+        AutoModel.from_pretrained(folder)
+
+
+ABSURD = {
+    "n_genes": 10**12,
+    "hidden_size": 10**10,
+    "intermediate_size": 10**12,
+    "n_latents": 10**12,
+    "encoder_layers": 10**9,
+    "decoder_layers": 10**9,
+    "latent_dim": 10**12,
+}
+
+
+class TestAbsurdSizes:
+    """Refused before anything is built: each of these would take terabytes, or years."""
+
+    @pytest.mark.parametrize("coder", ["attention", "mlp"])
+    @pytest.mark.parametrize("field", ABSURD)
+    def test_tokenizer(self, tiny_config, field, coder):
+        config = tiny_config(quantizer="gaussian", encoder=coder, decoder=coder, **{field: ABSURD[field]})
+        with pytest.raises(EvaeError, match="asks for at least [0-9,]+ parameters"):
+            EvaeModel(config)
+
+    @pytest.mark.parametrize(
+        "field", ["n_perturbations", "n_cell_types", "hidden_size", "num_hidden_layers", "intermediate_size"]
+    )
+    def test_prior(self, folder, field):
+        change_config(folder, **{field: 10**12})
+        with pytest.raises(EvaeError, match="asks for at least [0-9,]+ parameters"):
+            AutoModel.from_pretrained(folder)
+
+    def test_codes(self, tiny_config):
+        config = EvaeARConfig(tokenizer_config=tiny_config(fsq_levels=[1000] * 5), hidden_size=16)
+        with pytest.raises(EvaeError, match="asks for at least [0-9,]+ parameters"):
+            EvaeARForCausalLM(config)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("coder", ["attention", "mlp"])
+    def test_the_bound_is_below_the_number_and_close(self, kind, coder):
+        quantizer = "gaussian" if kind == "flow" else "fsq"
+        coders = {"encoder": coder, "decoder": coder}
+        with torch.device("meta"):
+            tokenizer = EvaeConfig(quantizer=quantizer, head="mse", **coders)
+            model = KINDS[kind][1](KINDS[kind][0](tokenizer_config=tokenizer, n_perturbations=100))
+        number = sum(p.numel() for p in model.parameters())
+        assert 0.95 * number < parameters_at_least(model.config) <= number
 
 
 @pytest.mark.parametrize(

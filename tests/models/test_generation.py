@@ -51,6 +51,14 @@ class TestProbabilities:
         assert agrees(prior.generate(**self.ids()), probabilities)
         assert agrees(prior.generate(**self.ids(), use_cache=False), probabilities)
 
+    def test_beam_search_finds_the_most_probable(self, toy):
+        prior, probabilities = toy
+        ids = {"perturbation_ids": torch.tensor([1, 1]), "cell_type_ids": torch.tensor([0, 0])}
+        best = prior.generate(**ids, num_beams=3, do_sample=False)
+        most = int(probabilities.argmax())
+        assert best.tolist() == [[most // 3, most % 3]] * 2
+        assert prior.generate(**ids, repetition_penalty=1.5).max() < 3  # looks up the logit of every id, BOS too
+
     def test_temperature(self, toy):
         prior, _ = toy
         cold = prior.sample_codes(**self.ids(), temperature=1e-4)

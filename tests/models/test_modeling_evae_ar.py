@@ -54,7 +54,10 @@ class TestLikelihood:
         prior = tiny_prior()
         assert prior.config.vocab_size == 16
         assert prior.config.bos_token_id == BOS
-        assert prior(codes=CODES).logits.shape == (3, 4, 15)  # BOS cannot be drawn
+        logits = prior(codes=CODES).logits
+        assert logits.shape == (3, 4, 16)
+        assert (logits.softmax(-1)[..., 15] == 0).all()  # BOS cannot be drawn
+        assert torch.distributions.Categorical(logits=logits).entropy().isfinite().all()
 
 
 class TestCacheAndAttention:

@@ -129,7 +129,8 @@ class EvaeConfig(PretrainedConfig):
         _check_choice("decoder", decoder, CODERS)
         _check_choice("quantizer", quantizer, QUANTIZERS)
         _check_choice("head", head, HEADS)
-        _check_positive(self, "n_genes", "hidden_size", "num_attention_heads", "n_latents", "latent_dim")
+        _check_positive(self, "n_genes", "hidden_size", "num_attention_heads", "intermediate_size", "n_latents")
+        _check_positive(self, "encoder_layers", "decoder_layers", "latent_dim")
         if hidden_size % num_attention_heads:
             raise EvaeError(f"hidden_size {hidden_size} must be a multiple of num_attention_heads.")
         if encoder == "attention":
@@ -208,6 +209,7 @@ class EvaePriorConfig(PretrainedConfig):
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
         _check_positive(self, "n_perturbations", "n_cell_types", "hidden_size", "num_hidden_layers")
+        _check_positive(self, "num_attention_heads", "intermediate_size")
         if hidden_size % num_attention_heads:
             raise EvaeError(f"hidden_size {hidden_size} must be a multiple of num_attention_heads.")
 

@@ -10,6 +10,40 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .contract_evae import EvaeError
 
 
+MOST_PARAMETERS = 2_000_000_000  # 8 GB in float32; the published models have some 10 million
+
+
+def check_size(config: Any) -> None:
+    """Raise `EvaeError` for a configuration of more than `MOST_PARAMETERS`, before anything is built."""
+    n_parameters = parameters_at_least(config)
+    if n_parameters > MOST_PARAMETERS:
+        raise EvaeError(
+            f"the configuration asks for at least {n_parameters:,} parameters, above the {MOST_PARAMETERS:,} that are "
+            "allowed; look for a wrong size in it, or do not trust where it came from."
+        )
+
+
+def parameters_at_least(config: Any) -> int:
+    """Parameters of a tokenizer's or a prior's large matrices, a lower bound that is close to their number."""
+    width, inner = config.hidden_size, config.intermediate_size
+    attention, feed_forward = 4 * width**2, 2 * width * inner
+    if hasattr(config, "tokenizer_config"):
+        tokenizer = config.tokenizer_config
+        codes = 2 * tokenizer.codebook_size if tokenizer.quantizer == "fsq" else 0
+        rows = config.n_perturbations + config.n_cell_types + tokenizer.n_latents + codes
+        blocks = config.num_hidden_layers * (attention + feed_forward + 6 * width**2)
+        return parameters_at_least(tokenizer) + blocks + rows * width
+    n_genes, latents, layers = config.n_genes, config.n_latents, (config.encoder_layers, config.decoder_layers)
+    encoder = (n_genes + latents) * width + layers[0] * (2 * attention + feed_forward)
+    if config.encoder == "mlp":
+        encoder = (n_genes + latents * width + layers[0] * inner) * inner
+    decoder = (n_genes + latents) * width
+    decoder += layers[1] * ((1 + bool(config.decoder_self_attention)) * attention + feed_forward)
+    if config.decoder == "mlp":
+        decoder = (n_genes + latents * config.latent_width + layers[1] * inner) * inner
+    return encoder + decoder + width * config.latent_width
+
+
 def check_ids(ids: Tensor, size: int, kind: str, training: bool) -> None:
     """Raise `EvaeError` unless all ids lie in 0 .. size - 1.
 

@@ -25,7 +25,7 @@ from .coders_evae import (
 from .configuration_evae import EvaeConfig
 from .contract_evae import EvaeError
 from .heads_evae import HEAD_CLASSES, NegativeBinomialHead, with_gradient_of
-from .layers_evae import check_ids
+from .layers_evae import check_ids, check_size
 from .quantization_evae import FiniteScalarQuantizer, GaussianBottleneck, LatentStandardizer
 from .randomness_evae import CellStreams, Randomness
 
@@ -69,6 +69,22 @@ class EvaePreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _no_split_modules = ["CrossBlock", "ModulatedBlock"]  # noqa: RUF012
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        check_size(config)
+        super().__init__(config, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As in transformers, but of safetensors only, and weights that do not fill the model raise `EvaeError`."""
+        kwargs.setdefault("use_safetensors", True)
+        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if missing := sorted(report["missing_keys"]):
+            raise EvaeError(
+                f"the weights lack {len(missing)} tensors of the model (first: {missing[0]}); download them again, or "
+                "train the model anew."
+            )
+        return (model, report) if output_loading_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):

@@ -82,7 +82,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits of the next code at every position and, with `codes` or `labels`, the loss.
+        """Logits (cells, tokens, vocab_size) of the next code and, with `codes` or `labels`, the loss.
 
         Args:
             input_ids: BOS followed by codes, (cells, tokens). Left out where `codes` is given.
@@ -110,6 +110,8 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
             loss = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten())
         elif labels is not None:
             loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten())
+        # BOS is in the vocabulary and is never drawn; not -inf, so that sums over p log p stay numbers
+        logits = F.pad(logits, (0, 1), value=torch.finfo(logits.dtype).min)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
     def _logits(self, input_ids: Tensor, modulation: Tensor, cache: Any) -> Tensor:
