@@ -24,6 +24,7 @@ check() {
 }
 
 pytest_arguments=("$@")
-check transformers-4 transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2 datasets==4.4.1
+check transformers-4 transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2 datasets==4.4.1 \
+    httpx==0.28.1 httpcore==1.0.9
 check transformers-5 transformers==5.0.0 huggingface_hub==1.33.0 tokenizers==0.22.2 httpx==0.28.1 httpcore==1.0.9
 exit "$failed"

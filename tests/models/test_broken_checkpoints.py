@@ -109,7 +109,7 @@ class TestAbsurdSizes:
     @pytest.mark.parametrize("field", ABSURD)
     def test_tokenizer(self, tiny_config, field, coder):
         config = tiny_config(quantizer="gaussian", encoder=coder, decoder=coder, **{field: ABSURD[field]})
-        with pytest.raises(EvaeError, match="asks for at least [0-9,]+ parameters"):
+        with pytest.raises(EvaeError, match=r"asks for at least [0-9,]+ parameters"):
             EvaeModel(config)
 
     @pytest.mark.parametrize(
@@ -117,12 +117,12 @@ class TestAbsurdSizes:
     )
     def test_prior(self, folder, field):
         change_config(folder, **{field: 10**12})
-        with pytest.raises(EvaeError, match="asks for at least [0-9,]+ parameters"):
+        with pytest.raises(EvaeError, match=r"asks for at least [0-9,]+ parameters"):
             AutoModel.from_pretrained(folder)
 
     def test_codes(self, tiny_config):
         config = EvaeARConfig(tokenizer_config=tiny_config(fsq_levels=[1000] * 5), hidden_size=16)
-        with pytest.raises(EvaeError, match="asks for at least [0-9,]+ parameters"):
+        with pytest.raises(EvaeError, match=r"asks for at least [0-9,]+ parameters"):
             EvaeARForCausalLM(config)
 
     @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .contract_evae import EvaeError
 
-
 MOST_PARAMETERS = 2_000_000_000  # 8 GB in float32; the published models have some 10 million
 
 

@@ -78,13 +78,14 @@ class EvaePreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As in transformers, but of safetensors only, and weights that do not fill the model raise `EvaeError`."""
         kwargs.setdefault("use_safetensors", True)
-        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, report = loaded
         if missing := sorted(report["missing_keys"]):
             raise EvaeError(
                 f"the weights lack {len(missing)} tensors of the model (first: {missing[0]}); download them again, or "
                 "train the model anew."
             )
-        return (model, report) if output_loading_info else model
+        return loaded if output_loading_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
