@@ -50,7 +50,7 @@ class Fault:
     method: str = ""  # only this method; any if empty
     times: int = -1  # how often; -1 is for ever
     cut: int = 0  # close the connection after so many bytes of the answer's body
-    stall: bool = False  # say nothing after `cut` bytes, until the client goes away
+    stall: bool = False  # after `cut` bytes, or before the answer, say nothing until the client goes away
     headers: dict[str, str] = field(default_factory=dict)  # of the answer, in place of the right ones
 
 
@@ -232,6 +232,9 @@ class _Handler(BaseHTTPRequestHandler):
         return content
 
     def _send(self, status: int, headers: dict[str, str], content: bytes) -> None:
+        if self.now.stall and not self.now.cut:
+            self._stall()
+            return
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **headers, **self.now.headers}.items():
             self.send_header(name, value)
@@ -242,8 +245,12 @@ class _Handler(BaseHTTPRequestHandler):
             content, self.close_connection = content[: self.now.cut], True
         self.wfile.write(content)
         if self.now.stall:
-            self.hub.stalled.set()
-            self.connection.recv(1)  # comes back when the client has gone, or the server stops
+            self._stall()
+
+    def _stall(self) -> None:
+        self.hub.stalled.set()
+        self.connection.recv(1)  # comes back when the client has gone, or the server stops
+        self.close_connection = True
 
     def _authenticate(self) -> User | None:
         given = self.headers.get("Authorization", "")

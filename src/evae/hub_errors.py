@@ -47,6 +47,8 @@ def explain(
     statuses = [getattr(getattr(cause, "response", None), "status_code", None) for cause in causes]
     if status := next(filter(None, statuses), None):
         return _explain_status(status, name)
+    if any(str(cause).startswith(("Invalid filename", "Invalid pointer path")) for cause in causes):
+        return f"'{name}' has file names that lead out of the local cache; do not trust it."
     classes = {base.__name__ for cause in causes for base in type(cause).__mro__}
     if classes & UNREACHED:
         return _unreached(name, pushing)

@@ -1,22 +1,35 @@
 """The model card of every intended checkpoint: valid for the Hub, and its numbers are the published ones or none."""
 
 import re
+import shlex
 
 import pytest
 from huggingface_hub import ModelCard
 
 import evae
 from evae.hub.model_card import NOT_MEASURED, NOT_PUBLISHED, card_names, model_card
+from evae.presets import config_path
+from evae.training.settings import load_settings
+
+CONFIGS = {
+    config.model_type: config
+    for config in (evae.EvaeConfig, evae.EvaeARConfig, evae.EvaeMDLMConfig, evae.EvaeFlowConfig)
+}
 
 PUBLISHED = {  # from the paper's table: card -> metric -> value of the same kind, of scLDM
-    "replogle-ar": {"W2 ↓": ("7.87", "11.29"), "MMD² ↓": ("0.0087", "0.2")},
+    "replogle-tokenizer": {"Enrichment AUC ↑": ("0.758", "about 0.80")},
+    "replogle-ar": {"W2 ↓": ("7.87", "11.29"), "MMD² ↓": ("0.0087", "0.20")},
+    "parse1m-tokenizer": {
+        "Enrichment AUC ↑": ("0.792", "about 0.80"),
+        "Selectivity AUC ↑": ("0.750", NOT_PUBLISHED),
+    },
     "parse1m-ar": {"MMD² ↓": ("0.0041", "0.027"), "FD ↓": ("1.84", "18.14")},
     "parse1m-flow": {"W2 ↓": ("11.89", "12.46")},
 }
 
 
 def table(text: str) -> dict[str, list[str]]:
-    rows = [re.split(r"\s*\|\s*", line.strip("| ")) for line in text.splitlines() if re.match(r"\| \S+ ↓", line)]
+    rows = [re.split(r"\s*\|\s*", line.strip("| ")) for line in text.splitlines() if re.match(r"\| [^|]+ [↓↑] ", line)]
     return {row[0]: row[1:] for row in rows}
 
 
@@ -46,13 +59,30 @@ def test_card_is_valid_and_complete(name):
 @pytest.mark.parametrize("name", card_names())
 def test_numbers_are_published_or_called_missing(name):
     rows = table(model_card(f"evae/{name}", name))
-    assert set(rows) == {"W2 ↓", "MMD² ↓", "FD ↓"}
+    tokenizer = name.endswith("tokenizer")
+    assert set(rows) == ({"Enrichment AUC ↑", "Selectivity AUC ↑"} if tokenizer else {"W2 ↓", "MMD² ↓", "FD ↓"})
     for metric, (own, same_kind, scldm) in rows.items():
         assert own == NOT_MEASURED
         published = PUBLISHED.get(name, {}).get(metric)
         assert same_kind == (published[0] if published else NOT_PUBLISHED)
         if published:
             assert scldm == published[1]
+
+
+@pytest.mark.parametrize("name", card_names())
+def test_recipe_is_one_that_the_command_line_takes(name):
+    """Settings that exist, for a tokenizer that this prior can stand on."""
+    block = re.findall(r"```bash\n(.*?)```", model_card(f"evae/{name}", name), flags=re.DOTALL)[0]
+    lines = [shlex.split(line) for line in block.splitlines()]
+    trainings = [words[2:] for words in lines if words[:2] == ["evae", "train"]]
+    loaded = {}
+    for stage, _, preset, *overrides in trainings:
+        settings = load_settings(stage, config_path(preset, stage), overrides)
+        kind = settings.model_type if stage == "prior" else "evae"
+        loaded[stage] = CONFIGS[kind](**settings.model, **({"tokenizer_config": loaded["tokenizer"]} if loaded else {}))
+    assert list(loaded) == (["tokenizer"] if name.endswith("tokenizer") else ["tokenizer", "prior"])
+    others = ["prepare", "predict", "evaluate"] if "prior" in loaded else ["prepare"]
+    assert [words[1] for words in lines if words[1] != "train"] == others
 
 
 def test_card_without_facts_needs_no_invention(trained_prior):

@@ -100,7 +100,7 @@ def model_card(
         held_out=data.get("held_out", "see the training data"),
         command=_command(model, data, dataset_id, described),
         settings=_settings_text(described),
-        evaluation=_evaluation(facts, card, data_name, result),
+        evaluation=_evaluation(facts, stage, card, data_name, result),
     )
     front: dict[str, Any] = {
         "license": "mit", "library_name": "evae", "pipeline_tag": model["pipeline_tag"], "tags": TAGS,
@@ -138,9 +138,15 @@ def _command(model: dict[str, Any], data: dict[str, Any], dataset_id: str | None
     lines = []
     if dataset_id is None and data:
         lines.append(f"evae prepare cells.h5ad {data['prepare']} --split split.json --genes hvg:2000 --out data/screen")
+    if model["stage"] == "prior":
+        own = model["tokenizer_settings"]
+        lines.append(f"evae train tokenizer --config paper dataset={dataset}{own} output_dir=runs/tokenizer")
     lines.append(
         f"evae train {model['stage']} --config {config} dataset={dataset}{tokenizer}{settings} output_dir=runs/model"
     )
+    if model["stage"] == "prior":
+        lines.append(f"evae predict runs/model --held-out {dataset} --out predicted.h5ad")
+        lines.append(f"evae evaluate predicted.h5ad --dataset {dataset} --out evaluation")
     return "\n".join(lines)
 
 
@@ -155,25 +161,28 @@ def _settings_text(described: Described | None) -> str:
     )
 
 
-def _evaluation(facts: dict[str, Any], card: str | None, data_name: str, result: dict[str, Any] | None) -> str:
+def _evaluation(
+    facts: dict[str, Any], stage: str, card: str | None, data_name: str, result: dict[str, Any] | None
+) -> str:
     """The table of published and own numbers; a number that does not exist is called so."""
+    table = facts["evaluation"][stage]
     rows = [] if result is None else result["summary"]
     own = {
         r["metric"]: r["value"] for r in rows if (r["system"], r["group"], r["level"]) == ("model", "paper", "pooled")
     }
-    published, scldm = facts["published"].get(card, {}), facts["scldm"].get(data_name, {})
+    published, other = facts["published"].get(card, {}), table["others"].get(data_name, {})
     lines = [
-        "| held-out cells, protocol `paper` | this checkpoint | published, same kind | published, scLDM |",
+        f"| {table['heading']} | this checkpoint | published, same kind | published, {table['other']} |",
         "| --- | ---: | ---: | ---: |",
     ]
-    for heading, metric in facts["metrics"].items():
+    for heading, metric in table["metrics"].items():
         value = own.get(metric)
         mine = NOT_MEASURED if value is None else f"{value:.4g}"
         lines.append(
-            f"| {heading} | {mine} | {published.get(metric, NOT_PUBLISHED)} | {scldm.get(metric, NOT_PUBLISHED)} |"
+            f"| {heading} | {mine} | {published.get(metric, NOT_PUBLISHED)} | {other.get(metric, NOT_PUBLISHED)} |"
         )
     note = "The two columns of published numbers are those of the paper, by its authors' models and code"
-    note += f" (output head `{published['head']}`)." if published else "."
+    note += f" (same kind: {published['by']})." if published else "."
     if result is not None:
         note += " Our numbers beside all baselines are in `evaluation/result.json`."
     return "\n".join([*lines, "", note])

@@ -1,6 +1,7 @@
 """Push a trained model or a dataset: gather what goes, prove that it works, upload it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ MODEL_FILES = (
 REPLACED_OF_MODEL = (*MODEL_FILES, "training/*", "evaluation/*")
 DATASET_FILES = ("dataset.json", "split.json", "genes.parquet", "perturbations.parquet", "cell_types.parquet")
 REPLACED_OF_DATASET = (*DATASET_FILES, "data/*.parquet")
+SHARD = re.compile(r"data/[a-z]+-\d+-of-\d+\.parquet")
 LOCAL_SETTINGS = ("output_dir", "resume", "overwrite")  # say nothing to anyone else
 
 
@@ -62,6 +64,7 @@ def push_run(
     _check_code(files)
     settings = _public_settings(folder, dataset_id)
     if settings is not None:
+        dataset_id = settings["dataset"] if "/" in settings["dataset"] else None  # trained from the Hub
         files["training/settings.yaml"] = yaml.safe_dump(settings, sort_keys=False).encode()
     numbers = None if result is None else _add_result(Path(result), files)
     card = card or next((name for name in card_names() if name == repo_id.split("/")[1]), None)
@@ -96,6 +99,10 @@ def push_dataset(
     _check_id(repo_id, "dataset")
     info = DatasetInfo.load(path)
     shards = [str(shard["path"]) for shard in info.statistics["shards"]]
+    if strange := next((shard for shard in shards if not SHARD.fullmatch(shard)), None):
+        raise EvaeError(
+            f"{path / 'dataset.json'} names a shard {strange}, which `evae prepare` does not; do not trust it."
+        )
     _check_shards(path, info)
     files: dict[str, Path | bytes] = {name: path / name for name in (*DATASET_FILES, *shards)}
     files["README.md"] = published_card((path / "README.md").read_text(), repo_id, info, licence).encode()
