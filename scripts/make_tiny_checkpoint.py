@@ -1,10 +1,11 @@
-"""Make a checkpoint of less than 1 MB for tests and README snippets: tokenizer, prior, processor and code.
+"""Make tests/tiny_checkpoint, a checkpoint of less than 1 MB for tests and snippets: tokenizer, prior and processor.
 
-    python scripts/make_tiny_checkpoint.py OUT [--steps 300] [--seed 0]
+    rm -r tests/tiny_checkpoint; python scripts/make_tiny_checkpoint.py [OUT] [--steps 300] [--seed 0]
 
 Both stages are trained for a few steps on simulated cells (60 genes from GENE0001 on, cell types type_A and
 type_B, four perturbations and "control"), so predictions have the right form and little meaning.
-Takes half a minute on one CPU core.
+Takes half a minute on one CPU core. The code that every save carries is left out: it would be a second copy of
+src/evae/models, so the checkpoint needs the package.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from evae.training.prior import train_prior
 from evae.training.settings import load_settings
 from evae.training.tokenizer import train_tokenizer
 
+OUT = Path(__file__).parents[1] / "tests" / "tiny_checkpoint"
 MOST_BYTES = 1_000_000
 SIZES = ["model.hidden_size=32", "model.num_attention_heads=2", "model.intermediate_size=64"]
 TOKENIZER = [
@@ -77,6 +79,8 @@ def make_tiny_checkpoint(out: Path, steps: int = 300, seed: int = 0) -> Path:
         prior = train_prior(load_settings("prior", None, [*common, *PRIOR, *places]))
         EvaeARForCausalLM.from_pretrained(prior).save_pretrained(out)
         EvaeProcessor.from_pretrained(prior).save_pretrained(out)
+    for code in out.glob("*.py"):
+        code.unlink()
     size = sum(file.stat().st_size for file in out.iterdir())
     if size > MOST_BYTES:
         raise EvaeError(f"the checkpoint has {size:,} bytes, above {MOST_BYTES:,}; make the model smaller.")
@@ -85,7 +89,7 @@ def make_tiny_checkpoint(out: Path, steps: int = 300, seed: int = 0) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make a tiny trained checkpoint for tests and snippets.")
-    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("out", type=Path, nargs="?", default=OUT, help="folder to write; tests/tiny_checkpoint")
     parser.add_argument("--steps", type=int, default=300, help="training steps of each stage")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -10,12 +10,12 @@ check() {
     local name=$1 place
     shift
     place=.venv/versions/$name
-    if [ ! -e "$place/ready" ]; then
+    if [ "$(cat "$place/ready" 2>/dev/null)" != "$*" ]; then
         .venv/bin/python -m venv --clear "$place"
         .venv/bin/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
             > "$(echo "$place"/lib/python3*/site-packages)/rest.pth"
         "$place/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$@"
-        touch "$place/ready"
+        echo "$*" > "$place/ready"
     fi
     echo "== $*"
     "$place/bin/python" -m pytest -q -p no:cacheprovider \

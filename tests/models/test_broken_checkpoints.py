@@ -126,10 +126,10 @@ class TestAbsurdSizes:
             EvaeARForCausalLM(config)
 
     @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize("coder", ["attention", "mlp"])
+    @pytest.mark.parametrize("coder", ["attention", "mlp", "shared"])
     def test_the_bound_is_below_the_number_and_close(self, kind, coder):
         quantizer = "gaussian" if kind == "flow" else "fsq"
-        coders = {"encoder": coder, "decoder": coder}
+        coders = {"encoder": coder, "decoder": coder} if coder != "shared" else {"share_keys_values": True}
         with torch.device("meta"):
             tokenizer = EvaeConfig(quantizer=quantizer, head="mse", **coders)
             model = KINDS[kind][1](KINDS[kind][0](tokenizer_config=tokenizer, n_perturbations=100))

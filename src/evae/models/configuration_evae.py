@@ -130,13 +130,10 @@ class EvaeConfig(PretrainedConfig):
         _check_choice("quantizer", quantizer, QUANTIZERS)
         _check_choice("head", head, HEADS)
         _check_positive(self, "n_genes", "hidden_size", "num_attention_heads", "intermediate_size", "n_latents")
-        _check_positive(self, "encoder_layers", "decoder_layers", "latent_dim")
+        layered = [f"{coder}_layers" for coder in ("encoder", "decoder") if getattr(self, coder) == "attention"]
+        _check_positive(self, "latent_dim", *layered)
         if hidden_size % num_attention_heads:
             raise EvaeError(f"hidden_size {hidden_size} must be a multiple of num_attention_heads.")
-        if encoder == "attention":
-            _check_positive(self, "encoder_layers")
-        if decoder == "attention":
-            _check_positive(self, "decoder_layers")
         if not isinstance(loss_genes, int) or loss_genes < 0:
             raise EvaeError(f"loss_genes must be a whole number of at least 0, not {loss_genes!r}.")
         if loss_genes and decoder == "attention" and decoder_self_attention:

@@ -34,6 +34,8 @@ def parameters_at_least(config: Any) -> int:
         return parameters_at_least(tokenizer) + blocks + rows * width
     n_genes, latents, layers = config.n_genes, config.n_latents, (config.encoder_layers, config.decoder_layers)
     encoder = (n_genes + latents) * width + layers[0] * (2 * attention + feed_forward)
+    if config.share_keys_values:
+        encoder -= 2 * (layers[0] - 1) * width**2
     if config.encoder == "mlp":
         encoder = (n_genes + latents * width + layers[0] * inner) * inner
     decoder = (n_genes + latents) * width
