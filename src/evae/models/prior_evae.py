@@ -129,6 +129,7 @@ class EvaePrior(EvaePreTrainedModel):
         with_time: whether the network is told a time besides the conditions.
     """
 
+    _input_embed_layer = "token_embedding"
     training_input: ClassVar[str] = "codes"  # the argument of `forward` that holds the tokenizer's codes or latents
 
     def __init__(

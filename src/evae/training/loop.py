@@ -11,6 +11,7 @@ batch size, weights, optimiser and schedule go on exactly; see snapshot.py for t
 """
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from evae.models.contract_evae import EvaeError
@@ -32,7 +33,7 @@ from evae.training.setup import start_trackers
 from evae.training.signals import StopOnTerminate
 from evae.training.snapshot import Running, agreed_step, capture, restore, seed_rank
 from evae.training.stage import Batches, Stage
-from evae.training.state import MovingAverage, build_optimizer, load_weights
+from evae.training.state import MovingAverage, build_optimizer, load_weights, reshard, weights_of, whole
 from evae.training.validation import Batch, validate
 
 
@@ -79,12 +80,18 @@ class _Loop:
     ):
         self.settings, self.accelerator, self.run, self.stage = settings, accelerator, run, stage
         model.to(accelerator.device).train()
+        self.sharded = accelerator.distributed_type == DistributedType.FSDP
+        self.whole = copy.deepcopy(model) if self.sharded else model  # what is saved at the end
+        if self.sharded:  # what is not trained takes no part
+            frozen = [m for m in model.children() if not any(p.requires_grad for p in m.parameters())]
+            accelerator.state.fsdp_plugin.ignored_modules = frozen
         optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         average = MovingAverage(model, settings.ema_decay) if settings.ema_decay else None
         self.now = Running(model, self.optimizer, batches, average)
         self.pending: list[tuple[Tensor, Tensor, list[Batch]]] = []  # steps whose loss the host has not seen
         self.waited, self.since = 0.0, time.monotonic()
+        self.notes: list[str] = []
 
     def run_to_end(self) -> Path:
         every = self.settings
@@ -100,7 +107,7 @@ class _Loop:
             TrainingProgress(title, self.now.step, every.max_steps, main) as self.progress,
         ):
             if self.now.step:
-                self.progress.say(f"resumed after step {self.now.step}")
+                self.progress.say("; ".join([f"resumed after step {self.now.step}", *self.notes]))
             self.since = time.monotonic()
             while self.now.step < every.max_steps:
                 self._update(source)
@@ -140,6 +147,7 @@ class _Loop:
                 self.accelerator.backward(loss / parts)
             losses.append(loss.detach())
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        norm = whole({"norm": norm})["norm"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.now.step += 1
@@ -221,6 +229,7 @@ class _Loop:
                 tally=self.stage.tally,
                 seed=self.settings.seed,
             )
+            reshard(self.now.model)
         metrics = self.stage.summarise(sums)
         self._log({"step": self.now.step} | {f"validation_{k}": v for k, v in metrics.items()})
         shown = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items())
@@ -248,7 +257,7 @@ class _Loop:
             seed_rank(self.settings, self.accelerator)
         else:
             content = load_checkpoint(self.run.checkpoints, step, rank=self.accelerator.process_index)
-            restore(self.now, content, self.accelerator, self.settings, self.stage.fingerprint)
+            self.notes = restore(self.now, content, self.accelerator, self.settings, self.stage.fingerprint)
         if self.accelerator.is_main_process:
             self.run.cut_log(self.now.step)
         start_trackers(self.accelerator, self.settings, self.stage.title)
@@ -263,7 +272,11 @@ class _Loop:
                 average.load(stored["average"])
         if average:
             average.swap()
-        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False).eval()
+        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        if self.sharded:
+            load_weights(self.whole, whole(weights_of(model)))
+            model = self.whole
+        model.eval()
         if self.accelerator.is_main_process:
             folder = self.run.final_folder()
             self.stage.save(model, folder)

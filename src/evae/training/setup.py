@@ -7,12 +7,12 @@ import os
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import FullyShardedDataParallelPlugin, ProjectConfiguration
 
 from evae.models.contract_evae import EvaeError
 from evae.training.settings import Settings
 
-SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
 MODULES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
 
@@ -43,14 +43,27 @@ def make_accelerator(settings: Settings) -> Accelerator:
         )
     if accelerator.distributed_type not in SUPPORTED:
         raise EvaeError(
-            f"training runs on one process or with data parallelism, not with "
-            f"{accelerator.distributed_type.value}; "
-            "choose multi-GPU or no distribution in `accelerate config`."
+            f"training runs on one process, with data parallelism or with FSDP, not with "
+            f"{accelerator.distributed_type.value}; choose one of these in `accelerate config`."
         )
+    if ranks > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        _set_up_fsdp(accelerator)
     if ranks > 1:
         atexit.unregister(_part)
         atexit.register(_part)
+    # MKL would choose the number of threads by itself, call by call; a number that is set keeps runs equal.
+    torch.set_num_threads(torch.get_num_threads())
     return accelerator
+
+
+def _set_up_fsdp(accelerator: Accelerator) -> None:
+    """Take what `accelerate config` says about FSDP, on CPUs too, where Accelerate itself leaves it aside."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None) or FullyShardedDataParallelPlugin()
+    if plugin.fsdp_version != 2:
+        raise EvaeError("training runs with version 2 of FSDP; set fsdp_version: 2 in `accelerate config`.")
+    plugin.cpu_ram_efficient_loading = False  # every rank has the whole model when training begins
+    accelerator.state.fsdp_plugin = plugin
+    accelerator.state.distributed_type = DistributedType.FSDP
 
 
 def _part() -> None:

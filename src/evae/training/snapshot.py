@@ -19,6 +19,7 @@ from evae.training.state import (
     random_states,
     restore_random_states,
     weights_of,
+    whole,
 )
 
 
@@ -44,13 +45,14 @@ class Running:
 
 
 def capture(running: Running, accelerator: Accelerator, settings: Settings, fingerprint: str) -> Checkpoint:
-    """The content of this rank's checkpoint; the tensors are the live ones, written before the next step."""
+    """The content of this rank's checkpoint; the tensors are the live ones, written before the next step, but whole
+    where FSDP has cut them into shards. All ranks call this together."""
     shared = {
-        "model": weights_of(running.model),
-        "optimizer": optimizer_tensors(running.model, running.optimizer),
+        "model": whole(weights_of(running.model)),
+        "optimizer": whole(optimizer_tensors(running.model, running.optimizer)),
     }
     if running.average:
-        shared["average"] = running.average.average
+        shared["average"] = whole(running.average.average)
     tensors, randomness = random_states(accelerator.device)
     place = running.batches.state_dict()
     record = {
@@ -58,6 +60,7 @@ def capture(running: Running, accelerator: Accelerator, settings: Settings, fing
         "best": running.best,
         "ranks": accelerator.num_processes,
         "batch_size": settings.batch_size,
+        "threads": torch.get_num_threads(),
         "fingerprint": fingerprint,
         "data": place,
     }
@@ -66,12 +69,15 @@ def capture(running: Running, accelerator: Accelerator, settings: Settings, fing
 
 def restore(
     running: Running, stored: Checkpoint, accelerator: Accelerator, settings: Settings, fingerprint: str
-) -> None:
+) -> list[str]:
     """Put a run back to where a checkpoint was taken.
 
     With the same ranks and batch size everything is as it was. Otherwise the weights, the optimiser, the
     average and the step are; random states start anew, and the data goes on exactly where the source is
     `portable`, else with the next epoch: the cells that were left of the interrupted one are skipped once.
+
+    Returns:
+        What is not exactly as it was, for the user.
 
     Raises:
         EvaeError: the checkpoint belongs to other data, another tokenizer or another model.
@@ -95,11 +101,13 @@ def restore(
             "set overwrite=true to start anew."
         ) from None
     running.step, running.best = record["step"], record["best"]
+    notes = []
     same_ranks = record["ranks"] == accelerator.num_processes
     if same_ranks and stored.rank_tensors:
         restore_random_states(stored.rank_tensors, stored.rank_record["random"], accelerator.device)
     else:
         seed_rank(settings, accelerator, running.step)
+        notes.append(f"{accelerator.num_processes} ranks instead of {record['ranks']}: other random draws")
     if getattr(running.batches, "portable", False):
         running.batches.load_state_dict(record["data"])
     elif same_ranks and record["batch_size"] == settings.batch_size:
@@ -107,6 +115,10 @@ def restore(
     else:
         place = running.batches.state_dict()
         running.batches.load_state_dict(place | {"epoch": record["data"]["epoch"] + 1, "batch": 0})
+        notes.append("the ranks share the cells in another way: the data goes on with the next epoch")
+    if accelerator.device.type == "cpu" and record["threads"] != torch.get_num_threads():
+        notes.append(f"{torch.get_num_threads()} CPU threads instead of {record['threads']}: other last bits")
+    return notes
 
 
 def seed_rank(settings: Settings, accelerator: Accelerator, step: int = 0) -> None:

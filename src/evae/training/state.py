@@ -1,6 +1,8 @@
 """What a run must remember, as named tensors and JSON: weights, AdamW, moving average, random states.
 
-Frozen parameters (a prior's tokenizer) are left out: the run reloads them from where they came.
+Frozen parameters (a prior's tokenizer) are left out: the run reloads them from where they came. Where FSDP has cut a
+tensor into shards, one a rank, the whole of it is stored, so that a checkpoint fits any number of ranks, with FSDP or
+without.
 """
 
 import random
@@ -10,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 OPTIMIZER_FIELDS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -26,9 +30,33 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return parameters | {name: b for name, b in model.named_buffers() if name in persistent}
 
 
+def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with every shard put together; all ranks call this together."""
+    return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+
+
+def _cut_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """This rank's shard of a whole tensor where `like` is one, else the tensor."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _own_part(tensor: Tensor) -> Tensor:
+    """The memory that this rank holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def reshard(model: nn.Module) -> None:
+    """Give back what FSDP put together for a pass without gradient: it would outlive the next change of the weights."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 @torch.no_grad()
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copy `weights` into the model in place.
+    """Copy whole `weights` into the model in place.
 
     Raises:
         KeyError: the names differ from the model's.
@@ -37,7 +65,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     if own.keys() != weights.keys():
         raise KeyError(sorted(own.keys() ^ weights.keys())[0])
     for name, tensor in own.items():
-        tensor.copy_(weights[name])
+        tensor.copy_(_cut_like(weights[name], tensor))
 
 
 def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
@@ -55,24 +83,25 @@ def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float)
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, fused=fused)
 
 
-def _ordered_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Parameter names in the order in which the optimiser numbers them."""
+def _ordered_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
+    """Names and parameters in the order in which the optimiser numbers them."""
     names = {id(p): name for name, p in trainable(model).items()}
-    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    return [(names[id(p)], p) for group in optimizer.param_groups for p in group["params"]]
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """AdamW's state as "field/parameter name" -> tensor."""
     state = optimizer.state_dict()["state"]
-    names = _ordered_names(model, optimizer)
-    return {f"{f}/{names[i]}": torch.as_tensor(s[f]) for i, s in state.items() for f in OPTIMIZER_FIELDS}
+    ordered = _ordered_parameters(model, optimizer)
+    return {f"{f}/{ordered[i][0]}": torch.as_tensor(s[f]) for i, s in state.items() for f in OPTIMIZER_FIELDS}
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
+    """The inverse of `optimizer_tensors`, from whole tensors."""
     state = {
-        i: {f: tensors[f"{f}/{name}"] for f in OPTIMIZER_FIELDS}
-        for i, name in enumerate(_ordered_names(model, optimizer))
+        i: {"step": tensors[f"step/{name}"]}
+        | {f: _cut_like(tensors[f"{f}/{name}"], parameter) for f in ("exp_avg", "exp_avg_sq")}
+        for i, (name, parameter) in enumerate(_ordered_parameters(model, optimizer))
         if f"step/{name}" in tensors
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -93,26 +122,27 @@ class MovingAverage:
         self.live = {name: t for name, t in weights_of(model).items() if t.is_floating_point()}
         self.decay = decay
         self.average = {name: t.clone() for name, t in self.live.items()}
+        self._parts = [[_own_part(t) for t in tensors.values()] for tensors in (self.average, self.live)]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after the optimiser step number `step`, counted from 1."""
         past = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.average.values()), list(self.live.values()), 1 - past)
+        torch._foreach_lerp_(*self._parts, 1 - past)
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the model's weights with the average; a second call exchanges them back."""
-        for name, tensor in self.live.items():
-            kept = tensor.clone()
-            tensor.copy_(self.average[name])
-            self.average[name].copy_(kept)
+        for average, live in zip(*self._parts, strict=True):
+            kept = live.clone()
+            live.copy_(average)
+            average.copy_(kept)
 
     @torch.no_grad()
     def load(self, average: dict[str, Tensor]) -> None:
-        """Copy a stored average in."""
+        """Copy a stored average, whole, in."""
         for name, tensor in self.average.items():
-            tensor.copy_(average[name])
+            tensor.copy_(_cut_like(average[name], tensor))
 
 
 def random_states(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:

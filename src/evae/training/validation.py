@@ -73,14 +73,15 @@ def validate(
         The sums, on the CPU, equal on all ranks.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
-    mine = list(batches[rank::world])
-    weight = 1.0 if mine else 0.0  # a rank without a batch takes part in the reduction with zeros
     sums: dict[str, Tensor] = {}
     model.eval()
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        for batch in mine or batches[:1]:
+        for first in range(0, len(batches), world):
+            # Every rank makes as many passes, as FSDP wants; one past the last batch counts nothing.
+            weight = 1.0 if first + rank < len(batches) else 0.0
+            batch = batches[min(first + rank, len(batches) - 1)]
             moved = {key: tensor.to(accelerator.device) for key, tensor in batch.items()}
             with accelerator.autocast():
                 output = model(**{key: moved[key] for key in inputs})
