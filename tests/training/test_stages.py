@@ -1,14 +1,11 @@
 """Both stages over a small simulated dataset, with the real models."""
 
 import json
-import runpy
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from evae.data.dataset import CellLoader, DatasetInfo
@@ -16,12 +13,10 @@ from evae.models import EvaeARForCausalLM, EvaeModel, EvaeProcessor
 from evae.models.contract_evae import EvaeError
 from evae.training import loop
 from evae.training.codes import encode_cells
-from evae.training.launch import main
 from evae.training.prior import train_prior
 from evae.training.settings import PriorSettings, TokenizerSettings
 from evae.training.tokenizer import train_tokenizer
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TOKENIZER = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "n_latents": 4}
 TOKENIZER |= {"encoder_layers": 1, "decoder_layers": 1, "decoder_self_attention": False, "fsq_levels": [4, 4]}
 TOKENIZER |= {"standardize_latents": True}
@@ -233,27 +228,35 @@ def test_an_unknown_prior_is_named(dataset, tokenizer, tmp_path):
         train_prior(prior_settings(dataset, tokenizer, tmp_path / "run", model_type="evae-ar"))
 
 
-def test_the_scripts_train_and_say_when_they_are_done(dataset, tmp_path, monkeypatch, capsys):
-    config = tmp_path / "short.yaml"
-    config.write_text(yaml.safe_dump(SHORT | {"max_steps": 2}))
-    for kind, model, more in (
-        ("tokenizer", TOKENIZER, []),
-        ("prior", PRIOR, [f"tokenizer={tmp_path}/tokenizer"]),
-    ):
-        fields = [f"model.{key}={value}" for key, value in model.items()]
-        given = [f"dataset={dataset}", f"output_dir={tmp_path}/{kind}", *fields, *more]
-        script = SCRIPTS / f"train_{kind}.py"
-        monkeypatch.setattr("sys.argv", [str(script), "--config", str(config), *given, "--report-to", "none"])
-        runpy.run_path(str(script), run_name="__main__")
-        assert capsys.readouterr().out.strip() == f"{tmp_path}/{kind}"
-        runpy.run_path(str(script), run_name="__main__")
+def test_a_finished_run_says_so(dataset, tokenizer, capsys):
+    before = (tokenizer / "log.jsonl").read_text()
+    for resume in (False, True):
+        assert train_tokenizer(tokenizer_settings(dataset, tokenizer, resume=resume)) == tokenizer
         assert "is finished; overwrite=true trains it anew" in capsys.readouterr().err
+    assert (tokenizer / "log.jsonl").read_text() == before
 
 
-def test_bad_input_on_the_command_line_is_one_line_and_code_2(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main("tokenizer", ["max_stepps=3"])
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: unknown setting 'max_stepps'")
-    assert error.count("\n") == 1
+def test_a_damaged_shard_is_named_and_the_run_goes_on_with_a_whole_one(dataset, tokenizer, tmp_path):
+    copy = shutil.copytree(dataset, tmp_path / "dataset")
+    (shard,) = (copy / "data").glob("train-*.parquet")
+    intact = shard.read_bytes()
+    settings = tokenizer_settings(copy, tmp_path / "run", save_every=3)
+    middle = len(intact) // 3
+    shard.write_bytes(intact[:middle] + bytes(b ^ 255 for b in intact[middle : middle + 200]) + intact[middle + 200 :])
+    with pytest.raises(EvaeError, match=shard.name):
+        train_tokenizer(settings)
+    shard.write_bytes(intact)
+    train_tokenizer(tokenizer_settings(copy, tmp_path / "run", resume=True))
+    assert_same_weights(tokenizer, tmp_path / "run")
+
+
+def test_other_threads_and_ranks_are_said(dataset, tokenizer, tmp_path, monkeypatch, capsys):
+    interrupt(monkeypatch, 7, train_tokenizer, tokenizer_settings(dataset, tmp_path))
+    torch.set_num_threads(2)
+    train_tokenizer(tokenizer_settings(dataset, tmp_path, resume=True, batch_size=32))
+    torch.set_num_threads(1)
+    said = capsys.readouterr().err
+    assert (
+        "resumed after step 6; the ranks share the cells in another way: the data goes on with the next epoch" in said
+    )
+    assert "2 CPU threads instead of 1: other last bits" in said

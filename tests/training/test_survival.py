@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-TOY = Path(__file__).with_name("toy_run.py")
+TOY, REAL = Path(__file__).with_name("toy_run.py"), Path(__file__).with_name("real_run.py")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -26,6 +26,12 @@ def call(*command, **values):
     done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return done
+
+
+@pytest.fixture(scope="module")
+def tormented(dataset, tmp_path_factory):
+    done = call(sys.executable, REAL, dataset, tmp_path_factory.mktemp("tormented"))
+    return json.loads(done.stdout), done.stderr
 
 
 def assert_weights_close(first, second):
@@ -92,3 +98,30 @@ def test_two_ranks_go_on_from_one(survivors):
     folder, _, _ = survivors
     assert len(list((folder / "handed/checkpoints/step-00000008").glob("rank-*.json"))) == 2
     assert_weights_close(folder / "one", folder / "handed")
+
+
+@pytest.mark.parametrize("case", ["tokenizer", "tokenizer ranks 2", "prior", "prior ranks 2", "prior fsdp"])
+def test_killed_at_random_moments_both_stages_end_with_the_same_weights(tormented, case):
+    results, stderr = tormented
+    found = results[case]
+    assert set(found["whole"]) == {0}, stderr[-3000:]
+    assert found["same"], f"{found}\n{stderr[-3000:]}"
+
+
+def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_when_there_is_room(tormented):
+    results, stderr = tormented
+    found = results["full disk"]
+    assert found["cramped"] == [1]
+    assert "free space there, then start again with resume=true" in stderr
+    assert found["resumed"] == [0]
+    assert found["same"]
+
+
+@pytest.mark.parametrize("pair", ["tokenizer", "prior", "prior fsdp"])
+def test_two_ranks_equal_one_with_twice_the_batch_in_both_stages(tormented, pair):
+    """Same cells and float32, dropout aside: losses within 1e-5, weights within 1e-4."""
+    results, stderr = tormented
+    found = results["equal"][pair]
+    assert found["losses"] is not None, stderr[-3000:]
+    assert found["losses"] < 1e-5, f"{found}\n{stderr[-3000:]}"
+    assert found["weights"] < 1e-4, found

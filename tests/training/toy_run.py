@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import traceback
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,6 +117,11 @@ def kill_if(name, number=None):
         os.kill(os.getpid(), int(os.environ.get("KILL_SIGNAL", signal.SIGKILL)))
 
 
+def run_to_a_kill_point(**values):
+    install_kill_points()
+    run_toy(**values)
+
+
 def install_kill_points():
     save, rename, replace, rmtree = checkpoint.save_file, os.rename, os.replace, run_folder.shutil.rmtree
 
@@ -169,8 +175,11 @@ KILLS = [
 KILLS += ["replace:1", "replace:2", "replace:3", "replace:4"]
 
 
-def fork_ranks(world, environment, **values):
-    """Run the toy in `world` forked processes, as torchrun would.
+def fork_ranks(world, environment, work, kill=None, **values):
+    """Call `work(**values)` in `world` forked processes, as torchrun would.
+
+    Args:
+        kill: {"rank": which rank to kill, "after": how many seconds after the start}.
 
     Returns:
         exit codes, negative for a signal, 30 + n for SystemExit(n).
@@ -189,8 +198,7 @@ def fork_ranks(world, environment, **values):
                 os.environ.update({k: str(v) for k, v in (ranks | address).items()})
             code = 1
             try:
-                install_kill_points()
-                run_toy(**values)
+                work(**values)
                 code = 0
             except SystemExit as stop:
                 code = 30 + int(stop.code)  # told apart from an ordinary end
@@ -199,9 +207,14 @@ def fork_ranks(world, environment, **values):
             finally:
                 os._exit(code)
         children.append(child)
+    timer = threading.Timer(kill["after"], os.kill, (children[kill["rank"]], signal.SIGKILL)) if kill else None
+    if timer:
+        timer.start()
     codes = {}
     while children:
         child, status = os.wait()
+        if timer:
+            timer.cancel()  # its process may be gone, and its number another's
         children.remove(child)
         codes[child] = os.waitstatus_to_exitcode(status)
         if codes[child] < 0:
@@ -216,14 +229,14 @@ def suite(folder):
 
     def interrupt(name, world, **environment):
         out = f"{folder}/{name.replace(':', '-')}-{world}"
-        first = fork_ranks(world, environment, output_dir=out, **SUITE)
+        first = fork_ranks(world, environment, run_to_a_kill_point, output_dir=out, **SUITE)
         reached = checkpoint.list_checkpoints(Path(out) / "checkpoints")
-        second = fork_ranks(world, {}, output_dir=out, resume=True, **SUITE)
+        second = fork_ranks(world, {}, run_toy, output_dir=out, resume=True, **SUITE)
         found = {"out": out, "world": world, "first": first, "reached": reached, "second": second}
         results[f"{name} ranks {world}"] = found
 
     for world in (1, 2):
-        fork_ranks(world, {}, output_dir=f"{folder}/whole-{world}", **SUITE)
+        fork_ranks(world, {}, run_toy, output_dir=f"{folder}/whole-{world}", **SUITE)
         last = str(world - 1)
         for kill in KILLS if world == 1 else ["batch:13", "write:9", "rename:2"]:
             interrupt(kill, world, KILL=kill, KILL_RANK=last if kill.startswith("batch") else "0")
@@ -245,8 +258,8 @@ HANDED = {
 def hand_over(folder):
     """One rank trains 4 of 8 steps and is killed, two ranks with half the batch go on."""
     for name, environment in (("one", {}), ("handed", {"KILL": "batch:6"})):
-        fork_ranks(1, environment, output_dir=f"{folder}/{name}", batch_size=8, **HANDED)
-    fork_ranks(2, {}, output_dir=f"{folder}/handed", batch_size=4, resume=True, **HANDED)
+        fork_ranks(1, environment, run_to_a_kill_point, output_dir=f"{folder}/{name}", batch_size=8, **HANDED)
+    fork_ranks(2, {}, run_toy, output_dir=f"{folder}/handed", batch_size=4, resume=True, **HANDED)
 
 
 def main(mode, *arguments):

@@ -1,5 +1,7 @@
-"""`evae train tokenizer` and `evae train prior`."""
+"""`evae train tokenizer` and `evae train prior`; on several processes `accelerate launch -m evae.cli train ...`."""
 
+import os
+from pathlib import Path
 from typing import Annotated, cast
 
 import typer
@@ -28,7 +30,7 @@ def tokenizer(settings: Overrides = None, config: Config = "base", report_to: Re
     Example: evae train tokenizer --config tiny dataset=data/screen output_dir=runs/tokenizer max_steps=500
     """
     chosen = load_settings("tokenizer", config_path(config, "tokenizer"), _overrides(settings, report_to))
-    print(train_tokenizer(cast(TokenizerSettings, chosen)))
+    _tell(train_tokenizer(cast(TokenizerSettings, chosen)))
 
 
 @train.command("prior")
@@ -40,7 +42,12 @@ def prior(settings: Overrides = None, config: Config = "base", report_to: Report
     Example: evae train prior --config tiny dataset=data/screen tokenizer=runs/tokenizer output_dir=runs/prior
     """
     chosen = load_settings("prior", config_path(config, "prior"), _overrides(settings, report_to))
-    print(train_prior(cast(PriorSettings, chosen)))
+    _tell(train_prior(cast(PriorSettings, chosen)))
+
+
+def _tell(path: Path) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        print(path)
 
 
 def _overrides(settings: list[str] | None, report_to: str | None) -> list[str]:

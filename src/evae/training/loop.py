@@ -24,16 +24,15 @@ from torch import Tensor, nn
 
 from evae.models.contract_evae import EvaeError
 from evae.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
-from evae.training.failure import save_offending_batches
 from evae.training.progress import TrainingProgress
 from evae.training.run_folder import RESUMED, RunFolder
 from evae.training.schedule import learning_rate_at
 from evae.training.settings import Settings
 from evae.training.setup import start_trackers
-from evae.training.signals import StopOnTerminate
 from evae.training.snapshot import Running, agreed_step, capture, restore, seed_rank
 from evae.training.stage import Batches, Stage
 from evae.training.state import MovingAverage, build_optimizer, load_weights, reshard, weights_of, whole
+from evae.training.stopping import StopOnTerminate, save_offending_batches
 from evae.training.validation import Batch, validate
 
 

@@ -20,7 +20,7 @@ def console(main: bool = True) -> Console:
 
 
 class TrainingProgress:
-    """A bar over the updates, with the loss and the cells per second.
+    """A bar over the updates, with the loss, the cells per second and the share of the time spent waiting for data.
 
     Args:
         title: what is trained.
@@ -52,13 +52,8 @@ class TrainingProgress:
 
     def update(self, step: int, line: dict[str, Any]) -> None:
         """Show one line of the log."""
-        self.bar.update(
-            self.task, completed=step, note=f"loss {line['loss']:.4g}  {line['cells_per_second']:.0f} cells/s"
-        )
-
-    def advance(self, step: int) -> None:
-        """Move the bar."""
-        self.bar.update(self.task, completed=step)
+        note = f"loss {line['loss']:.4g}  {line['cells_per_second']:,.0f} cells/s  data wait {line['data_wait']:.0%}"
+        self.bar.update(self.task, completed=step, note=note)
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""

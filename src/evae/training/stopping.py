@@ -1,7 +1,14 @@
-"""A loss or gradient that is no number: save what caused it, stop with a message that says what to do."""
+"""The two early ends of a run: SIGTERM, as pre-emptible machines send it, and a loss that is no number.
 
+After SIGTERM the step is finished, a checkpoint written, and the exit code is 0. A loss or gradient that is no number
+leaves the cells that caused it and a message that says what to do.
+"""
+
+import signal
+import threading
 from collections.abc import Sequence
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
 from accelerate import Accelerator
 from safetensors.torch import save_file
@@ -51,3 +58,26 @@ def save_offending_batches(
         "or start "
         f"anew with a lower learning_rate (now {settings.learning_rate:g}) or mixed_precision=no ({since})."
     )
+
+
+class StopOnTerminate:
+    """A context in which SIGTERM sets `requested` instead of ending the process.
+
+    Outside the main thread, where Python takes no signal handlers, it changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: Any = None
+
+    def __enter__(self) -> "StopOnTerminate":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._remember)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True

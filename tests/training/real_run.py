@@ -1,0 +1,168 @@
+"""Both stages through their real entry points, killed at random moments again and again.
+
+    python real_run.py DATASET DIR    prints JSON: for every case the exit codes and whether the weights are the same
+
+Between the kills a checkpoint is written after every step, so that many kills fall into one.
+"""
+
+import json
+import os
+import random
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+from safetensors.torch import load_file
+from toy_run import fork_ranks
+
+from evae.data.dataset import CellLoader
+from evae.models.configuration_evae import EvaeConfig
+from evae.models.modeling_evae import EvaeModel
+from evae.training.codes import CodeBatches
+from evae.training.loop import train as train_loop
+from evae.training.prior import train_prior
+from evae.training.run_folder import RunFolder
+from evae.training.settings import TokenizerSettings, load_settings
+from evae.training.setup import make_accelerator
+from evae.training.stage import Stage
+from evae.training.tokenizer import INPUTS, calibrate, train_tokenizer, validation_cells
+
+SHORT = {"max_steps": 8, "batch_size": 16, "gradient_accumulation_steps": 2, "warmup_steps": 2, "ema_decay": 0.5}
+SHORT |= {"save_every": 3, "eval_every": 4, "log_every": 2, "learning_rate": 1e-2, "mixed_precision": "no"}
+SIZES = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+TOKENIZER = SIZES | {"encoder": "mlp", "decoder": "mlp", "encoder_layers": 1, "decoder_layers": 1, "n_latents": 4}
+TOKENIZER |= {"fsq_levels": [4, 4], "standardize_latents": True, "condition_on_library": True, "count_splitting": True}
+PRIOR = SIZES | {"num_hidden_layers": 2, "dropout": 0.1}
+# what `accelerate launch` makes of an `accelerate config` with FSDP
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+FSDP |= {"FSDP_TRANSFORMER_CLS_TO_WRAP": "ModulatedBlock"}
+# name: stage, ranks, environment, how often killed
+CASES = {
+    "tokenizer": ("tokenizer", 1, {}, 3),
+    "tokenizer ranks 2": ("tokenizer", 2, {}, 1),
+    "prior": ("prior", 1, {}, 1),
+    "prior ranks 2": ("prior", 2, {}, 1),
+    "prior fsdp": ("prior", 2, FSDP, 1),
+}
+
+
+def train(kind, **values):
+    settings = [f"{key}={json.dumps(value)}" for key, value in (SHORT | values).items()]
+    (train_prior if kind == "prior" else train_tokenizer)(load_settings(kind, None, settings))
+
+
+def same_weights(first, second, atol=0.0):
+    one, two = (load_file(f"{run}/model.safetensors") for run in (first, second))
+    return one.keys() == two.keys() and all(torch.allclose(one[k], two[k], rtol=0, atol=atol) for k in one)
+
+
+def torment(folder, name, values, rng):
+    """One case: a run left alone, and one that is killed at random moments and resumed."""
+    kind, world, environment, kills = CASES[name]
+    values = values | {"kind": kind, "model": PRIOR if kind == "prior" else TOKENIZER}
+    whole, killed = f"{folder}/{name} whole", f"{folder}/{name} killed"
+    started = time.monotonic()
+    found = {"whole": fork_ranks(world, environment, train, output_dir=whole, **values)}
+    took = time.monotonic() - started
+    found["killed"] = []
+    for _ in range(kills):
+        moment = {"rank": rng.randrange(world), "after": rng.uniform(0.2, 1.0) * took}
+        codes = fork_ranks(
+            world, environment, train, kill=moment, output_dir=killed, resume=True, **values | {"save_every": 1}
+        )
+        found["killed"].append(moment | {"codes": codes})
+    found["resumed"] = fork_ranks(world, environment, train, output_dir=killed, resume=True, **values)
+    found["same"] = set(found["resumed"]) == {0} and same_weights(whole, killed)
+    return found
+
+
+def fill_the_disk(folder, values):
+    """A run that may write no file of a checkpoint's size, and goes on when it may."""
+
+    def cramped(**values):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, resource.RLIM_INFINITY))
+        train(**values)
+
+    values = values | {"kind": "tokenizer", "model": TOKENIZER, "output_dir": f"{folder}/full"}
+    found = {"cramped": fork_ranks(1, {}, cramped, **values)}
+    found["left"] = sorted(os.listdir(f"{folder}/full"))
+    found["resumed"] = fork_ranks(1, {}, train, resume=True, **values)
+    found["same"] = same_weights(f"{folder}/tokenizer whole", f"{folder}/full")
+    return found
+
+
+class Table:
+    """All training cells in memory, to be served to one rank as to two."""
+
+    def __init__(self, dataset):
+        (self.cells,) = CellLoader(dataset, "train", batch_size=10_000, shuffle=False, epochs=1, drop_last=False)
+
+    def __len__(self):
+        return len(self.cells["counts"])
+
+    def batch(self, rows):
+        return {name: column[rows] for name, column in self.cells.items()}
+
+
+def train_on_table(dataset, output_dir, model, **values):
+    """The tokenizer by the real loop, over cells whose order does not depend on the ranks."""
+    settings = TokenizerSettings(dataset=dataset, output_dir=output_dir, **values)
+    accelerator, run = make_accelerator(settings), RunFolder(settings)
+    set_seed(settings.seed)
+    tokenizer = EvaeModel(EvaeConfig(n_genes=40, **model))
+    calibrate(tokenizer, settings)
+    stage = Stage("tokenizer", INPUTS, validation_cells(settings), lambda trained, to: trained.save_pretrained(to))
+    ranks = accelerator.process_index, accelerator.num_processes
+    batches = CodeBatches(Table(dataset), settings.batch_size, 0, *ranks)
+    train_loop(tokenizer, batches, settings, accelerator=accelerator, run=run, stage=stage)
+
+
+EQUAL = {"max_steps": 6, "warmup_steps": 2, "learning_rate": 1e-3, "log_every": 1, "eval_every": 3, "save_every": 6}
+EQUAL |= {"mixed_precision": "no", "ema_decay": 0.5}
+CERTAIN = PRIOR | {"dropout": 0.0, "condition_dropout": 0.0}
+# name: stage, model, environment of the two ranks
+PAIRS = {
+    "tokenizer": ("table", TOKENIZER | {"dropout": 0.0, "count_splitting": False}, {}),
+    "prior": ("prior", CERTAIN, {}),
+    "prior fsdp": ("prior", CERTAIN, FSDP),
+}
+
+
+def compare_ranks(dataset, folder, pair):
+    """The largest differences between one rank with 32 cells a batch and two with 16."""
+    kind, model, environment = PAIRS[pair]
+    values = EQUAL | {"dataset": dataset, "model": model}
+    if kind == "prior":
+        values |= {"kind": kind, "tokenizer": f"{folder}/tokenizer whole"}
+    work = train if kind == "prior" else train_on_table
+    runs = [f"{folder}/{pair} on {world}" for world in (1, 2)]
+    codes = fork_ranks(1, {}, work, output_dir=runs[0], batch_size=32, **values)
+    codes += fork_ranks(2, environment, work, output_dir=runs[1], batch_size=16, **values)
+    if any(codes):
+        return {"codes": codes, "losses": None, "weights": None}
+    one, two = (load_file(f"{run}/model.safetensors") for run in runs)
+    # Nothing in the loss depends on the bias of keys: Adam walks it about on rounding errors.
+    weights = {k: (one[k] - two[k]).abs().max().item() for k in one if not k.endswith("k_proj.bias")}
+    logs = [[json.loads(line) for line in Path(run, "log.jsonl").read_text().splitlines()] for run in runs]
+    losses = [[line[k] for line in log for k in ("loss", "validation_loss") if k in line] for log in logs]
+    apart = max(abs(a - b) for a, b in zip(*losses, strict=True))
+    return {"losses": apart, "weights": max(weights.values()), "where": max(weights, key=weights.get)}
+
+
+def main(dataset, folder):
+    torch.set_num_threads(1)
+    seed = random.SystemRandom().randrange(10**6)
+    rng, results = random.Random(seed), {"seed": seed}
+    for name in CASES:
+        more = {"tokenizer": f"{folder}/tokenizer whole"} if name.startswith("prior") else {}
+        results[name] = torment(folder, name, {"dataset": dataset} | more, rng)
+    results["full disk"] = fill_the_disk(folder, {"dataset": dataset})
+    results["equal"] = {pair: compare_ranks(dataset, folder, pair) for pair in PAIRS}
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
