@@ -238,7 +238,7 @@ def test_a_finished_run_says_so(dataset, tokenizer, capsys):
 
 def test_a_damaged_shard_is_named_and_the_run_goes_on_with_a_whole_one(dataset, tokenizer, tmp_path):
     copy = shutil.copytree(dataset, tmp_path / "dataset")
-    (shard,) = (copy / "data").glob("train-*.parquet")
+    shard = min((copy / "data").glob("train-*.parquet"))
     intact = shard.read_bytes()
     settings = tokenizer_settings(copy, tmp_path / "run", save_every=3)
     middle = len(intact) // 3

@@ -3,6 +3,7 @@
 import atexit
 import importlib.util
 import os
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -62,6 +63,8 @@ def _set_up_fsdp(accelerator: Accelerator) -> None:
     if plugin.fsdp_version != 2:
         raise EvaeError("training runs with version 2 of FSDP; set fsdp_version: 2 in `accelerate config`.")
     plugin.cpu_ram_efficient_loading = False  # every rank has the whole model when training begins
+    # It warns of in-place changes to what a layer returns; there are none.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
     accelerator.state.fsdp_plugin = plugin
     accelerator.state.distributed_type = DistributedType.FSDP
 

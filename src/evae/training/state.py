@@ -122,18 +122,19 @@ class MovingAverage:
         self.live = {name: t for name, t in weights_of(model).items() if t.is_floating_point()}
         self.decay = decay
         self.average = {name: t.clone() for name, t in self.live.items()}
-        self._parts = [[_own_part(t) for t in tensors.values()] for tensors in (self.average, self.live)]
+        self._averages = [_own_part(t) for t in self.average.values()]
+        self._lives = [_own_part(t) for t in self.live.values()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after the optimiser step number `step`, counted from 1."""
         past = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(*self._parts, 1 - past)
+        torch._foreach_lerp_(self._averages, self._lives, 1 - past)
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the model's weights with the average; a second call exchanges them back."""
-        for average, live in zip(*self._parts, strict=True):
+        for average, live in zip(self._averages, self._lives, strict=True):
             kept = live.clone()
             live.copy_(average)
             average.copy_(kept)
