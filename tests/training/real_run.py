@@ -41,10 +41,9 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLI
 FSDP |= {"FSDP_TRANSFORMER_CLS_TO_WRAP": "ModulatedBlock"}
 # name: stage, ranks, environment, how often killed
 CASES = {
-    "tokenizer": ("tokenizer", 1, {}, 3),
+    "tokenizer": ("tokenizer", 1, {}, 2),
     "tokenizer ranks 2": ("tokenizer", 2, {}, 1),
     "prior": ("prior", 1, {}, 1),
-    "prior ranks 2": ("prior", 2, {}, 1),
     "prior fsdp": ("prior", 2, FSDP, 1),
 }
 

@@ -23,7 +23,7 @@ def survivors(tmp_path_factory):
 
 def call(*command, **values):
     arguments = [*map(str, command), *(f"{k}={v}" for k, v in values.items())]
-    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -100,7 +100,7 @@ def test_two_ranks_go_on_from_one(survivors):
     assert_weights_close(folder / "one", folder / "handed")
 
 
-@pytest.mark.parametrize("case", ["tokenizer", "tokenizer ranks 2", "prior", "prior ranks 2", "prior fsdp"])
+@pytest.mark.parametrize("case", ["tokenizer", "tokenizer ranks 2", "prior", "prior fsdp"])
 def test_killed_at_random_moments_both_stages_end_with_the_same_weights(tormented, case):
     results, stderr = tormented
     found = results[case]
