@@ -145,6 +145,9 @@ def open_source(data: ad.AnnData | str | Path, name: str, perturbation_key: str,
 def log1p_cp10k(matrix: Any, scale: str, columns: np.ndarray | None = None) -> sp.csr_matrix:
     """Bring raw counts or log1p values to log1p of counts per 10,000 over the panel.
 
+    The total of log1p values is rounded to six digits, for float32 values do not give it more exactly: cells
+    that were scaled to one total keep one factor, so that equal values stay equal, on which ranks depend.
+
     Args:
         matrix: (cells, genes of the file), dense or sparse; it is not changed.
         scale: "raw counts" or "log1p".
@@ -159,12 +162,20 @@ def log1p_cp10k(matrix: Any, scale: str, columns: np.ndarray | None = None) -> s
     if scale == "log1p":
         matrix.data = np.expm1(matrix.data)
     totals = np.asarray(matrix.sum(axis=1)).ravel()  # (cells,)
+    if scale == "log1p":
+        totals = _six_digits(totals)
     factor = TARGET_TOTAL / np.where(totals > 0, totals, 1.0)
     matrix.data = np.log1p(matrix.data * np.repeat(factor, np.diff(matrix.indptr))).astype(np.float32)
     matrix = sp.csr_matrix(matrix, dtype=np.float32)
     matrix.eliminate_zeros()
     matrix.sort_indices()
     return matrix
+
+
+def _six_digits(values: np.ndarray) -> np.ndarray:
+    """Non-negative values rounded to six significant digits."""
+    unit = 10.0 ** (np.floor(np.log10(np.where(values > 0, values, 1.0))) - 5)
+    return np.round(values / unit) * unit
 
 
 def mean_of(matrix: sp.csr_matrix) -> np.ndarray:
