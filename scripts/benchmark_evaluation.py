@@ -31,7 +31,7 @@ import scipy.sparse as sp
 
 from evae.evaluation import evaluate
 from evae.evaluation.cell_eval_adapter import SLOW_METRICS, require_cell_eval
-from evae.evaluation.inputs import log1p_cp10k
+from evae.evaluation.cells import log1p_cp10k
 
 
 def simulate(args: argparse.Namespace, seed: int, with_controls: bool) -> ad.AnnData:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from evae.data.anndata_io import read_split
+from evae.data.anndata_io import DatasetSplit
 from evae.data.dataset import CellLoader, DatasetInfo
 from evae.models.contract_evae import EvaeError, look_up
 from evae.pipeline import Pipeline
@@ -122,18 +122,13 @@ def read_controls(dataset: str | Path, cell_types: Sequence[str]) -> ad.AnnData:
     return ad.AnnData(X=sp.vstack(blocks, format="csr"), obs=obs, var=pd.DataFrame(index=info.genes))
 
 
-def dataset_cells(
-    dataset: str | Path, perturbation_key: str = "perturbation", cell_type_key: str = "cell_type"
-) -> dict[str, Any]:
+def dataset_cells(dataset: str | Path) -> dict[str, Any]:
     """What `evae.evaluation.evaluate` needs of a dataset folder: `real`, `train` and the name of the `control`.
 
-    The obs columns get the names that the predictions have.
+    The cells are named, not read: `evaluate` reads them in blocks.
     """
-    columns = {"perturbation": perturbation_key, "cell_type": cell_type_key}
-    cells = {"real": read_split(dataset, "test"), "train": read_split(dataset, "train")}
-    for adata in cells.values():
-        adata.obs = adata.obs.rename(columns=columns)
-    return {**cells, "control": DatasetInfo.load(dataset).control}
+    train = DatasetSplit(dataset, "train")
+    return {"real": DatasetSplit(dataset, "test"), "train": train, "control": train.info.control}
 
 
 def predict_held_out(

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from evae.data.anndata_io import read_split
+from evae.data.anndata_io import DatasetSplit, read_split
 from evae.data.dataset import DatasetInfo
 from evae.models.contract_evae import EvaeError
 
@@ -17,6 +17,15 @@ def test_a_split_as_anndata(folder, simulated):
     assert list(cells.obs["cell_type"].cat.categories) == info.cell_types
     np.testing.assert_array_equal(cells.obs["library_size"], np.asarray(source.X.sum(1)).ravel())
     assert list(cells.var["ensembl_id"]) == info.ensembl_ids
+
+
+def test_a_run_of_cells_is_a_slice_of_the_split(folder, monkeypatch):
+    whole = read_split(folder, "train")
+    cells = DatasetSplit(folder, "train")
+    assert cells.n_cells == whole.n_obs
+    assert list(cells.labels().index) == list(whole.obs_names)
+    for start, stop in ((0, 1), (3, 40), (whole.n_obs - 5, whole.n_obs), (0, whole.n_obs)):
+        np.testing.assert_array_equal(cells.counts(start, stop).toarray(), whole.X[start:stop].toarray())
 
 
 def test_unknown_split(folder):

@@ -5,6 +5,7 @@ import pytest
 
 from evae.evaluation.baselines import baselines, linear_predictions, model_system
 from evae.evaluation.comparison import compare
+from evae.evaluation.distances import dense
 from evae.evaluation.training_cells import TrainingCells
 
 PAIR = ("B", "G1")
@@ -21,7 +22,7 @@ def systems(comparison):
 
 
 def draw(system, n=30, seed=0):
-    return system.draw(PAIR, n, np.random.default_rng(seed))
+    return dense(system.draw(PAIR, n, np.random.default_rng(seed)))
 
 
 def rows_in(cells, pool):
@@ -124,7 +125,7 @@ def test_linear_recovers_a_linear_world():
         def perturbations(self, cell_type):
             return [p for _, p in pairs]
 
-    World.training = training
+    World.training, World.genes = training, np.arange(50)
     found = linear_predictions(World(), penalty=1e-9)
     truth = {pair: base + own[int(pair[1][1:])] for pair in pairs}
     for pair in pairs:

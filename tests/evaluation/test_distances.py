@@ -125,6 +125,17 @@ def test_projection_is_the_svd_of_centred_cells():
     np.testing.assert_allclose(projection(sp.csr_array(x)), projection(x))
 
 
+def test_sparse_components_are_the_dense_ones(monkeypatch):
+    rng = np.random.default_rng(4)
+    x = (rng.random((90, 40)) < 0.3) * rng.gamma(2, size=(90, 40)) * np.arange(1, 41)
+    expected = fit_projection(x, 5)
+    monkeypatch.setattr("evae.evaluation.distances._SMALL", 0)
+    monkeypatch.setattr("evae.evaluation.distances.dense", lambda _: pytest.fail("made dense"))
+    found = fit_projection(sp.csr_matrix(x), 5)
+    np.testing.assert_allclose(np.abs(found(sp.csr_matrix(x))), np.abs(expected(x)), atol=1e-9)
+    assert distances_between(found(x), expected(-x))["fd"] >= 0
+
+
 def test_identical_clouds_are_at_distance_zero(clouds):
     values = distances_between(clouds[0], clouds[0].copy())
     assert values["w2"] == pytest.approx(0, abs=1e-6)

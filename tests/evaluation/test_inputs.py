@@ -1,19 +1,27 @@
 """Any AnnData in: scales recognised, labels and genes aligned, bad input named."""
 
+import tracemalloc
+
 import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from evae.evaluation.cells import StoredRows, log1p_cp10k, mean_of
 from evae.evaluation.comparison import compare, group_rows
-from evae.evaluation.inputs import log1p_cp10k, mean_of, open_source
+from evae.evaluation.inputs import open_source
+from evae.evaluation.training_cells import summarise_training
 from evae.models.contract_evae import EvaeError
 
 from .conftest import make_screen
 
 
+def source_of(adata, cell_type_key="cell_type"):
+    return open_source(adata, "the cells", "perturbation", cell_type_key)
+
+
 def read(adata, **keys):
-    source = open_source(adata, "the cells", "perturbation", keys.pop("cell_type_key", "cell_type"))
+    source = source_of(adata, **keys)
     return source.cells(source.genes)
 
 
@@ -37,7 +45,7 @@ def test_every_storage_gives_the_same_cells(real, kind):
         other.X = real.X.astype(kind)
     before = other.X.copy()
     cells = read(other)
-    assert cells.scale == "raw counts"
+    assert source_of(other).scale == "raw counts"
     assert cells.digest() == read(real).digest()
     difference = before - other.X
     assert abs(difference).max() == 0  # the input was not changed
@@ -48,18 +56,72 @@ def test_log1p_input_is_recognised_and_brought_to_the_same_values(real):
     logged = real.copy()
     logged.X = sp.csr_matrix(np.log1p(real.X.toarray() / real.X.sum(axis=1).A1[:, None] * 3_000))
     cells = read(logged)
-    assert cells.scale == "log1p"
+    assert source_of(logged).scale == "log1p"
     np.testing.assert_allclose(cells.matrix.toarray(), read(real).matrix.toarray(), rtol=1e-5)
 
 
 def test_files_in_chunks_give_the_same_cells(real, tmp_path, monkeypatch):
-    monkeypatch.setattr("evae.evaluation.inputs.CHUNK_ROWS", 7)
+    monkeypatch.setattr("evae.evaluation.inputs.BLOCK_ROWS", 7)
     real.write_h5ad(tmp_path / "cells.h5ad")
     assert read(tmp_path / "cells.h5ad").digest() == read(real).digest()
     dense = real.copy()
     dense.X = real.X.toarray()
     dense.write_h5ad(tmp_path / "dense.h5ad")
     assert read(str(tmp_path / "dense.h5ad")).digest() == read(real).digest()
+
+
+@pytest.mark.parametrize(
+    "rows", [[4, 5, 6, 1], [3, 3, 0], [], slice(2, 9, 3), slice(None), np.arange(12) % 5 == 0], ids=str
+)
+def test_stored_rows_are_those_of_the_matrix(rows):
+    matrix = sp.random(12, 7, 0.4, format="csr", dtype=np.float32, random_state=0)
+    stored = StoredRows(7)
+    stored.append(matrix[:5])
+    stored.append(matrix[5:])
+    found = stored[rows]
+    assert stored.shape == (12, 7)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found.toarray(), matrix.toarray()[rows])
+
+
+def test_no_rows_stored():
+    assert StoredRows(7).shape == (0, 7)
+    assert StoredRows(7)[np.arange(0)].shape == (0, 7)
+
+
+def test_equal_log1p_values_stay_equal():
+    """Ranks depend on ties: cells of the same counts must not come apart by the rounding of their total."""
+    counts = np.random.default_rng(0).poisson(0.4, (400, 50)).astype(float)
+    counts[:, 0] += 1
+    for target in (10_000, 1_000_000, 34.5):  # CP10K, CPM, and what "median" may give
+        scaled = counts / counts.sum(axis=1, keepdims=True) * target
+        found = log1p_cp10k(np.log1p(scaled).astype(np.float32), "log1p").toarray()
+        expected = log1p_cp10k(counts, "raw counts").toarray()
+        np.testing.assert_allclose(found, expected, rtol=2e-6)
+        for gene in range(50):
+            assert len(np.unique(found[:, gene])) == len(np.unique(expected[:, gene]))
+
+
+def test_memory_does_not_grow_with_the_training_cells(tmp_path, monkeypatch):
+    monkeypatch.setattr("evae.evaluation.inputs.BLOCK_ROWS", 256)
+    monkeypatch.setattr("evae.evaluation.training_cells.MAX_REFERENCE", 200)
+    monkeypatch.setattr("evae.evaluation.training_cells.MAX_PER_PERTURBATION", 20)
+    size, peak = {}, {}
+    for n in (1_000, 5_000):
+        rng = np.random.default_rng(n)
+        many = ad.AnnData(sp.csr_matrix(rng.poisson(1, (n, 300)).astype(np.float32)))
+        many.obs["perturbation"] = [f"G{i % 4}" for i in range(n)]
+        many.obs["cell_type"] = "A"
+        path = tmp_path / f"{n}.h5ad"
+        many.write_h5ad(path)
+        size[n] = many.X.data.nbytes + many.X.indices.nbytes
+        held_out, source = source_of(many[:8]), source_of(path)
+        tracemalloc.start()
+        summarise_training(source, held_out, ["G0", "G1", "G2"], source.genes, "control")
+        source.cells(source.genes)
+        peak[n] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak[5_000] - peak[1_000] < 0.1 * (size[5_000] - size[1_000])  # labels and hashes of names
 
 
 def test_views_and_explicit_zeros(real):
@@ -191,7 +253,7 @@ def test_held_out_cells_never_count_as_training(screen, real, perfect):
 
 def test_training_means_do_not_depend_on_chunks(screen, real, perfect, monkeypatch):
     whole = compare(perfect, real, screen).training
-    monkeypatch.setattr("evae.evaluation.inputs.CHUNK_ROWS", 11)
+    monkeypatch.setattr("evae.evaluation.inputs.BLOCK_ROWS", 11)
     parts = compare(perfect, real, screen).training
     for pair, mean in whole.means.items():
         np.testing.assert_allclose(parts.means[pair], mean, atol=1e-12)

@@ -17,6 +17,7 @@ from evae.cli.demo_plan import MAX_GENES, choose_data, claim_folder, stage_setti
 from evae.cli.evaluate import save_result
 from evae.cli.files import write_h5ad
 from evae.cli.report import summary_table
+from evae.data.anndata_io import read_split
 from evae.data.dataset import DatasetInfo
 from evae.data.prepare import prepare_dataset
 from evae.data.simulate import simulate_perturb_seq
@@ -170,7 +171,7 @@ class Demo:
             write_h5ad(self.predicted, self.out / "predicted.h5ad")
             self.say(f"{self.predicted.n_obs:,} cells: {self.out / 'predicted.h5ad'}")
             self.cells = dataset_cells(self.dataset)
-            self.reconstructed = self.pipe.reconstruct(self.cells["real"], seed=seed)
+            self.reconstructed = self.pipe.reconstruct(read_split(self.dataset, "test"), seed=seed)
 
     def evaluate(self) -> None:
         """Phase 6."""

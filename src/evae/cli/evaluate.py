@@ -56,7 +56,7 @@ def evaluate(
     if dataset is not None:
         if train or controls or control:
             raise EvaeError("--train, --controls and --control go with REAL.h5ad; a dataset folder holds them.")
-        data = dataset_cells(dataset, perturbation_key, cell_type_key)
+        data = dataset_cells(dataset)
     elif control is None:
         raise EvaeError("with REAL.h5ad, name the label of the controls with --control.")
     else:

@@ -17,14 +17,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
 
+from .cells import Cells, mean_of
 from .comparison import Comparison, Pair, rows_by_pair
-from .distances import dense
-from .inputs import Cells, mean_of
+from .distances import Matrix, dense
 
 MODEL = "model"
 SPLIT_HALF = "real split half"
-Draw = Callable[[Pair, int, np.random.Generator], np.ndarray]
+Draw = Callable[[Pair, int, np.random.Generator], Matrix]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class System:
 
     Attributes:
         name: as it stands in tables.
-        draw: (pair, n, generator) -> log1p CP10K of n cells, dense (n, genes).
+        draw: (pair, n, generator) -> log1p CP10K of n cells, (n, genes), sparse where they are stored cells.
         mean: pair -> mean log1p CP10K, (genes,), exact where it is known.
         pairs: the pairs that it has an answer for.
         available: pair -> how many cells it has of its own; None where cells are drawn at will.
@@ -62,10 +64,9 @@ def sampled(name: str, cells: Cells, rows: dict[Pair, np.ndarray], own: bool = F
         own: the rows are the system's own cells, of which no more than there are may be drawn.
     """
 
-    def draw(pair: Pair, n: int, rng: np.random.Generator) -> np.ndarray:
+    def draw(pair: Pair, n: int, rng: np.random.Generator) -> Matrix:
         pool = rows[pair]
-        chosen = rng.choice(pool, n, replace=n > len(pool) and not own)
-        return dense(cells.matrix[chosen])
+        return cells.matrix[rng.choice(pool, n, replace=n > len(pool) and not own)]
 
     def mean(pair: Pair) -> np.ndarray:
         return mean_of(cells.matrix[rows[pair]])
@@ -130,7 +131,7 @@ def _additive_shift(comparison: Comparison, control_rows: dict[str, np.ndarray])
     base = sampled("", controls, {pair: control_rows[pair[0]] for pair in shifts})
 
     def draw(pair: Pair, n: int, rng: np.random.Generator) -> np.ndarray:
-        return (base.draw(pair, n, rng) + shifts[pair]).clip(min=0)  # expression is never negative
+        return (dense(base.draw(pair, n, rng)) + shifts[pair]).clip(min=0)  # expression is never negative
 
     def mean(pair: Pair) -> np.ndarray:
         return (base.mean(pair) + shifts[pair]).clip(min=0)  # the additive model itself, before cells are clipped
@@ -142,7 +143,7 @@ def _marginal_resample(cells: Cells, rows: dict[Pair, np.ndarray]) -> System:
     base = sampled("marginal resample", cells, rows)
 
     def draw(pair: Pair, n: int, rng: np.random.Generator) -> np.ndarray:
-        drawn = base.draw(pair, n, rng)
+        drawn = dense(base.draw(pair, n, rng))
         return np.take_along_axis(drawn, rng.random(drawn.shape).argsort(axis=0), axis=0)  # permute each gene by itself
 
     return System(base.name, draw, base.mean, base.pairs)
@@ -151,9 +152,16 @@ def _marginal_resample(cells: Cells, rows: dict[Pair, np.ndarray]) -> System:
 def linear_predictions(comparison: Comparison, penalty: float = 0.1, n_components: int = 10) -> dict[Pair, np.ndarray]:
     """Mean of each pair predicted by a linear model across perturbations.
 
-    For a cell type, ridge regression maps a perturbation's mean shift in the other training cell types (its
-    leading principal components) to its shift in this one, fitted on the perturbations that training holds in
-    both. Pairs whose cell type shares fewer than three perturbations with the others have no answer.
+    For a cell type, ridge regression maps a perturbation's embedding to its mean shift in this cell type,
+    fitted on the perturbations that training holds both here and elsewhere. The embedding is, as in
+    Ahlmann-Eltze et al. 2025, of the leading principal components of the training pseudobulks: here of the
+    mean shifts in the other cell types. Pairs whose cell type shares fewer than three perturbations with the
+    others have no answer.
+
+    Args:
+        comparison: with training cells.
+        penalty: of the ridge, in units of the embedding's mean variance.
+        n_components: of the embedding.
     """
     training = comparison.training
     assert training is not None
@@ -165,17 +173,10 @@ def linear_predictions(comparison: Comparison, penalty: float = 0.1, n_component
         wanted = [p for p in comparison.perturbations(cell_type) if p in elsewhere]
         if len(shared) < 3 or not wanted:
             continue
-        source = np.array([elsewhere[p] for p in shared])  # (shared perturbations, genes)
-        axes = np.linalg.svd(source, full_matrices=False)[2][: min(n_components, len(shared) - 1)]
-        features = source @ axes.T  # (shared perturbations, components)
-        target = np.array([own[p] for p in shared])
-        offset = target.mean(axis=0)
-        centre = features.mean(axis=0)
-        gram = (features - centre).T @ (features - centre)
-        ridge = penalty * np.trace(gram) / len(gram) * np.eye(len(gram))
-        weights = np.linalg.pinv(gram + ridge) @ (features - centre).T @ (target - offset)  # (components, genes)
+        embedding = PCA(min(n_components, len(shared) - 1, len(comparison.genes)), svd_solver="full")
+        features = embedding.fit_transform([elsewhere[p] for p in shared])  # (shared perturbations, components)
+        model = Ridge(penalty * float((features**2).sum(axis=0).mean())).fit(features, [own[p] for p in shared])
+        shifts = model.predict(embedding.transform([elsewhere[p] for p in wanted]))  # (wanted, genes)
         base = training.means[(cell_type, training.control)]
-        for p in wanted:
-            shift = offset + (elsewhere[p] @ axes.T - centre) @ weights
-            answers[(cell_type, p)] = (base + shift).clip(min=0)
+        answers |= {(cell_type, p): (base + shift).clip(min=0) for p, shift in zip(wanted, shifts, strict=True)}
     return answers

@@ -21,10 +21,11 @@ import scipy.sparse as sp
 from evae.models.contract_evae import EvaeError
 
 from .baselines import MODEL
+from .cells import Cells
 from .comparison import Comparison, rows_by_pair
 from .differential import DETable
-from .inputs import Cells
-from .protocols import Progress, Record
+from .inputs import Progress
+from .protocols import Record
 
 GROUP = "cell-eval"
 SLOW_METRICS = ("pearson_edistance", "clustering_agreement")

@@ -1,24 +1,22 @@
 """What is compared: real cells, predicted cells, their controls and the training cells, checked once.
 
 The unit of evaluation is a pair (cell type, perturbation) of the real held-out cells. Controls are real cells
-of the
-same cell type, and stand on both sides: a model is never judged by controls that it generated.
+of the same cell type, and stand on both sides: a model is never judged by controls that it generated.
 """
 
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeAlias
 
-import anndata as ad
 import numpy as np
 
 from evae.models.contract_evae import EvaeError, near_matches
 
-from .inputs import Cells, Source, open_source
+from .cells import Cells
+from .inputs import Data, Progress, Source, open_source, silent
 from .training_cells import TrainingCells, summarise_training
 
 Pair: TypeAlias = tuple[str, str]  # (cell type, perturbation)
-Data: TypeAlias = ad.AnnData | str | Path
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,7 @@ def compare(
     cell_type_key: str | None = "cell_type",
     control: str = "control",
     seed: int = 0,
+    progress: Progress = silent,
 ) -> Comparison:
     """Read and check the inputs of an evaluation; see `evaluate` for the arguments.
 
@@ -93,24 +92,45 @@ def compare(
         EvaeError: no control cells, no perturbed cells, pairs without predictions, genes that do not match,
             or values that are neither raw counts nor log1p.
     """
+    named = ((real, "the real cells"), (predicted, "the predicted cells"), (train, "the training cells"),
+             (controls, "the controls"))  # fmt: skip
+    with ExitStack() as stack:
+        sources: list[Source | None] = []
+        for data, name in named:
+            source = None if data is None else open_source(data, name, perturbation_key, cell_type_key)
+            sources.append(source if source is None else stack.enter_context(closing(source)))
+        truth, generated, trained, given = sources
+        assert truth is not None
+        assert generated is not None
+        return _read(truth, generated, trained, given, control, seed, progress)
+
+
+def _read(
+    source: Source,
+    generated: Source,
+    trained: Source | None,
+    given: Source | None,
+    control: str,
+    seed: int,
+    progress: Progress,
+) -> Comparison:
+    """Check the labels of all sources, then read their values."""
     notes: list[str] = []
-    source = open_source(real, "the real cells", perturbation_key, cell_type_key)
-    generated = open_source(predicted, "the predicted cells", perturbation_key, cell_type_key)
     genes = source.genes
-    truth = source.cells(genes, np.flatnonzero(source.perturbation != control))
-    pairs = sorted(rows_by_pair(truth))
+    pairs = sorted(pair for pair in group_rows(source.cell_type, source.perturbation) if pair[1] != control)
     if not pairs:
         raise EvaeError(f"{source.name} hold no perturbed cells, only '{control}'; check perturbation_key and control.")
-    prediction = _matching_predictions(generated, pairs, control, genes, notes)
-    trained = None if train is None else open_source(train, "the training cells", perturbation_key, cell_type_key)
-    given = None if controls is None else open_source(controls, "the controls", perturbation_key, cell_type_key)
-    control_cells = _find_controls(source, trained, given, {c for c, _ in pairs}, control, genes, notes)
+    rows = _matching_predictions(generated, pairs, control, genes, notes)
+    home, control_rows = _find_controls(source, trained, given, {c for c, _ in pairs}, control, notes)
+    truth = source.cells(genes, np.flatnonzero(source.perturbation != control), progress)
+    prediction = generated.cells(genes, rows, progress)
+    control_cells = home.cells(genes, control_rows, progress)
     training = None
     if trained is not None:
         perturbations = sorted({p for _, p in pairs})
-        training, n_dropped = summarise_training(trained, source, perturbations, genes, control, seed)
-        if n_dropped:
-            notes.append(f"{n_dropped} held-out cells were found among the training cells and left out there")
+        training = summarise_training(trained, source, perturbations, genes, control, seed, progress)
+        if training.n_held_out:
+            notes.append(f"{training.n_held_out} held-out cells were found among the training cells and left out there")
     for name, cells in (("real", truth), ("predicted", prediction), ("control", control_cells)):
         if cells.n_empty:
             notes.append(f"{cells.n_empty} {name} cells have no counts over the panel and stay empty")
@@ -120,8 +140,8 @@ def compare(
 
 def _matching_predictions(
     generated: Source, pairs: list[Pair], control: str, genes: np.ndarray, notes: list[str]
-) -> Cells:
-    """The predicted cells of the evaluated pairs, in the real cells' gene order."""
+) -> np.ndarray:
+    """The rows of the predicted cells of the evaluated pairs, sorted."""
     rows = group_rows(generated.cell_type, generated.perturbation)
     missing = [pair for pair in pairs if pair not in rows]
     if missing:
@@ -138,7 +158,7 @@ def _matching_predictions(
         notes.append("predicted control cells were ignored: the real controls stand on both sides")
     if not np.array_equal(generated.genes, genes) and set(genes.tolist()) <= set(generated.genes.tolist()):
         notes.append("the genes of the predicted cells were put into the order of the real cells")
-    return generated.cells(genes, np.sort(np.concatenate([rows[pair] for pair in pairs])))
+    return np.sort(np.concatenate([rows[pair] for pair in pairs]))
 
 
 def _find_controls(
@@ -147,10 +167,9 @@ def _find_controls(
     given: Source | None,
     cell_types: set[str],
     control: str,
-    genes: np.ndarray,
     notes: list[str],
-) -> Cells:
-    """Control cells of the evaluated cell types: those given, else the real file's, else from training."""
+) -> tuple[Source, np.ndarray]:
+    """Where the controls of the evaluated cell types are: those given, else the real file's, else training's."""
     for source in (given, real, train):
         if source is None:
             continue
@@ -158,7 +177,7 @@ def _find_controls(
         found = set(source.cell_type[rows].tolist())
         if found == cell_types:
             notes.append(f"the {len(rows)} control cells were taken from {source.name}")
-            return source.cells(genes, rows)
+            return source, rows
         if source is given:
             lacking = ", ".join(sorted(cell_types - found)[:3])
             raise EvaeError(f"the controls hold no '{control}' cells of {lacking}; add them or check the labels.")

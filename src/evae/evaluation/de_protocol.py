@@ -16,7 +16,8 @@ from .baselines import SPLIT_HALF, System, sampled
 from .comparison import Comparison, Pair, rows_by_pair
 from .de_metrics import de_metrics
 from .differential import ControlRanks, DETable, differential_expression
-from .protocols import Progress, Record, split_halves
+from .inputs import Progress
+from .protocols import Record, split_halves
 
 GROUP = "differential expression"
 _METHOD = "mann-whitney-asymptotic bh geometric-mean 1"  # raise the number when the tables change
@@ -184,5 +185,5 @@ def _digest(comparison: Comparison, cell_type: str) -> str:
     """A key over everything that a real table depends on."""
     sha = hashlib.sha256(_METHOD.encode())
     for cells in (comparison.real, comparison.controls):
-        sha.update(cells.take(np.flatnonzero(cells.cell_type == cell_type)).digest().encode())
+        sha.update(cells.digest(np.flatnonzero(cells.cell_type == cell_type)).encode())
     return sha.hexdigest()

@@ -21,7 +21,7 @@ from scipy.stats import false_discovery_control
 
 from evae.models.contract_evae import EvaeError
 
-from .inputs import mean_of
+from .cells import mean_of
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ SIGMAS = (1.0, 2.0, 4.0, 8.0, 16.0)
 METRICS = ("w2", "mmd2_mix_biased", "mmd2_mix_unbiased", "mmd2_median_unbiased", "fd")
 Matrix: TypeAlias = np.ndarray | sp.csr_matrix
 _BLOCK = 1_024  # rows of a kernel matrix held at a time
+_SMALL = 1 << 22  # a sparse matrix of fewer values is quicker made dense
 
 
 def wasserstein_distance(real: np.ndarray, generated: np.ndarray) -> float:
@@ -100,20 +101,25 @@ class Projection:
     components: np.ndarray  # (components, genes)
 
     def __call__(self, matrix: Matrix) -> np.ndarray:
-        """Project log1p expression (cells, genes) to (cells, components), float64."""
-        return (dense(matrix) - self.mean) @ self.components.T
+        """Project log1p expression (cells, genes) to (cells, components), float64; sparse cells stay sparse."""
+        matrix = matrix.astype(np.float64)
+        return np.asarray(matrix @ self.components.T) - self.mean @ self.components.T
 
 
 def fit_projection(reference: Matrix, n_components: int = 30) -> Projection:
     """Exact principal components of `reference`, log1p expression of shape (cells, genes).
 
-    Fewer components come back where cells or genes are fewer. The exact solver is used because the randomised
-    one moves FD between runs by more than good models differ.
+    Fewer components come back where cells or genes are fewer. Solvers that converge are used because the
+    randomised one moves FD between runs by more than good models differ; sparse cells are never made dense,
+    but for small matrices.
     """
-    reference = dense(reference)
-    n_components = min(n_components, reference.shape[1], max(len(reference) - 1, 1))
-    solver = "covariance_eigh" if len(reference) > reference.shape[1] else "full"
-    pca = PCA(n_components, svd_solver=solver).fit(reference)
+    n_cells, n_genes = reference.shape
+    n_components = min(n_components, n_genes, max(n_cells - 1, 1))
+    if isinstance(reference, np.ndarray) or n_components >= min(n_cells, n_genes) - 1 or n_cells * n_genes < _SMALL:
+        solver = "covariance_eigh" if n_cells > n_genes else "full"
+        pca = PCA(n_components, svd_solver=solver).fit(dense(reference))
+    else:
+        pca = PCA(n_components, svd_solver="arpack", tol=0, random_state=0).fit(reference.astype(np.float64))
     return Projection(pca.mean_.astype(np.float64), pca.components_.astype(np.float64))
 
 

@@ -15,10 +15,10 @@ from evae.models.contract_evae import EvaeError, near_matches
 
 from .baselines import baselines, model_system
 from .cell_eval_adapter import cell_eval_protocol, require_cell_eval
-from .comparison import Comparison, Data, compare
+from .comparison import Comparison, compare
 from .de_protocol import de_protocol, default_cache
-from .perturbation_protocol import honesty_protocol, perturbation_protocol
-from .protocols import Progress, Record, paper_protocol, robust_protocol, to_frame
+from .inputs import Data, Progress, silent
+from .protocols import Record, honesty_protocol, paper_protocol, perturbation_protocol, robust_protocol, to_frame
 from .result import EvaluationResult
 
 SUITES = {
@@ -53,11 +53,12 @@ def evaluate(
     over the real cells' genes. Inputs are never changed.
 
     Args:
-        predicted: generated cells: an AnnData or the path of an h5ad file, with obs perturbation and cell
-            type.
+        predicted: generated cells with obs perturbation and cell type: an AnnData, the path of an h5ad file,
+            or a `DatasetSplit`. What is not in memory yet is read in blocks and kept in a temporary file, so
+            that memory does not grow with it.
         real: the held-out cells that were to be predicted, in the same form; it may hold controls.
         train: training cells: needed for most baselines, for the components of the `robust` protocol and for
-            the memorisation check; read in chunks. Cells that are held out are left out of it.
+            the memorisation check; read once, in blocks. Cells that are held out are left out of it.
         controls: real control cells of the evaluated cell types; taken from `real`, else from `train`, when
             None.
         perturbation_key: obs column of the perturbation.
@@ -82,9 +83,10 @@ def evaluate(
     started = time.perf_counter()
     labels = perturbation_key, cell_type_key, control
     keys: Any = dict(zip(("perturbation_key", "cell_type_key", "control"), labels, strict=True))
-    comparison = compare(predicted, real, train, controls, seed=seeds[0], **keys)
+    bar = _bar if progress else silent
+    comparison = compare(predicted, real, train, controls, seed=seeds[0], progress=bar, **keys)
     tables = default_cache() if cache == "default" else None if cache is None else Path(cache)
-    plan = _Plan(SUITES[suite], seeds, n_components, with_baselines, tables, _bar if progress else _silent)
+    plan = _Plan(SUITES[suite], seeds, n_components, with_baselines, tables, bar)
     records = _run(comparison, plan)
     settings = {**keys, "suite": suite, "seeds": list(seeds), "n_components": n_components}
     return EvaluationResult(to_frame(records), comparison, _stamp(comparison, settings, time.perf_counter() - started))
@@ -157,7 +159,3 @@ def _version(name: str) -> str:
 def _bar(work: Iterable, description: str) -> Iterable:
     items = list(work)
     return track(items, description=description, transient=True)
-
-
-def _silent(work: Iterable, description: str) -> Iterable:
-    return work

@@ -6,9 +6,9 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from .baselines import model_system, sampled
+from .cells import mean_of
 from .comparison import Comparison, Pair, rows_by_pair
 from .distances import draw
-from .inputs import mean_of
 from .protocols import reference_projection
 from .style import BACKGROUND, GENERATED, REAL, bare, new_figure
 

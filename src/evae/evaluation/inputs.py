@@ -1,93 +1,82 @@
-"""Reading cells for evaluation: any AnnData or h5ad file becomes log1p CP10K over one gene panel.
+"""Reading cells for evaluation: any AnnData, h5ad file or dataset split, a block of rows at a time.
 
 The scale of the input is recognised and stated: raw counts are scaled to 10,000 a cell over the panel and
 log1p'd; log1p values are first taken back by expm1, so that everything is compared in one space, whoever
-predicted it. Files are read in chunks of rows; what is kept is a sparse float32 matrix.
+predicted it. Cells that come from a file are kept in a temporary file, so that memory does not grow with it.
 """
 
-import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
+from evae.data.anndata_io import DatasetSplit
 from evae.models.contract_evae import EvaeError, check_unique, near_matches
 
-TARGET_TOTAL = 10_000.0
+from .cells import Cells, Rows, StoredRows, log1p_cp10k
+
+Data: TypeAlias = ad.AnnData | DatasetSplit | str | Path
+Progress: TypeAlias = Callable[[Iterable, str], Iterable]
 LOG1P_CEILING = 20.0  # log1p(5e8); a larger fractional value cannot be a log1p of counts
-CHUNK_ROWS = 8_192
+BLOCK_ROWS = 4_096
+BLOCK_VALUES = 1 << 23  # rows x genes of a block at most: 64 MiB where a file is dense
 
 
-@dataclass(frozen=True)
-class Cells:
-    """Cells ready to compare.
-
-    Attributes:
-        matrix: log1p CP10K, sparse float32, (cells, genes).
-        perturbation: label of each cell, (cells,).
-        cell_type: label of each cell, (cells,).
-        genes: the panel, (genes,).
-        scale: what the input was: "raw counts" or "log1p".
-        n_empty: cells without any count over the panel.
-    """
-
-    matrix: sp.csr_matrix
-    perturbation: np.ndarray
-    cell_type: np.ndarray
-    genes: np.ndarray
-    scale: str
-    n_empty: int = 0
-
-    def __len__(self) -> int:
-        return int(self.matrix.shape[0])
-
-    def take(self, rows: np.ndarray) -> "Cells":
-        """The cells of `rows` (indices or mask)."""
-        return replace(
-            self,
-            matrix=self.matrix[rows],
-            perturbation=self.perturbation[rows],
-            cell_type=self.cell_type[rows],
-        )
-
-    def digest(self) -> str:
-        """A sha256 over values, labels and genes; equal cells in equal order give equal digests."""
-        sha = hashlib.sha256()
-        for part in (
-            self.matrix.indptr.astype(np.int64),
-            self.matrix.indices.astype(np.int32),
-            self.matrix.data,
-        ):
-            sha.update(np.ascontiguousarray(part).data)
-        for labels in (self.perturbation, self.cell_type, self.genes):
-            sha.update("\x1f".join(labels.tolist()).encode())
-        return sha.hexdigest()
+def silent(work: Iterable, description: str) -> Iterable:
+    """No progress bar."""
+    return work
 
 
 @dataclass(frozen=True)
 class Source:
-    """An AnnData, in memory or backed by a file, with its labels read and its scale recognised."""
+    """Cells somewhere, with their labels read and their scale recognised.
 
-    adata: ad.AnnData
+    Attributes:
+        name: what to call it in messages.
+        perturbation, cell_type: labels, (cells,).
+        cell_names: names of the cells, (cells,).
+        genes: (genes of the source,).
+        scale: "raw counts" or "log1p".
+        read: (start, stop) -> the values of these rows, dense or sparse.
+        in_memory: whether the values lie in memory already.
+        close: lets go of the file.
+    """
+
     name: str
-    perturbation: np.ndarray  # (cells,)
-    cell_type: np.ndarray  # (cells,)
-    genes: np.ndarray  # (genes of the file,)
+    perturbation: np.ndarray
+    cell_type: np.ndarray
+    cell_names: pd.Index
+    genes: np.ndarray
     scale: str
+    read: Callable[[int, int], Any]
+    in_memory: bool
+    close: Callable[[], None] = lambda: None
 
-    def chunks(self, rows: np.ndarray, genes: np.ndarray) -> Iterator[tuple[np.ndarray, sp.csr_matrix]]:
-        """Yield (row indices, log1p CP10K over `genes`) for consecutive chunks of the sorted `rows`."""
+    def __len__(self) -> int:
+        return len(self.perturbation)
+
+    def blocks(
+        self, rows: np.ndarray, genes: np.ndarray, progress: Progress = silent
+    ) -> Iterator[tuple[np.ndarray, sp.csr_matrix]]:
+        """Yield (row indices, log1p CP10K over `genes`) of the sorted `rows`, block by block of the source."""
         columns = self.columns(genes)
-        for start in range(0, len(rows), CHUNK_ROWS):
-            part = rows[start : start + CHUNK_ROWS]
-            yield part, log1p_cp10k(_rows(self.adata, part), self.scale, columns)
+        size = _block_rows(len(self.genes))
+        for first in progress(np.unique(rows // size) * size, f"reading {self.name}"):
+            low, high = np.searchsorted(rows, [first, first + size])
+            part = rows[low:high]
+            values = self.read(int(first), min(int(first) + size, len(self)))
+            if len(part) < values.shape[0]:
+                values = values[part - first]
+            check_values(values, self.scale, self.name)
+            yield part, log1p_cp10k(values, self.scale, columns)
 
     def columns(self, genes: np.ndarray) -> np.ndarray | None:
-        """Where the panel's genes stand in this file; None when it is the panel already."""
+        """Where the panel's genes stand in this source; None when it is the panel already."""
         if np.array_equal(self.genes, genes):
             return None
         position = {g: i for i, g in enumerate(self.genes.tolist())}
@@ -99,37 +88,36 @@ class Source:
             )
         return np.array([position[g] for g in genes.tolist()])
 
-    def cells(self, genes: np.ndarray, rows: np.ndarray | None = None) -> Cells:
+    def cells(self, genes: np.ndarray, rows: np.ndarray | None = None, progress: Progress = silent) -> Cells:
         """Read `rows` (all by default) over the panel `genes`."""
-        rows = np.arange(len(self.perturbation)) if rows is None else rows
-        parts = [matrix for _, matrix in self.chunks(rows, genes)]
-        parts = parts or [sp.csr_matrix(np.zeros((0, len(genes)), dtype=np.float32))]
-        matrix = sp.vstack(parts, format="csr")
-        empty = int((np.diff(matrix.indptr) == 0).sum())
-        return Cells(matrix, self.perturbation[rows], self.cell_type[rows], genes, self.scale, empty)
+        rows = np.arange(len(self)) if rows is None else rows
+        stored, parts, empty = StoredRows(len(genes)), [sp.csr_matrix((0, len(genes)), dtype=np.float32)], 0
+        for _, block in self.blocks(rows, genes, progress):
+            empty += int((np.diff(block.indptr) == 0).sum())
+            parts.append(block) if self.in_memory else stored.append(block)
+        matrix: Rows = sp.vstack(parts, format="csr") if self.in_memory else stored
+        return Cells(matrix, self.perturbation[rows], self.cell_type[rows], genes, empty)
 
 
-def open_source(data: ad.AnnData | str | Path, name: str, perturbation_key: str, cell_type_key: str | None) -> Source:
-    """Open an AnnData or an h5ad file and check it.
+def open_source(data: Data, name: str, perturbation_key: str, cell_type_key: str | None) -> Source:
+    """Open an AnnData, an h5ad file or a dataset split and check it.
 
     Args:
-        data: an AnnData (never changed) or the path of an h5ad file, which is read in chunks.
+        data: an AnnData (never changed), the path of an h5ad file, or a split of a dataset folder.
         name: what to call it in messages ("the predicted cells").
-        perturbation_key: obs column of the perturbation.
+        perturbation_key: obs column of the perturbation; a dataset split knows its own.
         cell_type_key: obs column of the cell type; None treats all cells as one type.
 
     Raises:
         EvaeError: a file, column or matrix is missing, a label is missing, genes stand twice, or the values
             are neither raw counts nor log1p.
     """
+    if isinstance(data, DatasetSplit):
+        return _open_split(data, name, cell_type_key)
+    from_file = isinstance(data, (str, Path))
     if isinstance(data, (str, Path)):
         name = f"{name} ({data})"
-        if not Path(data).exists():
-            raise EvaeError(f"{name}: no such file; check the path.")
-        try:
-            data = ad.read_h5ad(data, backed="r")
-        except (OSError, KeyError) as error:
-            raise EvaeError(f"{name} cannot be read as h5ad ({error}); write it with AnnData.write_h5ad.") from error
+        data = _open_file(data, name)
     if data.X is None or data.n_obs == 0:
         raise EvaeError(f"{name}: no cells in X; put raw counts or log1p values there.")
     check_unique(data.var_names, "gene")
@@ -139,49 +127,76 @@ def open_source(data: ad.AnnData | str | Path, name: str, perturbation_key: str,
     else:
         cell_type = _labels(data, cell_type_key, name, "cell_type_key")
     genes = np.asarray(data.var_names.astype(str), dtype=object)
-    return Source(data, name, perturbation, cell_type, genes, _scale(data, name))
+    scale = recognise_scale((_rows(data, start, stop) for start, stop in _spans(data.n_obs, len(genes))), name)
+    backed = from_file and data.isbacked
+    return Source(
+        name=name,
+        perturbation=perturbation,
+        cell_type=cell_type,
+        cell_names=data.obs_names,
+        genes=genes,
+        scale=scale,
+        read=lambda start, stop: _rows(data, start, stop),
+        in_memory=not backed,
+        close=data.file.close if backed else lambda: None,  # a file that the caller opened stays open
+    )
 
 
-def log1p_cp10k(matrix: Any, scale: str, columns: np.ndarray | None = None) -> sp.csr_matrix:
-    """Bring raw counts or log1p values to log1p of counts per 10,000 over the panel.
+def recognise_scale(blocks: Iterable[Any], name: str) -> str:
+    """ "raw counts" if the first values are integers, "log1p" if they lie below `LOG1P_CEILING`.
 
-    The total of log1p values is rounded to six digits, for float32 values do not give it more exactly: cells
-    that were scaled to one total keep one factor, so that equal values stay equal, on which ranks depend.
-
-    Args:
-        matrix: (cells, genes of the file), dense or sparse; it is not changed.
-        scale: "raw counts" or "log1p".
-        columns: the panel's columns; None takes all. The total is over the panel.
-
-    Returns:
-        Sparse float32 of shape (cells, panel); a cell without counts stays empty.
+    Only as many blocks are read as it takes to find a value; `check_values` holds every other block to it.
     """
-    matrix = sp.csr_matrix(matrix, dtype=np.float64, copy=True)
-    if columns is not None:
-        matrix = sp.csr_matrix(matrix[:, columns])
-    if scale == "log1p":
-        matrix.data = np.expm1(matrix.data)
-    totals = np.asarray(matrix.sum(axis=1)).ravel()  # (cells,)
-    if scale == "log1p":
-        totals = _six_digits(totals)
-    factor = TARGET_TOTAL / np.where(totals > 0, totals, 1.0)
-    matrix.data = np.log1p(matrix.data * np.repeat(factor, np.diff(matrix.indptr))).astype(np.float32)
-    matrix = sp.csr_matrix(matrix, dtype=np.float32)
-    matrix.eliminate_zeros()
-    matrix.sort_indices()
-    return matrix
+    for block in blocks:
+        values = _values(block)
+        if np.any(values != 0):
+            finite = values[np.isfinite(values)]
+            scale = "raw counts" if (finite == np.floor(finite)).all() else "log1p"
+            check_values(block, scale, name)
+            return scale
+    return "raw counts"
 
 
-def _six_digits(values: np.ndarray) -> np.ndarray:
-    """Non-negative values rounded to six significant digits."""
-    unit = 10.0 ** (np.floor(np.log10(np.where(values > 0, values, 1.0))) - 5)
-    return np.round(values / unit) * unit
+def check_values(block: Any, scale: str, name: str) -> None:
+    """Raise `EvaeError` unless all values of a block of cells are finite, not negative and of the scale."""
+    values = _values(block)
+    if values.size == 0:
+        return
+    if not np.isfinite(values).all():
+        dense = block.toarray() if sp.issparse(block) else block
+        n_bad = int((~np.isfinite(dense)).any(axis=1).sum())
+        raise EvaeError(f"{name}: {n_bad} cells hold NaN or infinite values; drop those cells first.")
+    if values.min() < 0:
+        raise EvaeError(f"{name}: negative values, so X looks scaled or centred; give raw counts or log1p values.")
+    whole = bool((values == np.floor(values)).all())
+    if scale == "raw counts" and not whole:
+        raise EvaeError(f"{name}: some cells hold raw counts, some fractions; give one kind, counts or log1p values.")
+    if scale == "log1p" and values.max() >= LOG1P_CEILING:
+        raise EvaeError(
+            f"{name}: fractional values up to {values.max():.4g} are neither raw counts nor log1p; "
+            "give integer counts or log1p of normalised counts in X."
+        )
 
 
-def mean_of(matrix: sp.csr_matrix) -> np.ndarray:
-    """Mean of each gene, (genes,). Summed in float64, which scipy's own mean of a float32 matrix is not."""
-    n_cells, n_genes = matrix.shape
-    return np.bincount(matrix.indices, weights=matrix.data, minlength=n_genes) / n_cells
+def _open_file(path: str | Path, name: str) -> ad.AnnData:
+    """An h5ad file opened for reading by rows; one stored by columns is read whole, for it has no rows."""
+    if not Path(path).exists():
+        raise EvaeError(f"{name}: no such file; check the path.")
+    try:
+        data = ad.read_h5ad(path, backed="r")
+        return data.to_memory() if getattr(data.X, "format", "") == "csc" else data
+    except (OSError, KeyError) as error:
+        raise EvaeError(f"{name} cannot be read as h5ad ({error}); write it with AnnData.write_h5ad.") from error
+
+
+def _open_split(data: DatasetSplit, name: str, cell_type_key: str | None) -> Source:
+    labels = data.labels()
+    perturbation, cell_type = _texts(labels["perturbation"]), _texts(labels["cell_type"])
+    if cell_type_key is None:
+        cell_type = np.full(len(labels), "all", dtype=object)
+    name = f"{name} (split {data.split} of the dataset)"
+    genes = np.asarray(data.info.genes, dtype=object)
+    return Source(name, perturbation, cell_type, labels.index, genes, "raw counts", data.counts, in_memory=False)
 
 
 def _labels(data: ad.AnnData, key: str, name: str, argument: str) -> np.ndarray:
@@ -192,39 +207,30 @@ def _labels(data: ad.AnnData, key: str, name: str, argument: str) -> np.ndarray:
     column = data.obs[key]
     if column.isna().any():
         raise EvaeError(f"{name}: {int(column.isna().sum())} cells have no '{key}'; drop them or fill the label in.")
-    return np.asarray(column.astype(str), dtype=object)
+    return _texts(column)
 
 
-def _rows(data: ad.AnnData, rows: np.ndarray) -> Any:
-    """Rows of X, in memory; consecutive rows are read as a slice, which is far faster on a file."""
-    consecutive = len(rows) > 0 and rows[-1] - rows[0] + 1 == len(rows)
-    chosen = slice(rows[0], rows[-1] + 1) if consecutive else rows
+def _texts(column: pd.Series) -> np.ndarray:
+    """Labels as strings, one object for each different label."""
+    codes, names = pd.factorize(column)
+    return np.asarray(names.astype(str), dtype=object)[codes]
+
+
+def _spans(n_cells: int, n_genes: int) -> Iterator[tuple[int, int]]:
+    size = _block_rows(n_genes)
+    yield from ((start, min(start + size, n_cells)) for start in range(0, n_cells, size))
+
+
+def _block_rows(n_genes: int) -> int:
+    return max(1, min(BLOCK_ROWS, BLOCK_VALUES // max(n_genes, 1)))
+
+
+def _rows(data: ad.AnnData, start: int, stop: int) -> Any:
+    """A run of rows of X, in memory."""
     # X of a view or of a backed file is materialised anew at each access, so those are sliced first
-    part: Any = data[chosen].X if data.is_view or data.isbacked else data.X[chosen]
+    part: Any = data[start:stop].X if data.is_view or data.isbacked else data.X[start:stop]
     return part if sp.issparse(part) else np.asarray(part)
 
 
-def _scale(data: ad.AnnData, name: str) -> str:
-    """ "raw counts" if every value is an integer, "log1p" if all lie below `LOG1P_CEILING`, else an error."""
-    whole, largest = True, 0.0
-    for start in range(0, data.n_obs, CHUNK_ROWS):
-        part = _rows(data, np.arange(start, min(start + CHUNK_ROWS, data.n_obs)))
-        values: Any = getattr(part, "data", part) if sp.issparse(part) else part
-        if values.size == 0:
-            continue
-        bad = ~np.isfinite(values)
-        if bad.any():
-            n_bad = int((~np.isfinite(part.toarray() if hasattr(part, "toarray") else part)).any(axis=1).sum())
-            raise EvaeError(f"{name}: {n_bad} cells hold NaN or infinite values; drop those cells first.")
-        if values.min() < 0:
-            raise EvaeError(f"{name}: negative values, so X looks scaled or centred; give raw counts or log1p values.")
-        whole = whole and bool((values == np.floor(values)).all())
-        largest = max(largest, float(values.max()))
-    if whole:
-        return "raw counts"
-    if largest < LOG1P_CEILING:
-        return "log1p"
-    raise EvaeError(
-        f"{name}: fractional values up to {largest:.4g} are neither raw counts nor log1p; "
-        "give integer counts or log1p of normalised counts in X."
-    )
+def _values(block: Any) -> np.ndarray:
+    return np.asarray(block.data if sp.issparse(block) else block)

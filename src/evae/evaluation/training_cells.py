@@ -1,25 +1,27 @@
 """The training cells as evaluation needs them: means of every pair, and a bounded sample of cells.
 
-The training set may be a thousand times larger than the held-out cells. One pass over it in chunks keeps the
-mean expression of every (cell type, perturbation) pair, and at most `MAX_REFERENCE` + `MAX_PER_PERTURBATION`
-x perturbations
-cells: those that the principal components are fitted on, and those of the evaluated perturbations in other
-contexts.
+The training set may be a thousand times larger than the held-out cells. One pass over it in blocks keeps the
+mean expression of every (cell type, perturbation) pair and at most `MAX_REFERENCE` + `MAX_ELSEWHERE` cells:
+those that the principal components are fitted on, and those of the evaluated perturbations. Of all other
+cells only labels and a hash of their names are held.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from evae.models.contract_evae import EvaeError
 
-from .inputs import Cells, Source
+from .cells import Cells
+from .inputs import Progress, Source, silent
 
 Pair = tuple[str, str]  # (cell type, perturbation)
 MAX_REFERENCE = 20_000
+MAX_ELSEWHERE = 100_000
 MAX_PER_PERTURBATION = 1_000
-_JOIN = "\x1f"
+_HASHED = 65_536  # cells whose names are hashed at a time
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class TrainingCells:
             memorisation is looked for among it.
         elsewhere: cells of the evaluated perturbations in training, at most `MAX_PER_PERTURBATION` of each.
         control: the control's label.
+        n_held_out: cells left out because they are held-out cells.
     """
 
     means: dict[Pair, np.ndarray]
@@ -40,6 +43,7 @@ class TrainingCells:
     reference: Cells
     elsewhere: Cells
     control: str
+    n_held_out: int = 0
 
     def perturbation_mean(self, perturbation: str) -> np.ndarray | None:
         """Mean of a perturbation over training cell types, each of the same weight; None if never seen."""
@@ -68,8 +72,14 @@ class TrainingCells:
 
 
 def summarise_training(
-    source: Source, held_out: Source, perturbations: list[str], genes: np.ndarray, control: str, seed: int = 0
-) -> tuple[TrainingCells, int]:
+    source: Source,
+    held_out: Source,
+    perturbations: list[str],
+    genes: np.ndarray,
+    control: str,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> TrainingCells:
     """Read the training cells once, leaving out cells that are held-out cells (same name and labels).
 
     Args:
@@ -79,49 +89,60 @@ def summarise_training(
         genes: the panel.
         control: the control's label.
         seed: of the two samples.
-
-    Returns:
-        The summary and the number of cells left out because they are held out.
+        progress: shows how far the reading is.
     """
-    usable = np.flatnonzero(~np.isin(_fingerprints(source), _fingerprints(held_out)))
+    usable = np.flatnonzero(~pd.Series(_fingerprints(source)).isin(_fingerprints(held_out)))
     if len(usable) == 0:
         raise EvaeError(f"{source.name} hold no other cells than the real held-out ones; give the training split.")
-    names, codes = np.unique(_joined(source)[usable], return_inverse=True)
+    codes, pairs = _pair_codes(source, usable)
     rng = np.random.default_rng(seed)
     reference = np.sort(rng.permutation(usable)[:MAX_REFERENCE])
-    chosen = [rng.permutation(usable[source.perturbation[usable] == p])[:MAX_PER_PERTURBATION] for p in perturbations]
+    limit = max(1, min(MAX_PER_PERTURBATION, MAX_ELSEWHERE // len(perturbations)))
+    chosen = [rng.permutation(usable[source.perturbation[usable] == p])[:limit] for p in perturbations]
     elsewhere = np.sort(np.concatenate(chosen))
-    sums = np.zeros((len(names), len(genes)))
+    sums = np.zeros((len(pairs), len(genes)))
     samples: list[list[sp.csr_matrix]] = [[], []]
-    start = 0
-    for rows, matrix in source.chunks(usable, genes):
-        part = codes[start : start + len(rows)]
-        start += len(rows)
-        indicator = sp.csr_matrix((np.ones(len(rows)), (part, np.arange(len(rows)))), shape=(len(names), len(rows)))
-        sums += (indicator @ matrix.astype(np.float64)).toarray()
+    for rows, matrix in source.blocks(usable, genes, progress):
+        part = codes[rows]
+        indicator = sp.csr_matrix((np.ones(len(rows)), (part, np.arange(len(rows)))), shape=(len(pairs), len(rows)))
+        block = (indicator @ matrix.astype(np.float64)).tocoo()
+        sums[block.row, block.col] += block.data
         for sample, wanted in zip(samples, (reference, elsewhere), strict=True):
             sample.append(matrix[np.isin(rows, wanted, assume_unique=True)])
-    n_cells = np.bincount(codes, minlength=len(names))
-    pairs: list[Pair] = [(name.split(_JOIN)[0], name.split(_JOIN)[1]) for name in names.tolist()]
-    summary = TrainingCells(
-        means={pair: sums[i] / n_cells[i] for i, pair in enumerate(pairs)},
-        counts={pair: int(n_cells[i]) for i, pair in enumerate(pairs)},
+    n_cells = np.bincount(codes[usable], minlength=len(pairs))
+    sums /= n_cells[:, None]
+    return TrainingCells(
+        means=dict(zip(pairs, sums, strict=True)),
+        counts=dict(zip(pairs, n_cells.tolist(), strict=True)),
         reference=_gather(samples[0], source, reference, genes),
         elsewhere=_gather(samples[1], source, elsewhere, genes),
         control=control,
+        n_held_out=len(source) - len(usable),
     )
-    return summary, len(source.perturbation) - len(usable)
 
 
-def _joined(source: Source) -> np.ndarray:
-    """Both labels of each cell as one string."""
-    return np.array([f"{c}{_JOIN}{p}" for c, p in zip(source.cell_type, source.perturbation, strict=True)], dtype=str)
+def _pair_codes(source: Source, rows: np.ndarray) -> tuple[np.ndarray, list[Pair]]:
+    """Which pair each of all cells belongs to, and the pairs that `rows` hold, sorted; -1 for pairs without."""
+    types, type_names = pd.factorize(source.cell_type, sort=True)
+    labels, label_names = pd.factorize(source.perturbation, sort=True)
+    codes = types * len(label_names) + labels
+    held = np.unique(codes[rows])
+    position = np.full(len(type_names) * len(label_names), -1)
+    position[held] = np.arange(len(held))
+    pairs = [(str(type_names[c // len(label_names)]), str(label_names[c % len(label_names)])) for c in held]
+    return position[codes], pairs
 
 
 def _fingerprints(source: Source) -> np.ndarray:
-    """Name and labels of each cell as one string."""
-    return np.char.add(np.char.add(source.adata.obs_names.to_numpy(dtype=str), _JOIN), _joined(source))
+    """A 64-bit hash of name and labels of each cell, (cells,)."""
+    parts = []
+    for start in range(0, len(source), _HASHED):  # strings are large, hashes are not
+        part = slice(start, start + _HASHED)
+        labels = {"perturbation": source.perturbation[part], "cell_type": source.cell_type[part]}
+        frame = pd.DataFrame(labels, index=source.cell_names[part].astype(str))
+        parts.append(pd.util.hash_pandas_object(frame).to_numpy())
+    return np.concatenate(parts)
 
 
 def _gather(parts: list[sp.csr_matrix], source: Source, rows: np.ndarray, genes: np.ndarray) -> Cells:
-    return Cells(sp.vstack(parts, format="csr"), source.perturbation[rows], source.cell_type[rows], genes, source.scale)
+    return Cells(sp.vstack(parts, format="csr"), source.perturbation[rows], source.cell_type[rows], genes)

@@ -15,6 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
+from evae.data.anndata_io import read_split
 from evae.data.dataset import DatasetInfo
 from evae.evaluation import SUITES, evaluate
 from evae.hold_out import dataset_cells, held_out_cells, predict_held_out
@@ -139,7 +140,7 @@ class _Run:
         """One cell for every held-out cell; of a tokenizer alone the held-out cells themselves, passed through it."""
         pipe, seed = pipeline(evaluated.folder), int(evaluated.labels["seed"])
         if evaluated.options is None:
-            return pipe.reconstruct(self._cells["real"], seed=seed, progress=False)
+            return pipe.reconstruct(read_split(self.study.dataset, "test"), seed=seed, progress=False)
         return predict_held_out(pipe, self.study.dataset, seed=seed, progress=False, **evaluated.options)
 
     @cached_property

@@ -1,0 +1,150 @@
+"""Cells ready to compare: log1p CP10K over one gene panel, in memory or in a temporary file."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import scipy.sparse as sp
+
+TARGET_TOTAL = 10_000.0
+_HASH_ROWS = 4_096
+
+
+class StoredRows:
+    """A sparse matrix whose rows lie in an unnamed temporary file: only the rows asked for are in memory.
+
+    `matrix[rows]` gives those rows as a CSR matrix, as it does of a CSR matrix. The file goes with the object.
+    """
+
+    def __init__(self, n_genes: int) -> None:
+        # closed, and so deleted, when the matrix goes
+        self._genes, self._values = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
+        self._ends = [np.zeros(1, dtype=np.int64)]  # where each row ends, in values
+        self.n_genes = n_genes
+
+    def append(self, matrix: sp.csr_matrix) -> None:
+        """Add rows, float32 CSR."""
+        self._genes.write(matrix.indices.astype(np.int32).tobytes())
+        self._values.write(matrix.data.astype(np.float32).tobytes())
+        self._ends.append(self._ends[-1][-1] + matrix.indptr[1:].astype(np.int64))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(cells, genes)."""
+        return len(self._row_ends()) - 1, self.n_genes
+
+    def __getitem__(self, rows: Any) -> sp.csr_matrix:
+        """The rows of an index array, mask or slice."""
+        ends = self._row_ends()
+        rows = np.arange(len(ends) - 1)[rows]
+        cuts = np.flatnonzero(np.diff(rows) != 1) + 1  # runs of consecutive rows are read at once
+        runs = [(run[0], run[-1] + 1) for run in np.split(rows, cuts) if len(run)]
+        indptr = np.concatenate([[0], np.cumsum(np.diff(ends)[rows])])
+        parts = (
+            np.concatenate([_read(file, ends[a], ends[b], dtype) for a, b in runs] or [np.empty(0, dtype)])
+            for file, dtype in ((self._values, np.float32), (self._genes, np.int32))
+        )
+        return sp.csr_matrix((*parts, indptr), shape=(len(rows), self.n_genes))
+
+    def _row_ends(self) -> np.ndarray:
+        if len(self._ends) > 1:
+            self._ends = [np.concatenate(self._ends)]
+        return self._ends[0]
+
+
+Rows: TypeAlias = sp.csr_matrix | StoredRows
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Cells ready to compare.
+
+    Attributes:
+        matrix: log1p CP10K, sparse float32, (cells, genes); take what you need of it by `matrix[rows]`.
+        perturbation: label of each cell, (cells,).
+        cell_type: label of each cell, (cells,).
+        genes: the panel, (genes,).
+        n_empty: cells without any count over the panel.
+    """
+
+    matrix: Rows
+    perturbation: np.ndarray
+    cell_type: np.ndarray
+    genes: np.ndarray
+    n_empty: int = 0
+
+    def __len__(self) -> int:
+        return int(self.matrix.shape[0])
+
+    def take(self, rows: np.ndarray) -> "Cells":
+        """The cells of `rows` (indices or mask), in memory."""
+        labels = {name: getattr(self, name)[rows] for name in ("perturbation", "cell_type")}
+        return replace(self, matrix=self.matrix[rows], **labels)
+
+    def blocks(self, rows: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, sp.csr_matrix]]:
+        """(row indices, their values) of all cells, or of `rows`, a few thousand at a time."""
+        rows = np.arange(len(self)) if rows is None else rows
+        for start in range(0, len(rows), _HASH_ROWS):
+            part = rows[start : start + _HASH_ROWS]
+            yield part, self.matrix[part]
+
+    def digest(self, rows: np.ndarray | None = None) -> str:
+        """A sha256 over values, labels and genes; equal cells in equal order give equal digests."""
+        sha = hashlib.sha256("\x1f".join(self.genes.tolist()).encode())
+        for part, matrix in self.blocks(rows):
+            for array in (np.diff(matrix.indptr).astype(np.int64), matrix.indices.astype(np.int32), matrix.data):
+                sha.update(np.ascontiguousarray(array).data)
+            for labels in (self.perturbation[part], self.cell_type[part]):
+                sha.update("\x1f".join(labels.tolist()).encode())
+        return sha.hexdigest()
+
+
+def log1p_cp10k(matrix: Any, scale: str, columns: np.ndarray | None = None) -> sp.csr_matrix:
+    """Bring raw counts or log1p values to log1p of counts per 10,000 over the panel.
+
+    The total of log1p values is rounded to six digits, for float32 values do not give it more exactly: cells
+    that were scaled to one total keep one factor, so that equal values stay equal, on which ranks depend.
+
+    Args:
+        matrix: (cells, genes of the file), dense or sparse; it is not changed.
+        scale: "raw counts" or "log1p".
+        columns: the panel's columns; None takes all. The total is over the panel.
+
+    Returns:
+        Sparse float32 of shape (cells, panel); a cell without counts stays empty.
+    """
+    matrix = sp.csr_matrix(matrix, dtype=np.float64, copy=True)
+    if columns is not None:
+        matrix = sp.csr_matrix(matrix[:, columns])
+    if scale == "log1p":
+        matrix.data = np.expm1(matrix.data)
+    totals = np.asarray(matrix.sum(axis=1)).ravel()  # (cells,)
+    if scale == "log1p":
+        totals = _six_digits(totals)
+    factor = TARGET_TOTAL / np.where(totals > 0, totals, 1.0)
+    matrix.data = np.log1p(matrix.data * np.repeat(factor, np.diff(matrix.indptr))).astype(np.float32)
+    matrix = sp.csr_matrix(matrix, dtype=np.float32)
+    matrix.eliminate_zeros()
+    matrix.sort_indices()
+    return matrix
+
+
+def mean_of(matrix: sp.csr_matrix) -> np.ndarray:
+    """Mean of each gene, (genes,). Summed in float64, which scipy's own mean of a float32 matrix is not."""
+    n_cells, n_genes = matrix.shape
+    return np.bincount(matrix.indices, weights=matrix.data, minlength=n_genes) / n_cells
+
+
+def _six_digits(values: np.ndarray) -> np.ndarray:
+    """Non-negative values rounded to six significant digits."""
+    unit = 10.0 ** (np.floor(np.log10(np.where(values > 0, values, 1.0))) - 5)
+    return np.round(values / unit) * unit
+
+
+def _read(file: Any, start: int, stop: int, dtype: Any) -> np.ndarray:
+    size = np.dtype(dtype).itemsize
+    file.seek(int(start) * size)
+    return np.frombuffer(file.read(int(stop - start) * size), dtype)
