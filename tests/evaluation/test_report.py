@@ -11,8 +11,8 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from evae.evaluation import evaluate, model_index
 from evae.evaluation.comparison import compare
 from evae.evaluation.figures_cells import draw_umap
+from evae.evaluation.labels import format_number
 from evae.evaluation.report import CAPTIONS
-from evae.evaluation.result import format_number
 from evae.models.contract_evae import EvaeError
 
 PNG = b"\x89PNG\r\n\x1a\n"

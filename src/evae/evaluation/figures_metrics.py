@@ -7,8 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from .baselines import MODEL, SPLIT_HALF
-from .labels import METRIC_LABELS
-from .result import format_number
+from .labels import METRIC_LABELS, format_number
 from .style import BASELINE, FLOOR, GENERATED, TEXT, new_figure
 
 MAX_PERTURBATIONS = 40

@@ -1,6 +1,9 @@
-"""How metrics, tables and systems are called where people read them."""
+"""How metrics and tables are called and numbers are written where people read them."""
 
+import math
 from typing import NamedTuple
+
+import pandas as pd
 
 
 class Label(NamedTuple):
@@ -75,3 +78,32 @@ TABLES: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {
          "nearest_training_ratio", "copied_fraction"),
     ),
 }  # fmt: skip
+
+
+def format_number(value: float) -> str:
+    """Three significant digits, without exponents where they can be helped."""
+    if math.isnan(value):
+        return "–"
+    if value == 0:
+        return "0"
+    value = float(f"{value:.3g}")
+    digits = max(2 - math.floor(math.log10(abs(value))), 0)
+    return f"{value:.{min(digits, 5)}f}" if abs(value) >= 1e-5 else f"{value:.0e}"
+
+
+def cell_text(row: pd.Series | None) -> str:
+    """A value with its spread over seeds, and the number of defined pairs where some are not."""
+    if row is None or math.isnan(row["value"]):
+        return "–"
+    text = format_number(row["value"])
+    if row["level"] == "pooled" and not math.isnan(row["sd"]):
+        text += f" ±{format_number(row['sd'])}"
+    if row["n_valid"] < row["n_pairs"]:
+        text += f" ({int(row['n_valid'])}/{int(row['n_pairs'])})"
+    return text
+
+
+def cells_text(rows: dict[str, pd.Series]) -> str:
+    """Mean number of cells on either side, "real / generated"."""
+    row = next(iter(rows.values()))
+    return f"{row['n_real']:.0f} / {row['n_generated']:.0f}"

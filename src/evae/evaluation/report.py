@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file that carries its figures, the same in Markdown, and the JSON."""
+"""The report of an evaluation: its figures, one HTML file that carries them, the same in Markdown, the JSON."""
 
 import base64
 import html
@@ -8,10 +8,53 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from .baselines import MODEL, SPLIT_HALF
-from .labels import METRIC_LABELS
+from .figures_cells import draw_cells, draw_top_genes, draw_umap
+from .figures_metrics import draw_metrics, draw_per_perturbation, draw_radar
+from .labels import METRIC_LABELS, cell_text, cells_text
+from .style import look, save
 
 if TYPE_CHECKING:
     from .result import EvaluationResult
+
+# group, level, metrics, title, file
+METRIC_FIGURES = (
+    (
+        "robust",
+        "pooled",
+        ("fd", "mmd2_mix_biased", "w2"),
+        "Distance between generated and real cells (robust, pooled)",
+        "distances_robust.png",
+    ),
+    (
+        "paper",
+        "pooled",
+        ("fd", "mmd2_mix_biased", "w2"),
+        "Distance between generated and real cells (paper, pooled)",
+        "distances_paper.png",
+    ),
+    (
+        "perturbation",
+        "pair",
+        ("pearson_delta", "discrimination_l1", "mae"),
+        "Perturbation effect on pseudobulks, mean over perturbations",
+        "perturbation_metrics.png",
+    ),
+    (
+        "differential expression",
+        "pair",
+        ("overlap_at_N", "pr_auc", "de_spearman_lfc_sig"),
+        "Differential expression, mean over perturbations",
+        "differential_expression.png",
+    ),
+    (
+        "honesty",
+        "pooled",
+        ("variance_ratio", "classifier_auc", "correlation_error"),
+        "Diversity and honesty",
+        "honesty.png",
+    ),
+)
+
 
 CAPTIONS = {
     "distances_robust.png": "Distances in the robust protocol. Dots are systems; the green line is what two "
@@ -66,6 +109,28 @@ def write_report(result: "EvaluationResult", folder: Path) -> Path:
     page = folder / "report.html"
     page.write_text(html_page(result, figures))
     return page
+
+
+def write_figures(result: "EvaluationResult", folder: Path) -> list[Path]:
+    """Draw every figure that the result has numbers for; returns the paths of the PNG files."""
+    summary = result.summary()
+    written: list[Path] = []
+    with look():
+        for group, level, metrics, title, name in METRIC_FIGURES:
+            part = summary[(summary["group"] == group) & (summary["level"] == level)]
+            if not part.empty:
+                written.append(save(draw_metrics(part, metrics, title), folder / name))
+        if (result.records["group"] == "perturbation").any():
+            written.append(save(draw_per_perturbation(result.records), folder / "per_perturbation.png"))
+        radar = draw_radar(summary)
+        if radar is not None:
+            written.append(save(radar, folder / "radar.png"))
+        written.append(save(draw_cells(result.comparison), folder / "cells_pca.png"))
+        umap = draw_umap(result.comparison)
+        if umap is not None:
+            written.append(save(umap, folder / "cells_umap.png"))
+        written.append(save(draw_top_genes(result.comparison), folder / "top_genes.png"))
+    return written
 
 
 def markdown(result: "EvaluationResult", figures: list[Path]) -> str:
@@ -124,8 +189,6 @@ def _lead(stamp: dict[str, Any]) -> str:
 
 
 def _numbers(metrics: tuple[str, ...], values: dict[str, pd.Series]) -> list[str]:
-    from .result import cell_text, cells_text
-
     return [*[cell_text(values.get(metric)) for metric in metrics], cells_text(values)]
 
 

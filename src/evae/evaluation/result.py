@@ -13,7 +13,7 @@ from rich.text import Text
 
 from .baselines import MODEL, SPLIT_HALF
 from .comparison import Comparison
-from .labels import METRIC_LABELS, TABLES
+from .labels import METRIC_LABELS, TABLES, cell_text, cells_text
 
 FORMAT_VERSION = 1
 
@@ -100,7 +100,7 @@ class EvaluationResult:
 
     def plots(self, folder: str | Path) -> list[Path]:
         """Write all plots as PNG into a folder and return their paths."""
-        from .figures import write_figures
+        from .report import write_figures
 
         return write_figures(self, Path(folder))
 
@@ -149,35 +149,6 @@ def _collapse(groups: Any, counted: bool) -> pd.DataFrame:
     if not counted:
         table[["n_valid", "n_pairs"]] = 1
     return table
-
-
-def format_number(value: float) -> str:
-    """Three significant digits, without exponents where they can be helped."""
-    if math.isnan(value):
-        return "–"
-    if value == 0:
-        return "0"
-    value = float(f"{value:.3g}")
-    digits = max(2 - math.floor(math.log10(abs(value))), 0)
-    return f"{value:.{min(digits, 5)}f}" if abs(value) >= 1e-5 else f"{value:.0e}"
-
-
-def cell_text(row: pd.Series | None) -> str:
-    """A value with its spread over seeds, and the number of defined pairs where some are not."""
-    if row is None or math.isnan(row["value"]):
-        return "–"
-    text = format_number(row["value"])
-    if row["level"] == "pooled" and not math.isnan(row["sd"]):
-        text += f" ±{format_number(row['sd'])}"
-    if row["n_valid"] < row["n_pairs"]:
-        text += f" ({int(row['n_valid'])}/{int(row['n_pairs'])})"
-    return text
-
-
-def cells_text(rows: dict[str, pd.Series]) -> str:
-    """Mean number of cells on either side, "real / generated"."""
-    row = next(iter(rows.values()))
-    return f"{row['n_real']:.0f} / {row['n_generated']:.0f}"
 
 
 def _rich_table(title: str, rows: list[tuple[str, dict[str, pd.Series]]], metrics: tuple[str, ...]) -> Table:
