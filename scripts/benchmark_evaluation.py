@@ -30,8 +30,9 @@ import pandas as pd
 import scipy.sparse as sp
 
 from evae.evaluation import evaluate
-from evae.evaluation.cell_eval_adapter import SLOW_METRICS, require_cell_eval
+from evae.evaluation.cell_eval_adapter import SLOW_METRICS
 from evae.evaluation.cells import log1p_cp10k
+from evae.evaluation.inputs import require
 
 
 def simulate(args: argparse.Namespace, seed: int, with_controls: bool) -> ad.AnnData:
@@ -120,7 +121,7 @@ def main() -> None:
     parser.add_argument("--genes", type=int, default=2_000)
     parser.add_argument("--out", type=Path, help="write the times to this JSON file")
     args = parser.parse_args()
-    require_cell_eval()
+    require("cell_eval", "this comparison")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         real, first, second, small = write_inputs(args, folder)

@@ -158,6 +158,8 @@ def test_several_cell_types_are_judged_each_by_their_own_controls():
 def test_bad_arguments_raise(screen, real, perfect):
     with pytest.raises(EvaeError, match="Did you mean 'robust'"):
         evaluate(perfect, real, screen, suite="robus", progress=False)
+    with pytest.raises(EvaeError, match="Did you mean 'pdex'"):
+        evaluate(perfect, real, screen, de="pdx", progress=False)
     with pytest.raises(EvaeError, match="seeds is empty"):
         evaluate(perfect, real, screen, seeds=(), progress=False)
 

@@ -33,6 +33,9 @@ def evaluate(
     cell_type_key: CellTypeKey = "cell_type",
     suite: Annotated[str, typer.Option(help=f"{', '.join(SUITES)}.")] = "robust",
     seeds: Annotated[int, typer.Option(help="How many seeds to average over.", min=1)] = 3,
+    de: Annotated[
+        str, typer.Option(help="What computes differential expression: evae, or pdex: the same, slower.")
+    ] = "evae",
     out: Annotated[Path | None, typer.Option(help="Folder for report and plots; FILE_evaluation if left out.")] = None,
     plots: Annotated[bool, typer.Option(help="Write plots and a report.")] = True,
     overwrite: Overwrite = False,
@@ -69,6 +72,7 @@ def evaluate(
         cell_type_key=cell_type_key,
         suite=suite,
         seeds=tuple(range(seeds)),
+        de=de,
         progress=console.is_terminal,
     )
     console.print(summary_table(result))

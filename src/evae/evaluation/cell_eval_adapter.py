@@ -18,27 +18,15 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from evae.models.contract_evae import EvaeError
-
 from .baselines import MODEL
 from .cells import Cells
 from .comparison import Comparison, rows_by_pair
 from .differential import DETable
-from .inputs import Progress
+from .inputs import Progress, require
 from .protocols import Record
 
 GROUP = "cell-eval"
 SLOW_METRICS = ("pearson_edistance", "clustering_agreement")
-
-
-def require_cell_eval() -> None:
-    """Raise `EvaeError` unless cell-eval can be imported."""
-    try:
-        import cell_eval  # noqa: F401
-    except ImportError as error:
-        raise EvaeError(
-            "this suite runs cell-eval, which is not installed; install it with: pip install 'evae[eval]'"
-        ) from error
 
 
 def cell_eval_protocol(comparison: Comparison, progress: Progress, skip: Sequence[str] = SLOW_METRICS) -> list[Record]:
@@ -88,7 +76,7 @@ def run_cell_eval(
     Returns:
         One row per perturbation, one column per metric; a value that cell-eval leaves out is NaN.
     """
-    require_cell_eval()
+    require("cell_eval", "this suite")
     from cell_eval import MetricsEvaluator
 
     tables = {"de_pred": _polars(de_predicted), "de_real": _polars(de_real)}

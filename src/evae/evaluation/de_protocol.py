@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from .baselines import SPLIT_HALF, System, sampled
 from .comparison import Comparison, Pair, rows_by_pair
 from .de_metrics import de_metrics
-from .differential import ControlRanks, DETable, differential_expression
+from .differential import DE_ENGINES, ControlRanks, DETable, PdexControls, differential_expression
 from .inputs import Progress
 from .protocols import Record, split_halves
 
@@ -25,7 +25,12 @@ _BATCH_CELLS = 4_096
 
 
 def de_protocol(
-    comparison: Comparison, systems: list[System], seed: int, progress: Progress, cache: Path | None
+    comparison: Comparison,
+    systems: list[System],
+    seed: int,
+    progress: Progress,
+    cache: Path | None,
+    engine: str = "evae",
 ) -> list[Record]:
     """Metrics of differential expression for every system, and for two halves of the real cells.
 
@@ -35,7 +40,8 @@ def de_protocol(
     records: list[Record] = []
     for cell_type in comparison.cell_types:
         of_type = comparison.controls.cell_type == cell_type
-        task = _Task(comparison, cell_type, ControlRanks(comparison.controls.matrix[of_type]), seed, cache)
+        controls = DE_ENGINES[engine](comparison.controls.matrix[of_type])
+        task = _Task(comparison, cell_type, controls, seed, cache, engine)
         records += task.split_half()
         truth = task.real_table()
         for system in progress(systems, f"differential expression, {cell_type}"):
@@ -49,14 +55,15 @@ class _Task:
 
     comparison: Comparison
     cell_type: str
-    controls: ControlRanks
+    controls: ControlRanks | PdexControls
     seed: int
     cache: Path | None
+    engine: str
 
     @cached_property
     def key(self) -> str:
         """Of the tables that depend on real cells only."""
-        return _digest(self.comparison, self.cell_type)
+        return _digest(self.comparison, self.cell_type, self.engine)
 
     def real_table(self) -> DETable:
         """The table of the real cells."""
@@ -181,9 +188,9 @@ def _subset(table: DETable, names: list[str]) -> DETable:
     )
 
 
-def _digest(comparison: Comparison, cell_type: str) -> str:
+def _digest(comparison: Comparison, cell_type: str, engine: str) -> str:
     """A key over everything that a real table depends on."""
-    sha = hashlib.sha256(_METHOD.encode())
+    sha = hashlib.sha256(f"{engine} {_METHOD}".encode())
     for cells in (comparison.real, comparison.controls):
         sha.update(cells.digest(np.flatnonzero(cells.cell_type == cell_type)).encode())
     return sha.hexdigest()

@@ -73,7 +73,10 @@ def variance_ratio(real: np.ndarray, generated: np.ndarray) -> float:
         return float("nan")
     v_real, v_generated = real.var(axis=0, ddof=1), generated.var(axis=0, ddof=1)
     varies = v_real > 0
-    return float(np.median(v_generated[varies] / v_real[varies])) if varies.any() else float("nan")
+    if not varies.any():
+        return float("nan")
+    ratio = float(np.median(v_generated[varies] / v_real[varies]))
+    return ratio if ratio > 1e-12 else 0.0  # of cells that are all alike only rounding is left
 
 
 def correlation_error(real: np.ndarray, generated: np.ndarray, max_genes: int = MAX_CORRELATION_GENES) -> float:

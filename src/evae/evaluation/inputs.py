@@ -5,6 +5,7 @@ log1p'd; log1p values are first taken back by expm1, so that everything is compa
 predicted it. Cells that come from a file are kept in a temporary file, so that memory does not grow with it.
 """
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,14 @@ Progress: TypeAlias = Callable[[Iterable, str], Iterable]
 LOG1P_CEILING = 20.0  # log1p(5e8); a larger fractional value cannot be a log1p of counts
 BLOCK_ROWS = 4_096
 BLOCK_VALUES = 1 << 23  # rows x genes of a block at most: 64 MiB where a file is dense
+
+
+def require(module: str, what: str) -> None:
+    """Raise `EvaeError` unless a package of the extra `eval` can be imported."""
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise EvaeError(f"{what} needs {module}, which is not installed: pip install 'evae[eval]'") from error
 
 
 def silent(work: Iterable, description: str) -> Iterable:
