@@ -135,7 +135,7 @@ class PdexControls:
         return fold, p_value
 
 
-DE_ENGINES = {"evae": ControlRanks, "pdex": PdexControls}
+DE_ENGINES: dict[str, type[ControlRanks] | type[PdexControls]] = {"evae": ControlRanks, "pdex": PdexControls}
 
 
 def differential_expression(

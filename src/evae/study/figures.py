@@ -5,8 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from evae.evaluation.figures_metrics import RADAR
-from evae.evaluation.labels import METRIC_LABELS
-from evae.evaluation.result import format_number
+from evae.evaluation.labels import METRIC_LABELS, format_number
 from evae.evaluation.style import FLOOR, new_figure
 from evae.study.results import badness, floor_and_copy
 

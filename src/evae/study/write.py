@@ -5,8 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from evae.evaluation.baselines import SPLIT_HALF
-from evae.evaluation.labels import METRIC_LABELS
-from evae.evaluation.result import format_number
+from evae.evaluation.labels import METRIC_LABELS, format_number
 from evae.evaluation.style import look, save
 from evae.study.figures import draw_head_axis, draw_radars
 from evae.study.plan import Study
