@@ -152,7 +152,7 @@ def perturbation_protocol(
 def honesty_protocol(comparison: Comparison, systems: list[System], seed: int, progress: Progress) -> list[Record]:
     """Diversity and memorisation of every system that answers for all pairs, and of the split half."""
     projection = reference_projection(comparison)
-    training = None if comparison.training is None else projection(comparison.training.reference.matrix)
+    training = None if comparison.training is None else projection(comparison.training.reference.matrix[:])
     first, second = split_halves(comparison, seed)
     sizes = {pair: len(rows) for pair, rows in first.items()}
     half_a, half_b = (sampled(SPLIT_HALF, comparison.real, half, own=True) for half in (first, second))
@@ -172,7 +172,8 @@ def honesty_protocol(comparison: Comparison, systems: list[System], seed: int, p
 def reference_projection(comparison: Comparison, n_components: int = 30) -> Projection:
     """Components fitted on training cells; on the controls where no training cells were given."""
     training = comparison.training
-    return fit_projection((comparison.controls if training is None else training.reference).matrix, n_components)
+    cells = comparison.controls if training is None else training.reference
+    return fit_projection(cells.matrix[:], n_components)
 
 
 def split_halves(

@@ -1,9 +1,9 @@
 """The training cells as evaluation needs them: means of every pair, and a bounded sample of cells.
 
 The training set may be a thousand times larger than the held-out cells. One pass over it in blocks keeps the
-mean expression of every (cell type, perturbation) pair and at most `MAX_REFERENCE` + `MAX_ELSEWHERE` cells:
-those that the principal components are fitted on, and those of the evaluated perturbations. Of all other
-cells only labels and a hash of their names are held.
+mean expression of every (cell type, perturbation) pair and, in temporary files, at most `MAX_REFERENCE` +
+`MAX_ELSEWHERE` cells: those that the principal components are fitted on, and those of the evaluated
+perturbations. Of all other cells only labels and a hash of their names are held.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from evae.models.contract_evae import EvaeError
 
-from .cells import Cells
+from .cells import Cells, StoredRows
 from .inputs import Progress, Source, silent
 
 Pair = tuple[str, str]  # (cell type, perturbation)
@@ -101,21 +101,23 @@ def summarise_training(
     chosen = [rng.permutation(usable[source.perturbation[usable] == p])[:limit] for p in perturbations]
     elsewhere = np.sort(np.concatenate(chosen))
     sums = np.zeros((len(pairs), len(genes)))
-    samples: list[list[sp.csr_matrix]] = [[], []]
+    samples = StoredRows(len(genes)), StoredRows(len(genes))
     for rows, matrix in source.blocks(usable, genes, progress):
         part = codes[rows]
         indicator = sp.csr_matrix((np.ones(len(rows)), (part, np.arange(len(rows)))), shape=(len(pairs), len(rows)))
         block = (indicator @ matrix.astype(np.float64)).tocoo()
         sums[block.row, block.col] += block.data
         for sample, wanted in zip(samples, (reference, elsewhere), strict=True):
-            sample.append(matrix[np.isin(rows, wanted, assume_unique=True)])
+            chosen_rows = np.isin(rows, wanted, assume_unique=True)
+            if chosen_rows.any():
+                sample.append(matrix[chosen_rows])
     n_cells = np.bincount(codes[usable], minlength=len(pairs))
     sums /= n_cells[:, None]
     return TrainingCells(
         means=dict(zip(pairs, sums, strict=True)),
         counts=dict(zip(pairs, n_cells.tolist(), strict=True)),
-        reference=_gather(samples[0], source, reference, genes),
-        elsewhere=_gather(samples[1], source, elsewhere, genes),
+        reference=Cells(samples[0], source.perturbation[reference], source.cell_type[reference], genes),
+        elsewhere=Cells(samples[1], source.perturbation[elsewhere], source.cell_type[elsewhere], genes),
         control=control,
         n_held_out=len(source) - len(usable),
     )
@@ -142,7 +144,3 @@ def _fingerprints(source: Source) -> np.ndarray:
         frame = pd.DataFrame(labels, index=source.cell_names[part].astype(str))
         parts.append(pd.util.hash_pandas_object(frame).to_numpy())
     return np.concatenate(parts)
-
-
-def _gather(parts: list[sp.csr_matrix], source: Source, rows: np.ndarray, genes: np.ndarray) -> Cells:
-    return Cells(sp.vstack(parts, format="csr"), source.perturbation[rows], source.cell_type[rows], genes)
