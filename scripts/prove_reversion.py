@@ -1,11 +1,13 @@
-"""Does the reversion benchmark find what is there, and nothing where nothing is? Four trials, some minutes each.
+"""Does the reversion benchmark find what is there, and nothing where nothing is? Trials of some minutes each.
 
     python scripts/prove_reversion.py --out runs/reversion_proof [--data DIR] [--only simulated null kang papalexi]
+    python scripts/prove_reversion.py --out runs/reversion_proof --only scale     # 1,000,000 cells, half an hour
 
 simulated: 200 knock-downs in two arms, six of which revert the stress; a tokenizer is trained on the cells.
 null:      the same without any reverter, over many seeds: is the AUC distributed as its permutation null says?
 kang:      a tokenizer that never saw a cell type: how well does it tell stimulated from control cells there?
 papalexi:  do the knock-outs of the interferon pathway move cells in one direction, more than other targets do?
+scale:     seconds and memory of embedding and ranking a quarter of the cells, and all of them.
 
 DIR holds kang_ifnb.h5ad and papalexi_thp1.h5ad, raw counts with obs `perturbation` and `cell_type`. Writes
 results.json and the report of the simulated screen.
@@ -14,6 +16,7 @@ results.json and the report of the simulated screen.
 import argparse
 import itertools
 import json
+import resource
 import time
 from pathlib import Path
 
@@ -28,10 +31,12 @@ from evae import reversion
 from evae.data.anndata_counts import AnnDataCounts
 from evae.data.prepare import prepare_dataset
 from evae.data.progress import progress_bar
-from evae.data.simulate_screen import simulate_reversion_screen
+from evae.data.simulate_screen import ReversionScreen, simulate_reversion_screen, write_reversion_screen
 from evae.embedding import CellEncoder
+from evae.embedding_files import embed_file
 from evae.evaluation.distances import fit_projection
 from evae.evaluation.inputs import log1p_cp10k
+from evae.loading import Checkpoint
 from evae.presets import config_path
 from evae.reversion.benchmark import place_groups
 from evae.reversion.enrichment import enrichment
@@ -142,6 +147,33 @@ def papalexi(data: Path, out: Path, steps: int) -> dict:
     return found
 
 
+def scale(out: Path, n_cells: int, n_genes: int = 2_000) -> dict:
+    """CPU seconds and peak memory of `evae embed` and the ranking, untrained weights; a quarter of the cells first."""
+    truth = ReversionScreen(n_genes, 1_732, 6, seed=0, counts_per_gene=0.3)
+    config = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 64, "n_latents": 16}
+    model = evae.EvaeModel(evae.EvaeConfig(n_genes, encoder="mlp", decoder="mlp", fsq_levels=[8, 8], **config)).eval()
+    checkpoint = Checkpoint(model, evae.EvaeProcessor(genes=truth.genes), "untrained", "")
+    names = ScreenNames(positives=tuple(truth.reverters))
+    found = {}
+    for n in (n_cells // 4, n_cells):
+        file, stored = out / f"screen_{n}.h5ad", out / f"embedded_{n}.parquet"
+        if not file.is_file():
+            write_reversion_screen(file, truth, n)
+        seconds = [time.process_time()]
+        embed_file(checkpoint, file, stored, overwrite=True, progress=False)
+        seconds.append(time.process_time())
+        result = reversion.run(file, names, embeddings={"evae": stored}, n_permutations=1_000, progress=False)
+        seconds.append(time.process_time())
+        found[n] = {
+            "embed_cpu_seconds": round(seconds[1] - seconds[0], 1),
+            "rank_cpu_seconds": round(seconds[2] - seconds[1], 1),
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "targets_ranked": result.methods["evae"].enrichment.n_targets,
+        }
+        print(n, found[n], flush=True)
+    return {str(n): values for n, values in found.items()}
+
+
 def embedded(pipe: evae.Pipeline, cells: ad.AnnData, kind: str) -> np.ndarray:
     """Embeddings of all cells; zeros for cells without counts over the panel."""
     source = AnnDataCounts(cells)
@@ -197,6 +229,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["simulated", "null", "kang", "papalexi"])
     parser.add_argument("--steps", type=int, default=1_000, help="training steps of each tokenizer")
     parser.add_argument("--held-out", nargs="+", default=["CD4 Naive T"], help="cell types of Kang")
+    parser.add_argument("--cells", type=int, default=1_000_000, help="cells of the trial of scale")
     parser.add_argument("--null-seeds", type=int, default=200)
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
@@ -206,6 +239,7 @@ def main() -> None:
         "simulated": lambda: simulated(chosen.out, chosen.steps),
         "null": lambda: null(chosen.null_seeds),
         "kang": lambda: {t: kang(chosen.data, chosen.out, t, chosen.steps) for t in chosen.held_out},
+        "scale": lambda: scale(chosen.out, chosen.cells),
         "papalexi": lambda: papalexi(chosen.data, chosen.out, chosen.steps),
     }
     for name in chosen.only:

@@ -156,6 +156,7 @@ def test_umap_embeds_a_sample_and_is_centred(stressed, names, monkeypatch):
     place = found.methods["umap"].place
     assert place.width == 3
     assert place.sizes.max() == 20
+    assert place.n_skipped == 3_000 - place.sizes.sum()
     assert found.table().loc["umap", "auc"] > 0.85  # as the components have it; uncentred it would be chance
 
 

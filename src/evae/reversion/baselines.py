@@ -159,5 +159,6 @@ def differential_profiles(expression: Expression) -> Place:
         f"{len(expression.genes):,} genes, at most {DE_CELLS} cells a group against {len(against):,} treated controls"
     )
     centroids = profiles.reshape(2, len(screen.targets), -1)
+    n_skipped = int((screen.codes >= 0).sum() - sizes.sum())
     separation = dict.fromkeys(("ch_condition", "ch_target_treated", "ch_target_untreated"), float("nan"))
-    return Place("de", centroids, sizes, separation, profiles.shape[1], 0, about, time.monotonic() - since)
+    return Place("de", centroids, sizes, separation, profiles.shape[1], n_skipped, about, time.monotonic() - since)

@@ -126,7 +126,7 @@ def place_groups(
         sums.sizes,
         sums.separation(),
         embedding.width,
-        sums.n_skipped,
+        int((screen.codes >= 0).sum() - sums.sizes.sum()),
         embedding.about,
         time.monotonic() - since,
     )

@@ -74,7 +74,7 @@ def _top(result: ReversionResult) -> str:
 
 def _provenance(result: ReversionResult) -> list[tuple[str, str]]:
     s = result.stamp
-    skipped = [(f"{name}, cells without embedding", f"{m.place.n_skipped:,}") for name, m in result.methods.items()
+    skipped = [(f"{name}, cells not embedded", f"{m.place.n_skipped:,}") for name, m in result.methods.items()
                if m.place.n_skipped]  # fmt: skip
     return [
         ("data", s["data"]),

@@ -30,7 +30,7 @@ class Place:
         sizes: cells that they are of, int64 (2, targets).
         separation: Calinski-Harabasz ratios, see `ScreenSums.separation`; NaN where there are no single cells.
         width: numbers of a cell.
-        n_skipped: cells without an embedding.
+        n_skipped: cells of the two arms that have no embedding, or were left out of a sample.
         about: where it comes from, in words.
         seconds: that it took.
     """
@@ -64,19 +64,17 @@ class ScreenSums:
         self._arm_sums = np.zeros((n_shuffles + 1, 2, width))
         self._arm_counts = np.zeros((n_shuffles + 1, 2), dtype=np.int64)
         self._squares = np.zeros(screen.n_groups)  # squared lengths: one a cell, but for vectors of zeros
-        self.n_skipped = 0
 
     def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
         """Add cells.
 
         Args:
             rows: indices of the cells in the screen, (cells,).
-            vectors: their embeddings, (cells, width); rows that are not finite are skipped and counted.
+            vectors: their embeddings, (cells, width); rows that are not finite are skipped.
         """
         vectors = np.asarray(vectors, dtype=np.float64)
         used = self.screen.codes[rows] >= 0
         finite = np.isfinite(vectors).all(axis=1)
-        self.n_skipped += int((used & ~finite).sum())
         rows, vectors = rows[used & finite], unit(vectors[used & finite])
         lengths = (vectors**2).sum(axis=1)
         self._squares += np.bincount(self.screen.codes[rows], lengths, minlength=self.screen.n_groups)
