@@ -35,7 +35,7 @@ from evae.data.simulate_screen import ReversionScreen, simulate_reversion_screen
 from evae.embedding import CellEncoder
 from evae.embedding_files import embed_file
 from evae.evaluation.distances import fit_projection
-from evae.evaluation.inputs import log1p_cp10k
+from evae.evaluation.cells import log1p_cp10k
 from evae.loading import Checkpoint
 from evae.presets import config_path
 from evae.reversion.benchmark import place_groups
