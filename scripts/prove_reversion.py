@@ -31,11 +31,16 @@ from evae import reversion
 from evae.data.anndata_counts import AnnDataCounts
 from evae.data.prepare import prepare_dataset
 from evae.data.progress import progress_bar
-from evae.data.simulate_screen import ReversionScreen, simulate_reversion_screen, write_reversion_screen
+from evae.data.simulate_screen import (
+    CONTROLS,
+    ReversionScreen,
+    simulate_reversion_screen,
+    write_reversion_screen,
+)
 from evae.embedding import CellEncoder
 from evae.embedding_files import embed_file
-from evae.evaluation.distances import fit_projection
 from evae.evaluation.cells import log1p_cp10k
+from evae.evaluation.distances import fit_projection
 from evae.loading import Checkpoint
 from evae.presets import config_path
 from evae.reversion.benchmark import place_groups
@@ -82,8 +87,10 @@ def null(n_seeds: int) -> dict:
     aucs, p_values, exact = [], [], []
     for seed in range(n_seeds):
         cells = simulate_reversion_screen(6_000, seed=seed, n_genes=120, n_targets=100, reversion=0.0)
-        source = AnnDataCounts(cells)
-        screen = Screen.read(source, ScreenNames(positives=tuple(cells.uns["simulation"]["reverters"])))
+        # drawn from all targets: those named reverters have no side effects, which would set them apart
+        targets = sorted(set(cells.obs["gene_target"]) - set(CONTROLS))
+        positives = np.random.default_rng(seed).choice(targets, 6, replace=False)
+        screen = Screen.read(AnnDataCounts(cells), ScreenNames(positives=tuple(positives)))
         matrix = log1p_cp10k(cells.X, "raw counts")
         vectors = fit_projection(matrix[:2_000], 10)(matrix)
         with progress_bar(False) as bar:

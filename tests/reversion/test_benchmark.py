@@ -13,8 +13,8 @@ from evae import reversion
 from evae.data.prepare import prepare_dataset
 from evae.data.simulate_screen import ReversionScreen, simulate_reversion_screen, write_reversion_screen
 from evae.embedding_files import embed_file
-from evae.evaluation.distances import fit_projection
 from evae.evaluation.cells import log1p_cp10k
+from evae.evaluation.distances import fit_projection
 from evae.loading import load_checkpoint
 from evae.models.contract_evae import EvaeError
 from evae.reversion import baselines as baselines_module

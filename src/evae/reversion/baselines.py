@@ -14,9 +14,9 @@ from scipy.special import ndtri
 
 from evae.data.anndata_counts import Counts
 from evae.data.hvg import highly_variable_scores
+from evae.evaluation.cells import log1p_cp10k
 from evae.evaluation.differential import ControlRanks
 from evae.evaluation.distances import fit_projection
-from evae.evaluation.cells import log1p_cp10k
 from evae.models.contract_evae import EvaeError
 
 from .screen import TREATED, UNTREATED, Screen
