@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from evae.data.genes import match_panel, parse_genes, read_panel
+from evae.data.genes import match_panel, parse_genes, read_aliases, read_panel
 from evae.data.h5ad_reader import H5adCounts
 from evae.models.contract_evae import EvaeError
 
@@ -62,7 +62,8 @@ def test_absent_genes_leave_the_panel_and_coverage_says_so(tmp_path):
     second = _file(tmp_path / "b.h5ad", ["D", "A", "B", "E"])
     panel = match_panel([first, second], ["D", "C", "A", "B"], 0.5)
     assert panel.genes == ["D", "A", "B"]
-    assert panel.coverage == [1.0, 0.75]
+    assert [panel.coverage(i) for i in (0, 1)] == [1.0, 0.75]
+    assert panel.matches[1]["absent_genes"] == ["C"]
     assert [p.tolist() for p in panel.positions] == [[3, 0, 1], [0, 1, 2]]
     with pytest.raises(EvaeError, match=r"b\.h5ad measures only 75% of the panel .* below 80%"):
         match_panel([first, second], ["D", "C", "A", "B"], 0.8)
@@ -72,3 +73,30 @@ def test_one_gene_named_twice_by_the_panel(tmp_path):
     source = _file(tmp_path / "a.h5ad", ["A", "B"], gene_ids=["ENSG00000000001", "ENSG00000000002"])
     with pytest.raises(EvaeError, match="the same gene"):
         match_panel([source], ["A", "ENSG00000000001"], 0.8)
+
+
+HGNC = "hgnc_id\tsymbol\talias_symbol\tprev_symbol\n1\tMARCHF1\tRNF171|X1\tMARCH1\n2\tA\tX1\t\n3\tB\tA\t\n"
+
+
+def test_aliases_find_what_symbol_and_id_do_not(tmp_path):
+    (tmp_path / "hgnc.tsv").write_text(HGNC)
+    assert read_aliases(tmp_path / "hgnc.tsv") == {"RNF171": "MARCHF1", "MARCH1": "MARCHF1"}  # X1, A are ambiguous
+    old = _file(tmp_path / "old.h5ad", ["B", "MARCH1", "newA"], gene_ids=["", "", "ENSG00000000007"])
+    new = _file(tmp_path / "new.h5ad", ["A", "RNF171", "B"], gene_ids=["ENSG00000000007", "", ""])
+    panel = match_panel([new, old], ["A", "MARCHF1", "B", "C"], 0.5, tmp_path / "hgnc.tsv")
+    assert panel.genes == ["A", "MARCHF1", "B"]
+    assert [p.tolist() for p in panel.positions] == [[0, 1, 2], [2, 1, 0]]
+    report = {"by_symbol": 1, "by_ensembl_id": 1, "by_alias": 1, "absent": 1, "absent_genes": ["C"]}
+    assert panel.matches[1] == report
+    assert panel.coverage(1) == 0.75
+    with pytest.raises(EvaeError, match="measures only 50%"):
+        match_panel([new, old], ["A", "MARCHF1", "B", "C"], 0.75)
+
+
+@pytest.mark.parametrize("text", ["", "symbol\tname\nA\tB\n", "alias_symbol\tprev_symbol\nA\tB\n"])
+def test_what_is_no_table_of_aliases(tmp_path, text):
+    (tmp_path / "a.tsv").write_text(text)
+    with pytest.raises(EvaeError, match="needs tab-separated columns"):
+        read_aliases(tmp_path / "a.tsv")
+    with pytest.raises(EvaeError, match="no such file of gene aliases"):
+        read_aliases(tmp_path / "none.tsv")

@@ -1,4 +1,6 @@
 import json
+import shutil
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import scipy.sparse as sp
 from datasets import load_dataset
 
+from evae.data import convert
 from evae.data.anndata_io import read_split
 from evae.data.dataset import DatasetInfo
 from evae.data.prepare import prepare_dataset
@@ -251,32 +254,129 @@ def test_bad_input_raises_one_line_and_leaves_nothing(simulated, tmp_path, keys,
     assert set(tmp_path.iterdir()) == before
 
 
-def test_a_failure_in_the_last_step_leaves_nothing(h5ad, tmp_path, keys, monkeypatch):
-    def fail(*args, **kwargs):
-        raise OSError("No space left on device")
+def _killed_after(monkeypatch, step: str, n_pieces: int) -> None:
+    """Let the n-th piece of a step be the last: the process dies while it writes the next, half of which is there."""
+    real, done = getattr(convert, step), []
 
-    monkeypatch.setattr("evae.data.prepare.dataset_card", fail)
-    with pytest.raises(OSError, match="No space"):
-        prepare_dataset(h5ad, tmp_path / "out", **keys)
-    assert not list(tmp_path.iterdir())
+    def last(*args):
+        if len(done) == n_pieces:
+            path = next(a for a in reversed(args) if isinstance(a, Path))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_name(path.name + ".unfinished").write_text("half")
+            raise KeyboardInterrupt
+        done.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(convert, step, last)
+
+
+def _counted(calls: dict[str, int], name: str):
+    real = getattr(convert, name)
+
+    def counted(*args):
+        calls[name] += 1
+        return real(*args)
+
+    return counted
+
+
+@pytest.mark.parametrize(
+    ("step", "pieces", "genes"),
+    [("_measure", 2, "all"), ("_scatter", 0, "all"), ("_scatter", 3, "hvg:30"), ("_gather", 11, "hvg:30")],
+)
+def test_a_killed_run_goes_on(h5ad, tmp_path, keys, monkeypatch, step, pieces, genes):
+    """The folder is that of a run that was left alone, and what was done is not done again."""
+    options = keys | {"split": "random:0.1", "genes": genes, "chunk_size": 300}
+    whole = prepare_dataset(h5ad, tmp_path / "whole", **options)
+    with monkeypatch.context() as patched:
+        _killed_after(patched, step, pieces)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_dataset(h5ad, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    calls = dict.fromkeys(("_sums", "_measure", "_scatter", "_gather"), 0)
+    for name in calls:
+        monkeypatch.setattr(convert, name, _counted(calls, name))
+    again = prepare_dataset(h5ad, tmp_path / "out", **options)
+    assert _files(again).keys() == _files(whole).keys()
+    assert {k: v for k, v in _files(again).items() if k != "README.md"} == {
+        k: v for k, v in _files(whole).items() if k != "README.md"
+    }
+    done = {"_sums": 0, "_measure": 5, "_scatter": 5, "_gather": 24}
+    for name in done:
+        done[name] = 0 if list(done).index(name) < list(done).index(step) else done[name]
+    done[step] -= pieces
+    assert calls == done
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_a_killed_run_starts_anew_where_anything_changed(h5ad, tmp_path, keys, monkeypatch):
+    source = Path(shutil.copy(h5ad, tmp_path / "a.h5ad"))
+    for change in ("seed", "file"):
+        with monkeypatch.context() as patched:
+            _killed_after(patched, "_gather", 3)
+            with pytest.raises(KeyboardInterrupt):
+                prepare_dataset(source, tmp_path / "out", **keys)
+        if change == "file":
+            shorter = ad.read_h5ad(source)[:1000]
+            shorter.write_h5ad(source)
+        options = keys | ({"seed": 5} if change == "seed" else {})
+        folder = prepare_dataset(source, tmp_path / "out", **options)
+        wanted = prepare_dataset(source, tmp_path / "wanted", **options)
+        assert (folder / "dataset.json").read_text() == (wanted / "dataset.json").read_text()
+        shutil.rmtree(folder)
+        shutil.rmtree(wanted)
+
+
+def test_a_full_disk_leaves_what_is_done(h5ad, tmp_path, keys, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("evae.data.prepare.dataset_card", fail)
+        with pytest.raises(OSError, match="No space"):
+            prepare_dataset(h5ad, tmp_path / "out", **keys)
+    monkeypatch.setattr(convert, "_gather", fail)  # every shard is there
+    assert len(list(prepare_dataset(h5ad, tmp_path / "out", **keys).glob("data/*"))) == 16
 
 
 def test_the_folder_to_make(h5ad, tmp_path, keys):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.txt").write_text("mine")
-    with pytest.raises(EvaeError, match="exists and is not empty"):
-        prepare_dataset(h5ad, tmp_path / "full", **keys)
-    assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
+    for name in ("full", "other.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("mine")
+        message = "exists and is not empty" if name == "full" else "is in the way and not of `evae prepare`"
+        with pytest.raises(EvaeError, match=message):
+            prepare_dataset(h5ad, tmp_path / name.removesuffix(".partial"), **keys)
+        assert (tmp_path / name / "thesis.txt").read_text() == "mine"
     (tmp_path / "out").mkdir()  # empty: fine
-    (tmp_path / "out.partial" / "data").mkdir(parents=True)  # what a killed run left
-    (tmp_path / "out.partial" / "data" / "train-00000-of-00099.parquet").write_text("half")
     folder = prepare_dataset(h5ad, tmp_path / "out", **keys)
-    assert len(list(folder.glob("data/train-*"))) == 8
     assert not (tmp_path / "out.partial").exists()
     assert sorted(p.name for p in folder.iterdir()) == [
         "README.md", "cell_types.parquet", "data", "dataset.json", "genes.parquet", "perturbations.parquet",
         "split.json",
     ]  # fmt: skip
+
+
+def test_two_at_once_into_one_folder(h5ad, tmp_path, keys, monkeypatch):
+    def meanwhile(*args):
+        with pytest.raises(EvaeError, match="another `evae prepare` works in"):
+            prepare_dataset(h5ad, tmp_path / "out", **keys)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert, "_measure", meanwhile)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_dataset(h5ad, tmp_path / "out", **keys)
+    assert (tmp_path / "out.partial").is_dir()
+
+
+def test_several_processes_make_the_same_folder(simulated, folder, cross_split, keys, tmp_path):
+    adata = simulated.copy()
+    adata.X = sp.csc_matrix(adata.X)  # one process puts it by cell for all
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    options = keys | {"split": cross_split, "chunk_size": 300, "n_workers": 2}
+    again = _files(prepare_dataset(tmp_path / "a.h5ad", tmp_path / "out", **options))
+    assert {k: v for k, v in again.items() if k.startswith("data/")} == {
+        k: v for k, v in _files(folder).items() if k.startswith("data/")
+    }
 
 
 def test_silent_without_progress_and_a_bar_with_it(h5ad, tmp_path, keys, capsys):

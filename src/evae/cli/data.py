@@ -29,12 +29,18 @@ def prepare(
     seed: Annotated[int, typer.Option(help="Of the shuffle, the validation cells and a random split.")] = 0,
     min_coverage: Annotated[float, typer.Option(help="Least share of the panel every file must have.")] = 0.8,
     chunk_size: Annotated[int, typer.Option(help="Cells read at once; lower it to save memory.")] = 8192,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the result is the same.")] = 1,
+    aliases: Annotated[
+        Path | None,
+        typer.Option(help="Table of other gene names, tab-separated: symbol, alias_symbol, prev_symbol (as HGNC's)."),
+    ] = None,
 ) -> None:
     """Turn h5ad files of raw counts into a dataset folder.
 
     The folder holds Parquet shards that HuggingFace datasets streams, with the gene panel, the vocabularies,
     the split and the library sizes. A split file reads {"cell_type": ["rep_3"], "pert": ["STAT1", "JAK2"]}:
-    cells of these cell types with these perturbations are held out.
+    cells of these cell types with these perturbations are held out. A run that was killed goes on where it stopped
+    when it is started again.
 
     Example: evae prepare screen.h5ad --control non-targeting --split split.json --out data/screen
     """
@@ -49,6 +55,8 @@ def prepare(
         layer=layer,
         seed=seed,
         chunk_size=chunk_size,
+        n_workers=workers,
+        aliases=aliases,
         min_coverage=min_coverage,
     )
     console = Console(highlight=False, soft_wrap=True)

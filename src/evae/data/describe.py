@@ -77,7 +77,8 @@ def describe_source(source: H5adCounts, panel: Panel, index: int) -> dict[str, A
         "sha256": sha256(source.path),
         "n_cells": source.n_cells,
         "n_genes": len(source.genes),
-        "panel_coverage": panel.coverage[index],
+        "panel_coverage": panel.coverage(index),
+        "genes_found": panel.matches[index],
     }
 
 

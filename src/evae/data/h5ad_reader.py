@@ -1,7 +1,7 @@
 """Raw counts out of an h5ad file in blocks of cells, without ever holding the file in memory.
 
-CSR and dense matrices are sliced by rows. A CSC matrix is transposed once into two memory-mapped temporary
-files. Labels are read whole (as small integer codes), cell names block by block.
+CSR and dense matrices are sliced by rows; a CSC matrix is transposed on disk first. Labels are read whole (as small
+integer codes), cell names block by block.
 """
 
 from collections.abc import Iterator
@@ -14,11 +14,12 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata.io import read_elem
 
+from evae.data.transpose import transposed
 from evae.models.contract_evae import EvaeError, check_raw_counts, check_unique, near_matches
 
 ENSEMBL_COLUMNS = ("ensembl_id", "gene_ids", "gene_id", "feature_id", "ensembl", "ensembl_ids", "ensemblid")
 SYMBOL_COLUMNS = ("gene_symbol", "gene_symbols", "gene_name", "gene_names", "feature_name", "symbol")
-MAX_BLOCK_ENTRIES = 1 << 22  # stored values held at once, whatever the chunk size says
+MAX_BLOCK_ENTRIES = 1 << 21  # stored values held at once, whatever the chunk size says
 
 
 class H5adCounts:
@@ -27,7 +28,7 @@ class H5adCounts:
     Args:
         path: the file.
         layer: None for `X`, "raw" for `raw/X`, else the name of a layer.
-        scratch: folder for the temporary transposition of a CSC matrix.
+        scratch: folder for the transposition of a CSC matrix, of this file alone.
 
     Attributes: `name` (file and layer, for messages), `n_cells`, `genes`, `ensembl_ids` ("" where unknown).
 
@@ -44,7 +45,7 @@ class H5adCounts:
         except OSError as error:
             raise EvaeError(f"{self.path} is not a readable h5ad file ({error}).") from error
         self._scratch = scratch
-        self._transposed: tuple[np.ndarray, Any, Any] | None = None
+        self._transposed: tuple[Any, Any, Any] | None = None
         where, var = self._locate(layer)
         self.name = f"the counts in {where} of {self.path}"
         self._matrix: Any = self._file[where]
@@ -58,7 +59,6 @@ class H5adCounts:
             check_unique(self.genes, "gene")
         except EvaeError as error:
             raise EvaeError(f"{self.path}: {error}") from None
-        self._indptr = self._matrix["indptr"][:] if self.encoding == "csr" else None
 
     def close(self) -> None:
         self._transposed = None
@@ -92,25 +92,35 @@ class H5adCounts:
     def blocks(self, chunk_size: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, sp.csr_matrix]]:
         """Pairs (index of the first cell, counts (block, genes) CSR int64) of the cells start..stop (all by default),
         in the file's order, checked.
-
-        Raises:
-            EvaeError: the values are not raw counts.
         """
+        for first, last in self.ranges(chunk_size, start, stop):
+            yield first, self.block(first, last)
+
+    def ranges(self, chunk_size: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
+        """The cells start..stop in runs of at most `chunk_size`, and of a bounded number of stored values."""
         last = self.n_cells if stop is None else stop
         while start < last:
             end = min(last, self._block_end(start, chunk_size))
-            try:
-                block = self._rows(start, end)
-            except OSError as error:
-                raise EvaeError(
-                    f"{self.name} cannot be read at the cells {start} to {end} ({error}); fetch the file anew."
-                ) from error
-            check_raw_counts(block.data, self.name)
-            block.data = block.data.astype(np.int64)
-            block.sum_duplicates()
-            block.eliminate_zeros()
-            yield start, block
+            yield start, end
             start = end
+
+    def block(self, start: int, stop: int) -> sp.csr_matrix:
+        """The counts of the cells start..stop, (cells, genes) CSR int64, without stored zeros.
+
+        Raises:
+            EvaeError: the values are not raw counts, or cannot be read.
+        """
+        try:
+            block = self._rows(start, stop)
+        except OSError as error:
+            raise EvaeError(
+                f"{self.name} cannot be read at the cells {start} to {stop} ({error}); fetch the file anew."
+            ) from error
+        check_raw_counts(block.data, self.name)
+        block.data = block.data.astype(np.int64)
+        block.sum_duplicates()
+        block.eliminate_zeros()
+        return block
 
     def _locate(self, layer: str | None) -> tuple[str, str]:
         if layer in (None, "X"):
@@ -130,9 +140,9 @@ class H5adCounts:
     def _block_end(self, start: int, chunk_size: int) -> int:
         if self.encoding == "dense":
             return min(self.n_cells, start + max(1, min(chunk_size, MAX_BLOCK_ENTRIES // len(self.genes))))
-        indptr = self._csr_parts()[0]
         stop = min(self.n_cells, start + chunk_size)
-        bound = int(np.searchsorted(indptr, indptr[start] + MAX_BLOCK_ENTRIES, side="right")) - 1
+        ends = self._csr_parts()[0][start : stop + 1]
+        bound = start + int(np.searchsorted(ends, ends[0] + MAX_BLOCK_ENTRIES, side="right")) - 1
         return max(start + 1, min(stop, bound))
 
     def _rows(self, start: int, stop: int) -> sp.csr_matrix:
@@ -140,49 +150,22 @@ class H5adCounts:
             values = self._matrix[start:stop]
             return sp.csr_matrix(values)  # NaN counts as a stored value, so that the check sees it
         indptr, indices, data = self._csr_parts()
-        low, high = int(indptr[start]), int(indptr[stop])
+        ends = np.array(indptr[start : stop + 1])
+        low, high = int(ends[0]), int(ends[-1])
         return sp.csr_matrix(
-            (np.array(data[low:high]), np.array(indices[low:high]), indptr[start : stop + 1] - indptr[start]),
+            (np.array(data[low:high]), np.array(indices[low:high]), ends - low),
             shape=(stop - start, len(self.genes)),
         )
 
-    def _csr_parts(self) -> tuple[np.ndarray, Any, Any]:
+    def _csr_parts(self) -> tuple[Any, Any, Any]:
+        """indptr, indices and data by row; in the file, or in memory-mapped files."""
         if self.encoding == "csr":
-            assert self._indptr is not None
-            return self._indptr, self._matrix["indices"], self._matrix["data"]
+            return self._matrix["indptr"], self._matrix["indices"], self._matrix["data"]
         if self._transposed is None:
-            self._transposed = self._transpose()
+            if self._scratch is None:
+                raise EvaeError(f"{self.name} are stored by column (CSC); save them as CSR.")
+            self._transposed = transposed(self._matrix, self.n_cells, self._scratch)
         return self._transposed
-
-    def _transpose(self) -> tuple[np.ndarray, Any, Any]:
-        """CSC to CSR on disk: count per row, then scatter the columns block by block."""
-        if self._scratch is None:
-            raise EvaeError(f"{self.name} are stored by column (CSC); save them as CSR.")
-        rows, values = self._matrix["indices"], self._matrix["data"]
-        column_ends = self._matrix["indptr"][:]
-        n_entries = int(column_ends[-1])
-        per_row = np.zeros(self.n_cells, dtype=np.int64)
-        for low in range(0, n_entries, MAX_BLOCK_ENTRIES):
-            per_row += np.bincount(rows[low : low + MAX_BLOCK_ENTRIES], minlength=self.n_cells)
-        indptr = np.concatenate([[0], np.cumsum(per_row)])
-        stem = self._scratch / f"transposed-{self.path.stem}-{id(self)}"
-        size = max(1, n_entries)
-        indices = np.memmap(f"{stem}.indices", dtype=np.int32, mode="w+", shape=(size,))
-        data = np.memmap(f"{stem}.data", dtype=values.dtype, mode="w+", shape=(size,))
-        cursor = indptr[:-1].copy()
-        for low in range(0, n_entries, MAX_BLOCK_ENTRIES):
-            high = min(n_entries, low + MAX_BLOCK_ENTRIES)
-            row = rows[low:high]
-            column = np.searchsorted(column_ends, np.arange(low, high), side="right") - 1
-            order = np.argsort(row, kind="stable")
-            row = row[order]
-            first = np.concatenate([[True], row[1:] != row[:-1]])
-            run_start = np.maximum.accumulate(np.where(first, np.arange(len(row)), 0))
-            target = cursor[row] + np.arange(len(row)) - run_start
-            indices[target] = column[order]
-            data[target] = values[low:high][order]
-            cursor += np.bincount(row, minlength=self.n_cells)
-        return indptr, indices, data
 
 
 def _encoding(matrix: Any) -> str:

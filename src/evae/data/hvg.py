@@ -17,40 +17,45 @@ import scipy.sparse as sp
 
 from evae.models.contract_evae import EvaeError
 
-Blocks = Callable[[], Iterator[sp.csr_matrix]]
+Sums = tuple[int, np.ndarray, np.ndarray]  # cells; per gene, the sum of counts and of their squares
 
 
-def highly_variable_scores(blocks: Blocks, n_genes: int) -> np.ndarray:
+def block_sums(block: sp.csr_matrix, limit: np.ndarray | None) -> Sums:
+    """The sums over a block of cells (cells, genes), counts clipped at `limit` (genes,) if there is one."""
+    n_genes = block.shape[1]
+    values = block.data.astype(np.float64)
+    if limit is not None:
+        values = np.minimum(values, limit[block.indices])
+    total = np.bincount(block.indices, weights=values, minlength=n_genes)
+    return block.shape[0], total, np.bincount(block.indices, weights=values * values, minlength=n_genes)
+
+
+def highly_variable_scores(sums: Callable[[np.ndarray | None], Iterator[Sums]]) -> np.ndarray:
     """The variance of the clipped z-scores, (genes,) float64; 0 for genes that never vary.
 
     Args:
-        blocks: called twice; each call yields the training cells' counts, CSR (block, genes).
-        n_genes: number of genes.
+        sums: called twice, with None and with the limits; yields `block_sums` of the training cells.
     """
-    n_cells, total, squares = 0, np.zeros(n_genes), np.zeros(n_genes)
-    for block in blocks():
-        n_cells += block.shape[0]
-        values = block.data.astype(np.float64)
-        total += np.bincount(block.indices, weights=values, minlength=n_genes)
-        squares += np.bincount(block.indices, weights=values * values, minlength=n_genes)
+    n_cells, total, squares = _added(sums(None))
     if n_cells < 2:
         raise EvaeError("highly variable genes need at least two training cells.")
     mean = total / n_cells
     variance = np.maximum(squares - n_cells * mean**2, 0.0) / (n_cells - 1)
     varies = variance > 0
-    sigma = np.ones(n_genes)
+    sigma = np.ones(len(mean))
     if varies.any():
         fit = local_regression(np.log10(mean[varies]), np.log10(variance[varies]))
         sigma[varies] = 10 ** (fit / 2)
-    limit = mean + sigma * np.sqrt(n_cells)
-
-    total, squares = np.zeros(n_genes), np.zeros(n_genes)
-    for block in blocks():
-        values = np.minimum(block.data, limit[block.indices])
-        total += np.bincount(block.indices, weights=values, minlength=n_genes)
-        squares += np.bincount(block.indices, weights=values * values, minlength=n_genes)
+    _, total, squares = _added(sums(mean + sigma * np.sqrt(n_cells)))
     score = (n_cells * mean**2 + squares - 2 * mean * total) / ((n_cells - 1) * sigma**2)
     return np.where(varies, score, 0.0)
+
+
+def _added(sums: Iterator[Sums]) -> Sums:
+    n_cells, total, squares = next(sums)
+    for n, t, s in sums:
+        n_cells, total, squares = n_cells + n, total + t, squares + s
+    return n_cells, total, squares
 
 
 def local_regression(x: np.ndarray, y: np.ndarray, span: float = 0.3, n_points: int = 200) -> np.ndarray:

@@ -1,30 +1,32 @@
 """From h5ad files of raw counts to a dataset folder of Parquet shards, in constant memory.
 
 Every file is read twice in blocks of cells: once to check the counts and to measure them, once to write them
-(`hvg:N` reads them twice more before). What grows with the number of cells are about 40 bytes a cell of
+(`hvg:N` reads them twice more before). What grows with the number of cells are about 60 bytes a cell of
 labels, totals and the shuffle. The folder is built as `OUT.partial` and renamed when it is whole.
 """
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import scipy.sparse as sp
 
 from evae.data.card import dataset_card
-from evae.data.describe import Cells, Totals, describe, describe_source, sha256
+from evae.data.convert import all_blocks, measure, most_variable, remember_panel, remembered_panel, write_cells
+from evae.data.describe import Cells, describe, describe_source, sha256
 from evae.data.genes import Panel, match_panel, parse_genes
 from evae.data.h5ad_reader import H5adCounts
-from evae.data.hvg import highly_variable_scores
+from evae.data.partial import partial_folder, partial_of
 from evae.data.progress import Bar, progress_bar
-from evae.data.shards import RowPlan, ShardWriter, cell_features, plan_rows
+from evae.data.shards import RowPlan, plan_rows
 from evae.data.splits import Split, read_split
+from evae.data.workers import Run, open_sources, workers
 from evae.models.contract_evae import EvaeError, near_matches
 
 
@@ -40,6 +42,8 @@ def prepare_dataset(
     layer: str | None = None,
     seed: int = 0,
     chunk_size: int = 8192,
+    n_workers: int = 1,
+    aliases: str | Path | None = None,
     min_coverage: float = 0.8,
     progress: bool = True,
 ) -> Path:
@@ -56,6 +60,9 @@ def prepare_dataset(
         layer: where the counts are: None for X, "raw", or the name of a layer.
         seed: of the shuffle, the validation cells and a random split.
         chunk_size: cells read at once.
+        n_workers: processes that read and write; the result is the same. More than one needs the caller's script
+            to be importable (`if __name__ == "__main__":`), as ever with `multiprocessing`.
+        aliases: other names of genes (see `evae.data.genes.read_aliases`).
         min_coverage: the least share of the panel that every file must measure.
         progress: show a progress bar.
 
@@ -63,20 +70,18 @@ def prepare_dataset(
         The path of the folder. Cells without counts over the panel are dropped; dataset.json says how many.
 
     Raises:
-        EvaeError: bad input; nothing is left behind.
+        EvaeError: bad input; nothing is left behind. After anything else, a kill or a full disk, the same call
+            goes on where it stopped.
     """
     paths = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
-    if not paths:
-        raise EvaeError("no h5ad file was given.")
+    if not paths or chunk_size < 1 or n_workers < 1:
+        raise EvaeError("give at least one h5ad file, and a chunk size and a number of workers of at least 1.")
+    out = Path(out)
+    partial = partial_of(out)
     with ExitStack() as stack:
-        folder = stack.enter_context(_partial_folder(Path(out)))
-        scratch = folder / "scratch"
-        scratch.mkdir()
-        bar = stack.enter_context(progress_bar(progress))
-        sources = []
-        for path in paths:
-            sources.append(H5adCounts(path, layer, scratch))
-            stack.callback(sources[-1].close)
+        sources = open_sources(paths, layer, partial / "scratch" / "transposed")
+        for source in sources:
+            stack.callback(source.close)
         cells = _read_labels(sources, perturbation_key, cell_type_key, control)
         rule = read_split(
             split,
@@ -89,36 +94,55 @@ def prepare_dataset(
         held_out = rule.held_out(cells.cell_type, cells.perturbation, cells.cell_types, cells.perturbations, seed)
         _check_split(rule, held_out)
         n_variable, wanted = parse_genes(genes)
-        panel = match_panel(sources, wanted, min_coverage)
-        if n_variable is not None:
-            panel = _most_variable(sources, panel, n_variable, ~held_out, chunk_size, bar)
-        totals = _measure(sources, panel, chunk_size, bar)
-        plan = plan_rows(totals.panel > 0, held_out, seed, 6.0 * float(totals.expressed.mean()))
-        meta = describe(cells, panel, totals, plan, control)
-        meta["seed"], meta["sources"] = seed, [describe_source(s, panel, i) for i, s in enumerate(sources)]
-        meta["perturbation_key"], meta["cell_type_key"] = perturbation_key, cell_type_key
-        _write_cells(folder, scratch, sources, panel, cells, totals, plan, meta, chunk_size, bar)
-        shutil.rmtree(scratch)
-        _write_rest(folder, Path(out).name, cells, panel, plan, meta, rule)
-    return Path(out)
+        panel = match_panel(sources, wanted, min_coverage, aliases)
+        keys = {"perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "control": control, "seed": seed}
+        job = {
+            "evae_version": version("evae"), "files": [_identity(p) for p in paths], "layer": layer, **keys,
+            "split": rule.to_dict(), "genes": panel.genes, "variable": n_variable, "chunk_size": chunk_size,
+        }  # fmt: skip
+        folder = stack.enter_context(partial_folder(out, job))
+        run = stack.enter_context(workers(n_workers, sources, layer, folder / "scratch" / "transposed"))
+        bar = stack.enter_context(progress_bar(progress))
+        _convert(folder, out.name, sources, cells, panel, n_variable, rule, held_out, keys, chunk_size, run, bar)
+    return out
 
 
-@contextmanager
-def _partial_folder(out: Path) -> Iterator[Path]:
-    """`OUT.partial`, renamed to OUT at the end, removed on failure; a killed run's is replaced."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise EvaeError(f"{out} exists and is not empty; choose another folder or remove it first.")
-    partial = out.with_name(out.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def _identity(path: Path) -> list[Any]:
+    """What tells whether a file is still the same."""
+    state = path.stat()
+    return [str(path.resolve()), state.st_size, state.st_mtime_ns]
+
+
+def _convert(
+    folder: Path,
+    title: str,
+    sources: list[H5adCounts],
+    cells: Cells,
+    panel: Panel,
+    n_variable: int | None,
+    rule: Split,
+    held_out: np.ndarray,
+    keys: dict[str, Any],
+    chunk_size: int,
+    run: Run,
+    bar: Bar,
+) -> None:
+    """Fill the folder; every step skips what it finds done."""
+    scratch = folder / "scratch"
+    blocks = all_blocks(sources, chunk_size)
+    if n_variable is not None:
+        chosen = remembered_panel(scratch / "panel.json", panel)
+        if chosen is None:
+            chosen = most_variable(run, blocks, panel, n_variable, ~held_out, bar)
+            remember_panel(scratch / "panel.json", chosen)
+        panel = chosen
+    totals = measure(run, blocks, panel, scratch / "measured", bar)
+    plan = plan_rows(totals.panel > 0, held_out, keys["seed"], 6.0 * float(totals.expressed.mean()))
+    meta = describe(cells, panel, totals, plan, keys["control"]) | keys
+    meta["sources"] = [describe_source(s, panel, i) for i, s in enumerate(sources)]
+    write_cells(run, blocks, panel, cells, plan, meta, folder, scratch / "scattered", bar)
+    _write_rest(folder, title, cells, panel, plan, meta, rule)
+    shutil.rmtree(scratch)
 
 
 def _read_labels(sources: list[H5adCounts], perturbation_key: str, cell_type_key: str, control: str) -> Cells:
@@ -142,90 +166,6 @@ def _read_labels(sources: list[H5adCounts], perturbation_key: str, cell_type_key
 def _check_split(rule: Split, held_out: np.ndarray) -> None:
     if rule.to_dict() and not held_out.any():
         raise EvaeError("the split holds out no cell: its cell types and perturbations never occur together.")
-
-
-def _panel_blocks(
-    sources: list[H5adCounts], panel: Panel, chunk_size: int
-) -> Iterator[tuple[H5adCounts, int, int, sp.csr_matrix, np.ndarray]]:
-    """Blocks: file, row in the file, row over all files, counts over the panel, totals over all genes."""
-    offset = 0
-    for source, position in zip(sources, panel.positions, strict=True):
-        column = np.full(len(source.genes), -1, dtype=np.int64)
-        column[position] = np.arange(len(position))
-        for start, block in source.blocks(chunk_size):
-            full = np.asarray(block.sum(1)).ravel()
-            new = column[block.indices]
-            inside = new >= 0
-            ends = np.concatenate([[0], np.cumsum(inside)])[block.indptr]
-            counts = sp.csr_matrix((block.data[inside], new[inside], ends), shape=(block.shape[0], len(position)))
-            counts.sort_indices()
-            yield source, start, offset + start, counts, full
-        offset += source.n_cells
-
-
-def _most_variable(
-    sources: list[H5adCounts], panel: Panel, n_variable: int, training: np.ndarray, chunk_size: int, bar: Bar
-) -> Panel:
-    n_genes = len(panel.genes)
-    if n_variable > n_genes:
-        raise EvaeError(f"hvg:{n_variable} asks for more genes than the {n_genes:,} that there are.")
-    advance = bar.start("finding variable genes", 2 * len(training))
-
-    def blocks() -> Iterator[sp.csr_matrix]:
-        for _, _, first, counts, _ in _panel_blocks(sources, panel, chunk_size):
-            yield counts[np.flatnonzero(training[first : first + counts.shape[0]])]
-            advance(counts.shape[0])
-
-    scores = highly_variable_scores(blocks, n_genes)
-    return panel.take(np.sort(np.argsort(-scores, kind="stable")[:n_variable]))
-
-
-def _measure(sources: list[H5adCounts], panel: Panel, chunk_size: int, bar: Bar) -> Totals:
-    n = sum(s.n_cells for s in sources)
-    totals = Totals(np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int32), 0)
-    advance = bar.start("checking counts", n)
-    for _, _, first, counts, full in _panel_blocks(sources, panel, chunk_size):
-        rows = slice(first, first + counts.shape[0])
-        totals.panel[rows] = np.asarray(counts.sum(1)).ravel()
-        totals.full[rows] = full
-        totals.expressed[rows] = np.diff(counts.indptr)
-        totals.max_count = max(totals.max_count, int(counts.data.max(initial=0)))
-        advance(counts.shape[0])
-    if not (totals.panel > 0).any():
-        raise EvaeError("no cell has a single count over the gene panel; check the layer and the panel.")
-    return totals
-
-
-def _write_cells(
-    folder: Path,
-    scratch: Path,
-    sources: list[H5adCounts],
-    panel: Panel,
-    cells: Cells,
-    totals: Totals,
-    plan: RowPlan,
-    meta: dict[str, Any],
-    chunk_size: int,
-    bar: Bar,
-) -> None:
-    features = cell_features(cells.perturbations, cells.cell_types)
-    dtypes = np.dtype(meta["gene_dtype"]), np.dtype(meta["count_dtype"])
-    writer = ShardWriter(folder, scratch, plan, features, *dtypes, panel.genes)
-    advance = bar.start("writing cells", 2 * len(plan.split))
-    try:
-        for source, row, first, counts, full in _panel_blocks(sources, panel, chunk_size):
-            rows = slice(first, first + counts.shape[0])
-            columns = {
-                "perturbation": cells.perturbation[rows],
-                "cell_type": cells.cell_type[rows],
-                "library_size": full,
-                "cell_id": source.cell_ids(row, row + counts.shape[0]),
-            }
-            writer.add(first, counts, columns)
-            advance(counts.shape[0])
-        writer.finish(advance)
-    finally:
-        writer.close()
 
 
 def _write_rest(

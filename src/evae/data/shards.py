@@ -1,29 +1,29 @@
 """Writing the Parquet shards of a dataset folder: rows scattered to their shard, then permuted within it.
 
 A row is one cell: the bytes of its CSR block in two binary columns (`genes`: indices into the panel,
-`counts`), its labels as ClassLabel, its full library size, its name. Every row is first appended to the
-scratch file of the shard it belongs to, then each shard is read alone and put in order, so memory holds one
-block or one shard.
+`counts`), its labels as ClassLabel, its full library size, its name. Each block of rows is first written sorted by
+shard, then each shard is gathered from these files alone and put in order, so memory holds one block or one shard.
 """
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import scipy.sparse as sp
 from datasets import ClassLabel, Features, Value
 
 from evae.data.card import PANEL_KEY, panel_digest
+from evae.data.partial import appearing
 from evae.models.contract_evae import EvaeError
 
 MANY_ROWS = 1 << 18
 SHARD_BYTES = 256 << 20  # before compression
-MAX_SHARDS = 768  # below the usual limit of 1,024 open files
+MAX_SHARDS = 768
+SHARDS_KEY = b"shards"  # in the schema of a scattered block: the shard of each of its batches
 SPLITS = ("train", "validation", "test")
 
 
@@ -67,7 +67,7 @@ def plan_rows(kept: np.ndarray, held_out: np.ndarray, seed: int, row_bytes: floa
 def shard_count(n_rows: int, row_bytes: float) -> int:
     """8 shards of a split; 64, 128, ... where there are many rows or a shard would not fit well in memory.
 
-    Each shard is put in order in memory, and all are open at once while rows are scattered, hence the bounds.
+    Each shard is put in order in memory, hence the bound on its size.
     """
     if n_rows < 8:
         return min(1, n_rows)
@@ -103,80 +103,62 @@ def binary_rows(values: np.ndarray, indptr: np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(pa.binary(), len(indptr) - 1, buffers)
 
 
-class ShardWriter:
-    """Takes blocks of cells in any order and leaves finished Parquet shards.
+def shard_schema(features: Features, genes: Sequence[str]) -> pa.Schema:
+    """The schema of the shards: what `datasets` reads, and which panel the gene indices count in."""
+    schema: pa.Schema = features.arrow_schema
+    return schema.with_metadata({**(schema.metadata or {}), PANEL_KEY: panel_digest(genes)})
+
+
+def scatter_rows(rows: pa.RecordBatch, shard: np.ndarray, place: np.ndarray, path: Path) -> None:
+    """Write cells sorted by shard: an Arrow file with one batch for each shard that they go to.
 
     Args:
-        folder: the dataset folder.
-        scratch: folder for the unordered rows, on the same disk.
-        plan: where every cell goes.
-        features: of the cells (see `cell_features`).
-        gene_dtype, count_dtype: little-endian unsigned integers of the two binary columns.
-        genes: the panel.
+        rows: (cells,) the columns of a shard.
+        shard: (cells,) the shard among all that each cell goes to, -1 for cells to drop.
+        place: (cells,) the cell's place within its split.
+        path: the file, which appears whole or not at all.
     """
+    rows = rows.append_column("place", pa.array(place))
+    kept = np.flatnonzero(shard >= 0)
+    order = kept[np.argsort(shard[kept], kind="stable")]
+    targets, starts = np.unique(shard[order], return_index=True)
+    ordered = rows.take(pa.array(order))
+    schema = rows.schema.with_metadata({SHARDS_KEY: json.dumps(targets.tolist())})
+    with appearing(path) as unfinished, pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, schema) as out:
+        for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
+            out.write_batch(ordered.slice(int(start), int(end - start)).replace_schema_metadata(schema.metadata))
 
-    def __init__(
-        self,
-        folder: Path,
-        scratch: Path,
-        plan: RowPlan,
-        features: Features,
-        gene_dtype: np.dtype,
-        count_dtype: np.dtype,
-        genes: Sequence[str],
+
+def gather_shard(scattered: Sequence[Path], shard: int, schema: pa.Schema, group_rows: int, target: Path) -> int:
+    """Bring the rows of one shard together, in order, as Parquet; returns their number.
+
+    Args:
+        scattered: the files of `scatter_rows`.
+        shard: which one.
+        schema: of the shard.
+        group_rows: rows of a row group.
+        target: the file, which appears whole or not at all.
+    """
+    batches = []
+    for path in scattered:
+        with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
+            held = json.loads(reader.schema.metadata[SHARDS_KEY])
+            if shard in held:
+                batches.append(reader.get_batch(held.index(shard)))
+    table = pa.Table.from_batches(batches).combine_chunks()
+    order = pc.sort_indices(table["place"])
+    table = table.drop_columns(["place"]).replace_schema_metadata(schema.metadata)
+    with (
+        appearing(target) as unfinished,
+        pq.ParquetWriter(
+            unfinished,
+            schema,
+            compression="zstd",
+            compression_level=3,
+            use_dictionary=["perturbation", "cell_type"],
+            write_statistics=["perturbation", "cell_type", "library_size"],
+        ) as writer,
     ):
-        self._folder, self._scratch, self._plan = folder, scratch, plan
-        self._dtypes = gene_dtype, count_dtype
-        self._group = row_group_rows(len(genes))
-        schema: pa.Schema = features.arrow_schema
-        self._schema = schema.with_metadata({**(schema.metadata or {}), PANEL_KEY: panel_digest(genes)})
-        self._scratch_schema = self._schema.append(pa.field("place", pa.int64()))
-        paths = [scratch / f"shard-{i}.arrow" for i in range(len(plan.shards))]
-        self._writers = [pa.ipc.new_stream(str(path), self._scratch_schema) for path in paths]
-        self._paths = paths
-
-    def add(self, first: int, counts: sp.csr_matrix, columns: dict[str, Any]) -> None:
-        """Scatter the cells first, first + 1, ... ; `columns` holds their labels, library sizes and names."""
-        rows = slice(first, first + counts.shape[0])
-        block = pa.record_batch(
-            [
-                binary_rows(counts.indices.astype(self._dtypes[0]), counts.indptr),
-                binary_rows(counts.data.astype(self._dtypes[1]), counts.indptr),
-                *(pa.array(columns[f.name], type=f.type) for f in list(self._schema)[2:]),
-                pa.array(self._plan.place[rows]),
-            ],
-            schema=self._scratch_schema,
-        )
-        kept = np.flatnonzero(self._plan.split[rows] >= 0)
-        order = kept[np.argsort(self._plan.shard[rows][kept], kind="stable")]
-        targets, starts = np.unique(self._plan.shard[rows][order], return_index=True)
-        ordered = block.take(pa.array(order))
-        ends = [*starts[1:], len(order)]
-        for target, start, end in zip(targets, starts, ends, strict=True):
-            self._writers[target].write_batch(ordered.slice(int(start), int(end - start)))
-
-    def finish(self, advance: Callable[[int], None] = lambda n: None) -> None:
-        """Put every shard in order and write it as Parquet; the scratch files are removed on the way."""
-        self.close()
-        for (name, n_rows), path in zip(self._plan.shards, self._paths, strict=True):
-            with pa.ipc.open_stream(str(path)) as reader:
-                table = reader.read_all()
-            table = table.take(pc.sort_indices(table["place"])).drop_columns(["place"])
-            assert table.num_rows == n_rows
-            target = self._folder / name
-            target.parent.mkdir(exist_ok=True)
-            pq.write_table(
-                table,
-                target,
-                row_group_size=self._group,
-                compression="zstd",
-                compression_level=3,
-                use_dictionary=["perturbation", "cell_type"],
-                write_statistics=["perturbation", "cell_type", "library_size"],
-            )
-            path.unlink()
-            advance(n_rows)
-
-    def close(self) -> None:
-        for writer in self._writers:
-            writer.close()
+        for start in range(0, table.num_rows, group_rows):
+            writer.write_table(table.take(order.slice(start, group_rows)), group_rows)
+    return table.num_rows
