@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from evae.data.describe import Cells, Totals
 from evae.data.genes import Panel
 from evae.data.h5ad_reader import H5adCounts
-from evae.data.hvg import Sums, block_sums, highly_variable_scores
+from evae.data.hvg import Sums, block_sums, scores_of_sums
 from evae.data.partial import appearing
 from evae.data.progress import Bar
 from evae.data.shards import RowPlan, binary_rows, cell_features, gather_shard, scatter_rows, shard_schema
@@ -81,7 +81,7 @@ def most_variable(
             advance(block.stop - block.start)
             yield found
 
-    scores = highly_variable_scores(sums)
+    scores = scores_of_sums(sums)
     return panel.take(np.sort(np.argsort(-scores, kind="stable")[:n_variable]))
 
 

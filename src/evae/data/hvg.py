@@ -11,6 +11,7 @@ only the local regression is our own (fitted at quantile points of log10 m and i
 """
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 import numpy as np
 import scipy.sparse as sp
@@ -30,8 +31,19 @@ def block_sums(block: sp.csr_matrix, limit: np.ndarray | None) -> Sums:
     return block.shape[0], total, np.bincount(block.indices, weights=values * values, minlength=n_genes)
 
 
-def highly_variable_scores(sums: Callable[[np.ndarray | None], Iterator[Sums]]) -> np.ndarray:
+def highly_variable_scores(blocks: Callable[[], Iterator[sp.csr_matrix]], n_genes: int) -> np.ndarray:
     """The variance of the clipped z-scores, (genes,) float64; 0 for genes that never vary.
+
+    Args:
+        blocks: called twice; each call yields the training cells' counts, CSR (block, genes).
+        n_genes: number of genes.
+    """
+    nothing = 0, np.zeros(n_genes), np.zeros(n_genes)
+    return scores_of_sums(lambda limit: chain([nothing], (block_sums(block, limit) for block in blocks())))
+
+
+def scores_of_sums(sums: Callable[[np.ndarray | None], Iterator[Sums]]) -> np.ndarray:
+    """`highly_variable_scores` from sums over blocks.
 
     Args:
         sums: called twice, with None and with the limits; yields `block_sums` of the training cells.
