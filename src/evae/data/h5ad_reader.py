@@ -189,7 +189,8 @@ def _genes(var: h5py.Group) -> tuple[list[str], list[str]]:
     if _are_ensembl(names):
         symbol_column = next((by_lower[c] for c in SYMBOL_COLUMNS if c in by_lower), None)
         symbols = [str(s) for s in frame[symbol_column]] if symbol_column is not None else names
-        return (symbols if len(set(symbols)) == len(symbols) else names), names
+        twice = pd.Series(symbols).duplicated()  # the first of several genes of one symbol keeps it
+        return [i if again else s for s, i, again in zip(symbols, names, twice, strict=True)], names
     if id_column is None:
         return names, [""] * len(names)
     ids = ["" if pd.isna(i) else str(i) for i in frame[id_column]]

@@ -7,7 +7,7 @@ labels, totals and the shuffle. The folder is built as `OUT.partial` and renamed
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,7 @@ from evae.data.progress import Bar, progress_bar
 from evae.data.shards import RowPlan, plan_rows
 from evae.data.splits import Split, read_split
 from evae.data.workers import Run, open_sources, workers
-from evae.models.contract_evae import EvaeError, near_matches
+from evae.models.contract_evae import EvaeError, look_up, near_matches
 
 
 def prepare_dataset(
@@ -44,6 +44,8 @@ def prepare_dataset(
     chunk_size: int = 8192,
     n_workers: int = 1,
     aliases: str | Path | None = None,
+    cell_types: Sequence[str] | None = None,
+    where: Mapping[str, str] | None = None,
     min_coverage: float = 0.8,
     progress: bool = True,
 ) -> Path:
@@ -63,6 +65,8 @@ def prepare_dataset(
         n_workers: processes that read and write; the result is the same. More than one needs the caller's script
             to be importable (`if __name__ == "__main__":`), as ever with `multiprocessing`.
         aliases: other names of genes (see `evae.data.genes.read_aliases`).
+        cell_types: one for each file, instead of the obs column `cell_type_key`, which then only names them.
+        where: keep the cells with these values in these obs columns; all others are left out.
         min_coverage: the least share of the panel that every file must measure.
         progress: show a progress bar.
 
@@ -82,7 +86,8 @@ def prepare_dataset(
         sources = open_sources(paths, layer, partial / "scratch" / "transposed")
         for source in sources:
             stack.callback(source.close)
-        cells = _read_labels(sources, perturbation_key, cell_type_key, control)
+        kept = _chosen(sources, where or {})
+        cells = _read_labels(sources, perturbation_key, cell_type_key, control, cell_types, kept)
         rule = read_split(
             split,
             cell_type_key=cell_type_key,
@@ -92,18 +97,23 @@ def prepare_dataset(
             control=control,
         )
         held_out = rule.held_out(cells.cell_type, cells.perturbation, cells.cell_types, cells.perturbations, seed)
+        held_out &= kept
         _check_split(rule, held_out)
         n_variable, wanted = parse_genes(genes)
         panel = match_panel(sources, wanted, min_coverage, aliases)
         keys = {"perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "control": control, "seed": seed}
         job = {
             "evae_version": version("evae"), "files": [_identity(p) for p in paths], "layer": layer, **keys,
-            "split": rule.to_dict(), "genes": panel.genes, "variable": n_variable, "chunk_size": chunk_size,
+            "cell_types": cell_types and list(cell_types),
+            "where": where and dict(where), "split": rule.to_dict(),
+            "genes": panel.genes, "variable": n_variable, "chunk_size": chunk_size,
         }  # fmt: skip
         folder = stack.enter_context(partial_folder(out, job))
         run = stack.enter_context(workers(n_workers, sources, layer, folder / "scratch" / "transposed"))
         bar = stack.enter_context(progress_bar(progress))
-        _convert(folder, out.name, sources, cells, panel, n_variable, rule, held_out, keys, chunk_size, run, bar)
+        _convert(
+            folder, out.name, sources, cells, panel, n_variable, rule, (kept, held_out), keys, chunk_size, run, bar
+        )
     return out
 
 
@@ -121,43 +131,72 @@ def _convert(
     panel: Panel,
     n_variable: int | None,
     rule: Split,
-    held_out: np.ndarray,
+    chosen: tuple[np.ndarray, np.ndarray],
     keys: dict[str, Any],
     chunk_size: int,
     run: Run,
     bar: Bar,
 ) -> None:
-    """Fill the folder; every step skips what it finds done."""
+    """Fill the folder; every step skips what it finds done. `chosen` are the masks of kept and held-out cells."""
+    kept, held_out = chosen
     scratch = folder / "scratch"
     blocks = all_blocks(sources, chunk_size)
     if n_variable is not None:
-        chosen = remembered_panel(scratch / "panel.json", panel)
-        if chosen is None:
-            chosen = most_variable(run, blocks, panel, n_variable, ~held_out, bar)
-            remember_panel(scratch / "panel.json", chosen)
-        panel = chosen
+        known = remembered_panel(scratch / "panel.json", panel)
+        if known is None:
+            known = most_variable(run, blocks, panel, n_variable, kept & ~held_out, bar)
+            remember_panel(scratch / "panel.json", known)
+        panel = known
     totals = measure(run, blocks, panel, scratch / "measured", bar)
-    plan = plan_rows(totals.panel > 0, held_out, keys["seed"], 6.0 * float(totals.expressed.mean()))
+    plan = plan_rows(kept & (totals.panel > 0), held_out, keys["seed"], 6.0 * float(totals.expressed.mean()))
     meta = describe(cells, panel, totals, plan, keys["control"]) | keys
+    meta["dropped_cells"] -= int((~kept).sum())  # those were not asked for
     meta["sources"] = [describe_source(s, panel, i) for i, s in enumerate(sources)]
     write_cells(run, blocks, panel, cells, plan, meta, folder, scratch / "scattered", bar)
     _write_rest(folder, title, cells, panel, plan, meta, rule)
     shutil.rmtree(scratch)
 
 
-def _read_labels(sources: list[H5adCounts], perturbation_key: str, cell_type_key: str, control: str) -> Cells:
+def _chosen(sources: list[H5adCounts], where: Mapping[str, str]) -> np.ndarray:
+    """Which cells are kept, (cells,) bool."""
+    kept = []
+    for source in sources:
+        own = np.ones(source.n_cells, dtype=bool)
+        for key, value in where.items():
+            codes, names = source.labels(key)
+            own &= codes == look_up([value], names, f"value of obs column '{key}'")[0]
+        kept.append(own)
+    return np.concatenate(kept)
+
+
+def _read_labels(
+    sources: list[H5adCounts],
+    perturbation_key: str,
+    cell_type_key: str,
+    control: str,
+    cell_types: Sequence[str] | None,
+    kept: np.ndarray,
+) -> Cells:
+    """The labels of all cells; the vocabularies are those of the kept ones."""
+    if cell_types is not None and len(cell_types) != len(sources):
+        raise EvaeError(f"{len(cell_types)} cell types for {len(sources)} files; give one for each file.")
     columns = {}
     for key in (perturbation_key, cell_type_key):
-        per_file = [s.labels(key) for s in sources]
-        names = sorted({n for _, own in per_file for n in own})
+        if key == cell_type_key and cell_types is not None:
+            per_file = [(np.zeros(s.n_cells, np.int32), [kind]) for s, kind in zip(sources, cell_types, strict=True)]
+        else:
+            per_file = [s.labels(key) for s in sources]
+        ends = np.cumsum([0, *(s.n_cells for s in sources)])
+        used = [np.unique(codes[kept[a:b]]) for (codes, _), a, b in zip(per_file, ends, ends[1:], strict=False)]
+        names = sorted({own[c] for (_, own), codes in zip(per_file, used, strict=True) for c in codes})
         if key == perturbation_key:
             if control not in names:
                 raise EvaeError(
                     f"no cell has the control label '{control}' in obs column '{key}'. {near_matches(control, names)}"
                 )
             names = [control, *(n for n in names if n != control)]
-        index = {n: i for i, n in enumerate(names)}
-        recoded = [np.array([index[n] for n in own], dtype=np.int32)[codes] for codes, own in per_file]
+        index = {n: i for i, n in enumerate(names)}  # labels of left-out cells alone become 0
+        recoded = [np.array([index.get(n, 0) for n in own], dtype=np.int32)[codes] for codes, own in per_file]
         columns[key] = np.concatenate(recoded), names
     perturbation, cell_type = columns[perturbation_key], columns[cell_type_key]
     return Cells(perturbation[0], cell_type[0], perturbation[1], cell_type[1])

@@ -14,12 +14,13 @@ class Advance(Protocol):
 
 class _Rate(TextColumn):
     def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:,.0f} cells/s", style="progress.data.speed")
+        speed = "" if task.speed is None else f"{task.speed:,.0f} {self.text_format}/s"
+        return Text(speed, style="progress.data.speed")
 
 
 @contextmanager
-def progress_bar(show: bool) -> Iterator["Bar"]:
-    """Yield a bar whose `start(title, total)` gives a function to call with the number of cells done."""
+def progress_bar(show: bool, unit: str = "cells") -> Iterator["Bar"]:
+    """Yield a bar whose `start(title, total)` gives a function to call with the number of units done."""
     if not show:
         yield Bar(None)
         return
@@ -27,7 +28,7 @@ def progress_bar(show: bool) -> Iterator["Bar"]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        _Rate(""),
+        _Rate(unit),
         TimeRemainingColumn(),
     )
     with Progress(*columns) as progress:

@@ -1,0 +1,29 @@
+"""The TeloHAEC CRISPRi screen under IL-1b + TNFa (864 k cells, 1,732 targets) as a dataset folder.
+
+    python scripts/prepare_telohaec.py --url ADDRESS --out data/telohaec --genes all
+
+No public address of the file is known here, so `--url` gives it (http, https or file). Size and checksum are stored
+when it first arrives.
+
+Schema relied on, as published and unverified: raw counts in `X`; obs `condition` (`Treated`, `Untreated`), taken as the
+cell type, and `gene_target`, with the controls `SAFE_TARGET`, taken as the control, and `NO-TARGET`, a perturbation
+like the others here.
+"""
+
+import sys
+
+from evae.data.published import RemoteFile, published_main
+
+OPTIONS = {"perturbation_key": "gene_target", "cell_type_key": "condition", "control": "SAFE_TARGET"}
+
+
+def main(argv: list[str]) -> None:
+    if "--url" not in argv[:-1]:
+        raise SystemExit("error: give the address of the file with --url")
+    at = argv.index("--url")
+    file = RemoteFile("telohaec.h5ad", argv[at + 1])
+    published_main([file], __doc__, "all", argv[:at] + argv[at + 2 :], **OPTIONS)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
