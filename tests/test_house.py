@@ -13,7 +13,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 
 CONTRACT = ("evae.models.contract_evae", "evae.models.processing_evae")
-USE = ("evae.loading", "evae.prediction", "evae.pipeline", "evae.hold_out")
+USE = ("evae.loading", "evae.prediction", "evae.drawing", "evae.pipeline", "evae.hold_out")
 # What the files of each part may import of our own; a part is a folder or a file of the package.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "models": ("evae.models",),
@@ -32,10 +32,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "hub_errors.py": CONTRACT,
     "loading.py": ("evae.models", "evae.hub_errors"),
     "prediction.py": ("evae.models",),
+    "drawing.py": ("evae.models", "evae.data", "evae.loading", "evae.prediction"),
     "embedding.py": ("evae.models", "evae.data", "evae.loading"),
     "embedding_parts.py": CONTRACT,
     "embedding_files.py": ("evae.models", "evae.data", "evae.loading", "evae.embedding", "evae.embedding_parts"),
-    "pipeline.py": ("evae.models", "evae.data", "evae.loading", "evae.prediction", "evae.embedding"),
+    "pipeline.py": ("evae.models", "evae.loading", "evae.prediction", "evae.drawing", "evae.embedding"),
     "hold_out.py": ("evae.models", "evae.data", *USE),
     "presets.py": CONTRACT,
     "__init__.py": ("evae.models", "evae.pipeline"),

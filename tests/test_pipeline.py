@@ -121,7 +121,7 @@ def test_conditions_reach_any_prior_row_by_row(pipe, controls):
     echo = Pipeline(Checkpoint(EchoPrior(), pipe.processor, "echo", ""), "cpu")
     p, c = pipe.processor.perturbations, pipe.processor.cell_types
     wanted = {("type_B", p[3]): 4, ("type_A", p[1]): 3, ("type_B", p[1]): 2}
-    predicted = echo.predict_pairs(controls, wanted, batch_size=5, **QUIET)
+    predicted = echo.predict(controls, n_cells=wanted, batch_size=5, **QUIET)
     X = predicted.X.toarray()
     np.testing.assert_array_equal(X[:, 0], [p.index(name) for name in predicted.obs["perturbation"]])
     np.testing.assert_array_equal(X[:, 1], [c.index(name) for name in predicted.obs["cell_type"]])

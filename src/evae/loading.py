@@ -146,7 +146,8 @@ def _check_sizes(checkpoint: Checkpoint) -> None:
     config, processor = checkpoint.model.config, checkpoint.processor
     pairs = [("n_genes", checkpoint.tokenizer.config.n_genes, len(processor.genes))]
     if checkpoint.is_prior:
-        pairs.append(("n_perturbations", config.n_perturbations, len(processor.perturbations)))
+        units = processor.perturbation_units or processor.perturbations
+        pairs.append(("n_perturbations", config.n_perturbations, len(units)))
         pairs.append(("n_cell_types", config.n_cell_types, len(processor.cell_types)))
     for field, in_model, in_processor in pairs:
         if in_model != in_processor:

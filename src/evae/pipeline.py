@@ -5,7 +5,7 @@ predicted = pipe.predict(controls, perturbation="STAT1", n_cells=500)
 pipe.embed(cells)                                      # adds obsm["X_evae"]
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,19 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from evae.data.progress import progress_bar
+from evae.drawing import draw_cells, knows_by_context, panel_batches, read_control_facts
 from evae.embedding import embed_cells
 from evae.loading import Checkpoint, load_checkpoint
 from evae.models.contract_evae import EvaeError, look_up
 from evae.models.processing_evae import ENSEMBL_COLUMNS
-from evae.models.randomness_evae import CellStreams
 from evae.prediction import (
     Pair,
     cell_type_labels,
     check_controls,
-    listed,
+    pairs_asked_for,
     planned_cells,
-    wanted_cell_types,
     whole_counts,
 )
-
-ENCODE_BATCH = 512
 
 
 def pipeline(
@@ -79,9 +75,9 @@ class Pipeline:
     def predict(
         self,
         controls: ad.AnnData | None,
-        perturbation: str | Sequence[str],
+        perturbation: str | Sequence[str] | None = None,
         cell_type: str | Sequence[str] | None = None,
-        n_cells: int | None = None,
+        n_cells: int | Mapping[Pair, int] | None = None,
         *,
         seed: int = 0,
         batch_size: int = 256,
@@ -95,13 +91,16 @@ class Pipeline:
 
         Args:
             controls: unperturbed cells, raw counts. Every predicted cell takes the library size of one of the controls
-                of its cell type (with repetition only if there are fewer controls than cells). None takes library
-                sizes from the training cells; then give `cell_type` and `n_cells`.
-            perturbation: one name or several.
+                of its cell type (with repetition only if there are fewer controls than cells). A prior that knows
+                cell types by context takes that from them too, so their cell type may be one never seen. None takes
+                library sizes from the training cells; then give `cell_type` and `n_cells`.
+            perturbation: one name or several; `A+B` is both at once, where training saw such combinations.
             cell_type: one name or several. None predicts for every cell type in
                 `controls.obs[cell_type_key]`; where controls have that column, only those of the given
                 cell types are used.
             n_cells: cells for every pair of cell type and perturbation; as many as its cell type has controls if None.
+                For chosen pairs, a mapping from (cell type, perturbation) to a number, and no `perturbation` and
+                `cell_type`.
             seed: the same seed (with the same inputs) gives the same cells, whatever the batch size.
             batch_size: cells drawn at once.
             cell_type_key: obs column of the controls' cell types; None if all are of the one `cell_type`.
@@ -117,64 +116,34 @@ class Pipeline:
             model, seed, share of the panel that the controls cover, versions.
 
         Raises:
-            EvaeError: the checkpoint is a tokenizer only, an unknown name, controls that are not raw counts
-                or not controls, or too little gene coverage.
+            EvaeError: the checkpoint is a tokenizer only, a name or an option that it does not know, controls
+                that are not raw counts or not controls, or too little gene coverage.
         """
-        perturbations = listed(perturbation, "perturbation")
-        look_up(perturbations, self.processor.perturbations, "perturbation")
-        cell_types = wanted_cell_types(self.processor.cell_types, controls, cell_type, cell_type_key)
-        if n_cells is not None and n_cells < 1:
-            raise EvaeError(f"n_cells is {n_cells}; give at least 1.")
-        if n_cells is None and controls is None:
-            raise EvaeError("without controls, say how many cells to draw with n_cells.")
-        counts = dict.fromkeys(cell_types, n_cells or 0)
-        if controls is not None and n_cells is None:
-            labels = cell_type_labels(controls, cell_types, cell_type_key)
-            counts = {c: int((labels == c).sum()) for c in cell_types}
-        return self.predict_pairs(
-            controls,
-            {(c, p): counts[c] for c in cell_types for p in perturbations},
-            seed=seed, batch_size=batch_size, cell_type_key=cell_type_key,
-            perturbation_key=perturbation_key, layer=layer, progress=progress, **sampling,
-        )  # fmt: skip
-
-    def predict_pairs(
-        self,
-        controls: ad.AnnData | None,
-        n_cells: Mapping[Pair, int],
-        *,
-        seed: int = 0,
-        batch_size: int = 256,
-        cell_type_key: str | None = "cell_type",
-        perturbation_key: str = "perturbation",
-        layer: str | None = None,
-        progress: bool = True,
-        **sampling: Any,
-    ) -> ad.AnnData:
-        """Like `predict`, for chosen pairs: `n_cells` maps (cell type, perturbation) to a number of cells."""
-        self._require_prior()
-        if batch_size < 1:
-            raise EvaeError(f"batch_size is {batch_size}; give at least 1.")
-        if not n_cells:
-            raise EvaeError("no (cell type, perturbation) pair was given; name at least one.")
-        cell_types = list(dict.fromkeys(c for c, _ in n_cells))
-        obs = planned_cells(n_cells, self.processor)
+        self._check_prior(batch_size)
+        processor = self.processor
+        pairs = pairs_asked_for(processor, controls, perturbation, cell_type, n_cells, cell_type_key)
+        cell_types, perturbations = (list(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
+        processor.perturbation_ids(perturbations)
+        if controls is None or not knows_by_context(self.checkpoint):
+            look_up(cell_types, processor.cell_types, "cell type")
+        obs = planned_cells(pairs, processor)
         rng = np.random.default_rng(seed)
+        facts: dict[str, Any] = {"seed": seed, "control": str(processor.control)}
+        contexts: dict[str, Tensor] = {}
         if controls is None:
-            obs["library_size"] = self.processor.sample_library_size(len(obs), rng)
+            obs["library_size"] = processor.sample_library_size(len(obs), rng)
+            facts["library_size_source"] = "training cells"
         else:
-            check_controls(controls, self.processor, perturbation_key)
+            check_controls(controls, processor, perturbation_key)
             labels = cell_type_labels(controls, cell_types, cell_type_key)
             used = np.flatnonzero(np.isin(labels, cell_types))
-            sizes = self._library_sizes(controls[used], layer)
-            pools = {c: sizes[labels[used] == c] for c in cell_types}
-            draws = [rng.choice(pools[c], n, replace=n > len(pools[c])) for (c, _), n in n_cells.items()]
-            obs["library_size"] = np.concatenate(draws)
-        X = self._draw(obs, seed, batch_size, progress, sampling)
-        facts: dict[str, Any] = {"seed": seed, "control": str(self.processor.control)}
-        facts["library_size_source"] = "training cells" if controls is None else "controls"
-        if controls is not None:
-            facts["gene_coverage"] = self.gene_coverage(controls)
+            found = read_control_facts(self.checkpoint, controls[used], labels[used], layer=layer, device=self.device)
+            obs["library_size"], contexts = found.draw_library_sizes(pairs, rng), found.contexts
+            facts |= {"library_size_source": "controls", "gene_coverage": self.gene_coverage(controls)}
+        X = draw_cells(
+            self.checkpoint, obs, contexts, seed=seed, batch_size=batch_size, device=self.device,
+            progress=progress, sampling=sampling,
+        )  # fmt: skip
         return ad.AnnData(X=X, obs=obs, var=self._var(), uns={"evae": facts | self._provenance()})
 
     def embed(
@@ -225,7 +194,9 @@ class Pipeline:
         tokenizer, generator = self.checkpoint.tokenizer, self._generator(seed)
         blocks = []
         with torch.inference_mode():
-            for batch in self._batches(adata, layer, "reconstructing cells", progress):
+            for batch in panel_batches(
+                self.processor, adata, layer=layer, device=self.device, title="reconstructing cells", progress=progress
+            ):
                 codes = tokenizer.encode(batch["counts"], batch["gene_ids"])
                 counts = tokenizer.sample_counts(codes, batch["library_size"], generator)
                 blocks.append(whole_counts(counts, generator))
@@ -239,47 +210,11 @@ class Pipeline:
         ids = [str(i) for i in adata.var[column]] if column else None
         return self.processor.coverage([str(g) for g in adata.var_names], ids)
 
-    def _require_prior(self) -> None:
+    def _check_prior(self, batch_size: int) -> None:
         if not self.checkpoint.is_prior:
             raise EvaeError(f"{self.checkpoint.name} is a tokenizer, which embeds but does not predict; give a prior.")
-
-    def _library_sizes(self, controls: ad.AnnData, layer: str | None) -> np.ndarray:
-        batches = self._batches(controls, layer, "reading controls", False)
-        return np.concatenate([batch["library_size"].cpu().numpy() for batch in batches])
-
-    def _draw(
-        self, obs: pd.DataFrame, seed: int, batch_size: int, progress: bool, sampling: dict[str, Any]
-    ) -> sp.csr_matrix:
-        perturbations = torch.from_numpy(look_up(obs["perturbation"], self.processor.perturbations, "perturbation"))
-        cell_types = torch.from_numpy(look_up(obs["cell_type"], self.processor.cell_types, "cell type"))
-        library = torch.from_numpy(obs["library_size"].to_numpy(dtype=np.float32))
-        streams, blocks = CellStreams.spawn(torch.Generator().manual_seed(seed), len(obs)), []
-        with progress_bar(progress) as bar:
-            advance = bar.start("predicting cells", len(obs))
-            for start in range(0, len(obs), batch_size):
-                rows = slice(start, start + batch_size)
-                own = streams[rows]  # a stream a cell: cells do not depend on their batch
-                counts = self.model.sample_cells(
-                    perturbation_ids=perturbations[rows].to(self.device),
-                    cell_type_ids=cell_types[rows].to(self.device),
-                    library_size=library[rows].to(self.device),
-                    generator=own,
-                    **sampling,
-                )
-                blocks.append(whole_counts(counts, own))
-                advance(len(counts))
-        return sp.vstack(blocks, format="csr")
-
-    def _batches(self, adata: ad.AnnData, layer: str | None, title: str, progress: bool) -> Iterator[dict[str, Tensor]]:
-        """Sparse batches of all cells, in order, on the device."""
-        if adata.n_obs == 0:
-            raise EvaeError("there are no cells in the AnnData; give at least one.")
-        with progress_bar(progress) as bar:
-            advance = bar.start(title, adata.n_obs)
-            for start in range(0, adata.n_obs, ENCODE_BATCH):
-                cells = adata[start : start + ENCODE_BATCH]
-                yield {k: v.to(self.device) for k, v in self.processor(cells, layer=layer).items()}
-                advance(cells.n_obs)
+        if batch_size < 1:
+            raise EvaeError(f"batch_size is {batch_size}; give at least 1.")
 
     def _generator(self, seed: int) -> torch.Generator:
         return torch.Generator(device=self.device).manual_seed(seed)

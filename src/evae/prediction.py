@@ -9,7 +9,7 @@ import pandas as pd
 import scipy.sparse as sp
 from torch import Tensor
 
-from evae.models.contract_evae import EvaeError, check_unique, look_up, near_matches
+from evae.models.contract_evae import EvaeError, check_unique, near_matches
 from evae.models.randomness_evae import Randomness, draw_uniform
 
 Pair = tuple[str, str]  # (cell type, perturbation)
@@ -24,13 +24,47 @@ def listed(given: str | Sequence[str], kind: str) -> list[str]:
     return names
 
 
+def pairs_asked_for(
+    processor: Any,
+    controls: ad.AnnData | None,
+    perturbation: str | Sequence[str] | None,
+    cell_type: str | Sequence[str] | None,
+    n_cells: int | Mapping[Pair, int] | None,
+    cell_type_key: str | None,
+) -> dict[Pair, int]:
+    """How many cells to draw of every (cell type, perturbation); the arguments are those of `Pipeline.predict`.
+
+    Raises:
+        EvaeError: too little is said, or too much.
+    """
+    if isinstance(n_cells, Mapping):
+        if perturbation is not None or cell_type is not None:
+            raise EvaeError("n_cells names the pairs; leave perturbation and cell_type out.")
+        if not n_cells:
+            raise EvaeError("no (cell type, perturbation) pair was given; name at least one.")
+        return dict(n_cells)
+    if perturbation is None:
+        raise EvaeError("no perturbation was named; name at least one.")
+    perturbations = listed(perturbation, "perturbation")
+    cell_types = wanted_cell_types(processor.cell_types, controls, cell_type, cell_type_key)
+    if n_cells is not None and n_cells < 1:
+        raise EvaeError(f"n_cells is {n_cells}; give at least 1.")
+    if n_cells is None and controls is None:
+        raise EvaeError("without controls, say how many cells to draw with n_cells.")
+    counts = dict.fromkeys(cell_types, n_cells or 0)
+    if controls is not None and n_cells is None:
+        labels = cell_type_labels(controls, cell_types, cell_type_key)
+        counts = {c: int((labels == c).sum()) for c in cell_types}
+    return {(c, p): counts[c] for c in cell_types for p in perturbations}
+
+
 def wanted_cell_types(
     known: Sequence[str], controls: ad.AnnData | None, given: str | Sequence[str] | None, key: str | None
 ) -> list[str]:
     """The cell types to predict: those given, else those of the controls.
 
     Raises:
-        EvaeError: neither says which, or the model (whose cell types are `known`) was not trained with one.
+        EvaeError: neither says which.
     """
     if given is not None:
         names = listed(given, "cell type")
@@ -42,7 +76,6 @@ def wanted_cell_types(
         )
     else:
         names = [str(c) for c in pd.unique(controls.obs[key].dropna().astype(str))]
-    look_up(names, known, "cell type")
     return names
 
 
@@ -86,8 +119,6 @@ def cell_type_labels(controls: ad.AnnData, cell_types: Sequence[str], key: str |
 
 def planned_cells(n_cells: Mapping[Pair, int], processor: Any) -> pd.DataFrame:
     """The obs table of the cells to draw, one row a cell, pairs in the given order."""
-    look_up([p for _, p in n_cells], processor.perturbations, "perturbation")
-    look_up([c for c, _ in n_cells], processor.cell_types, "cell type")
     if not sum(n_cells.values()) or min(n_cells.values()) < 0:
         raise EvaeError("no cell was asked for; give numbers of cells above 0.")
     columns = {

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from evae.models.configuration_evae import EvaeARConfig, EvaeConfig
+from evae.models.configuration_evae import EvaeConfig
+from evae.models.configuration_evae_prior import EvaeARConfig
 from evae.models.contract_evae import EvaeError
 from evae.training.prior import FROM_DATASET as PRIOR_GIVEN
 from evae.training.settings import KINDS, PriorSettings, Settings, check_model_settings, load_settings

@@ -1,6 +1,7 @@
 """Models, configurations and the processor: the files that are pushed to the Hub as custom code."""
 
-from .configuration_evae import EvaeARConfig, EvaeConfig, EvaeFlowConfig, EvaeMDLMConfig
+from .configuration_evae import EvaeConfig
+from .configuration_evae_prior import EvaeARConfig, EvaeFlowConfig, EvaeMDLMConfig
 from .contract_evae import EvaeError
 from .modeling_evae import EvaeModel, EvaeOutput
 from .modeling_evae_ar import EvaeARForCausalLM

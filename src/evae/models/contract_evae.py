@@ -76,6 +76,17 @@ def look_up(names: Iterable[str], known: Sequence[str], kind: str) -> np.ndarray
     return np.array([index[n] for n in names], dtype=np.int64)
 
 
+def parts_of(name: str, control: str | None = None) -> list[str]:
+    """The perturbations that a name combines: `KLF1+TGFBR2` is KLF1 and TGFBR2, `KLF1+ctrl` with the control `ctrl` KLF1.
+
+    A name without a `+` between two others is one perturbation.
+    """
+    parts = [part.strip() for part in name.split("+")]
+    if len(parts) == 1 or not all(parts):
+        return [name]
+    return [part for part in parts if part != control] or [name]
+
+
 def check_unique(names: Sequence[str], kind: str) -> None:
     """Raise `EvaeError` if a name stands twice."""
     seen: set[str] = set()

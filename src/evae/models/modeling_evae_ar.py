@@ -16,14 +16,16 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 # Not all are used here: from a local folder, transformers up to 5.0 fetches only what a file itself imports.
 from .coders_evae import EvaeEncoder  # noqa: F401
-from .configuration_evae import EvaeARConfig
+from .conditions_evae import ConditionEmbedding  # noqa: F401
+from .configuration_evae import EvaeConfig  # noqa: F401
+from .configuration_evae_prior import EvaeARConfig
 from .contract_evae import EvaeError
 from .heads_evae import HEAD_CLASSES  # noqa: F401
 from .layers_evae import check_ids
 from .modeling_evae import EvaeModel  # noqa: F401
 from .prior_evae import EvaePrior, cells_asked_for, guided
 from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
-from .randomness_evae import CellStreams, Randomness, categorical
+from .randomness_evae import CellStreams, categorical
 
 
 class CodeCache:
@@ -77,6 +79,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         library_size: Tensor | None = None,
         codes: Tensor | None = None,
         labels: Tensor | None = None,
+        context: Tensor | None = None,
         modulation: Tensor | None = None,
         past_key_values: Any = None,
         use_cache: bool | None = None,
@@ -86,8 +89,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
 
         Args:
             input_ids: BOS followed by codes, (cells, tokens). Left out where `codes` is given.
-            perturbation_ids, cell_type_ids: (cells,); left out means the null condition.
-            library_size: total counts over the panel, (cells,), where the tokenizer is conditioned on it.
+            perturbation_ids, cell_type_ids, library_size, context: as in `sample`.
             codes: whole code sequences (cells, latents): input and target in one; logits align with them.
             labels: targets in the usual causal form, same shape as `input_ids`, shifted inside; -100 is left out.
             modulation: precomputed `condition_modulation`, in place of the conditions.
@@ -101,7 +103,8 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         if past_key_values is None:  # a generation step's own codes need no check
             check_ids(input_ids, self.config.vocab_size, "code", self.training)
         if modulation is None:
-            modulation = self.condition_modulation(len(input_ids), perturbation_ids, cell_type_ids, library_size)
+            conditions = (perturbation_ids, cell_type_ids, library_size, context)
+            modulation = self.condition_modulation(len(input_ids), *conditions)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         logits = self._logits(input_ids, modulation, past_key_values)
@@ -140,13 +143,14 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         perturbation_ids: Tensor | None = None,
         cell_type_ids: Tensor | None = None,
         library_size: Tensor | None = None,
+        context: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """transformers' `generate` over codes; samples by default, without truncation.
 
         Args:
             inputs: code prefixes led by BOS (cells, tokens); BOS alone if None.
-            perturbation_ids, cell_type_ids, library_size: as in `forward`.
+            perturbation_ids, cell_type_ids, library_size, context: as in `sample`.
             **kwargs: anything `GenerationMixin.generate` takes, for example `num_return_sequences`.
 
         Returns:
@@ -154,12 +158,12 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         """
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
-        given = [x for x in (inputs, perturbation_ids, cell_type_ids, library_size) if x is not None]
-        n_cells = len(given[0]) if given else 1
+        conditions = (perturbation_ids, cell_type_ids, library_size, context)
+        n_cells = cells_asked_for(None, inputs, *conditions)
         if inputs is None:
             inputs = torch.full((n_cells, 1), self.config.bos_token_id, device=self.device)
         check_ids(inputs, self.config.vocab_size, "code", self.training)
-        modulation = self.condition_modulation(n_cells, perturbation_ids, cell_type_ids, library_size)
+        modulation = self.condition_modulation(n_cells, *conditions)
         if "max_length" in kwargs:  # the number stored in generation_config would win over it
             kwargs.setdefault("max_new_tokens", kwargs.pop("max_length") - inputs.shape[1])
         new = kwargs.setdefault("max_new_tokens", self.n_codes + 1 - inputs.shape[1])
@@ -173,40 +177,20 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         output.sequences = output.sequences[:, 1:]
         return output
 
-    @torch.no_grad()
-    def sample(
-        self,
-        perturbation_ids: Tensor | None = None,
-        cell_type_ids: Tensor | None = None,
-        library_size: Tensor | None = None,
-        n_cells: int | None = None,
-        generator: Randomness = None,
-        temperature: float = 1.0,
-        guidance_scale: float = 1.0,
-        guide: str = "perturbation",
+    def _draw(
+        self, condition: Tensor, streams: CellStreams, guidance_scale: float = 1.0, temperature: float = 1.0
     ) -> Tensor:
-        """Draw code sequences by a cached loop that takes a generator; also called `sample_codes`.
+        """Draw code sequences, int64 (cells, latents), by a cached loop.
 
         Args:
-            perturbation_ids, cell_type_ids, library_size: as in `forward`.
-            n_cells: cells to draw; as many as there are conditions if None.
-            generator: a torch generator, or `CellStreams`, one stream a cell.
+            condition, streams, guidance_scale: see `EvaePrior._draw`.
             temperature: divides the logits.
-            guidance_scale: strength of classifier-free guidance; 1 is the model as trained.
-            guide: what the null leaves out: "perturbation", or "all" (perturbation and cell type).
-
-        Returns:
-            codes, int64 (cells, latents).
         """
-        n_cells = cells_asked_for(n_cells, perturbation_ids, cell_type_ids, library_size)
-        conditions = (n_cells, perturbation_ids, cell_type_ids, library_size)
-        # once for each distinct condition, not in every step
-        distinct, place = self._sampling_conditions(*conditions, guidance_scale, guide).unique(
-            dim=0, return_inverse=True
-        )
-        modulation = self._modulation(distinct)
+        n_cells = len(streams)
+        distinct, place = condition.unique(dim=0, return_inverse=True)
+        modulation = self._modulation(distinct)  # once for each distinct condition, not in every step
         modulation = modulation if len(distinct) == 1 else modulation[place]
-        uniform = CellStreams.of(generator, n_cells).uniform(self.n_codes).to(self.device)
+        uniform = streams.uniform(self.n_codes).to(self.device)
         tokens = torch.full((n_cells, 1), self.config.bos_token_id, device=self.device)
         cache, codes = CodeCache(self.n_codes), []
 
@@ -219,7 +203,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
             codes.append(tokens)
         return torch.cat(codes, dim=1)
 
-    sample_codes = sample
+    sample_codes = EvaePrior.sample
 
     @torch.no_grad()
     def score(
@@ -228,9 +212,10 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         perturbation_ids: Tensor | None = None,
         cell_type_ids: Tensor | None = None,
         library_size: Tensor | None = None,
+        context: Tensor | None = None,
     ) -> Tensor:
-        """Log-likelihood of code sequences (cells, latents), nats a cell, (cells,)."""
-        logits = self(None, perturbation_ids, cell_type_ids, library_size, codes=codes).logits
+        """Log-likelihood of code sequences (cells, latents), nats a cell, (cells,); conditions as in `sample`."""
+        logits = self(None, perturbation_ids, cell_type_ids, library_size, codes=codes, context=context).logits
         return -F.cross_entropy(logits.float().transpose(1, 2), codes, reduction="none").sum(1)
 
 

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 
 # Not all are used here: from a local folder, transformers up to 5.0 fetches only what a file itself imports.
 from .coders_evae import EvaeEncoder  # noqa: F401
-from .configuration_evae import EvaeFlowConfig
+from .conditions_evae import ConditionEmbedding  # noqa: F401
+from .configuration_evae import EvaeConfig  # noqa: F401
+from .configuration_evae_prior import EvaeFlowConfig
 from .contract_evae import EvaeError
 from .heads_evae import HEAD_CLASSES  # noqa: F401
 from .layers_evae import ModulatedBlock  # noqa: F401
 from .modeling_evae import EvaeModel  # noqa: F401
-from .prior_evae import EvaePrior, EvaePriorOutput, cells_asked_for, guided, spread_times
+from .prior_evae import EvaePrior, EvaePriorOutput, guided, spread_times
 from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
-from .randomness_evae import CellStreams, Randomness
+from .randomness_evae import CellStreams
 
 try:
     from transformers import initialization as init
@@ -84,6 +86,7 @@ class EvaeFlowModel(EvaePrior):
         perturbation_ids: Tensor | None = None,
         cell_type_ids: Tensor | None = None,
         library_size: Tensor | None = None,
+        context: Tensor | None = None,
         time: Tensor | None = None,
         noise: Tensor | None = None,
         **kwargs: Any,
@@ -92,8 +95,7 @@ class EvaeFlowModel(EvaePrior):
 
         Args:
             latents: as the tokenizer gives them, (cells, latents, latent_dim).
-            perturbation_ids, cell_type_ids: (cells,); left out means the null condition.
-            library_size: total counts over the panel, (cells,), where the tokenizer is conditioned on it.
+            perturbation_ids, cell_type_ids, library_size, context: as in `sample`.
             time: (cells,) in [0, 1]; drawn evenly spread over the cells if None.
             noise: shaped as `latents`; standard normal if None.
 
@@ -107,7 +109,7 @@ class EvaeFlowModel(EvaePrior):
         time = spread_times(len(latents), latents.device) if time is None else time
         noise = torch.randn_like(target) if noise is None else noise.to(target)
         place = torch.lerp(noise, target, time.to(target).view(-1, 1, 1))
-        condition = self.condition(len(latents), perturbation_ids, cell_type_ids, library_size)
+        condition = self.condition(len(latents), perturbation_ids, cell_type_ids, library_size, context)
         velocity = self._velocity(place, time, condition)
         return EvaePriorOutput(loss=F.mse_loss(velocity.float(), target - noise), velocity=velocity)
 
@@ -116,42 +118,27 @@ class EvaeFlowModel(EvaePrior):
         x = self.token_embedding(place.to(self.dtype)) + self.position_embedding.weight
         return self.velocity_head(self._features(x, self._modulation(condition, time)))
 
-    @torch.no_grad()
-    def sample(
+    def _draw(
         self,
-        perturbation_ids: Tensor | None = None,
-        cell_type_ids: Tensor | None = None,
-        library_size: Tensor | None = None,
-        n_cells: int | None = None,
-        generator: Randomness = None,
+        condition: Tensor,
+        streams: CellStreams,
         guidance_scale: float = 1.0,
-        guide: str = "perturbation",
         num_steps: int | None = None,
         solver: str = "heun",
     ) -> Tensor:
-        """Draw latents; also called `sample_latents`.
+        """Draw latents as the tokenizer decodes them, (cells, latents, latent_dim).
 
         Args:
-            perturbation_ids, cell_type_ids, library_size: as in `forward`.
-            n_cells: cells to draw; as many as there are conditions if None.
-            generator: a torch generator, or `CellStreams`, one stream a cell.
-            guidance_scale: strength of classifier-free guidance; 1 is the model as trained.
-            guide: what the null leaves out: "perturbation", or "all" (perturbation and cell type).
+            condition, streams, guidance_scale: see `EvaePrior._draw`.
             num_steps: equal steps from time 0 to 1.
             solver: "heun" (second order, two network calls a step) or "euler" (first order, one).
-
-        Returns:
-            latents as the tokenizer decodes them, (cells, latents, latent_dim).
         """
-        n_cells = cells_asked_for(n_cells, perturbation_ids, cell_type_ids, library_size)
+        n_cells = len(streams)
         num_steps = self.config.sampling_steps if num_steps is None else num_steps
         if num_steps < 1:
             raise EvaeError(f"num_steps is {num_steps}; give at least 1.")
         if solver not in SOLVERS:
             raise EvaeError(f"solver '{solver}' does not exist; choose one of {', '.join(SOLVERS)}.")
-        conditions = (n_cells, perturbation_ids, cell_type_ids, library_size)
-        condition = self._sampling_conditions(*conditions, guidance_scale, guide)
-        streams = CellStreams.of(generator, n_cells)
         place = streams.normal(self.n_codes, self.config.tokenizer_config.latent_width).to(self.device)
 
         def network(place: Tensor, time: Tensor) -> Tensor:
@@ -166,7 +153,7 @@ class EvaeFlowModel(EvaePrior):
             place = place + velocity / num_steps
         return self.scale.restore(place).to(self.dtype)
 
-    sample_latents = sample
+    sample_latents = EvaePrior.sample
 
 
 EvaeFlowModel.register_for_auto_class("AutoModel")

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 
 # Not all are used here: from a local folder, transformers up to 5.0 fetches only what a file itself imports.
 from .coders_evae import EvaeEncoder  # noqa: F401
-from .configuration_evae import EvaeMDLMConfig
+from .conditions_evae import ConditionEmbedding  # noqa: F401
+from .configuration_evae import EvaeConfig  # noqa: F401
+from .configuration_evae_prior import EvaeMDLMConfig
 from .contract_evae import EvaeError
 from .heads_evae import HEAD_CLASSES  # noqa: F401
 from .layers_evae import check_ids
 from .modeling_evae import EvaeModel  # noqa: F401
-from .prior_evae import EvaePrior, EvaePriorOutput, cells_asked_for, guided, spread_times
+from .prior_evae import EvaePrior, EvaePriorOutput, guided, spread_times
 from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
 from .randomness_evae import CellStreams, Randomness, categorical
 
@@ -54,6 +56,7 @@ class EvaeMDLMModel(EvaePrior):
         perturbation_ids: Tensor | None = None,
         cell_type_ids: Tensor | None = None,
         library_size: Tensor | None = None,
+        context: Tensor | None = None,
         time: Tensor | None = None,
         masked: Tensor | None = None,
         **kwargs: Any,
@@ -62,8 +65,7 @@ class EvaeMDLMModel(EvaePrior):
 
         Args:
             codes: whole code sequences (cells, latents).
-            perturbation_ids, cell_type_ids: (cells,); left out means the null condition.
-            library_size: total counts over the panel, (cells,), where the tokenizer is conditioned on it.
+            perturbation_ids, cell_type_ids, library_size, context: as in `sample`.
             time: (cells,) in (0, 1]; drawn evenly spread over the cells if None.
             masked: which codes to hide, bool (cells, latents); drawn with probability `time` if None.
 
@@ -75,7 +77,8 @@ class EvaeMDLMModel(EvaePrior):
             time = FIRST_TIME + (1 - FIRST_TIME) * spread_times(len(codes), codes.device)
         if masked is None:
             masked = torch.rand(codes.shape, device=codes.device) < time.unsqueeze(1)
-        modulation = self.condition_modulation(len(codes), perturbation_ids, cell_type_ids, library_size, time)
+        conditions = (perturbation_ids, cell_type_ids, library_size, context)
+        modulation = self.condition_modulation(len(codes), *conditions, time=time)
         logits = self._logits(codes.masked_fill(masked, self.config.mask_token_id), modulation)
         loss = (_hidden_losses(logits, codes, masked) / time).mean() / self.n_codes
         return EvaePriorOutput(loss=loss, logits=logits, masked=masked)
@@ -90,44 +93,29 @@ class EvaeMDLMModel(EvaePrior):
         x = self.token_embedding(tokens) + self.position_embedding.weight
         return self.lm_head(self._features(x, modulation))
 
-    @torch.no_grad()
-    def sample(
+    def _draw(
         self,
-        perturbation_ids: Tensor | None = None,
-        cell_type_ids: Tensor | None = None,
-        library_size: Tensor | None = None,
-        n_cells: int | None = None,
-        generator: Randomness = None,
-        temperature: float = 1.0,
+        condition: Tensor,
+        streams: CellStreams,
         guidance_scale: float = 1.0,
-        guide: str = "perturbation",
+        temperature: float = 1.0,
         num_steps: int | None = None,
         order: str = "random",
     ) -> Tensor:
-        """Draw code sequences; a code once revealed stays. Also called `sample_codes`.
+        """Draw code sequences, int64 (cells, latents); a code once revealed stays.
 
         Args:
-            perturbation_ids, cell_type_ids, library_size: as in `forward`.
-            n_cells: cells to draw; as many as there are conditions if None.
-            generator: a torch generator, or `CellStreams`, one stream a cell.
+            condition, streams, guidance_scale: see `EvaePrior._draw`.
             temperature: divides the logits.
-            guidance_scale: strength of classifier-free guidance; 1 is the model as trained.
-            guide: what the null leaves out: "perturbation", or "all" (perturbation and cell type).
             num_steps: steps from time 1 to 0; the network is called at most as often as a cell has codes.
             order: "random" (the diffusion's own, ancestral sampling) or "confidence" (in every step the
                 likeliest of the codes drawn; for few steps, and no longer the model's distribution).
-
-        Returns:
-            codes, int64 (cells, latents).
         """
-        n_cells = cells_asked_for(n_cells, perturbation_ids, cell_type_ids, library_size)
         num_steps = self.config.sampling_steps if num_steps is None else num_steps
         if num_steps < 1:
             raise EvaeError(f"num_steps is {num_steps}; give at least 1.")
         if order not in ORDERS:
             raise EvaeError(f"order '{order}' does not exist; choose one of {', '.join(ORDERS)}.")
-        conditions = (n_cells, perturbation_ids, cell_type_ids, library_size)
-        condition = self._sampling_conditions(*conditions, guidance_scale, guide)
 
         def network(tokens: Tensor, time: Tensor) -> Tensor:
             return self._logits(tokens, self._modulation(condition, time)).float()
@@ -136,9 +124,9 @@ class EvaeMDLMModel(EvaePrior):
             return (guided(network, guidance_scale, tokens, time) / temperature).softmax(-1)
 
         reveal = self._reveal_at_random if order == "random" else self._reveal_by_confidence
-        return reveal(probabilities, CellStreams.of(generator, n_cells), num_steps)
+        return reveal(probabilities, streams, num_steps)
 
-    sample_codes = sample
+    sample_codes = EvaePrior.sample
 
     def _reveal_at_random(self, probabilities: Callable[..., Tensor], streams: CellStreams, num_steps: int) -> Tensor:
         """Ancestral sampling: a code is revealed at a uniform time, whatever the other codes do."""
@@ -177,6 +165,7 @@ class EvaeMDLMModel(EvaePrior):
         perturbation_ids: Tensor | None = None,
         cell_type_ids: Tensor | None = None,
         library_size: Tensor | None = None,
+        context: Tensor | None = None,
         n_samples: int = 1,
         generator: Randomness = None,
     ) -> Tensor:
@@ -187,12 +176,12 @@ class EvaeMDLMModel(EvaePrior):
 
         Args:
             codes: code sequences (cells, latents).
-            perturbation_ids, cell_type_ids, library_size: as in `forward`.
+            perturbation_ids, cell_type_ids, library_size, context: as in `sample`.
             n_samples: orders of hiding to average over; each takes one network call for every code.
             generator: a torch generator, or `CellStreams`.
         """
         self._check_codes(codes)
-        condition = self.condition(len(codes), perturbation_ids, cell_type_ids, library_size)
+        condition = self.condition(len(codes), perturbation_ids, cell_type_ids, library_size, context)
         streams = CellStreams.of(generator, len(codes))
         total = torch.zeros(len(codes), device=codes.device)
         for _ in range(n_samples):

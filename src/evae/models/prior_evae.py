@@ -9,8 +9,9 @@ of the network's outputs, where null leaves the perturbation out, or all conditi
 Source: bioRxiv 2026.06.15.732063.
 """
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from .contract_evae import EvaeError
-from .layers_evae import ModulatedBlock, check_ids, modulate
-from .modeling_evae import EvaeModel, EvaePreTrainedModel, log_library
+from .conditions_evae import ConditionEmbedding, TimeEmbedding, init_condition_buffers
+from .contract_evae import EvaeError, near_matches
+from .layers_evae import ModulatedBlock, modulate
+from .modeling_evae import EvaeModel, EvaePreTrainedModel
 from .randomness_evae import CellStreams, Randomness
 
 try:
@@ -49,78 +51,8 @@ class EvaePriorOutput(ModelOutput):
     velocity: Tensor | None = None
 
 
-class ConditionEmbedding(nn.Module):
-    """One vector a cell from perturbation, cell type and, where the tokenizer wants it, library size.
-
-    The last row of each table is the null condition: what is left out, and what condition dropout puts in training.
-    """
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.dropout = config.condition_dropout
-        self.median = config.tokenizer_config.median_library_size
-        self.perturbation = nn.Embedding(config.n_perturbations + 1, config.hidden_size)
-        self.cell_type = nn.Embedding(config.n_cell_types + 1, config.hidden_size)
-        self.library = (
-            nn.Sequential(
-                nn.Linear(1, config.hidden_size), nn.SiLU(), nn.Linear(config.hidden_size, config.hidden_size)
-            )
-            if config.tokenizer_config.condition_on_library
-            else None
-        )
-
-    def forward(
-        self,
-        n_cells: int,
-        perturbation_ids: Tensor | None,
-        cell_type_ids: Tensor | None,
-        library_size: Tensor | None,
-    ) -> Tensor:
-        """Condition vectors (cells, hidden_size)."""
-        perturbation_ids = self._ids(self.perturbation, perturbation_ids, n_cells, "perturbation")
-        cell_type_ids = self._ids(self.cell_type, cell_type_ids, n_cells, "cell type")
-        if self.training and self.dropout > 0:
-            # a third each: perturbation, cell type, both
-            draw = torch.rand(n_cells, device=perturbation_ids.device) / self.dropout
-            perturbation_ids = perturbation_ids.masked_fill(draw < 2 / 3, self.perturbation.num_embeddings - 1)
-            drop_cell_type = (draw >= 1 / 3) & (draw < 1)
-            cell_type_ids = cell_type_ids.masked_fill(drop_cell_type, self.cell_type.num_embeddings - 1)
-        condition = self.perturbation(perturbation_ids) + self.cell_type(cell_type_ids)
-        if self.library is not None:
-            if library_size is None:
-                raise EvaeError("this prior is conditioned on the library size; give library_size (cells,).")
-            condition = condition + self.library(log_library(library_size, self.median).to(condition.dtype))
-        return condition
-
-    def _ids(self, table: nn.Embedding, ids: Tensor | None, n_cells: int, kind: str) -> Tensor:
-        null = table.num_embeddings - 1
-        if ids is None:
-            return torch.full((n_cells,), null, device=table.weight.device)
-        if len(ids) != n_cells:
-            raise EvaeError(f"{len(ids)} {kind} ids were given for {n_cells} cells; give one a cell.")
-        check_ids(ids, null + 1, kind, self.training)
-        return ids.to(table.weight.device)
-
-
-class TimeEmbedding(nn.Module):
-    """Sines and cosines of 1000 t at periods from 2 pi to 20,000 pi, then linear, SiLU, linear."""
-
-    def __init__(self, width: int, n_frequencies: int = 128) -> None:
-        super().__init__()
-        self.n_frequencies = n_frequencies
-        self.up = nn.Linear(2 * n_frequencies, width)
-        self.down = nn.Linear(width, width)
-
-    def forward(self, time: Tensor) -> Tensor:
-        """`time` (cells,) in [0, 1] -> (cells, width)."""
-        steps = torch.arange(self.n_frequencies, device=time.device, dtype=torch.float32) / self.n_frequencies
-        angles = 1000 * time.float().unsqueeze(-1) * torch.exp(-math.log(10_000) * steps)
-        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.up.weight.dtype)
-        return self.down(F.silu(self.up(waves)))
-
-
 class EvaePrior(EvaePreTrainedModel):
-    """Base of the three priors; a subclass adds its output layer, `forward` and `sample`.
+    """Base of the three priors; a subclass adds its output layer, `forward` and `_draw`, what `sample` ends with.
 
     Args:
         config: of the prior.
@@ -153,6 +85,7 @@ class EvaePrior(EvaePreTrainedModel):
         if module is getattr(self, "modulation", None):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
+        init_condition_buffers(module)
 
     def train(self, mode: bool = True) -> "EvaePrior":
         """Set the training mode; the tokenizer stays frozen."""
@@ -167,16 +100,15 @@ class EvaePrior(EvaePreTrainedModel):
     def set_statistics(self, tokens: Tensor) -> None:
         """Take what must be known of all training cells' codes or latents before the first step: nothing here."""
 
-    def condition_modulation(
-        self,
-        n_cells: int,
-        perturbation_ids: Tensor | None = None,
-        cell_type_ids: Tensor | None = None,
-        library_size: Tensor | None = None,
-        time: Tensor | None = None,
-    ) -> Tensor:
-        """What condition and time do to every block, (cells, 6 * layers + 2, hidden_size)."""
-        return self._modulation(self.condition(n_cells, perturbation_ids, cell_type_ids, library_size), time)
+    def condition_modulation(self, n_cells: int, *conditions: Tensor | None, time: Tensor | None = None) -> Tensor:
+        """What condition and time do to every block, (cells, 6 * layers + 2, hidden_size).
+
+        Args:
+            n_cells: number of cells.
+            *conditions: perturbation_ids, cell_type_ids, library_size, context; see `sample`.
+            time: (cells,), where the network is told it.
+        """
+        return self._modulation(self.condition(n_cells, *conditions), time)
 
     def _modulation(self, condition: Tensor, time: Tensor | None = None) -> Tensor:
         if self.time_embedding is not None and time is not None:
@@ -196,11 +128,12 @@ class EvaePrior(EvaePreTrainedModel):
         perturbation_ids: Tensor | None,
         cell_type_ids: Tensor | None,
         library_size: Tensor | None,
+        context: Tensor | None,
         guidance_scale: float,
         guide: str,
     ) -> Tensor:
         """Condition vectors (cells, hidden_size); with guidance those of the null follow, (2 * cells, ...)."""
-        condition = self.condition(n_cells, perturbation_ids, cell_type_ids, library_size)
+        condition = self.condition(n_cells, perturbation_ids, cell_type_ids, library_size, context)
         if guide not in GUIDES:
             raise EvaeError(f"guide '{guide}' does not exist; choose one of {', '.join(GUIDES)}.")
         if guidance_scale == 1:
@@ -209,12 +142,61 @@ class EvaePrior(EvaePreTrainedModel):
             raise EvaeError(f"guidance_scale is {guidance_scale}; give 0 or more.")
         if not self.config.condition_dropout:
             raise EvaeError("this prior was trained with condition_dropout 0, so it cannot be guided; train it anew.")
-        kept = cell_type_ids if guide == "perturbation" else None
-        return torch.cat([condition, self.condition(n_cells, None, kept, library_size)])
+        kept = (cell_type_ids, context) if guide == "perturbation" else (None, None)
+        return torch.cat([condition, self.condition(n_cells, None, kept[0], library_size, kept[1])])
 
-    def sample(self, **options: Any) -> Tensor:
-        """Draw codes (cells, latents), or latents (cells, latents, latent_dim)."""
+    def _draw(self, condition: Tensor, streams: CellStreams, guidance_scale: float) -> Tensor:
+        """Draw codes or latents; what a subclass takes beyond this are its own sampling options.
+
+        Args:
+            condition: from `_sampling_conditions`.
+            streams: one a cell.
+            guidance_scale: strength of classifier-free guidance.
+        """
         raise NotImplementedError
+
+    @torch.no_grad()
+    def sample(
+        self,
+        perturbation_ids: Tensor | None = None,
+        cell_type_ids: Tensor | None = None,
+        library_size: Tensor | None = None,
+        n_cells: int | None = None,
+        generator: Randomness = None,
+        guidance_scale: float = 1.0,
+        guide: str = "perturbation",
+        context: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Draw codes or latents; also called `sample_codes`, or `sample_latents` of the flow.
+
+        Args:
+            perturbation_ids: (cells,), or (cells, parts) for combinations, padded with -1; left out means the null
+                condition.
+            cell_type_ids: (cells,); left out likewise.
+            library_size: total counts over the panel, (cells,), where the tokenizer is conditioned on it.
+            n_cells: cells to draw; as many as there are conditions if None.
+            generator: a torch generator, or `CellStreams`, one stream a cell.
+            guidance_scale: strength of classifier-free guidance; 1 is the model as trained.
+            guide: what the null leaves out: "perturbation", or "all" (perturbation and cell type).
+            context: mean tokenizer embedding of control cells, (cells, embedding), in the place of `cell_type_ids`,
+                where the prior was trained with `cell_type_context`.
+            **options: this prior's own, see its `_draw`.
+
+        Returns:
+            codes, int64 (cells, latents); of the flow latents, (cells, latents, latent_dim).
+        """
+        self._check_options(options)
+        conditions = (perturbation_ids, cell_type_ids, library_size, context)
+        n_cells = cells_asked_for(n_cells, *conditions)
+        condition = self._sampling_conditions(n_cells, *conditions, guidance_scale, guide)
+        return self._draw(condition, CellStreams.of(generator, n_cells), guidance_scale, **options)
+
+    def _check_options(self, options: Iterable[str]) -> None:
+        own = [*list(inspect.signature(self._draw).parameters)[2:], "guide"]
+        for name in options:
+            if name not in own:
+                raise EvaeError(f"{type(self).__name__} has no sampling option '{name}'. {near_matches(name, own)}")
 
     @torch.no_grad()
     def sample_cells(
@@ -228,11 +210,11 @@ class EvaePrior(EvaePreTrainedModel):
         """Draw cells: codes or latents from the prior, counts from the tokenizer's head.
 
         Args:
-            perturbation_ids, cell_type_ids: conditions (cells,); left out means the null condition.
+            perturbation_ids, cell_type_ids: as in `sample`.
             library_size: total counts over the panel of every cell to draw, (cells,).
             generator: source of randomness: a torch generator, or `CellStreams`, one a cell, with which a cell
                 does not depend on the batch it is drawn in.
-            **options: of this prior's `sample`; all take `guidance_scale` and `guide`.
+            **options: further arguments of `sample`: `context`, `guidance_scale`, `guide`, the prior's own.
 
         Returns:
             counts, float32 (cells, genes).
@@ -242,9 +224,8 @@ class EvaePrior(EvaePreTrainedModel):
         library_size = library_size.to(self.device)
         streams = CellStreams.of(generator, len(library_size))
         tokens = self.sample(
-            perturbation_ids=perturbation_ids, cell_type_ids=cell_type_ids, library_size=library_size,
-            n_cells=len(library_size), generator=streams, **options,
-        )  # fmt: skip
+            perturbation_ids, cell_type_ids, library_size, n_cells=len(library_size), generator=streams, **options
+        )
         return self.tokenizer.sample_counts(tokens, library_size, streams)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
-from .contract_evae import EvaeError, check_raw_counts, check_unique, look_up, match_genes
+from .contract_evae import EvaeError, check_raw_counts, check_unique, look_up, match_genes, parts_of
 
 ENSEMBL_COLUMNS = ("ensembl_id", "gene_ids", "gene_id", "feature_id", "ensembl")
 
@@ -24,6 +24,8 @@ class EvaeProcessor(FeatureExtractionMixin):
         ensembl_ids: their Ensembl ids, "" where unknown; may be left out.
         perturbations: names the model was trained with, in the order of its ids.
         cell_types: likewise.
+        perturbation_units: names of the prior's perturbation ids, where these are not `perturbations`: the parts of
+            combinations, and what has a feature vector.
         control: the control's name among `perturbations`.
         library_size_quantiles: quantiles, equally spaced from 0 to 1, of the training cells' library sizes over the
             panel; the source of library sizes where no controls are given.
@@ -39,6 +41,7 @@ class EvaeProcessor(FeatureExtractionMixin):
         ensembl_ids: Sequence[str] | None = None,
         perturbations: Sequence[str] = (),
         cell_types: Sequence[str] = (),
+        perturbation_units: Sequence[str] | None = None,
         control: str | None = None,
         library_size_quantiles: Sequence[float] | None = None,
         training_pairs: Mapping[str, Sequence[str]] | None = None,
@@ -50,6 +53,7 @@ class EvaeProcessor(FeatureExtractionMixin):
         self.ensembl_ids = [str(i) for i in ensembl_ids] if ensembl_ids is not None else None
         self.perturbations = [str(p) for p in perturbations]
         self.cell_types = [str(c) for c in cell_types]
+        self.perturbation_units = [str(p) for p in perturbation_units] if perturbation_units is not None else None
         self.control = control
         self.library_size_quantiles = (
             [float(q) for q in library_size_quantiles] if library_size_quantiles is not None else None
@@ -96,17 +100,38 @@ class EvaeProcessor(FeatureExtractionMixin):
         rows, columns, values, n_cells = _entries(matrix)
         check_raw_counts(values, f"layer '{layer}'" if layer else "the counts")
         batch = self._batch(rows, self.panel_index(names, ids, matrix.shape[1])[columns], values, n_cells)
-        for key, given, known in (
-            ("perturbation", perturbation, self.perturbations),
-            ("cell_type", cell_type, self.cell_types),
-        ):
-            if given is not None:
-                batch[f"{key}_ids"] = self._label_ids(given, known, key.replace("_", " "), n_cells)
+        if perturbation is not None:
+            batch["perturbation_ids"] = self.perturbation_ids(_one_each(perturbation, n_cells, "perturbation"))
+        if cell_type is not None:
+            names = _one_each(cell_type, n_cells, "cell type")
+            batch["cell_type_ids"] = torch.from_numpy(look_up(names, self.cell_types, "cell type"))
         return BatchFeature(batch)
 
     def coverage(self, genes: Sequence[str], ensembl_ids: Sequence[str] | None = None) -> float:
         """Share of the panel, 0 to 1, found among the given genes."""
         return float((match_genes(self.genes, self.ensembl_ids, genes, ensembl_ids) >= 0).mean())
+
+    def perturbation_ids(self, names: Sequence[str]) -> torch.Tensor:
+        """The prior's ids of perturbations, int64 (names,); with combinations (names, parts), padded with -1.
+
+        A combination `A+B` may be asked for wherever its parts may.
+
+        Raises:
+            EvaeError: a name, or a part of it, that the prior was not trained for.
+        """
+        units = self.perturbations if self.perturbation_units is None else self.perturbation_units
+        known = list(dict.fromkeys([*self.perturbations, *units]))  # near matches begin with what training saw
+        combines = any(len(parts_of(p, self.control)) > 1 for p in self.perturbations)
+        rows: dict[str, np.ndarray] = {}
+        for name in dict.fromkeys(map(str, names)):
+            parts = [name] if name in units or not combines else parts_of(name, self.control)
+            look_up(parts, known, "perturbation")
+            rows[name] = look_up(parts, units, "perturbation")
+        width = max((len(row) for row in rows.values()), default=1)
+        ids = np.full((len(names), width), -1, dtype=np.int64)
+        for row, name in zip(ids, names, strict=True):
+            row[: len(rows[str(name)])] = rows[str(name)]
+        return torch.from_numpy(ids[:, 0] if width == 1 else ids)
 
     def support(self, cell_type: str, perturbation: str) -> str:
         """What training saw of a pair: "seen together", "seen apart" or "unseen"."""
@@ -196,11 +221,12 @@ class EvaeProcessor(FeatureExtractionMixin):
             "library_size": torch.from_numpy(counts.sum(1)),
         }
 
-    def _label_ids(self, given: str | Sequence[str], known: Sequence[str], kind: str, n_cells: int) -> torch.Tensor:
-        names = [given] * n_cells if isinstance(given, str) else list(given)
-        if len(names) != n_cells:
-            raise EvaeError(f"{len(names)} {kind} names were given for {n_cells} cells; give one, or one a cell.")
-        return torch.from_numpy(look_up(names, known, kind))
+
+def _one_each(given: str | Sequence[str], n_cells: int, kind: str) -> list[str]:
+    names = [given] * n_cells if isinstance(given, str) else list(given)
+    if len(names) != n_cells:
+        raise EvaeError(f"{len(names)} {kind} names were given for {n_cells} cells; give one, or one a cell.")
+    return names
 
 
 def _entries(matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:

@@ -22,15 +22,18 @@ class EncodedCells:
 
     Attributes:
         codes: uint16 (cells, latents); of a Gaussian tokenizer the latents, float32 (cells, latents, latent_dim).
-        perturbation_ids: int32 (cells,).
+        perturbation_ids: int32 (cells,), or (cells, parts), padded with -1, where there are combinations.
         cell_type_ids: int32 (cells,).
         library_size: total counts over the panel, float32 (cells,).
+        contexts: means of samples of every cell type's controls, float32 (cell types, samples, embedding); None where
+            the prior knows cell types by name.
     """
 
     codes: np.ndarray
     perturbation_ids: np.ndarray
     cell_type_ids: np.ndarray
     library_size: np.ndarray
+    contexts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -39,12 +42,16 @@ class EncodedCells:
         """The cells `rows` as the prior's arguments."""
         continuous = self.codes.dtype.kind == "f"
         tokens = self.codes[rows] if continuous else self.codes[rows].astype(np.int64)
-        return {
+        batch = {
             "latents" if continuous else "codes": torch.from_numpy(tokens),
             "perturbation_ids": torch.from_numpy(self.perturbation_ids[rows].astype(np.int64)),
             "cell_type_ids": torch.from_numpy(self.cell_type_ids[rows].astype(np.int64)),
             "library_size": torch.from_numpy(self.library_size[rows]),
         }
+        if self.contexts is not None:  # which sample a cell gets is decided by its row, so that a run resumes exactly
+            sample = rows % self.contexts.shape[1]
+            batch["context"] = torch.from_numpy(self.contexts[self.cell_type_ids[rows], sample])
+        return batch
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from evae.data.dataset import CellLoader, DatasetInfo
-from evae.models.configuration_evae import EvaeARConfig, EvaeFlowConfig, EvaeMDLMConfig
+from evae.models.configuration_evae_prior import EvaeARConfig, EvaeFlowConfig, EvaeMDLMConfig
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.models.modeling_evae import EvaeModel
 from evae.models.modeling_evae_ar import EvaeARForCausalLM
@@ -19,13 +19,14 @@ from evae.models.modeling_evae_flow import EvaeFlowModel
 from evae.models.modeling_evae_mdlm import EvaeMDLMModel
 from evae.models.processing_evae import EvaeProcessor
 from evae.training.codes import CodeBatches, EncodedCells, cells_batches, encode_cells
+from evae.training.conditions import perturbation_vocabulary, set_conditions
 from evae.training.loop import train
 from evae.training.progress import tracked
 from evae.training.run_folder import FINISHED, RunFolder
 from evae.training.settings import PriorSettings, check_model_settings
 from evae.training.setup import make_accelerator
 from evae.training.stage import Stage
-from evae.training.tokenizer import fingerprint, save_with_processor, say_finished
+from evae.training.tokenizer import fingerprint, make_processor, save_with_processor, say_finished
 from evae.training.validation import take_cells
 
 PRIORS: dict[str, tuple[Any, Any]] = {
@@ -33,8 +34,9 @@ PRIORS: dict[str, tuple[Any, Any]] = {
     "evae_mdlm": (EvaeMDLMConfig, EvaeMDLMModel),
     "evae_flow": (EvaeFlowConfig, EvaeFlowModel),
 }
-CONDITIONS = ("perturbation_ids", "cell_type_ids", "library_size")
-FROM_DATASET = ("tokenizer_config", "n_perturbations", "n_cell_types")
+FROM_DATASET = (
+    *("tokenizer_config", "n_perturbations", "n_perturbation_features", "perturbation_feature_size", "n_cell_types"),
+)
 ENCODING_BATCH = 512  # fixed: a resumed run must encode exactly as the first one did
 
 
@@ -70,26 +72,31 @@ def train_prior(settings: PriorSettings) -> Path:
     info = DatasetInfo.load(settings.dataset)
     tokenizer = load_tokenizer(settings.tokenizer, info)
     set_seed(settings.seed)
+    vocabulary = perturbation_vocabulary(info, settings.perturbation_features)
+    processor = make_processor(info, vocabulary.units)
     config = config_class(
         tokenizer_config=tokenizer.config,
-        n_perturbations=len(info.perturbations),
+        n_perturbations=vocabulary.n_units,
+        n_perturbation_features=len(vocabulary.features),
+        perturbation_feature_size=vocabulary.features.shape[1],
         n_cell_types=len(info.cell_types),
         **fields,
     )
     prior = model_class(config)
     prior.set_tokenizer(tokenizer)
-    training = encode_split(settings, info, tokenizer, "train", accelerator)
-    prior.set_statistics(torch.from_numpy(training.codes))
-    validation = encode_split(settings, info, tokenizer, "validation", accelerator)
+    cells = {split: encode_split(settings, info, tokenizer, split, accelerator) for split in ("train", "validation")}
+    prior.set_statistics(torch.from_numpy(cells["train"].codes))
+    set_conditions(prior, cells, processor, vocabulary, settings, accelerator.device)
+    cell_type = "context" if config.cell_type_context else "cell_type_ids"
     stage = Stage(
         title="prior",
-        inputs=(prior.training_input, *CONDITIONS),
-        validation=take_cells(cells_batches(validation, settings.batch_size), settings.eval_cells),
-        save=lambda trained, folder: save_with_processor(trained, folder, info),
-        fingerprint=fingerprint(info, weights_digest(tokenizer)),
+        inputs=(prior.training_input, "perturbation_ids", cell_type, "library_size"),
+        validation=take_cells(cells_batches(cells["validation"], settings.batch_size), settings.eval_cells),
+        save=lambda trained, folder: save_with_processor(trained, folder, processor),
+        fingerprint=fingerprint(info, weights_digest(tokenizer), *vocabulary.digest()),
     )
     batches = CodeBatches(
-        training, settings.batch_size, settings.seed, accelerator.process_index, accelerator.num_processes
+        cells["train"], settings.batch_size, settings.seed, accelerator.process_index, accelerator.num_processes
     )
     return train(prior, batches, settings, accelerator=accelerator, run=run, stage=stage)
 

@@ -108,6 +108,7 @@ class PriorSettings(Settings):
 
     tokenizer: str = ""  # folder or Hub id of a trained tokenizer
     model_type: str = "evae_ar"  # which prior
+    perturbation_features: str = ""  # npz, csv, tsv or parquet of vectors by name: then unseen names can be asked for
     learning_rate: float = 2e-4
     weight_decay: float = 0.0
     warmup_steps: int = 3_000

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def train_tokenizer(settings: TokenizerSettings) -> Path:
         title="tokenizer",
         inputs=INPUTS,
         validation=validation_cells(settings),
-        save=lambda trained, folder: save_with_processor(trained, folder, info),
+        save=lambda trained, folder: save_with_processor(trained, folder, make_processor(info)),
         tally=tally_codes(model.config.codebook_size if model.config.quantizer == "fsq" else None),
         summarise=summarise_codes,
         fingerprint=fingerprint(info),
@@ -124,18 +125,24 @@ def summarise_codes(sums: dict[str, Tensor]) -> dict[str, float]:
     return metrics
 
 
-def save_with_processor(model: Any, folder: Path, info: DatasetInfo) -> None:
+def save_with_processor(model: Any, folder: Path, processor: EvaeProcessor) -> None:
     """Write a self-contained model folder: weights, configuration, code, processor."""
     model.save_pretrained(folder)
-    EvaeProcessor(
+    processor.save_pretrained(folder)
+
+
+def make_processor(info: DatasetInfo, units: Sequence[str] | None = None) -> EvaeProcessor:
+    """The processor of a model trained on a dataset; `units` names a prior's perturbation ids, see `EvaeProcessor`."""
+    return EvaeProcessor(
         genes=list(info.genes),
         ensembl_ids=list(info.ensembl_ids),
         perturbations=list(info.perturbations),
         cell_types=list(info.cell_types),
+        perturbation_units=units,
         control=info.control,
         library_size_quantiles=info.statistics["library_size_quantiles"],
         training_pairs={kind: list(row) for kind, row in info.statistics["cell_counts"]["train"].items()},
-    ).save_pretrained(folder)
+    )
 
 
 def fingerprint(info: DatasetInfo, *more: str) -> str:

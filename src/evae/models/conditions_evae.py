@@ -1,0 +1,189 @@
+"""What a prior is told: the perturbation, the cell type, the library size and, in diffusion and flow, the time.
+
+A perturbation is a learned vector, or, where the prior was trained with features, a linear projection of its feature
+vector, so that a perturbation that training never saw can be asked for. Of a combination the vectors are summed.
+A cell type is a learned vector, or a linear projection of its context, the mean tokenizer embedding of its control
+cells, so that a cell type that training never saw can be asked for.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .contract_evae import EvaeError
+from .layers_evae import check_ids
+from .modeling_evae import log_library
+
+try:
+    from transformers import initialization as init
+except ImportError:
+    from torch.nn import init  # type: ignore[no-redef]
+
+
+class ConditionEmbedding(nn.Module):
+    """One vector a cell from perturbation, cell type and, where the tokenizer wants it, library size.
+
+    The last row of each table is the null condition: what is left out, and what condition dropout puts in training.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.dropout = config.condition_dropout
+        self.median = config.tokenizer_config.median_library_size
+        self.perturbation = PerturbationTable(config)
+        self.cell_type = CellTypeTable(config)
+        self.library = (
+            nn.Sequential(
+                nn.Linear(1, config.hidden_size), nn.SiLU(), nn.Linear(config.hidden_size, config.hidden_size)
+            )
+            if config.tokenizer_config.condition_on_library
+            else None
+        )
+
+    def forward(
+        self,
+        n_cells: int,
+        perturbation_ids: Tensor | None,
+        cell_type_ids: Tensor | None,
+        library_size: Tensor | None,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """Condition vectors (cells, hidden_size); for the arguments see `EvaePrior.sample`."""
+        for given, kind in (
+            (perturbation_ids, "perturbation ids"),
+            (cell_type_ids, "cell type ids"),
+            (context, "contexts"),
+        ):
+            if given is not None and len(given) != n_cells:
+                raise EvaeError(f"{len(given)} {kind} were given for {n_cells} cells; give one a cell.")
+        perturbation = self.perturbation(n_cells, perturbation_ids)
+        cell_type = self.cell_type(n_cells, cell_type_ids, context)
+        if self.training and self.dropout > 0:
+            # a third each: perturbation, cell type, both
+            draw = torch.rand(n_cells, 1, device=perturbation.device) / self.dropout
+            perturbation = torch.where(draw < 2 / 3, self.perturbation(n_cells, None), perturbation)
+            cell_type = torch.where((draw >= 1 / 3) & (draw < 1), self.cell_type(n_cells, None), cell_type)
+        condition = perturbation + cell_type
+        if self.library is not None:
+            if library_size is None:
+                raise EvaeError("this prior is conditioned on the library size; give library_size (cells,).")
+            condition = condition + self.library(log_library(library_size, self.median).to(condition.dtype))
+        return condition
+
+
+class PerturbationTable(nn.Embedding):
+    """Vectors of perturbations: learned ones, then projected features, with the null in the table's last row."""
+
+    features: Tensor
+
+    def __init__(self, config: Any) -> None:
+        self.n_known, n_featured = config.n_perturbations, config.n_perturbation_features
+        super().__init__(self.n_known - n_featured + 1, config.hidden_size)
+        self.projection = None
+        if n_featured:
+            self.projection = nn.Linear(config.perturbation_feature_size, config.hidden_size)
+            self.register_buffer("features", torch.zeros(n_featured, config.perturbation_feature_size))
+
+    def set_features(self, features: Tensor) -> None:
+        """Take feature vectors (perturbations, features), brought to zero mean and unit variance over all values."""
+        features = features.float()
+        self.features.copy_((features - features.mean()) / features.std().clamp_min(1e-8))
+
+    def forward(self, n_cells: int, ids: Tensor | None) -> Tensor:  # type: ignore[override]
+        """Vectors (cells, width) of ids (cells,), or (cells, parts) of combinations, where -1 is no part."""
+        if ids is None:
+            return self.weight[-1:].expand(n_cells, -1)
+        ids = ids.to(self.weight.device)
+        if ids.dim() == 1:
+            check_ids(ids, self.n_known + 1, "perturbation", self.training)
+            return self._vectors(ids)
+        check_ids(ids[:, :1], self.n_known + 1, "perturbation", self.training)
+        check_ids(ids[:, 1:].clamp_min(0), self.n_known + 1, "perturbation", self.training)
+        return (self._vectors(ids.clamp_min(0)) * (ids >= 0).unsqueeze(-1)).sum(1)
+
+    def _vectors(self, ids: Tensor) -> Tensor:
+        null = self.num_embeddings - 1
+        learned = F.embedding(ids.clamp_max(null), self.weight)
+        if self.projection is None:
+            return learned
+        place = (ids - null).clamp(0, len(self.features) - 1)
+        featured = self.projection(self.features[place].to(self.weight.dtype))
+        return torch.where(((ids >= null) & (ids < self.n_known)).unsqueeze(-1), featured, learned)
+
+
+class CellTypeTable(nn.Embedding):
+    """Vectors of cell types: learned ones, or projected contexts, with the null in the table's last row."""
+
+    contexts: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: Any) -> None:
+        self.n_known, self.by_context = config.n_cell_types, config.cell_type_context
+        super().__init__(1 if self.by_context else self.n_known + 1, config.hidden_size)
+        if self.by_context:
+            size = config.tokenizer_config.embedding_size
+            self.projection = nn.Linear(size, config.hidden_size)
+            self.register_buffer("contexts", torch.zeros(self.n_known, size))
+            self.register_buffer("mean", torch.zeros(size))
+            self.register_buffer("std", torch.ones(size))
+
+    def set_contexts(self, contexts: Tensor) -> None:
+        """Take the contexts of the cell types seen in training, (cell types, embedding)."""
+        self.contexts.copy_(contexts)
+        self.mean.copy_(contexts.mean(0))
+        spread = contexts.std(0, unbiased=False)
+        self.std.copy_(spread + 0.1 * spread.mean() + 1e-6)  # values that hardly differ are not blown up
+
+    def forward(self, n_cells: int, ids: Tensor | None, context: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Vectors (cells, width) of ids (cells,), or of contexts (cells, embedding)."""
+        if ids is None and context is None:
+            return self.weight[-1:].expand(n_cells, -1)
+        if context is not None and not self.by_context:
+            raise EvaeError("this prior knows cell types by name; give cell_type_ids, not context.")
+        if ids is not None and context is not None:
+            raise EvaeError("cell_type_ids and context both say what the cell type is; give one of them.")
+        if ids is not None:
+            ids = ids.to(self.weight.device)
+            check_ids(ids, self.n_known + 1, "cell type", self.training)
+            if not self.by_context:
+                return F.embedding(ids, self.weight)
+            vectors = self._project(self.contexts[ids.clamp_max(self.n_known - 1)])
+            return torch.where((ids < self.n_known).unsqueeze(-1), vectors, self.weight[-1:])
+        assert context is not None
+        if context.shape[1:] != self.mean.shape:
+            raise EvaeError(f"context must be (cells, {len(self.mean)}), not {tuple(context.shape)}.")
+        return self._project(context.to(self.mean))
+
+    def _project(self, contexts: Tensor) -> Tensor:
+        return self.projection(((contexts - self.mean) / self.std).to(self.weight.dtype))
+
+
+def init_condition_buffers(module: nn.Module) -> None:
+    """Defaults of what training sets: `from_pretrained` builds without them."""
+    if isinstance(module, PerturbationTable) and module.projection is not None:
+        init.zeros_(module.features)
+    if isinstance(module, CellTypeTable) and module.by_context:
+        init.zeros_(module.contexts)
+        init.zeros_(module.mean)
+        init.ones_(module.std)
+
+
+class TimeEmbedding(nn.Module):
+    """Sines and cosines of 1000 t at periods from 2 pi to 20,000 pi, then linear, SiLU, linear."""
+
+    def __init__(self, width: int, n_frequencies: int = 128) -> None:
+        super().__init__()
+        self.n_frequencies = n_frequencies
+        self.up = nn.Linear(2 * n_frequencies, width)
+        self.down = nn.Linear(width, width)
+
+    def forward(self, time: Tensor) -> Tensor:
+        """`time` (cells,) in [0, 1] -> (cells, width)."""
+        steps = torch.arange(self.n_frequencies, device=time.device, dtype=torch.float32) / self.n_frequencies
+        angles = 1000 * time.float().unsqueeze(-1) * torch.exp(-math.log(10_000) * steps)
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.up.weight.dtype)
+        return self.down(F.silu(self.up(waves)))

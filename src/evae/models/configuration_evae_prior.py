@@ -1,0 +1,161 @@
+"""Configurations of the priors, field by field.
+
+The defaults are the published sizes of "Elucidating the Design Space of Generative Models for Single-Cell
+Perturbation Prediction" (bioRxiv 2026.06.15.732063).
+"""
+
+from typing import Any
+
+from transformers.configuration_utils import PretrainedConfig
+
+from .configuration_evae import EvaeConfig, check_positive
+from .contract_evae import EvaeError
+
+
+class EvaePriorConfig(PretrainedConfig):
+    """What all priors share: a frozen tokenizer, the vocabularies' sizes, and a DiT backbone.
+
+    Args:
+        tokenizer_config: configuration of the nested tokenizer, as `EvaeConfig` or as its dictionary.
+        n_perturbations: perturbations that can be asked for, the control among them.
+        n_perturbation_features: how many of these, the last ones, are known by a feature vector; the others have
+            learned vectors.
+        perturbation_feature_size: values of a feature vector.
+        n_cell_types: cell types that training saw.
+        cell_type_context: whether a cell type is known by the mean tokenizer embedding of its control cells, so that
+            unseen ones can be asked for, and not by a learned vector.
+        hidden_size: width of the backbone.
+        num_hidden_layers: its layers.
+        num_attention_heads: its heads.
+        intermediate_size: width of its feed-forward layers.
+        dropout: dropout rate of its feed-forward layers.
+        condition_dropout: share of training cells whose perturbation, cell type, or both are replaced by the null
+            condition; what classifier-free guidance needs.
+    """
+
+    sub_configs = {"tokenizer_config": EvaeConfig}  # noqa: RUF012
+
+    def __init__(
+        self,
+        tokenizer_config: EvaeConfig | dict[str, Any] | None = None,
+        n_perturbations: int = 1,
+        n_perturbation_features: int = 0,
+        perturbation_feature_size: int = 0,
+        n_cell_types: int = 1,
+        cell_type_context: bool = False,
+        hidden_size: int = 384,
+        num_hidden_layers: int = 6,
+        num_attention_heads: int = 8,
+        intermediate_size: int = 1536,
+        dropout: float = 0.0,
+        condition_dropout: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        if tokenizer_config is None:
+            tokenizer_config = EvaeConfig()
+        elif isinstance(tokenizer_config, dict):
+            tokenizer_config = EvaeConfig(**tokenizer_config)
+        self.tokenizer_config = tokenizer_config
+        self.n_perturbations = n_perturbations
+        self.n_perturbation_features = n_perturbation_features
+        self.perturbation_feature_size = perturbation_feature_size
+        self.n_cell_types = n_cell_types
+        self.cell_type_context = cell_type_context
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.dropout = dropout
+        self.condition_dropout = condition_dropout
+        kwargs.setdefault("tie_word_embeddings", False)
+        super().__init__(**kwargs)
+        check_positive(self, "n_perturbations", "n_cell_types", "hidden_size", "num_hidden_layers")
+        check_positive(self, "num_attention_heads", "intermediate_size")
+        if hidden_size % num_attention_heads:
+            raise EvaeError(f"hidden_size {hidden_size} must be a multiple of num_attention_heads.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields as plain values, without where the tokenizer was loaded from: that is nobody else's matter."""
+        output = super().to_dict()
+        for origin in ("_name_or_path", "auto_map"):
+            output["tokenizer_config"].pop(origin, None)
+        return output
+
+
+class EvaeARConfig(EvaePriorConfig):
+    """Configuration of the autoregressive prior `EvaeARForCausalLM`; fields as in `EvaePriorConfig`.
+
+    The vocabulary is the tokenizer's codes and one more id, equal to their number, that begins every sequence.
+    """
+
+    model_type = "evae_ar"
+
+    def __init__(self, tokenizer_config: EvaeConfig | dict[str, Any] | None = None, **kwargs: Any) -> None:
+        for derived in ("vocab_size", "bos_token_id", "is_decoder"):
+            kwargs.pop(derived, None)
+        super().__init__(tokenizer_config=tokenizer_config, **kwargs)
+        self.bos_token_id = self.tokenizer_config.codebook_size
+        self.vocab_size = self.bos_token_id + 1
+        self.is_decoder = True
+        if self.tokenizer_config.quantizer != "fsq":
+            raise EvaeError("the autoregressive prior needs codes: train the tokenizer with quantizer 'fsq'.")
+
+
+class EvaeMDLMConfig(EvaePriorConfig):
+    """Configuration of the masked diffusion prior `EvaeMDLMModel`; further fields as in `EvaePriorConfig`.
+
+    The vocabulary is the tokenizer's codes and one more id, equal to their number, that stands for a hidden code.
+
+    Args:
+        time_conditioned: whether the network is told the time (MDLM) or not (RADD).
+        sampling_steps: steps of `sample` where none are asked for.
+    """
+
+    model_type = "evae_mdlm"
+
+    def __init__(
+        self,
+        tokenizer_config: EvaeConfig | dict[str, Any] | None = None,
+        time_conditioned: bool = True,
+        sampling_steps: int = 32,
+        **kwargs: Any,
+    ) -> None:
+        for derived in ("vocab_size", "mask_token_id"):
+            kwargs.pop(derived, None)
+        self.time_conditioned = time_conditioned
+        self.sampling_steps = sampling_steps
+        super().__init__(tokenizer_config=tokenizer_config, **kwargs)
+        self.mask_token_id = self.tokenizer_config.codebook_size
+        self.vocab_size = self.mask_token_id + 1
+        check_positive(self, "sampling_steps")
+        if self.tokenizer_config.quantizer != "fsq":
+            raise EvaeError("the masked diffusion prior needs codes: train the tokenizer with quantizer 'fsq'.")
+
+
+class EvaeFlowConfig(EvaePriorConfig):
+    """Configuration of the flow prior `EvaeFlowModel`; further fields as in `EvaePriorConfig`.
+
+    Args:
+        sampling_steps: steps of `sample` where none are asked for.
+    """
+
+    model_type = "evae_flow"
+
+    def __init__(
+        self,
+        tokenizer_config: EvaeConfig | dict[str, Any] | None = None,
+        sampling_steps: int = 32,
+        **kwargs: Any,
+    ) -> None:
+        self.sampling_steps = sampling_steps
+        if tokenizer_config is None:
+            tokenizer_config = EvaeConfig(quantizer="gaussian")
+        super().__init__(tokenizer_config=tokenizer_config, **kwargs)
+        check_positive(self, "sampling_steps")
+        if self.tokenizer_config.quantizer != "gaussian":
+            raise EvaeError("the flow prior needs latents: train the tokenizer with quantizer 'gaussian'.")
+
+
+EvaeARConfig.register_for_auto_class()
+EvaeMDLMConfig.register_for_auto_class()
+EvaeFlowConfig.register_for_auto_class()

@@ -1,0 +1,188 @@
+"""What a prior is conditioned on, from a dataset: the vocabulary of perturbations, feature vectors, contexts."""
+
+import csv
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from evae.data.dataset import CellLoader, DatasetInfo
+from evae.models.contract_evae import EvaeError, parts_of
+from evae.models.processing_evae import EvaeProcessor
+from evae.training.codes import EncodedCells
+from evae.training.progress import console
+from evae.training.settings import PriorSettings
+
+MAX_CONTROLS = 2_000  # of a cell type, whose embeddings are kept while its contexts are made
+FEWEST_CONTROLS = 20  # in a sample: as few as a user may have
+N_SAMPLES = 64
+READ_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The perturbations that a prior will know.
+
+    Attributes:
+        units: names of the prior's ids, the featured ones last; None where they are the dataset's perturbations.
+        n_units: how many there are.
+        features: vectors of the featured ones, float32 (featured, features).
+    """
+
+    units: list[str] | None
+    n_units: int
+    features: np.ndarray
+
+    def digest(self) -> list[str]:
+        """What must stay the same for a run to be resumed; nothing for a plain vocabulary."""
+        if self.units is None:
+            return []
+        return [*self.units, hashlib.sha256(self.features.tobytes()).hexdigest()]
+
+
+def perturbation_vocabulary(info: DatasetInfo, table: str = "") -> Vocabulary:
+    """The parts of the dataset's perturbations, and all names of a feature table where there is one.
+
+    Args:
+        info: the dataset. A perturbation `A+B` is the sum of A and B.
+        table: file of feature vectors by name; "" for learned vectors only.
+
+    Raises:
+        EvaeError: a table that cannot be read, or that names none of the perturbations.
+    """
+    parts = list(dict.fromkeys(part for name in info.perturbations for part in parts_of(name, info.control)))
+    if not table:
+        units = None if parts == list(info.perturbations) else parts
+        return Vocabulary(units, len(parts), np.zeros((0, 0), dtype=np.float32))
+    names, features = read_feature_table(Path(table))
+    known = set(names)
+    learned = [part for part in parts if part not in known]
+    lacking = [part for part in learned if part != info.control]
+    if len(lacking) == len([part for part in parts if part != info.control]):
+        raise EvaeError(f"{table} names none of the dataset's perturbations, such as '{lacking[0]}'; check its names.")
+    if lacking:
+        console().print(
+            f"{len(lacking)} of {len(parts) - 1} perturbations have no feature vector and get learned ones: "
+            + ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else ""),
+            highlight=False,
+        )  # fmt: skip
+    return Vocabulary([*learned, *names], len(learned) + len(names), features)
+
+
+def read_feature_table(path: Path) -> tuple[list[str], np.ndarray]:
+    """Names and vectors, float32 (names, features).
+
+    Args:
+        path: npz with `genes` (names) and `emb` (vectors); or csv, tsv or parquet whose first column is the names.
+
+    Raises:
+        EvaeError: no such file, another format, names that stand twice, values that are no numbers.
+    """
+    if not path.is_file():
+        raise EvaeError(f"the feature table {path} does not exist; give an npz, csv, tsv or parquet file.")
+    readers = {".npz": _read_npz, ".csv": _read_text, ".tsv": _read_text, ".parquet": _read_parquet}
+    if path.suffix not in readers:
+        raise EvaeError(f"the feature table {path} is no npz, csv, tsv or parquet file; convert it.")
+    try:
+        names, values = readers[path.suffix](path)
+        features = np.asarray(values, dtype=np.float32)
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise EvaeError(f"the feature table {path} cannot be read ({reason}); mend the file.") from None
+    if features.ndim != 2 or len(names) != len(features) or not features.size or not np.isfinite(features).all():
+        raise EvaeError(f"the feature table {path} must hold one row of finite numbers for every name; mend the file.")
+    if len(set(names)) != len(names):
+        raise EvaeError(f"the feature table {path} names something twice; make its names unique.")
+    return names, features
+
+
+def _read_npz(path: Path) -> tuple[list[str], np.ndarray]:
+    with zipfile.ZipFile(path) as archive:  # numpy's own reader would unpickle
+        arrays = {}
+        for name in ("genes", "emb"):
+            with archive.open(f"{name}.npy") as stream:
+                arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+    return [str(name) for name in arrays["genes"]], arrays["emb"]
+
+
+def _read_text(path: Path) -> tuple[list[str], list[list[float]]]:
+    with path.open(newline="") as stream:
+        rows = list(csv.reader(stream, delimiter="\t" if path.suffix == ".tsv" else ","))[1:]
+    return [row[0] for row in rows], [[float(value) for value in row[1:]] for row in rows]
+
+
+def _read_parquet(path: Path) -> tuple[list[str], np.ndarray]:
+    import pyarrow.parquet as pq
+
+    columns = pq.read_table(path).columns
+    return [str(name) for name in columns[0].to_pylist()], np.stack([c.to_numpy() for c in columns[1:]], axis=1)
+
+
+def set_conditions(
+    prior: Any,
+    cells: Mapping[str, EncodedCells],
+    processor: EvaeProcessor,
+    vocabulary: Vocabulary,
+    settings: PriorSettings,
+    device: torch.device,
+) -> None:
+    """Give the prior its feature vectors and contexts, and the encoded cells their ids and contexts.
+
+    Args:
+        prior: built for `vocabulary`.
+        cells: split -> encoded cells, changed in place.
+    """
+    if len(vocabulary.features):
+        prior.condition.perturbation.set_features(torch.from_numpy(vocabulary.features))
+    ids = processor.perturbation_ids(processor.perturbations).numpy().astype(np.int32)
+    for part in cells.values():
+        part.perturbation_ids = ids[part.perturbation_ids]
+    if prior.config.cell_type_context:
+        contexts = control_contexts(prior.tokenizer, settings, device)
+        prior.condition.cell_type.set_contexts(torch.from_numpy(contexts[:, 0]))
+        cells["train"].contexts, cells["validation"].contexts = contexts, contexts[:, :1]
+
+
+@torch.no_grad()
+def control_contexts(tokenizer: Any, settings: PriorSettings, device: torch.device) -> np.ndarray:
+    """Mean embeddings of every cell type's training controls, float32 (cell types, N_SAMPLES, embedding).
+
+    The first is over all controls, the others over random samples of them, so that the prior learns how little a
+    context is to be trusted that comes from a few cells.
+
+    Raises:
+        EvaeError: a cell type of the training cells has no controls.
+    """
+    loader = CellLoader(settings.dataset, "train", READ_BATCH, shuffle=False, epochs=1, drop_last=False)
+    info = loader.info
+    control = info.perturbations.index(info.control)
+    tokenizer.to(device).eval()
+    found: list[list[np.ndarray]] = [[] for _ in info.cell_types]
+    for batch in loader:
+        rows = batch["perturbation_ids"] == control
+        if rows.any():
+            embedded = tokenizer.embed(batch["counts"][rows].to(device), batch["gene_ids"][rows].to(device)).float()
+            for kind, vector in zip(batch["cell_type_ids"][rows].tolist(), embedded.cpu().numpy(), strict=True):
+                if len(found[kind]) < MAX_CONTROLS:
+                    found[kind].append(vector)
+    seen = info.statistics["cell_counts"]["train"]
+    rng, width = np.random.default_rng(settings.seed), tokenizer.config.embedding_size
+    contexts = np.zeros((len(info.cell_types), N_SAMPLES, width), dtype=np.float32)
+    for kind, vectors in enumerate(found):
+        if not vectors:
+            if not seen.get(info.cell_types[kind]):
+                continue
+            raise EvaeError(
+                f"the cell type '{info.cell_types[kind]}' has no training controls, so it has no context; drop its "
+                "cells, or set model.cell_type_context=false."
+            )
+        pool = np.stack(vectors)
+        sizes = np.exp(rng.uniform(np.log(min(FEWEST_CONTROLS, len(pool))), np.log(len(pool)), N_SAMPLES)).round()
+        contexts[kind] = [pool[rng.choice(len(pool), int(n), replace=False)].mean(0) for n in sizes]
+        contexts[kind, 0] = pool.mean(0)
+    return contexts
