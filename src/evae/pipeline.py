@@ -19,7 +19,7 @@ from torch import Tensor
 from evae.drawing import draw_cells, knows_by_context, panel_batches, read_control_facts
 from evae.embedding import embed_cells
 from evae.loading import Checkpoint, load_checkpoint
-from evae.models.contract_evae import EvaeError, look_up
+from evae.models.contract_evae import EvaeError
 from evae.models.processing_evae import ENSEMBL_COLUMNS
 from evae.prediction import (
     Pair,
@@ -121,11 +121,10 @@ class Pipeline:
         """
         self._check_prior(batch_size)
         processor = self.processor
-        pairs = pairs_asked_for(processor, controls, perturbation, cell_type, n_cells, cell_type_key)
-        cell_types, perturbations = (list(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
-        processor.perturbation_ids(perturbations)
-        if controls is None or not knows_by_context(self.checkpoint):
-            look_up(cell_types, processor.cell_types, "cell type")
+        asked = (controls, perturbation, cell_type, n_cells, cell_type_key)
+        any_cell_type = controls is not None and knows_by_context(self.checkpoint)
+        pairs = pairs_asked_for(processor, *asked, any_cell_type)
+        cell_types = list(dict.fromkeys(c for c, _ in pairs))
         obs = planned_cells(pairs, processor)
         rng = np.random.default_rng(seed)
         facts: dict[str, Any] = {"seed": seed, "control": str(processor.control)}

@@ -9,7 +9,7 @@ import pandas as pd
 import scipy.sparse as sp
 from torch import Tensor
 
-from evae.models.contract_evae import EvaeError, check_unique, near_matches
+from evae.models.contract_evae import EvaeError, check_unique, look_up, near_matches
 from evae.models.randomness_evae import Randomness, draw_uniform
 
 Pair = tuple[str, str]  # (cell type, perturbation)
@@ -31,22 +31,29 @@ def pairs_asked_for(
     cell_type: str | Sequence[str] | None,
     n_cells: int | Mapping[Pair, int] | None,
     cell_type_key: str | None,
+    any_cell_type: bool,
 ) -> dict[Pair, int]:
     """How many cells to draw of every (cell type, perturbation); the arguments are those of `Pipeline.predict`.
 
+    Args:
+        any_cell_type: whether the controls may be of a cell type that training did not see.
+
     Raises:
-        EvaeError: too little is said, or too much.
+        EvaeError: too little is said, or too much, or an unknown name.
     """
     if isinstance(n_cells, Mapping):
         if perturbation is not None or cell_type is not None:
             raise EvaeError("n_cells names the pairs; leave perturbation and cell_type out.")
         if not n_cells:
             raise EvaeError("no (cell type, perturbation) pair was given; name at least one.")
+        cell_types, perturbations = ([pair[i] for pair in n_cells] for i in (0, 1))
+        _check_names(processor, perturbations, cell_types, any_cell_type)
         return dict(n_cells)
     if perturbation is None:
         raise EvaeError("no perturbation was named; name at least one.")
     perturbations = listed(perturbation, "perturbation")
     cell_types = wanted_cell_types(processor.cell_types, controls, cell_type, cell_type_key)
+    _check_names(processor, perturbations, cell_types, any_cell_type)
     if n_cells is not None and n_cells < 1:
         raise EvaeError(f"n_cells is {n_cells}; give at least 1.")
     if n_cells is None and controls is None:
@@ -56,6 +63,12 @@ def pairs_asked_for(
         labels = cell_type_labels(controls, cell_types, cell_type_key)
         counts = {c: int((labels == c).sum()) for c in cell_types}
     return {(c, p): counts[c] for c in cell_types for p in perturbations}
+
+
+def _check_names(processor: Any, perturbations: list[str], cell_types: list[str], any_cell_type: bool) -> None:
+    processor.perturbation_ids(perturbations)
+    if not any_cell_type:
+        look_up(cell_types, processor.cell_types, "cell type")
 
 
 def wanted_cell_types(

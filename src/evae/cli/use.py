@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import anndata as ad
 import typer
@@ -45,6 +45,10 @@ def predict(
     control: Annotated[str | None, typer.Option(help="Label of the controls; the model's if left out.")] = None,
     layer: Layer = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same cells.")] = 0,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="How much to stress the perturbation; 1 is the model as trained.", min=0)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps of a diffusion or flow prior.", min=1)] = None,
     batch_size: Annotated[int, typer.Option(help="Cells drawn at once.")] = 256,
     device: Device = None,
     overwrite: Overwrite = False,
@@ -61,19 +65,21 @@ def predict(
     if (held_out is None) == (perturbation is None):
         raise EvaeError("give either --perturbation or --held-out.")
     pipe = pipeline(model, device)
+    options = {"guidance_scale": guidance_scale, "num_steps": steps}
+    how: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
+    how |= {name: value for name, value in options.items() if value is not None}
     if held_out is not None:
-        predicted = predict_held_out(pipe, held_out, seed=seed, batch_size=batch_size)
+        predicted = predict_held_out(pipe, held_out, **how)
     else:
         predicted = pipe.predict(
             None if controls is None else _controls(controls, pipe, perturbation_key, control),
             _split_names(perturbation or [], pipe.processor.perturbations),
             _split_names(cell_type, pipe.processor.cell_types) if cell_type else None,
             n_cells,
-            seed=seed,
-            batch_size=batch_size,
             cell_type_key=cell_type_key,
             perturbation_key=perturbation_key,
             layer=layer,
+            **how,
         )
     write_h5ad(predicted, out)
     _say_predicted(predicted, out)

@@ -52,11 +52,8 @@ class ConditionEmbedding(nn.Module):
         context: Tensor | None = None,
     ) -> Tensor:
         """Condition vectors (cells, hidden_size); for the arguments see `EvaePrior.sample`."""
-        for given, kind in (
-            (perturbation_ids, "perturbation ids"),
-            (cell_type_ids, "cell type ids"),
-            (context, "contexts"),
-        ):
+        conditions = {"perturbation ids": perturbation_ids, "cell type ids": cell_type_ids, "contexts": context}
+        for kind, given in conditions.items():
             if given is not None and len(given) != n_cells:
                 raise EvaeError(f"{len(given)} {kind} were given for {n_cells} cells; give one a cell.")
         perturbation = self.perturbation(n_cells, perturbation_ids)
@@ -92,7 +89,7 @@ class PerturbationTable(nn.Embedding):
         features = features.float()
         self.features.copy_((features - features.mean()) / features.std().clamp_min(1e-8))
 
-    def forward(self, n_cells: int, ids: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(self, n_cells: int, ids: Tensor | None) -> Tensor:
         """Vectors (cells, width) of ids (cells,), or (cells, parts) of combinations, where -1 is no part."""
         if ids is None:
             return self.weight[-1:].expand(n_cells, -1)
@@ -134,11 +131,12 @@ class CellTypeTable(nn.Embedding):
     def set_contexts(self, contexts: Tensor) -> None:
         """Take the contexts of the cell types seen in training, (cell types, embedding)."""
         self.contexts.copy_(contexts)
-        self.mean.copy_(contexts.mean(0))
-        spread = contexts.std(0, unbiased=False)
+        seen = contexts[contexts.abs().sum(1) > 0]  # a vocabulary may name cell types without training cells
+        self.mean.copy_(seen.mean(0))
+        spread = seen.std(0, unbiased=False)
         self.std.copy_(spread + 0.1 * spread.mean() + 1e-6)  # values that hardly differ are not blown up
 
-    def forward(self, n_cells: int, ids: Tensor | None, context: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, n_cells: int, ids: Tensor | None, context: Tensor | None = None) -> Tensor:
         """Vectors (cells, width) of ids (cells,), or of contexts (cells, embedding)."""
         if ids is None and context is None:
             return self.weight[-1:].expand(n_cells, -1)

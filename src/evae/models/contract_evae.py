@@ -77,7 +77,7 @@ def look_up(names: Iterable[str], known: Sequence[str], kind: str) -> np.ndarray
 
 
 def parts_of(name: str, control: str | None = None) -> list[str]:
-    """The perturbations that a name combines: `KLF1+TGFBR2` is KLF1 and TGFBR2, `KLF1+ctrl` with the control `ctrl` KLF1.
+    """The perturbations that a name combines: `KLF1+TGFBR2` is KLF1 and TGFBR2; the control counts for nothing.
 
     A name without a `+` between two others is one perturbation.
     """

@@ -100,15 +100,18 @@ class EvaePrior(EvaePreTrainedModel):
     def set_statistics(self, tokens: Tensor) -> None:
         """Take what must be known of all training cells' codes or latents before the first step: nothing here."""
 
-    def condition_modulation(self, n_cells: int, *conditions: Tensor | None, time: Tensor | None = None) -> Tensor:
-        """What condition and time do to every block, (cells, 6 * layers + 2, hidden_size).
-
-        Args:
-            n_cells: number of cells.
-            *conditions: perturbation_ids, cell_type_ids, library_size, context; see `sample`.
-            time: (cells,), where the network is told it.
-        """
-        return self._modulation(self.condition(n_cells, *conditions), time)
+    def condition_modulation(
+        self,
+        n_cells: int,
+        perturbation_ids: Tensor | None = None,
+        cell_type_ids: Tensor | None = None,
+        library_size: Tensor | None = None,
+        context: Tensor | None = None,
+        time: Tensor | None = None,
+    ) -> Tensor:
+        """What conditions (see `sample`) and time do to every block, (cells, 6 * layers + 2, hidden_size)."""
+        condition = self.condition(n_cells, perturbation_ids, cell_type_ids, library_size, context)
+        return self._modulation(condition, time)
 
     def _modulation(self, condition: Tensor, time: Tensor | None = None) -> Tensor:
         if self.time_embedding is not None and time is not None:
@@ -224,8 +227,9 @@ class EvaePrior(EvaePreTrainedModel):
         library_size = library_size.to(self.device)
         streams = CellStreams.of(generator, len(library_size))
         tokens = self.sample(
-            perturbation_ids, cell_type_ids, library_size, n_cells=len(library_size), generator=streams, **options
-        )
+            perturbation_ids=perturbation_ids, cell_type_ids=cell_type_ids, library_size=library_size,
+            n_cells=len(library_size), generator=streams, **options,
+        )  # fmt: skip
         return self.tokenizer.sample_counts(tokens, library_size, streams)
 
 
