@@ -78,7 +78,7 @@ def tiny_prior(tiny_config):
         config_class, model_class = KINDS[kind]
         own = {"quantizer": "gaussian"} if kind == "flow" else {}
         fields = fields if kind == "ar" else {"sampling_steps": 4, **fields}
-        config = config_class(tokenizer_config=tiny_config(**own, **(tokenizer or {})), **{**TINY_PRIOR, **fields})
+        config = config_class(tokenizer_config=tiny_config(**{**own, **(tokenizer or {})}), **{**TINY_PRIOR, **fields})
         prior = model_class(config)
         torch.nn.init.normal_(prior.modulation.weight, std=0.5)
         torch.nn.init.normal_(prior.modulation.bias, std=0.5)
@@ -86,7 +86,8 @@ def tiny_prior(tiny_config):
         torch.nn.init.normal_(prior.condition.cell_type.weight)
         torch.nn.init.normal_(prior.token_embedding.weight)
         if kind == "flow":  # a tokenizer's latents have scales of their own
-            prior.set_statistics(torch.randn(50, 4, 3) * 2 + 1)
+            shape = (50, prior.n_codes, config.tokenizer_config.latent_width)
+            prior.set_statistics(torch.randn(shape) * 2 + 1)
         torch.nn.init.normal_(prior.position_embedding.weight)
         return prior.eval()
 

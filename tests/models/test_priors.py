@@ -178,3 +178,48 @@ class TestFace:
             torch.manual_seed(0)
             losses.append(prior(**tokens(prior), **CONDITIONS).loss.item())
         assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+class TestWithoutLatents:
+    """The ablations: the same three classes over the counts of all genes."""
+
+    @pytest.fixture
+    def prior(self, tiny_prior, kind):
+        quantizer = "log1p" if kind == "flow" else "bins"
+        return tiny_prior(kind=kind, tokenizer={"quantizer": quantizer, "condition_on_library": True})
+
+    def test_a_gene_is_a_latent(self, prior, cells, kind):
+        encoded = prior.tokenizer.encode(cells)
+        assert prior.n_codes == 30
+        assert not list(prior.tokenizer.parameters())
+        if kind == "flow":
+            torch.testing.assert_close(encoded, torch.log1p(cells).unsqueeze(-1))
+            torch.testing.assert_close(prior.tokenizer.sample_counts(encoded, cells.sum(1)), cells)
+        else:
+            assert prior.config.vocab_size == 21
+            small = cells.clamp_max(7)  # exact bins
+            assert torch.equal(prior.tokenizer.sample_counts(prior.tokenizer.encode(small), small.sum(1)), small)
+
+    def test_counts_come_sparse_too(self, prior, cells, as_gene_lists):
+        counts, gene_ids = as_gene_lists(cells)
+        assert torch.equal(prior.tokenizer.encode(counts, gene_ids), prior.tokenizer.encode(cells))
+
+    def test_learns_and_draws_cells(self, prior, cells):
+        encoded = {prior.training_input: prior.tokenizer.encode(cells)}
+        loss = prior(**encoded, library_size=cells.sum(1)).loss
+        assert torch.isfinite(loss)
+        drawn = prior.sample_cells(library_size=cells.sum(1), generator=torch.Generator().manual_seed(0))
+        assert drawn.shape == cells.shape
+        assert (drawn >= 0).all()
+        assert drawn.unique(dim=0).shape[0] > 1
+
+    def test_saved_and_loaded_is_the_same(self, prior, tmp_path):
+        prior.save_pretrained(tmp_path)
+        loaded = AutoModel.from_pretrained(tmp_path)
+        size = torch.full((3,), 60.0)
+        draws = [p.sample_cells(library_size=size, generator=torch.Generator().manual_seed(0)) for p in (prior, loaded)]
+        assert torch.equal(*draws)
+
+    def test_a_tokenizer_that_does_nothing_is_refused(self, tiny_tokenizer):
+        with pytest.raises(EvaeError, match="would do nothing; give fsq or gaussian"):
+            tiny_tokenizer(quantizer="bins")

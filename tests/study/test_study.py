@@ -132,6 +132,17 @@ def test_names_follow_what_has_an_effect(written, content, tmp_path):
     assert not set(first) & set(changed)  # a prior over another tokenizer is another prior
 
 
+def test_without_a_tokenizer_there_is_no_head(written, content):
+    trainings, left_out = plan(read_study(written(tokenizers={**content["tokenizers"], "none": "counts"})))
+    own = [t for t in trainings if t.labels["tokenizer"] == "none"]
+    assert [(t.stage, t.labels["prior"], t.labels["head"]) for t in own] == [
+        ("prior", "AR", "counts"),
+        ("prior", "flow", "counts"),
+    ]
+    assert {t.settings.tokenizer for t in own} == {"counts"}
+    assert len(left_out) == 1
+
+
 def test_out_of_time_it_writes_what_there_is(written, tmp_path, calls):
     out = run_study(read_study(written(max_minutes=1e-9, output_dir=str(tmp_path))))
     assert not calls

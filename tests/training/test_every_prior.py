@@ -85,6 +85,21 @@ def test_latents_are_standardised_with_the_training_cells(runs, dataset):
     np.testing.assert_allclose(scale.std.numpy(), encoded.codes.std(0, ddof=1), rtol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["evae_ar", "evae_mdlm", "evae_flow"])
+def test_without_a_tokenizer_the_counts_themselves_are_modelled(dataset, tmp_path, kind):
+    places = [f"dataset={dataset}", f"output_dir={tmp_path / kind}", "tokenizer=counts", f"model_type={kind}"]
+    sizes = ["model.num_hidden_layers=1", *(["model.sampling_steps=4"] if kind != "evae_ar" else [])]
+    pipe = evae.pipeline(train_prior(load_settings("prior", None, [*places, *SHORT, *SIZES, *sizes])), device="cpu")
+    assert pipe.model.n_codes == 40
+    predicted = pipe.predict(None, pipe.processor.perturbations[1], pipe.processor.cell_types[0], 5, progress=False)
+    assert predicted.shape == (5, 40)
+    assert predicted.X.sum() > 0
+    cells = CellLoader(dataset, "train", batch_size=5, shuffle=False, epochs=1, drop_last=False)
+    real = next(iter(cells))
+    encoded = pipe.model.tokenizer.encode(real["counts"], real["gene_ids"])
+    assert encoded.shape[:2] == (5, 40)
+
+
 def test_the_wrong_tokenizer_is_named(runs, dataset, tmp_path):
     for kind, other in (("evae_mdlm", "evae_flow"), ("evae_flow", "evae_mdlm")):
         settings = [f"dataset={dataset}", f"output_dir={tmp_path / kind}", f"tokenizer={runs[other][0]}"]

@@ -13,6 +13,8 @@ from .contract_evae import EvaeError
 
 HEADS = ("ce-quantile", "hurdle", "mse", "nb")
 QUANTIZERS = ("fsq", "gaussian")
+COUNTS = ("bins", "log1p")  # in the place of a quantizer: no tokenizer, the prior works on the counts of all genes
+N_COUNT_BINS = 20
 CODERS = ("attention", "mlp")
 
 
@@ -49,7 +51,9 @@ class EvaeConfig(PretrainedConfig):
         loss_genes: genes drawn at random for the loss of every training step, for all cells the same, whose gradient
             is an unbiased estimate of that over all genes; 0 takes all genes (published). Genes must not attend to
             each other. For the nb head, see `NegativeBinomialHead`.
-        quantizer: "fsq" (finite scalar quantization) or "gaussian" (continuous latents).
+        quantizer: "fsq" (finite scalar quantization) or "gaussian" (continuous latents). For a prior without latents
+            "bins" (counts in 20 bins) or "log1p": then `n_latents` is `n_genes`, and only these,
+            `sample_within_bins`, `condition_on_library` and `median_library_size` matter.
         fsq_levels: levels of each latent dimension; their product is the number of codes.
         latent_dim: latent dimensions a token of the Gaussian quantizer.
         kl_weight: weight of the Gaussian quantizer's KL divergence (nats a cell).
@@ -105,7 +109,7 @@ class EvaeConfig(PretrainedConfig):
         self.num_attention_heads = num_attention_heads
         self.intermediate_size = intermediate_size
         self.dropout = dropout
-        self.n_latents = n_latents
+        self.n_latents = n_genes if quantizer in COUNTS else n_latents
         self.encoder = encoder
         self.encoder_layers = encoder_layers
         self.decoder = decoder
@@ -128,7 +132,7 @@ class EvaeConfig(PretrainedConfig):
         super().__init__(**kwargs)
         _check_choice("encoder", encoder, CODERS)
         _check_choice("decoder", decoder, CODERS)
-        _check_choice("quantizer", quantizer, QUANTIZERS)
+        _check_choice("quantizer", quantizer, QUANTIZERS + COUNTS)
         _check_choice("head", head, HEADS)
         check_positive(self, "n_genes", "hidden_size", "num_attention_heads", "intermediate_size", "n_latents")
         layered = [f"{coder}_layers" for coder in ("encoder", "decoder") if getattr(self, coder) == "attention"]
@@ -146,12 +150,14 @@ class EvaeConfig(PretrainedConfig):
 
     @property
     def codebook_size(self) -> int:
-        """Number of distinct codes of the FSQ quantizer."""
-        return math.prod(self.fsq_levels)
+        """Number of distinct codes of the FSQ quantizer, or of count bins."""
+        return N_COUNT_BINS if self.quantizer == "bins" else math.prod(self.fsq_levels)
 
     @property
     def latent_width(self) -> int:
-        """Values a latent token holds: FSQ dimensions, or the Gaussian's `latent_dim`."""
+        """Values a latent token holds: FSQ dimensions, the Gaussian's `latent_dim`, or a gene's count."""
+        if self.quantizer in COUNTS:
+            return 1
         return len(self.fsq_levels) if self.quantizer == "fsq" else self.latent_dim
 
     @property

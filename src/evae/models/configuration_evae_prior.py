@@ -97,7 +97,7 @@ class EvaeARConfig(EvaePriorConfig):
         self.bos_token_id = self.tokenizer_config.codebook_size
         self.vocab_size = self.bos_token_id + 1
         self.is_decoder = True
-        if self.tokenizer_config.quantizer != "fsq":
+        if self.tokenizer_config.quantizer not in ("fsq", "bins"):
             raise EvaeError("the autoregressive prior needs codes: train the tokenizer with quantizer 'fsq'.")
 
 
@@ -128,7 +128,7 @@ class EvaeMDLMConfig(EvaePriorConfig):
         self.mask_token_id = self.tokenizer_config.codebook_size
         self.vocab_size = self.mask_token_id + 1
         check_positive(self, "sampling_steps")
-        if self.tokenizer_config.quantizer != "fsq":
+        if self.tokenizer_config.quantizer not in ("fsq", "bins"):
             raise EvaeError("the masked diffusion prior needs codes: train the tokenizer with quantizer 'fsq'.")
 
 
@@ -152,7 +152,7 @@ class EvaeFlowConfig(EvaePriorConfig):
             tokenizer_config = EvaeConfig(quantizer="gaussian")
         super().__init__(tokenizer_config=tokenizer_config, **kwargs)
         check_positive(self, "sampling_steps")
-        if self.tokenizer_config.quantizer != "gaussian":
+        if self.tokenizer_config.quantizer not in ("gaussian", "log1p"):
             raise EvaeError("the flow prior needs latents: train the tokenizer with quantizer 'gaussian'.")
 
 

@@ -22,7 +22,7 @@ from .coders_evae import (
     to_dense,
     to_sparse,
 )
-from .configuration_evae import EvaeConfig
+from .configuration_evae import COUNTS, EvaeConfig
 from .contract_evae import EvaeError
 from .heads_evae import HEAD_CLASSES, NegativeBinomialHead, with_gradient_of
 from .layers_evae import check_ids, check_size
@@ -117,6 +117,8 @@ class EvaeModel(EvaePreTrainedModel):
 
     def __init__(self, config: EvaeConfig) -> None:
         super().__init__(config)
+        if config.quantizer in COUNTS:
+            raise EvaeError(f"a tokenizer with quantizer '{config.quantizer}' would do nothing; give fsq or gaussian.")
         gaussian = config.quantizer == "gaussian"
         self.encoder = EvaeEncoder(config) if config.encoder == "attention" else EvaeMLPEncoder(config)
         standardize = config.standardize_latents and not gaussian

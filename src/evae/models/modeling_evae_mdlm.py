@@ -26,6 +26,7 @@ from .contract_evae import EvaeError
 from .heads_evae import HEAD_CLASSES  # noqa: F401
 from .layers_evae import check_ids
 from .modeling_evae import EvaeModel  # noqa: F401
+from .no_tokenizer_evae import NoTokenizer  # noqa: F401
 from .prior_evae import EvaePrior, EvaePriorOutput, guided, spread_times
 from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
 from .randomness_evae import CellStreams, Randomness, categorical

@@ -21,9 +21,11 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from .conditions_evae import ConditionEmbedding, TimeEmbedding, init_condition_buffers
+from .configuration_evae import COUNTS
 from .contract_evae import EvaeError, near_matches
 from .layers_evae import ModulatedBlock, modulate
 from .modeling_evae import EvaeModel, EvaePreTrainedModel
+from .no_tokenizer_evae import NoTokenizer
 from .randomness_evae import CellStreams, Randomness
 
 try:
@@ -70,7 +72,8 @@ class EvaePrior(EvaePreTrainedModel):
         super().__init__(config)
         width = config.hidden_size
         self.n_codes = config.tokenizer_config.n_latents
-        self.tokenizer = EvaeModel(config.tokenizer_config)
+        without_latents = config.tokenizer_config.quantizer in COUNTS
+        self.tokenizer: Any = (NoTokenizer if without_latents else EvaeModel)(config.tokenizer_config)
         self.token_embedding = token_embedding()
         self.position_embedding = nn.Embedding(self.n_codes, width)
         self.condition = ConditionEmbedding(config)
@@ -93,7 +96,7 @@ class EvaePrior(EvaePreTrainedModel):
         self.tokenizer.eval().requires_grad_(False)
         return self
 
-    def set_tokenizer(self, tokenizer: EvaeModel) -> None:
+    def set_tokenizer(self, tokenizer: nn.Module) -> None:
         """Copy a trained tokenizer's weights in."""
         self.tokenizer.load_state_dict(tokenizer.state_dict())
 

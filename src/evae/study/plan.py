@@ -8,6 +8,7 @@
     tokenizers:                                     # in what they differ
       FSQ: {model.quantizer: fsq}
       Gaussian: {model.quantizer: gaussian}
+      none: counts                                  # no latents: the priors work on the counts themselves
     prior: {config: small}
     priors:
       AR: {model_type: evae_ar}
@@ -33,7 +34,7 @@ from evae.models.configuration_evae import HEADS, EvaeConfig
 from evae.models.contract_evae import EvaeError, look_up, near_matches
 from evae.presets import config_path
 from evae.training.prior import FROM_DATASET as PRIOR_GIVEN
-from evae.training.prior import PRIORS
+from evae.training.prior import NO_TOKENIZER, PRIORS
 from evae.training.settings import PriorSettings, Settings, check_model_settings, load_settings
 from evae.training.tokenizer import FROM_DATASET as TOKENIZER_GIVEN
 from evae.training.tokenizer import fingerprint
@@ -54,7 +55,7 @@ class Study:
     Attributes:
         dataset: dataset folder or Hub id, with held-out cells.
         output_dir: where trainings, results and tables go.
-        tokenizers, priors: name -> settings on top of `tokenizer` and `prior`.
+        tokenizers, priors: name -> settings on top of `tokenizer` and `prior`; "counts" for no tokenizer.
         heads: output heads of the tokenizers.
         seeds: of the trainings and of the drawn cells.
         tokenizer, prior: settings that all share; `config` names a preset or a file.
@@ -85,6 +86,8 @@ class Study:
                 )
         for axis in ("tokenizers", "priors", "sampling"):
             value = getattr(self, axis)
+            if axis == "tokenizers" and isinstance(value, dict):
+                value = {k: {NO_TOKENIZER: True} if v == NO_TOKENIZER else v for k, v in value.items()}
             if not isinstance(value, dict) or not all(isinstance(v or {}, dict) for v in value.values()):
                 raise EvaeError(f"{axis} must hold lines `name: {{setting: value}}`; mend the study's YAML file.")
             setattr(self, axis, {str(name): dict(own or {}) for name, own in value.items()})
@@ -162,13 +165,14 @@ def plan(study: Study) -> tuple[list[Training], list[str]]:
     trainings, left_out = [], []
     for seed in study.seeds:
         for name, own in study.tokenizers.items():
-            for head in study.heads:
+            without = NO_TOKENIZER in own
+            for head in [NO_TOKENIZER] if without else study.heads:
                 labels = {"tokenizer": name, "head": head, "seed": int(seed)}
-                tokenizer = _tokenizer(study, {**study.tokenizer, **own}, labels, data)
-                trainings.append(tokenizer)
+                tokenizer = None if without else _tokenizer(study, {**study.tokenizer, **own}, labels, data)
+                trainings += [tokenizer] if tokenizer else []
                 for prior_name, prior_own in study.priors.items():
                     prior = _prior(study, {**study.prior, **prior_own}, labels | {"prior": prior_name}, tokenizer, data)
-                    reason = _misfit(tokenizer, prior)
+                    reason = _misfit(tokenizer, prior) if tokenizer else None
                     if reason:
                         left_out.append(f"{name} + {prior_name} was left out: {reason}")
                     else:
@@ -185,12 +189,15 @@ def _tokenizer(study: Study, wanted: dict[str, Any], labels: dict[str, Any], dat
     return Training("tokenizer", labels, settings, data)
 
 
-def _prior(study: Study, wanted: dict[str, Any], labels: dict[str, Any], tokenizer: Training, data: str) -> Training:
+def _prior(
+    study: Study, wanted: dict[str, Any], labels: dict[str, Any], tokenizer: Training | None, data: str
+) -> Training:
     settings = cast(PriorSettings, _settings("prior", wanted, study, {"seed": labels["seed"]}))
     look_up([settings.model_type], list(PRIORS), "model_type")
     check_model_settings(settings.model, PRIORS[settings.model_type][0], PRIOR_GIVEN)
-    settings.tokenizer = str(tokenizer.folder)
-    settings.output_dir = str(_folder(study, "priors", labels, settings, data + tokenizer.folder.name))
+    settings.tokenizer = str(tokenizer.folder) if tokenizer else NO_TOKENIZER
+    over = data + Path(settings.tokenizer).name
+    settings.output_dir = str(_folder(study, "priors", labels, settings, over))
     return Training("prior", labels, settings, data, tokenizer)
 
 
@@ -218,7 +225,8 @@ def _misfit(tokenizer: Training, prior: Training) -> str | None:
 
 
 def _folder(study: Study, stage: str, labels: dict[str, Any], settings: Settings, more: str) -> Path:
-    kept = {k: v for k, v in settings.to_dict().items() if k not in WITHOUT_EFFECT}
+    default = type(settings)().to_dict()  # left out, so that a setting that is new tomorrow changes no name
+    kept = {k: v for k, v in settings.to_dict().items() if k not in WITHOUT_EFFECT and v != default[k]}
     text = json.dumps([kept, more], sort_keys=True)
     words = [str(labels[k]) for k in ("tokenizer", "head", "prior") if k in labels]
     name = "-".join("".join(c if c.isalnum() else "_" for c in word) for word in words)

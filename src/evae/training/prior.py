@@ -11,12 +11,14 @@ from safetensors import SafetensorError
 from torch import nn
 
 from evae.data.dataset import CellLoader, DatasetInfo
+from evae.models.configuration_evae import EvaeConfig
 from evae.models.configuration_evae_prior import EvaeARConfig, EvaeFlowConfig, EvaeMDLMConfig
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.models.modeling_evae import EvaeModel
 from evae.models.modeling_evae_ar import EvaeARForCausalLM
 from evae.models.modeling_evae_flow import EvaeFlowModel
 from evae.models.modeling_evae_mdlm import EvaeMDLMModel
+from evae.models.no_tokenizer_evae import NoTokenizer
 from evae.models.processing_evae import EvaeProcessor
 from evae.training.codes import CodeBatches, EncodedCells, cells_batches, encode_cells
 from evae.training.conditions import perturbation_vocabulary, set_conditions
@@ -37,6 +39,7 @@ PRIORS: dict[str, tuple[Any, Any]] = {
 FROM_DATASET = (
     *("tokenizer_config", "n_perturbations", "n_perturbation_features", "perturbation_feature_size", "n_cell_types"),
 )
+NO_TOKENIZER = "counts"  # in the place of a tokenizer's folder: the prior works on the counts themselves
 ENCODING_BATCH = 512  # fixed: a resumed run must encode exactly as the first one did
 
 
@@ -70,7 +73,10 @@ def train_prior(settings: PriorSettings) -> Path:
     if run.status == FINISHED:
         return say_finished(run)
     info = DatasetInfo.load(settings.dataset)
-    tokenizer = load_tokenizer(settings.tokenizer, info)
+    if settings.tokenizer == NO_TOKENIZER:
+        tokenizer: Any = counts_in_its_place(info, model_class)
+    else:
+        tokenizer = load_tokenizer(settings.tokenizer, info)
     set_seed(settings.seed)
     vocabulary = perturbation_vocabulary(info, settings.perturbation_features)
     processor = make_processor(info, vocabulary.units)
@@ -101,6 +107,19 @@ def train_prior(settings: PriorSettings) -> Path:
     return train(prior, batches, settings, accelerator=accelerator, run=run, stage=stage)
 
 
+def counts_in_its_place(info: DatasetInfo, model_class: Any) -> NoTokenizer:
+    """What a prior without latents has for a tokenizer: bins for codes, log1p counts for continuous latents."""
+    return NoTokenizer(
+        EvaeConfig(
+            n_genes=len(info.genes),
+            quantizer="bins" if model_class.training_input == "codes" else "log1p",
+            sample_within_bins=True,
+            condition_on_library=True,
+            median_library_size=float(info.statistics["median_library_size"]),
+        )
+    )
+
+
 def load_tokenizer(path_or_id: str, info: DatasetInfo) -> EvaeModel:
     """Load a trained tokenizer and check that it reads the dataset's gene panel.
 
@@ -125,7 +144,7 @@ def load_tokenizer(path_or_id: str, info: DatasetInfo) -> EvaeModel:
 
 
 def encode_split(
-    settings: PriorSettings, info: DatasetInfo, tokenizer: EvaeModel, split: str, accelerator: Accelerator
+    settings: PriorSettings, info: DatasetInfo, tokenizer: nn.Module, split: str, accelerator: Accelerator
 ) -> EncodedCells:
     """Encode one split of the dataset, with a progress bar on the main rank."""
     loader = CellLoader(

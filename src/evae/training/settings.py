@@ -106,7 +106,7 @@ class TokenizerSettings(Settings):
 class PriorSettings(Settings):
     """Settings of stage 2; `model` holds fields of the prior's configuration. Published values."""
 
-    tokenizer: str = ""  # folder or Hub id of a trained tokenizer
+    tokenizer: str = ""  # folder or Hub id of a trained tokenizer; "counts" for a prior without latents
     model_type: str = "evae_ar"  # which prior
     perturbation_features: str = ""  # npz, csv, tsv or parquet of vectors by name: then unseen names can be asked for
     learning_rate: float = 2e-4

@@ -1,0 +1,47 @@
+"""NoTokenizer: what stands in a prior's tokenizer's place where the prior works on the counts of all genes.
+
+The published ablations without latents: AR and masked diffusion over counts in 20 bins, flow over log1p counts.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .configuration_evae import EvaeConfig
+from .contract_evae import EvaeError
+from .heads_evae import bins_to_counts, counts_to_bins
+from .modeling_evae import to_dense
+from .randomness_evae import Randomness
+
+
+class NoTokenizer(nn.Module):
+    """The methods of `EvaeModel` that a prior uses, without any parameter; a gene is a latent."""
+
+    def __init__(self, config: EvaeConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def encode(self, counts: Tensor, gene_ids: Tensor | None = None) -> Tensor:
+        """Bins, int64 (cells, genes), or log1p counts, float32 (cells, genes, 1); the arguments as `EvaeModel` has."""
+        dense = self._dense(counts, gene_ids)
+        return counts_to_bins(dense) if self.config.quantizer == "bins" else torch.log1p(dense).unsqueeze(-1)
+
+    def embed(self, counts: Tensor, gene_ids: Tensor | None = None, kind: str = "latents") -> Tensor:
+        """log1p counts (cells, genes), of the kind "latents" only."""
+        if kind != "latents":
+            raise EvaeError(f"a prior without a tokenizer has no embedding '{kind}'; choose latents.")
+        return torch.log1p(self._dense(counts, gene_ids))
+
+    def sample_counts(self, codes: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
+        """Counts, float32 (cells, genes), of bins (cells, genes) or of log1p counts (cells, genes, 1)."""
+        if self.config.quantizer == "bins":
+            return bins_to_counts(codes, generator, self.config.sample_within_bins)
+        return torch.expm1(codes.squeeze(-1).float().clamp(0, 20))
+
+    def mean_counts(self, codes: Tensor, library_size: Tensor) -> Tensor:
+        """As `sample_counts`, without randomness."""
+        if self.config.quantizer == "bins":
+            return bins_to_counts(codes)
+        return self.sample_counts(codes, library_size)
+
+    def _dense(self, counts: Tensor, gene_ids: Tensor | None) -> Tensor:
+        return counts.float() if gene_ids is None else to_dense(counts.float(), gene_ids, self.config.n_genes)
