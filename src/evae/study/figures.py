@@ -1,5 +1,8 @@
 """The two plots of a study: radars of all metrics, and metrics along the heads."""
 
+from collections.abc import Sequence
+from typing import TypeAlias
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -9,6 +12,7 @@ from evae.evaluation.labels import METRIC_LABELS, format_number
 from evae.evaluation.style import FLOOR, new_figure
 from evae.study.results import badness, floor_and_copy
 
+Key: TypeAlias = tuple[str, str, str]  # group, level, metric
 # From the poorest to the richest distribution that a head draws from: a point, a gate and a point, a parametric
 # distribution over counts, a free one.
 HEADS_BY_RICHNESS = ("mse", "hurdle", "nb", "ce-quantile")
@@ -36,15 +40,17 @@ def draw_radars(numbers: pd.DataFrame) -> Figure | None:
     None where fewer than three metrics can be scaled.
     """
     priors = numbers[numbers["prior"].notna()]
-    axes = [key for key in RADAR if np.isfinite(_scale(numbers, key)).all()]
+    axes = [key for key in _as_evaluated(numbers, RADAR) if np.isfinite(_scale(numbers, key)).all()]
     heads = _in_order(priors["head"])
     if len(axes) < 3 or not heads:
         return None
     systems = list(dict.fromkeys(priors["system"]))
     angles = np.linspace(0, 2 * np.pi, len(axes) + 1)
-    figure = new_figure(4.4 * len(heads), 4.9)
-    panels = figure.subplots(1, len(heads), subplot_kw={"projection": "polar"}, squeeze=False)[0]
-    for ax, head in zip(panels, heads, strict=True):
+    n_rows = 1 if len(heads) < 3 else 2
+    figure = new_figure(6.2 * -(-len(heads) // n_rows), 4.8 * n_rows + 0.8)
+    panels = figure.subplots(n_rows, -(-len(heads) // n_rows), subplot_kw={"projection": "polar"}, squeeze=False).flat
+    for ax, head in zip(panels, [*heads, *[None] * (len(panels) - len(heads))], strict=True):
+        ax.set_visible(head is not None)
         for system, color in zip(systems, COLORS, strict=False):
             part = priors[(priors["head"] == head) & (priors["system"] == system)]
             scores = [_score(part, key, _scale(numbers, key)) for key in axes]
@@ -57,7 +63,7 @@ def draw_radars(numbers: pd.DataFrame) -> Figure | None:
         ax.set(ylim=(-0.3, 1.2), yticks=[])
         ax.set_xticks(angles[:-1], [METRIC_LABELS[metric].text for *_, metric in axes], fontsize=8)
         ax.spines["polar"].set_visible(False)
-        ax.set_title(head, pad=18)
+        ax.set_title(head or "", pad=18)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle("From control copy (0) to real cells (1), by head\n", x=0.01, ha="left", fontweight="bold")
     return figure
@@ -77,7 +83,7 @@ def draw_head_axis(numbers: pd.DataFrame) -> Figure | None:
     panels = figure.subplots(1, 2, sharey=True)
     families = (("Variance-sensitive", VARIANCE_SENSITIVE), ("Mean-sensitive", MEAN_SENSITIVE))
     for ax, (title, metrics), color in zip(panels, families, COLORS, strict=False):
-        lines = {key: scaled_over_heads(priors, key, heads) for key in metrics}
+        lines = {key: scaled_over_heads(priors, key, heads) for key in _as_evaluated(numbers, metrics)}
         lines = {key: line for key, line in lines.items() if not np.isnan(line).any()}
         for at, (key, line) in enumerate(lines.items()):
             values = _values(priors, key).groupby(priors["head"])["value"].mean().reindex(heads)
@@ -94,7 +100,7 @@ def draw_head_axis(numbers: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def scaled_over_heads(priors: pd.DataFrame, key: tuple[str, str, str], heads: list[str]) -> np.ndarray:
+def scaled_over_heads(priors: pd.DataFrame, key: Key, heads: list[str]) -> np.ndarray:
     """Score of every head from worst (0) to best (1), (heads,), mean over systems and seeds; NaN if there is none."""
     part = _values(priors, key)
     bad = badness(part["value"], METRIC_LABELS[key[2]].best)
@@ -107,18 +113,24 @@ def scaled_over_heads(priors: pd.DataFrame, key: tuple[str, str, str], heads: li
     return scores.mean().to_numpy()
 
 
-def _values(numbers: pd.DataFrame, key: tuple[str, str, str]) -> pd.DataFrame:
+def _as_evaluated(numbers: pd.DataFrame, keys: Sequence[Key]) -> list[Key]:
+    """Protocol `paper` in the place of `robust` where the suite did not compute that."""
+    has_robust = bool((numbers["group"] == "robust").any())
+    return [key if has_robust or key[0] != "robust" else ("paper", *key[1:]) for key in keys]
+
+
+def _values(numbers: pd.DataFrame, key: Key) -> pd.DataFrame:
     group, level, metric = key
     return numbers[(numbers["group"] == group) & (numbers["level"] == level) & (numbers["metric"] == metric)]
 
 
-def _scale(numbers: pd.DataFrame, key: tuple[str, str, str]) -> tuple[float, float]:
+def _scale(numbers: pd.DataFrame, key: Key) -> tuple[float, float]:
     """Values that are to become 0 and 1."""
     zero, one = floor_and_copy(numbers, *key)
     return (zero, one) if abs(one - zero) > 1e-12 else (np.nan, np.nan)
 
 
-def _score(part: pd.DataFrame, key: tuple[str, str, str], scale: tuple[float, float]) -> float:
+def _score(part: pd.DataFrame, key: Key, scale: tuple[float, float]) -> float:
     values = _values(part, key)["value"]
     return float((values.mean() - scale[0]) / (scale[1] - scale[0])) if len(values) else np.nan
 

@@ -1,8 +1,10 @@
 """A study's results for people: a Markdown table with baselines and floor, a CSV of all numbers, two plots."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from evae.evaluation.baselines import SPLIT_HALF
 from evae.evaluation.labels import METRIC_LABELS, format_number
@@ -64,6 +66,8 @@ def markdown(study: Study, numbers: pd.DataFrame, figures: list[str]) -> str:
     lines += ["", "## Plots"] if figures else []
     for path in figures:
         lines += ["", f"![{path}]({path})"]
+    settings = yaml.safe_dump(asdict(study), sort_keys=False).rstrip()
+    lines += ["", "## What was asked for", "", "```yaml", settings, "```"]
     return "\n".join(lines) + "\n"
 
 
