@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .contract_evae import EvaeError
-from .layers_evae import check_ids
-from .modeling_evae import log_library
+from .layers_evae import check_ids, log_library
 
 try:
     from transformers import initialization as init

@@ -221,6 +221,11 @@ class ModulatedBlock(nn.Module):
         return x + gate_f * self.feed_forward(modulate(self.feed_forward_norm(x), shift_f, scale_f))
 
 
+def log_library(library_size: Tensor, median: float) -> Tensor:
+    """log2(library size / median), (cells, 1): 0 for a typical cell, about +-1 for the usual spread."""
+    return torch.log2(library_size.float().clamp_min(1) / median).unsqueeze(-1)
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift
 

@@ -25,7 +25,7 @@ from .coders_evae import (
 from .configuration_evae import COUNTS, EvaeConfig
 from .contract_evae import EvaeError
 from .heads_evae import HEAD_CLASSES, NegativeBinomialHead, with_gradient_of
-from .layers_evae import check_ids, check_size
+from .layers_evae import check_ids, check_size, log_library
 from .quantization_evae import FiniteScalarQuantizer, GaussianBottleneck, LatentStandardizer
 from .randomness_evae import CellStreams, Randomness
 
@@ -292,11 +292,6 @@ class EvaeModel(EvaePreTrainedModel):
             return latents, codes, None
         latents, _, kl = self.quantizer(parameters)
         return latents, None, kl
-
-
-def log_library(library_size: Tensor, median: float) -> Tensor:
-    """log2(library size / median), (cells, 1): 0 for a typical cell, about +-1 for the usual spread."""
-    return torch.log2(library_size.float().clamp_min(1) / median).unsqueeze(-1)
 
 
 EvaeModel.register_for_auto_class("AutoModel")
