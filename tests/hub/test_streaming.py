@@ -3,6 +3,7 @@
 import json
 import re
 
+import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import HfApi
@@ -71,6 +72,7 @@ def test_a_shard_that_is_missing_is_named(streamed):
         list(CellLoader(streamed, "train", 8, epochs=1))
 
 
+@pytest.mark.skipif(huggingface_hub.__version__ < "1", reason="the client before 1.0 does not go on after a cut")
 def test_a_cut_while_a_shard_is_fetched(streamed, screen_dataset, hub, hub_module):
     hub.faults.append(hub_module.Fault(path="/stored/", method="GET", times=1, cut=500))
     there, here = (list(CellLoader(place, "train", 64, epochs=1)) for place in (streamed, screen_dataset))
