@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from evae.models import EvaeModel, modeling_evae
-from evae.models.coders_evae import EvaeDecoder, EvaeEncoder, to_sparse
+from evae.models.coders_evae import EvaeDecoder, EvaeEncoder, in_buckets, to_sparse
 from evae.models.configuration_evae import HEADS
 from evae.models.contract_evae import EvaeError
 from evae.models.randomness_evae import CellStreams
@@ -163,3 +163,40 @@ def test_sparse_encoding_under_bfloat16(tiny_tokenizer, cells):
     with torch.autocast("cpu", torch.bfloat16):
         found = model.embed(*to_sparse(cells))
     torch.testing.assert_close(found.float(), model.embed(cells), rtol=0, atol=0.1)
+
+
+class TestBuckets:
+    """Cells of like numbers of expressed genes are encoded together; each comes out as if alone."""
+
+    @pytest.fixture
+    def many(self, cells):
+        generator = torch.Generator().manual_seed(0)
+        thinned = torch.cat([cells, cells * 2, cells + 1])
+        keep = torch.rand(len(thinned), 1, generator=generator)
+        thinned = thinned * (torch.rand(thinned.shape, generator=generator) < keep)
+        thinned[3] = 0
+        return thinned.double()
+
+    @pytest.mark.parametrize("packed", [True, False])
+    def test_equals_encoding_all_at_once(self, tiny_tokenizer, many, as_gene_lists, packed):
+        model = drawn(tiny_tokenizer(quantizer="gaussian"))
+        form = to_sparse(many) if packed else as_gene_lists(many)
+        found = model.embed(*form, kind="pooled")
+        expected = model.encoder(*form).mean(1)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        name = "encoder.embedding.gene_embedding.weight"
+        gradient = gradients(model, found.square().sum())[name]
+        torch.testing.assert_close(gradient, gradients(model, expected.square().sum())[name], rtol=1e-9, atol=1e-12)
+
+    def test_less_is_padding(self, many):
+        widths = []
+
+        def encode(counts, gene_ids):
+            widths.append(counts.shape[1])
+            return counts.sum(1)
+
+        form = to_sparse(many)
+        assert torch.equal(in_buckets(encode, *form), many.sum(1))
+        assert len(widths) == 5
+        assert sorted(widths) == widths
+        assert widths[0] < widths[-1] == form[0].shape[1]

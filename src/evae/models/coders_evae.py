@@ -4,6 +4,7 @@ Sparse encoding is exact: all genes with count 0 share one token, the zero vecto
 expressed genes and ONE token for all zeros with the attention bias log(number of zeros).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -164,6 +165,28 @@ def split_counts(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         torch.cat([counts[:n_split] - first, counts[n_split:]]),
         whole,
     )
+
+
+def in_buckets(
+    encode: Callable[[Tensor, Tensor], Tensor], counts: Tensor, gene_ids: Tensor, bucket_cells: int = 4
+) -> Tensor:
+    """`encode(counts, gene_ids)`, cells of like numbers of expressed genes together, so that little is padding.
+
+    Args:
+        encode: from expressed counts and genes, (cells, tokens) each, to (cells, ...).
+        counts, gene_ids: as `to_sparse` gives them. Where padding stands before an expressed gene, nothing is cut off.
+        bucket_cells: cells in a bucket at least; there are at most 8 buckets.
+    """
+    n_buckets = min(8, len(counts) // bucket_cells)
+    if n_buckets < 2:
+        return encode(counts, gene_ids)
+    columns = torch.arange(1, counts.shape[1] + 1, device=counts.device)
+    order = ((counts > 0) * columns).amax(1).argsort()
+    parts = []
+    for rows in order.chunk(n_buckets):
+        width = max(1, int(((counts[rows[-1]] > 0) * columns).max()))
+        parts.append(encode(counts[rows, :width], gene_ids[rows, :width]))
+    return torch.cat(parts)[order.argsort()]
 
 
 def to_dense(counts: Tensor, gene_ids: Tensor, n_genes: int) -> Tensor:

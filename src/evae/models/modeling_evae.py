@@ -18,6 +18,7 @@ from .coders_evae import (
     EvaeEncoder,
     EvaeMLPDecoder,
     EvaeMLPEncoder,
+    in_buckets,
     split_counts,
     to_dense,
     to_sparse,
@@ -272,6 +273,9 @@ class EvaeModel(EvaePreTrainedModel):
             counts, gene_ids = to_sparse(counts)
         elif not self.config.sparse_encoding:
             return self._encoder_tokens(to_dense(counts, gene_ids, self.config.n_genes), None)
+        waits = self.training and counts.device.type != "cpu"  # buckets read numbers back, which a step must not
+        if self.config.encoder == "attention" and self.config.sparse_encoding and not waits:
+            return in_buckets(self.encoder, counts, gene_ids)
         return self.encoder(counts, gene_ids)
 
     def _check_genes(self, counts: Tensor, gene_ids: Tensor | None) -> None:

@@ -1,0 +1,230 @@
+"""The rows of the benchmark: what is timed against what, on which cells."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmark_reference import reference_tokenizer, sample_by_hand, sample_by_masking, sample_recomputing
+from evae.models import EvaeARConfig, EvaeARForCausalLM, EvaeConfig, EvaeMDLMConfig, EvaeMDLMModel, EvaeModel
+from evae.models.coders_evae import to_sparse
+from evae.models.randomness_evae import CellStreams
+from evae.training.state import build_optimizer
+
+TOY = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "n_latents": 6}
+# The published width, without what costs most: attention between genes, two layers, keys and values of every layer.
+FAST = {"decoder_self_attention": False, "decoder_layers": 2, "share_keys_values": True, "loss_genes": 500}
+
+
+@dataclass
+class Row:
+    """Contenders, ours first, each a call over `cells` cells.
+
+    Attributes:
+        bytes_read: of a contender, what it must at least read from memory.
+    """
+
+    title: str
+    cells: int
+    contenders: dict[str, Callable[[], Any]]
+    bytes_read: dict[str, float] | None = None
+
+
+@dataclass
+class Bench:
+    """Cells and models at the size of the run, each made once.
+
+    Attributes:
+        n_genes: genes in the panel.
+        nonzero: share of them that a cell expresses, in the mean.
+        quick: toy sizes.
+    """
+
+    device: torch.device
+    n_genes: int
+    nonzero: float
+    quick: bool
+
+    def size(self, cpu: int, gpu: int) -> int:
+        """Cells of a call."""
+        return 4 if self.quick else gpu if self.device.type == "cuda" else cpu
+
+    def cells(self, n: int) -> Tensor:
+        """Counts (cells, genes), float32: library sizes vary between cells by a factor of two or so."""
+        generator = torch.Generator().manual_seed(0)
+        rate = torch.rand(self.n_genes, generator=generator) ** 4
+        depth = (0.5 * torch.randn(n, 1, generator=generator)).exp()
+        low, high = 1e-3, 1e3
+        for _ in range(40):  # the depth at which that share is expressed
+            middle = (low * high) ** 0.5
+            share = (1 - (-middle * rate * depth).exp()).mean()
+            low, high = (middle, high) if share < self.nonzero else (low, middle)
+        counts = torch.poisson(low * rate * depth, generator=generator)
+        counts[:, 0] = 1  # no cell is empty
+        return counts.to(self.device)
+
+    def tokenizer(self, **fields: Any) -> EvaeModel:
+        """A tokenizer of the published size with some fields changed."""
+        torch.manual_seed(0)
+        size = TOY if self.quick else {}
+        return EvaeModel(EvaeConfig(**{"n_genes": self.n_genes, **size, **fields})).to(self.device)
+
+    def reference(self) -> EvaeModel:
+        """The published tokenizer."""
+        torch.manual_seed(0)
+        return reference_tokenizer(n_genes=self.n_genes, **(TOY if self.quick else {})).to(self.device)
+
+    def prior(self, kind: str, tokenizer: EvaeModel) -> Any:
+        """A prior of the published size over a tokenizer, in evaluation mode; adaLN-Zero does not start at zero."""
+        config_class, model_class = {
+            "ar": (EvaeARConfig, EvaeARForCausalLM),
+            "mdlm": (EvaeMDLMConfig, EvaeMDLMModel),
+        }[kind]
+        own = {k: v for k, v in TOY.items() if k != "n_latents"} | {"num_hidden_layers": 2} if self.quick else {}
+        torch.manual_seed(1)
+        model = model_class(config_class(tokenizer.config, n_perturbations=90, n_cell_types=18, **own))
+        nn.init.normal_(model.modulation.weight, std=0.02)
+        model.set_tokenizer(tokenizer)
+        return frozen(model.to(self.device))
+
+    def conditions(self, n: int) -> dict[str, Tensor]:
+        """A perturbation and a cell type for each of `n` cells, in the order in which a user asks for them."""
+        ids = torch.arange(n, device=self.device)
+        return {"perturbation_ids": ids * 4 // max(n, 4), "cell_type_ids": ids * 0}
+
+
+def frozen(model: Any) -> Any:
+    """The model in evaluation mode, without gradients."""
+    return model.eval().requires_grad_(False)
+
+
+def training_step(model: nn.Module, **inputs: Tensor) -> Callable[[], None]:
+    """One update of AdamW as in training."""
+    model.train()
+    optimizer = build_optimizer(model, 1e-4, 1e-3)
+
+    def step() -> None:
+        model(**inputs).loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def train_tokenizer(bench: Bench) -> Row:
+    n = bench.size(8, 128)
+    counts = bench.cells(n)
+    values, genes = to_sparse(counts)
+    ours = bench.tokenizer(**FAST)
+    exact = bench.tokenizer()
+    mlp = bench.tokenizer(encoder="mlp", decoder="mlp", encoder_layers=3, decoder_layers=3, loss_genes=500)
+    return Row(
+        "tokenizer training step", n,
+        {
+            "ours at equal width": training_step(ours, counts=values, gene_ids=genes),
+            "perceptrons": training_step(mlp, counts=values, gene_ids=genes),
+            "the same numbers as published": training_step(exact, counts=values, gene_ids=genes),
+            "published": training_step(bench.reference(), counts=counts),
+        },
+    )  # fmt: skip
+
+
+def train_prior(bench: Bench) -> Row:
+    n = bench.size(16, 256)
+    counts, conditions = bench.cells(n), bench.conditions(n)
+    tokenizer = frozen(bench.reference())
+    prior = bench.prior("ar", tokenizer).requires_grad_(True)
+    step = training_step(prior, codes=tokenizer.encode(counts), **conditions)
+
+    def encode_and_step() -> None:
+        tokenizer.encode(counts)
+        step()
+
+    return Row(
+        "prior training step", n, {"ours, cells encoded once": step, "cells encoded in every step": encode_and_step}
+    )
+
+
+def encode(bench: Bench) -> Row:
+    n = bench.size(16, 512)
+    counts = bench.cells(n)
+    values, genes = to_sparse(counts)
+    exact, shared, published = (frozen(m) for m in (bench.tokenizer(), bench.tokenizer(**FAST), bench.reference()))
+    return Row(
+        "encoding", n,
+        {
+            "ours, the same numbers as published": lambda: exact.encode(values, genes),
+            "ours, keys and values shared": lambda: shared.encode(values, genes),
+            "published": lambda: published.encode(counts),
+        },
+    )  # fmt: skip
+
+
+def sample(bench: Bench) -> Row:
+    n = bench.size(32, 1024)
+    prior, conditions = bench.prior("ar", bench.tokenizer(**FAST)), bench.conditions(n)
+    uniform = CellStreams(0, range(n)).uniform(prior.n_codes, device=bench.device)
+    weights = sum(p.numel() for name, p in prior.named_parameters() if not name.startswith("tokenizer"))
+    config = prior.config
+    kept = (
+        2 * config.num_hidden_layers * config.hidden_size * n * prior.n_codes / 2
+    )  # keys and values, half in the mean
+    bytes_read = prior.n_codes * (weights + kept) * (2 if bench.device.type == "cuda" else 4)
+    return Row(
+        "autoregressive codes", n,
+        {
+            "ours": lambda: prior.sample(**conditions, generator=CellStreams(0, range(n))),
+            "generate() of transformers": lambda: prior.generate(**conditions),
+            "cached loop by hand": lambda: sample_by_hand(prior, conditions, uniform),
+            "prefix recomputed": lambda: sample_recomputing(prior, conditions, uniform),
+        },
+        {"ours": bytes_read, "cached loop by hand": bytes_read},
+    )  # fmt: skip
+
+
+def diffuse(bench: Bench) -> Row:
+    n = bench.size(8, 512)
+    prior, conditions = bench.prior("mdlm", bench.tokenizer(**FAST)), bench.conditions(n)
+    return Row(
+        "masked diffusion codes", n,
+        {
+            "ours, 32 steps": lambda: prior.sample(**conditions, num_steps=32),
+            "ours, 8 steps": lambda: prior.sample(**conditions, num_steps=8),
+            "loop by hand, 32 steps": lambda: sample_by_masking(prior, conditions, 32),
+        },
+    )  # fmt: skip
+
+
+def generate(bench: Bench) -> Row:
+    n = bench.size(16, 512)
+    library, conditions = torch.full((n,), 5_000.0, device=bench.device), bench.conditions(n)
+    ours = bench.prior("ar", bench.tokenizer(**FAST))
+    same = bench.prior("ar", bench.tokenizer())
+    reference = frozen(bench.reference())
+
+    def published() -> Tensor:
+        uniform = torch.rand(n, ours.n_codes, device=bench.device)
+        codes = sample_recomputing(ours, conditions, uniform)
+        return reference.sample_counts(codes, library)
+
+    return Row(
+        "generated cells, from condition to counts", n,
+        {
+            "ours": lambda: ours.sample_cells(**conditions, library_size=library),
+            "ours with the decoder as published": lambda: same.sample_cells(**conditions, library_size=library),
+            "published, prefix recomputed": published,
+        },
+    )  # fmt: skip
+
+
+ROWS: dict[str, Callable[[Bench], Row]] = {
+    "train_tokenizer": train_tokenizer,
+    "train_prior": train_prior,
+    "encode": encode,
+    "sample": sample,
+    "diffuse": diffuse,
+    "generate": generate,
+}
