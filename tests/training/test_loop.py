@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from evae.models.contract_evae import EvaeError
 from evae.training.checkpoint import list_checkpoints
 from evae.training.state import weights_of
+from evae.training.step_clock import StepClock
 from evae.training.validation import codebook_statistics, take_cells
 
 SMALL = {"max_steps": 6, "batch_size": 4, "save_every": 2, "eval_every": 3, "log_every": 2, "warmup_steps": 1}
@@ -31,6 +32,31 @@ def test_a_run_leaves_what_it_promises(toy, tmp_path):
     saved = load_file(out / "model.safetensors")
     assert all(torch.equal(saved[name], value) for name, value in weights_of(trained.model).items())
     assert not list(out.glob(".partial*"))
+
+
+def test_the_time_of_a_step_in_parts(toy, tmp_path):
+    toy.run_toy(output_dir=tmp_path / "run", time_steps=True, gradient_accumulation_steps=2, **SMALL)
+    timed = [line for line in lines(tmp_path / "run") if "loss" in line]
+    names = {"seconds_data", "seconds_forward", "seconds_backward", "seconds_optimizer"}
+    for line in timed:
+        assert names < line.keys()
+        assert all(line[name] > 0 for name in names)
+
+
+def test_a_clock_counts_the_parts_of_steps_only(monkeypatch):
+    times = iter([0.0, 1.0, 3.0, 100.0, 104.0, 112.0])  # what lies between two steps belongs to neither
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    clock = StepClock(torch.device("cpu"), on=True)
+    for _ in range(2):
+        clock.mark()
+        clock.mark("forward")
+        clock.mark("optimizer")
+    expected = {"seconds_data": 0, "seconds_forward": 2.5, "seconds_backward": 0, "seconds_optimizer": 5}
+    assert clock.read() == expected
+    assert clock.read() == {}
+    off = StepClock(torch.device("cpu"), on=False)
+    off.mark("optimizer")
+    assert off.read() == {}
 
 
 def test_training_lowers_the_loss(toy, tmp_path):

@@ -32,6 +32,7 @@ from evae.training.setup import start_trackers
 from evae.training.snapshot import Running, agreed_step, capture, restore, seed_rank
 from evae.training.stage import Batches, Stage
 from evae.training.state import MovingAverage, build_optimizer, load_weights, reshard, weights_of, whole
+from evae.training.step_clock import StepClock
 from evae.training.stopping import StopOnTerminate, save_offending_batches
 from evae.training.validation import Batch, validate
 
@@ -91,6 +92,7 @@ class _Loop:
         self.pending: list[tuple[Tensor, Tensor, list[Batch]]] = []  # steps whose loss the host has not seen
         self.waited, self.since = 0.0, time.monotonic()
         self.notes: list[str] = []
+        self.clock = StepClock(accelerator.device, settings.time_steps)
 
     def run_to_end(self) -> Path:
         every = self.settings
@@ -136,14 +138,18 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         losses, seen = [], []
+        self.clock.mark()
         for part in range(parts):
             batch = self._next(source)
             seen.append(batch)
             moved = self._to_device(batch)
+            self.clock.mark("data")
             own = contextlib.nullcontext() if part == parts - 1 else self.accelerator.no_sync(self.model)
             with own:
                 loss = self.model(**{key: moved[key] for key in self.stage.inputs}).loss
+                self.clock.mark("forward")
                 self.accelerator.backward(loss / parts)
+                self.clock.mark("backward")
             losses.append(loss.detach())
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
         norm = whole({"norm": norm})["norm"]
@@ -152,6 +158,7 @@ class _Loop:
         self.now.step += 1
         if self.now.average:
             self.now.average.update(self.now.step)
+        self.clock.mark("optimizer")
         self.pending.append((torch.stack(losses).mean().float(), norm.detach().float(), seen))
 
     def _next(self, source: Iterator[Batch]) -> Batch:
@@ -199,7 +206,7 @@ class _Loop:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "cells_per_second": cells * self.accelerator.num_processes / elapsed,
             "data_wait": self.waited / elapsed,
-        }
+        } | self.clock.read()
         self._log(line)
         self.progress.update(self.now.step, line)
         self.pending, self.waited, self.since = [], 0.0, time.monotonic()
