@@ -274,9 +274,8 @@ class EvaeModel(EvaePreTrainedModel):
         elif not self.config.sparse_encoding:
             return self._encoder_tokens(to_dense(counts, gene_ids, self.config.n_genes), None)
         waits = self.training and counts.device.type != "cpu"  # buckets read numbers back, which a step must not
-        if self.config.encoder == "attention" and self.config.sparse_encoding and not waits:
-            return in_buckets(self.encoder, counts, gene_ids)
-        return self.encoder(counts, gene_ids)
+        bucketed = self.config.encoder == "attention" and self.config.sparse_encoding and not waits
+        return in_buckets(self.encoder, counts, gene_ids) if bucketed else self.encoder(counts, gene_ids)
 
     def _check_genes(self, counts: Tensor, gene_ids: Tensor | None) -> None:
         n_genes = self.config.n_genes
