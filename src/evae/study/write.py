@@ -105,7 +105,9 @@ def _text(part: pd.DataFrame, key: tuple[str, str, str]) -> str:
         return "–"
     if found["seed"].isna().all():  # a baseline
         return format_number(float(found["value"].iloc[0]))
-    by_seed = found.groupby("seed")["value"].mean()
+    by_seed = found.groupby("seed")["value"].mean().dropna()
+    if by_seed.empty:
+        return "–"
     text = format_number(float(by_seed.mean()))
     return f"{text} ±{format_number(float(by_seed.std()))}" if len(by_seed) > 1 else text
 
