@@ -203,3 +203,18 @@ def test_works_from_another_folder_as_a_module(trained_tokenizer, screen_file, t
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert Path(tmp_path / "e.h5ad").is_file()
+
+
+def test_sampling_options_reach_the_prior(run, trained_prior, screen_split, tmp_path):
+    common = ["predict", trained_prior, "--perturbation", screen_split["pert"][0], "--cell-type", "type_A"]
+    common += ["--n-cells", 20, "--out"]
+    assert run(*common, tmp_path / "plain.h5ad").code == 0
+    assert run(*common, tmp_path / "one.h5ad", "--guidance-scale", 1).code == 0
+    assert run(*common, tmp_path / "four.h5ad", "--guidance-scale", 400).code == 0
+    plain, one, four = (ad.read_h5ad(tmp_path / f"{name}.h5ad").X for name in ("plain", "one", "four"))
+    assert (plain != one).nnz == 0
+    assert (plain != four).nnz > 0
+    refused = run(*common, tmp_path / "no.h5ad", "--steps", 4)
+    assert refused.code == 2
+    assert "EvaeARForCausalLM has no sampling option 'num_steps'" in refused.err
+    assert not (tmp_path / "no.h5ad").exists()

@@ -46,9 +46,9 @@ def predict(
     layer: Layer = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same cells.")] = 0,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="How much to stress the perturbation; 1 is the model as trained.", min=0)
+        float | None, typer.Option(help="How much to stress the perturbation; 1 is the model as trained.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampling steps of a diffusion or flow prior.", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps of a diffusion or flow prior.")] = None,
     batch_size: Annotated[int, typer.Option(help="Cells drawn at once.")] = 256,
     device: Device = None,
     overwrite: Overwrite = False,
