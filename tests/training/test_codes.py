@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from evae.models.contract_evae import EvaeError
-from evae.training.codes import CodeBatches, EncodedCells, encode_cells
+from evae.training.codes import CodeBatches, EncodedCells, encode_cells, joined, thinned
 
 
 def cells(n=10):
@@ -90,3 +90,25 @@ def test_encoding_keeps_order_and_large_codes():
 def test_no_cells_is_an_error():
     with pytest.raises(EvaeError, match="no cells"):
         encode_cells(FirstGenes(), [], torch.device("cpu"))
+
+
+def test_thinning_takes_whole_molecules_away_and_nothing_else():
+    ids = torch.arange(400)
+    batch = {"counts": torch.full((400, 50), 10.0), "library_size": ids.float(), "perturbation_ids": ids}
+    (once,), (again,), (other,) = (list(thinned([batch], seed)) for seed in (1, 1, 2))
+    kept = once["counts"]
+    assert torch.equal(kept, kept.round())
+    assert 0 <= kept.min() < kept.max() <= 10
+    shares = kept.mean(1) / 10  # of 500 molecules a cell: the noise is at most 0.022
+    assert 0.4 < shares.min() < 0.55
+    assert 0.95 < shares.max() <= 1
+    assert abs(shares.mean() - 0.75) < 0.03
+    assert torch.equal(again["counts"], kept)
+    assert not torch.equal(other["counts"], kept)
+    assert all(torch.equal(once[name], batch[name]) for name in ("library_size", "perturbation_ids"))
+
+
+def test_joined_encodings_follow_one_another():
+    both = joined([cells(4), cells(3)])
+    assert both.codes[:, 0].tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert both.library_size.tolist() == [0.5, 1.5, 2.5, 3.5, 0.5, 1.5, 2.5]

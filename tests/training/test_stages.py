@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from evae.data.dataset import CellLoader, DatasetInfo
@@ -13,7 +14,7 @@ from evae.models import EvaeARForCausalLM, EvaeModel, EvaeProcessor
 from evae.models.contract_evae import EvaeError
 from evae.training import loop
 from evae.training.codes import encode_cells
-from evae.training.prior import train_prior
+from evae.training.prior import encode_split, train_prior
 from evae.training.settings import PriorSettings, TokenizerSettings
 from evae.training.tokenizer import train_tokenizer
 
@@ -37,7 +38,7 @@ def tokenizer_settings(dataset, out, **changes):
 
 
 def prior_settings(dataset, tokenizer, out, **changes):
-    values = {"model": PRIOR, "tokenizer": str(tokenizer)} | SHORT | changes
+    values = {"model": PRIOR, "tokenizer": str(tokenizer), "thinned_copies": 1} | SHORT | changes
     return PriorSettings(dataset=str(dataset), output_dir=str(out), **values)
 
 
@@ -118,6 +119,21 @@ def test_the_prior_learns_on_every_training_cell(dataset, tokenizer, prior):
     with torch.no_grad():
         loss = model(**encoded.batch(np.arange(len(encoded)))).loss.item()
     assert final["validation_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_thinned_copies_stand_beside_the_whole_cells(dataset, tokenizer, tmp_path):
+    info, model = DatasetInfo.load(dataset), EvaeModel.from_pretrained(tokenizer).eval()
+    encodings = {}
+    for copies in (0, 2):
+        settings = prior_settings(dataset, tokenizer, tmp_path, thinned_copies=copies)
+        encodings[copies] = encode_split(settings, info, model, "train", Accelerator(cpu=True))
+    n = info.n_cells["train"]
+    whole, first, second = (encodings[2].codes[i * n : (i + 1) * n] for i in range(3))
+    assert len(encodings[0]) == n
+    assert len(encodings[2]) == 3 * n
+    assert np.array_equal(whole, encodings[0].codes)
+    assert len({codes.tobytes() for codes in (whole, first, second)}) == 3
+    assert np.array_equal(encodings[2].library_size, np.tile(encodings[0].library_size, 3))
 
 
 class Killed(BaseException):

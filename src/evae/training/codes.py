@@ -4,7 +4,7 @@ A cell of 64 codes takes 128 bytes, so a million cells take 128 MB. The latents 
 are, 8 kB for 64 x 32 numbers.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,26 @@ def encode_cells(tokenizer: Any, batches: Iterable[Batch], device: torch.device)
     if not parts:
         raise EvaeError("the dataset has no cells in this split; prepare it again with another --split.")
     return EncodedCells(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def thinned(batches: Iterable[Batch], seed: int) -> Iterator[Batch]:
+    """The same cells with fewer molecules: of every cell a share drawn from [0.5, 1] is kept, each molecule alike.
+
+    To the tokenizer they are further measurements of the same cells, so their codes vary as those of like cells do.
+    Labels and library sizes stay those of the whole cells.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for batch in batches:
+        counts = batch["counts"]
+        share = 0.5 + 0.5 * torch.rand(len(counts), 1, generator=generator)
+        kept = torch.binomial(counts, share.expand_as(counts).contiguous(), generator=generator)
+        yield {**batch, "counts": kept}
+
+
+def joined(parts: Sequence[EncodedCells]) -> EncodedCells:
+    """All cells of several encodings, one after another."""
+    columns = ("codes", "perturbation_ids", "cell_type_ids", "library_size")
+    return EncodedCells(*(np.concatenate([getattr(part, name) for part in parts]) for name in columns))
 
 
 class CodeBatches:

@@ -20,7 +20,7 @@ from evae.models.modeling_evae_flow import EvaeFlowModel
 from evae.models.modeling_evae_mdlm import EvaeMDLMModel
 from evae.models.no_tokenizer_evae import NoTokenizer
 from evae.models.processing_evae import EvaeProcessor
-from evae.training.codes import CodeBatches, EncodedCells, cells_batches, encode_cells
+from evae.training.codes import CodeBatches, EncodedCells, cells_batches, encode_cells, joined, thinned
 from evae.training.conditions import perturbation_vocabulary, set_conditions
 from evae.training.loop import train
 from evae.training.progress import tracked
@@ -146,12 +146,17 @@ def load_tokenizer(path_or_id: str, info: DatasetInfo) -> EvaeModel:
 def encode_split(
     settings: PriorSettings, info: DatasetInfo, tokenizer: nn.Module, split: str, accelerator: Accelerator
 ) -> EncodedCells:
-    """Encode one split of the dataset, with a progress bar on the main rank."""
-    loader = CellLoader(
-        settings.dataset, split=split, batch_size=ENCODING_BATCH, shuffle=False, epochs=1, drop_last=False
-    )
-    title, main = f"encoding {split}", accelerator.is_main_process
-    return encode_cells(tokenizer, tracked(loader, title, info.n_cells[split], main), accelerator.device)
+    """Encode one split of the dataset, with a progress bar on the main rank; the training cells also thinned."""
+    main = accelerator.is_main_process
+    parts = []
+    for copy in range(1 + (settings.thinned_copies if split == "train" else 0)):
+        loader = CellLoader(
+            settings.dataset, split=split, batch_size=ENCODING_BATCH, shuffle=False, epochs=1, drop_last=False
+        )
+        title = f"encoding {split}" + (f", thinned copy {copy}" if copy else "")
+        cells = tracked(loader, title, info.n_cells[split], main)
+        parts.append(encode_cells(tokenizer, thinned(cells, copy) if copy else cells, accelerator.device))
+    return joined(parts)
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -74,8 +74,8 @@ class Settings:
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise EvaeError(f"{name} is {getattr(self, name)}; give a number above 0.")
-        for name in ("weight_decay", "warmup_steps", "seed"):
-            if getattr(self, name) < 0:
+        for name in ("weight_decay", "warmup_steps", "seed", "thinned_copies"):
+            if getattr(self, name, 0) < 0:
                 raise EvaeError(f"{name} is {getattr(self, name)}; give 0 or more.")
         if not 0 <= self.ema_decay < 1:
             raise EvaeError(f"ema_decay is {self.ema_decay}; give 0 (off) up to below 1, for example 0.999.")
@@ -111,6 +111,7 @@ class PriorSettings(Settings):
     tokenizer: str = ""  # folder or Hub id of a trained tokenizer; "counts" for a prior without latents
     model_type: str = "evae_ar"  # which prior
     perturbation_features: str = ""  # npz, csv, tsv or parquet of vectors by name: then unseen names can be asked for
+    thinned_copies: int = 0  # further encodings of every training cell, with fewer molecules: for small sets
     learning_rate: float = 2e-4
     weight_decay: float = 0.0
     warmup_steps: int = 3_000
