@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests loading and publishing with the oldest transformers and huggingface_hub that are supported, and with the first
 # of their present major versions. Each gets an environment inside .venv that takes all else from it; test.sh makes .venv
-# and tests the newest. Arguments go to pytest. Takes two to three minutes on two free cores.
+# and tests the newest. Arguments go to pytest. Takes some minutes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 failed=0
