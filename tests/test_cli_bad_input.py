@@ -255,5 +255,5 @@ def test_the_process_ends_with_code_2_and_one_line(tmp_path):
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr == "error: no such file: nothing.h5ad\n"
+    assert done.stderr == "error: no such model folder: nowhere\n"
     assert done.stdout == ""
