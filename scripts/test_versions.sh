@@ -24,7 +24,8 @@ check() {
 }
 
 pytest_arguments=("$@")
+network=(httpx==0.28.1 httpcore==1.0.9 requests urllib3 certifi charset-normalizer idna h11 anyio)
 check transformers-4 transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2 datasets==4.4.1 \
-    httpx==0.28.1 httpcore==1.0.9
-check transformers-5 transformers==5.0.0 huggingface_hub==1.33.0 tokenizers==0.22.2 httpx==0.28.1 httpcore==1.0.9
+    "${network[@]}"
+check transformers-5 transformers==5.0.0 huggingface_hub==1.33.0 tokenizers==0.22.2 "${network[@]}"
 exit "$failed"
