@@ -127,8 +127,14 @@ def trained_prior(screen_dataset: Path, trained_tokenizer: Path, tmp_path_factor
 
 
 @pytest.fixture(scope="session")
-def pipe(trained_prior: Path) -> evae.Pipeline:
-    return evae.pipeline(trained_prior, device="cpu")
+def tiny_checkpoint() -> Path:
+    """A prior trained on the screen by scripts/make_tiny_checkpoint.py; read only."""
+    return Path(__file__).with_name("tiny_checkpoint")
+
+
+@pytest.fixture(scope="session")
+def pipe(tiny_checkpoint: Path) -> evae.Pipeline:
+    return evae.pipeline(tiny_checkpoint, device="cpu")
 
 
 @pytest.fixture

@@ -132,14 +132,14 @@ def test_conditions_reach_any_prior_row_by_row(pipe, controls):
 def test_embedding_is_written_in_place_and_cell_by_cell(pipe, screen):
     cells = screen.copy()
     assert pipe.embed(cells, **QUIET) is cells
-    assert cells.obsm["X_evae"].shape == (900, 4 * 2)
+    assert cells.obsm["X_evae"].shape == (900, 6 * 2)
     assert cells.obsm["X_evae"].dtype == np.float32
     some = [5, 700, 899]  # in other chunks than before
     alone = pipe.embed(screen[some].copy(), **QUIET).obsm["X_evae"]
     np.testing.assert_allclose(alone, cells.obsm["X_evae"][some], atol=1e-5)
     assert cells.uns["X_evae"]["kind"] == "latents"
     pooled = pipe.embed(cells, "pooled", key="X_pooled", **QUIET).obsm["X_pooled"]
-    assert pooled.shape == (900, 16)
+    assert pooled.shape == (900, 32)
 
 
 def test_embedding_is_the_tokenizers_own(pipe, screen):

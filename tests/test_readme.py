@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,22 @@ def snippets(language: str) -> list[str]:
 def commands() -> list[str]:
     lines = [line.split("  #")[0].strip() for block in snippets("bash") for line in block.splitlines()]
     return [line for line in lines if line]
+
+
+def published(tiny_checkpoint: Path, folder: Path) -> Path:
+    """The tiny checkpoint with the labels of the README in the place of its own."""
+    shutil.copytree(tiny_checkpoint, folder)
+    file = folder / "preprocessor_config.json"
+    content = json.loads(file.read_text())
+    new = dict(zip(content["perturbations"], NAMES, strict=True)) | LINES
+
+    def renamed(value: object) -> object:
+        if isinstance(value, dict):
+            return {new.get(k, k): renamed(v) for k, v in value.items()}
+        return [renamed(v) for v in value] if isinstance(value, list) else new.get(value, value)
+
+    file.write_text(json.dumps({key: renamed(value) for key, value in content.items()}))
+    return folder
 
 
 def stress_screen(path: Path) -> None:
@@ -83,18 +100,19 @@ def test_commands_of_the_main_path(workplace):
     assert (folder / "stress_reversion" / "report.html").is_file()
 
 
-def test_python_snippets_run_in_order(workplace, monkeypatch):
-    """On the prior that the commands trained, in the place of the published one."""
+def test_python_snippets_run_in_order(workplace, tiny_checkpoint, monkeypatch):
+    """On the tiny checkpoint in the place of the published one."""
     folder, _ = workplace
     monkeypatch.chdir(folder)
+    published(tiny_checkpoint, folder / "published")
     namespace: dict = {}
     blocks = snippets("python")
     assert len(blocks) == 4
     for block in blocks:
-        exec(compile(block.replace(HUB_ID, "runs/prior").replace("500", "30"), "README.md", "exec"), namespace)
+        exec(compile(block.replace(HUB_ID, "published").replace("500", "30"), "README.md", "exec"), namespace)
     assert set(ad.read_h5ad(folder / "predicted.h5ad").obs["perturbation"]) == {"STAT1"}
     assert "X_evae" in namespace["cells"].obsm
-    assert namespace["counts"].shape == (8, 50)
+    assert namespace["counts"].shape == (8, 60)
     assert (folder / "report" / "report.html").is_file()
 
 

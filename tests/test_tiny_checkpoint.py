@@ -7,9 +7,7 @@ import numpy as np
 import yaml
 
 import evae
-from evae.data.simulate import simulate_perturb_seq
 
-FOLDER = Path(__file__).with_name("tiny_checkpoint")
 SCRIPT = Path(__file__).parents[1] / "scripts" / "make_tiny_checkpoint.py"
 
 
@@ -20,32 +18,31 @@ def script():
     return module
 
 
-def test_is_what_the_script_writes():
-    made, prior = script(), evae.EvaeARConfig.from_pretrained(FOLDER)
-    assert made.OUT == FOLDER
+def test_is_what_the_script_writes(tiny_checkpoint, screen):
+    made, prior = script(), evae.EvaeARConfig.from_pretrained(tiny_checkpoint)
+    assert tiny_checkpoint == made.OUT
     for config, settings in ((prior.tokenizer_config, made.TOKENIZER), (prior, made.PRIOR)):
         for setting in (*made.SIZES, *settings):
             field, _, value = setting.removeprefix("model.").partition("=")
             assert getattr(config, field) == yaml.safe_load(value), field
-    processor = evae.EvaeProcessor.from_pretrained(FOLDER)
-    assert processor.genes == [f"GENE{i:04d}" for i in range(1, 61)]
-    assert (len(processor.perturbations), processor.control) == (5, "control")
-    assert processor.cell_types == ["type_A", "type_B"]
+    processor = evae.EvaeProcessor.from_pretrained(tiny_checkpoint)
+    assert processor.genes == list(screen.var_names)
+    assert processor.control == "control"
+    assert set(processor.perturbations) == set(screen.obs["perturbation"])
+    assert set(processor.cell_types) == set(screen.obs["cell_type"])
 
 
-def test_is_small_and_holds_neither_code_nor_pickle():
-    files = list(FOLDER.iterdir())
+def test_is_small_and_holds_neither_code_nor_pickle(tiny_checkpoint):
+    files = list(tiny_checkpoint.iterdir())
     assert sum(file.stat().st_size for file in files) < 1_000_000
     names = {"config.json", "generation_config.json", "preprocessor_config.json", "model.safetensors"}
     assert {file.name for file in files} == names
 
 
-def test_is_trained():
+def test_is_trained(pipe, screen, controls):
     """It has learnt which genes are expressed: without training nothing of that is known."""
-    screen = simulate_perturb_seq(n_cells=1_200, n_genes=60, n_cell_types=2, n_perturbations=4, seed=0)
     screen = screen[screen.obs["cell_type"] == "type_A"]
-    controls = screen[screen.obs["perturbation"] == "control"].copy()
-    pipe = evae.pipeline(FOLDER, device="cpu")
+    controls = controls[controls.obs["cell_type"] == "type_A"]
     predicted = pipe.predict(controls, perturbation=pipe.processor.perturbations[1], n_cells=100, progress=False)
     assert predicted.shape == (100, 60)
     real, drawn = (np.asarray(cells.X.mean(0)).ravel() for cells in (screen, predicted))

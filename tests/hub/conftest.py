@@ -13,6 +13,8 @@ import transformers
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import _http
 
+import evae
+
 SERVER = Path(__file__).parents[1] / "hub_server.py"
 WRITER, READER, STRANGER = "hf_writer", "hf_reader", "hf_stranger"
 MODEL = "evae/tiny-ar"
@@ -85,6 +87,12 @@ def login(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
             monkeypatch.setenv("HF_TOKEN", token)
 
     return use
+
+
+@pytest.fixture(scope="session")
+def pipe(trained_prior: Path) -> evae.Pipeline:
+    """The prior that the tests of this folder push, from its local folder."""
+    return evae.pipeline(trained_prior, device="cpu")
 
 
 @pytest.fixture
