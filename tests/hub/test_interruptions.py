@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import huggingface_hub
@@ -14,6 +16,7 @@ from evae.hub import push_run
 
 WRITER = "hf_writer"
 REPO = "evae/replogle-ar"
+OWN = "evae/my-model"  # without a card of its own, so any kind of model may go there
 NEW_CLIENT = pytest.mark.skipif(huggingface_hub.__version__ < "1", reason="the client before 1.0 does not retry this")
 FETCH = (
     "import sys; from huggingface_hub import snapshot_download; snapshot_download(sys.argv[1], cache_dir=sys.argv[2])"
@@ -53,6 +56,26 @@ def test_two_pushes_at_once(hub, login, trained_prior, monkeypatch):
     assert len(hub.repo(REPO).titles) == 2
     push_run(trained_prior, REPO)  # the retry
     assert evae.pipeline(REPO).checkpoint.is_prior
+
+
+def test_two_pushes_in_parallel(hub, login, trained_prior, trained_tokenizer, monkeypatch):
+    """Both have looked before either commits: one arrives whole, the other is told."""
+    login(WRITER)
+    create_commit, both = HfApi.create_commit, threading.Barrier(2)
+
+    def together(self, *arguments, **options):
+        both.wait(60)
+        return create_commit(self, *arguments, **options)
+
+    monkeypatch.setattr(HfApi, "create_commit", together)
+    with ThreadPoolExecutor(2) as pool:
+        pushes = {folder: pool.submit(push_run, folder, OWN) for folder in (trained_prior, trained_tokenizer)}
+    refused = {folder: push.exception() for folder, push in pushes.items() if push.exception() is not None}
+    assert [str(error) for error in refused.values()] == [f"someone else wrote to '{OWN}' at the same time; retry."]
+    (arrived,) = pushes.keys() - refused.keys()
+    assert len(hub.repo(OWN).titles) == 2
+    assert hub.repo(OWN).files()["model.safetensors"] == (arrived / "model.safetensors").read_bytes()
+    assert hub.repo(OWN).files()["config.json"] == (arrived / "config.json").read_bytes()
 
 
 def test_download_that_is_killed(on_the_hub, hub, hub_module, child):
