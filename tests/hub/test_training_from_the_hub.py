@@ -31,7 +31,7 @@ def test_both_stages_end_to_end(
     push_run(trained_tokenizer, TOKENIZER)
     for place, tokenizer in ((on_the_hub, TOKENIZER), (screen_dataset, trained_tokenizer)):
         out = tmp_path / Path(place).name
-        common = [f"dataset={place}", "max_steps=8"]
+        common = ["--dataset", place, "max_steps=8"]
         trained = run("train", "tokenizer", *small_settings["tokenizer"], *common, f"output_dir={out}/tokenizer")
         assert trained.code == 0, trained.err
         trained = run(

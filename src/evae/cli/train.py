@@ -18,23 +18,28 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="key=value...", help="Settings; model.key=value for the model's."),
 ]
+Dataset = Annotated[str | None, typer.Option(help="Dataset folder or Hub id; the same as dataset=...")]
 ReportTo = Annotated[str | None, typer.Option(help="Tracker: none, tensorboard, wandb or trackio.")]
 
 
 @train.command("tokenizer")
-def tokenizer(settings: Overrides = None, config: Config = "base", report_to: ReportTo = None) -> None:
+def tokenizer(
+    settings: Overrides = None, config: Config = "base", dataset: Dataset = None, report_to: ReportTo = None
+) -> None:
     """Train the tokenizer that turns a cell's counts into codes and back.
 
     Needs dataset=DIR and output_dir=DIR. A run that was stopped goes on with resume=true.
 
     Example: evae train tokenizer --config tiny dataset=data/screen output_dir=runs/tokenizer max_steps=500
     """
-    chosen = load_settings("tokenizer", config_path(config, "tokenizer"), _overrides(settings, report_to))
+    chosen = load_settings("tokenizer", config_path(config, "tokenizer"), _overrides(settings, dataset=dataset, report_to=report_to))
     _tell(train_tokenizer(cast(TokenizerSettings, chosen)))
 
 
 @train.command("prior")
-def prior(settings: Overrides = None, config: Config = "base", report_to: ReportTo = None) -> None:
+def prior(
+    settings: Overrides = None, config: Config = "base", dataset: Dataset = None, report_to: ReportTo = None
+) -> None:
     """Train the prior that writes codes for a perturbation and a cell type.
 
     Needs dataset=DIR, tokenizer=DIR and output_dir=DIR. The finished folder is all that predicting needs.
@@ -44,7 +49,7 @@ def prior(settings: Overrides = None, config: Config = "base", report_to: Report
 
     Example: evae train prior --config tiny dataset=data/screen tokenizer=runs/tokenizer output_dir=runs/prior
     """
-    chosen = load_settings("prior", config_path(config, "prior"), _overrides(settings, report_to))
+    chosen = load_settings("prior", config_path(config, "prior"), _overrides(settings, dataset=dataset, report_to=report_to))
     _tell(train_prior(cast(PriorSettings, chosen)))
 
 
@@ -53,5 +58,5 @@ def _tell(path: Path) -> None:
         print(path)
 
 
-def _overrides(settings: list[str] | None, report_to: str | None) -> list[str]:
-    return [*(settings or []), *([f"report_to={report_to}"] if report_to else [])]
+def _overrides(settings: list[str] | None, **options: str | None) -> list[str]:
+    return [*(settings or []), *(f"{name}={value}" for name, value in options.items() if value)]
