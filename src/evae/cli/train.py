@@ -32,7 +32,9 @@ def tokenizer(
 
     Example: evae train tokenizer --config tiny dataset=data/screen output_dir=runs/tokenizer max_steps=500
     """
-    chosen = load_settings("tokenizer", config_path(config, "tokenizer"), _overrides(settings, dataset=dataset, report_to=report_to))
+    chosen = load_settings(
+        "tokenizer", config_path(config, "tokenizer"), _overrides(settings, dataset=dataset, report_to=report_to)
+    )
     _tell(train_tokenizer(cast(TokenizerSettings, chosen)))
 
 
@@ -49,7 +51,9 @@ def prior(
 
     Example: evae train prior --config tiny dataset=data/screen tokenizer=runs/tokenizer output_dir=runs/prior
     """
-    chosen = load_settings("prior", config_path(config, "prior"), _overrides(settings, dataset=dataset, report_to=report_to))
+    chosen = load_settings(
+        "prior", config_path(config, "prior"), _overrides(settings, dataset=dataset, report_to=report_to)
+    )
     _tell(train_prior(cast(PriorSettings, chosen)))
 
 
