@@ -33,6 +33,9 @@ def evaluate(
     cell_type_key: CellTypeKey = "cell_type",
     suite: Annotated[str, typer.Option(help=f"{', '.join(SUITES)}.")] = "robust",
     seeds: Annotated[int, typer.Option(help="How many seeds to average over.", min=1)] = 3,
+    baseline: Annotated[
+        str | None, typer.Option(help="One more, trained on the training cells: scvi (extra scvi).")
+    ] = None,
     de: Annotated[
         str, typer.Option(help="What computes differential expression: evae, or pdex: the same, slower.")
     ] = "evae",
@@ -53,17 +56,7 @@ def evaluate(
     check_folder(out, RESULT, overwrite)
     if not predicted.is_file():
         raise EvaeError(f"no such file: {predicted}")
-    if (dataset is None) == (real is None):
-        raise EvaeError("give either REAL.h5ad or --dataset.")
-    data: dict[str, Any]
-    if dataset is not None:
-        if train or controls or control:
-            raise EvaeError("--train, --controls and --control go with REAL.h5ad; a dataset folder holds them.")
-        data = dataset_cells(dataset)
-    elif control is None:
-        raise EvaeError("with REAL.h5ad, name the label of the controls with --control.")
-    else:
-        data = {"real": real, "train": train, "controls": controls, "control": control}
+    data = _truth(dataset, {"real": real, "train": train, "controls": controls, "control": control})
     console = Console(highlight=False, soft_wrap=True)
     result = run_evaluation(
         predicted,
@@ -72,6 +65,7 @@ def evaluate(
         cell_type_key=cell_type_key,
         suite=suite,
         seeds=tuple(range(seeds)),
+        extra_baselines=() if baseline is None else (baseline,),
         de=de,
         progress=console.is_terminal,
     )
@@ -81,6 +75,19 @@ def evaluate(
     save_result(result, out, plots, overwrite)
     shown = out / "report.html" if plots else out / RESULT
     console.print(f"all numbers: {shown}", style="bold", markup=False)
+
+
+def _truth(dataset: str | None, files: dict[str, Any]) -> dict[str, Any]:
+    """What the predictions are compared with: the files, or the cells of a dataset folder."""
+    if (dataset is None) == (files["real"] is None):
+        raise EvaeError("give either REAL.h5ad or --dataset.")
+    if dataset is None:
+        if files["control"] is None:
+            raise EvaeError("with REAL.h5ad, name the label of the controls with --control.")
+        return files
+    if files["train"] or files["controls"] or files["control"]:
+        raise EvaeError("--train, --controls and --control go with REAL.h5ad; a dataset folder holds them.")
+    return dataset_cells(dataset)
 
 
 def save_result(result: EvaluationResult, out: Path, plots: bool = True, overwrite: bool = False) -> None:

@@ -58,15 +58,9 @@ def reversion(
     """
     out = out or file.with_name(f"{file.stem}_reversion")
     check_folder(out, RESULT, overwrite)
-    given = {
-        "condition_key": condition_key,
-        "target_key": target_key,
-        "treated": treated,
-        "untreated": untreated,
-        "anchor": anchor,
-        "controls": _split(control) if control else None,
-        "positives": _split(positive) if positive else None,
-    }
+    lists = {"controls": _split(control or "") or None, "positives": _split(positive or "") or None}
+    labels = {"condition_key": condition_key, "target_key": target_key, "treated": treated, "untreated": untreated}
+    given = {**labels, "anchor": anchor, **lists}
     console = Console(highlight=False, soft_wrap=True)
     result = run(
         file,

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import scipy.sparse as sp
 
+from evae.models.contract_evae import EvaeError
+
 TARGET_TOTAL = 10_000.0
 _HASH_ROWS = 4_096
 
@@ -68,6 +70,7 @@ class Cells:
         cell_type: label of each cell, (cells,).
         genes: the panel, (genes,).
         n_empty: cells without any count over the panel.
+        totals: counts of each cell over the panel, (cells,); None where the values came as log1p.
     """
 
     matrix: Rows
@@ -75,6 +78,7 @@ class Cells:
     cell_type: np.ndarray
     genes: np.ndarray
     n_empty: int = 0
+    totals: np.ndarray | None = None
 
     def __len__(self) -> int:
         return int(self.matrix.shape[0])
@@ -82,7 +86,21 @@ class Cells:
     def take(self, rows: np.ndarray) -> "Cells":
         """The cells of `rows` (indices or mask), in memory."""
         labels = {name: getattr(self, name)[rows] for name in ("perturbation", "cell_type")}
-        return replace(self, matrix=self.matrix[rows], **labels)
+        totals = None if self.totals is None else self.totals[rows]
+        return replace(self, matrix=self.matrix[rows], totals=totals, **labels)
+
+    def counts(self) -> sp.csr_matrix:
+        """The raw counts of all cells, (cells, genes), got back from their log1p CP10K.
+
+        Raises:
+            EvaeError: the cells came as log1p.
+        """
+        if self.totals is None:
+            raise EvaeError("cells that came as log1p have no raw counts; give raw counts in X.")
+        matrix = self.matrix[:].astype(np.float64)
+        scale = np.repeat(self.totals / TARGET_TOTAL, np.diff(matrix.indptr))
+        matrix.data = np.rint(np.expm1(matrix.data) * scale)  # exact below about 1e6 counts of a gene
+        return matrix.astype(np.float32)
 
     def blocks(self, rows: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, sp.csr_matrix]]:
         """(row indices, their values) of all cells, or of `rows`, a few thousand at a time."""
@@ -103,6 +121,11 @@ class Cells:
 
 
 def log1p_cp10k(matrix: Any, scale: str, columns: np.ndarray | None = None) -> sp.csr_matrix:
+    """Bring raw counts or log1p values to log1p of counts per 10,000 over the panel; see `log1p_and_totals`."""
+    return log1p_and_totals(matrix, scale, columns)[0]
+
+
+def log1p_and_totals(matrix: Any, scale: str, columns: np.ndarray | None = None) -> tuple[sp.csr_matrix, np.ndarray]:
     """Bring raw counts or log1p values to log1p of counts per 10,000 over the panel.
 
     The total of log1p values is rounded to six digits, for float32 values do not give it more exactly: cells
@@ -114,7 +137,8 @@ def log1p_cp10k(matrix: Any, scale: str, columns: np.ndarray | None = None) -> s
         columns: the panel's columns; None takes all. The total is over the panel.
 
     Returns:
-        Sparse float32 of shape (cells, panel); a cell without counts stays empty.
+        Sparse float32 of shape (cells, panel), in which a cell without counts stays empty, and the totals that
+        were divided by, (cells,).
     """
     matrix = sp.csr_matrix(matrix, dtype=np.float64, copy=True)
     if columns is not None:
@@ -129,7 +153,7 @@ def log1p_cp10k(matrix: Any, scale: str, columns: np.ndarray | None = None) -> s
     matrix = sp.csr_matrix(matrix, dtype=np.float32)
     matrix.eliminate_zeros()
     matrix.sort_indices()
-    return matrix
+    return matrix, totals
 
 
 def mean_of(matrix: sp.csr_matrix) -> np.ndarray:

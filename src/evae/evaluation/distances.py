@@ -13,8 +13,7 @@ MMD2    squared maximum mean discrepancy:  E k(x,x') + E k(y,y') - 2 E k(x,y), G
 FD      Frechet distance of two Gaussians:  |m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr sqrt( sqrt(C1) C2 sqrt(C1) )
 
 W2 and the biased MMD2 never reach 0 on finite samples, so a value means little without the value of two
-halves of
-real cells of the same size: see `protocols`.
+halves of real cells of the same size: see `protocols`.
 """
 
 from dataclasses import dataclass

@@ -21,6 +21,7 @@ from .differential import DE_ENGINES
 from .inputs import Data, Progress, require, silent
 from .protocols import Record, honesty_protocol, paper_protocol, perturbation_protocol, robust_protocol, to_frame
 from .result import EvaluationResult
+from .scvi_baseline import scvi_shift
 
 SUITES = {
     "paper": ("paper", "perturbation"),
@@ -29,7 +30,8 @@ SUITES = {
     "cell-eval": ("perturbation", "differential expression", "cell-eval"),
     "full": ("paper", "robust", "perturbation", "differential expression", "honesty", "cell-eval"),
 }
-_STAMPED = ("evae", "anndata", "numpy", "scipy", "scikit-learn", "POT", "cell-eval", "pdex")
+EXTRA_BASELINES = {"scvi": scvi_shift}
+_STAMPED = ("evae", "anndata", "numpy", "scipy", "scikit-learn", "POT", "cell-eval", "pdex", "scvi-tools")
 
 
 def evaluate(
@@ -45,6 +47,7 @@ def evaluate(
     seeds: Sequence[int] = (0, 1, 2),
     n_components: int = 30,
     with_baselines: bool = True,
+    extra_baselines: Sequence[str] = (),
     de: str = "evae",
     cache: str | Path | None = "default",
     progress: bool = True,
@@ -71,6 +74,8 @@ def evaluate(
         seeds: of the draws and splits; the first alone serves where one draw is made.
         n_components: principal components of W2, MMD2 and FD.
         with_baselines: compute the baselines too.
+        extra_baselines: more of them, that other libraries give: "scvi", trained on the training cells (extra
+            `scvi`).
         de: what computes differential expression: "evae", or "pdex" (extra `eval`), which gives the same tables
             more slowly.
         cache: folder that keeps the differential expression of real cells, by a hash of data and method, for
@@ -84,15 +89,18 @@ def evaluate(
         EvaeError: the input cannot be compared; the message says what to mend.
     """
     _check(suite, seeds, de)
+    _check_extra(extra_baselines, train)
     started = time.perf_counter()
     labels = perturbation_key, cell_type_key, control
     keys: Any = dict(zip(("perturbation_key", "cell_type_key", "control"), labels, strict=True))
     bar = _bar if progress else silent
     comparison = compare(predicted, real, train, controls, seed=seeds[0], progress=bar, **keys)
     tables = default_cache() if cache == "default" else None if cache is None else Path(cache)
-    plan = _Plan(SUITES[suite], seeds, n_components, with_baselines, de, tables, bar)
+    plan = _Plan(SUITES[suite], seeds, n_components, with_baselines, tuple(extra_baselines), de, tables, bar)
     records = _run(comparison, plan)
     settings = {**keys, "suite": suite, "seeds": list(seeds), "n_components": n_components, "de": de}
+    if extra_baselines:
+        settings["extra_baselines"] = list(extra_baselines)
     return EvaluationResult(to_frame(records), comparison, _stamp(comparison, settings, time.perf_counter() - started))
 
 
@@ -109,12 +117,22 @@ def _check(suite: str, seeds: Sequence[int], de: str) -> None:
         require("pdex", "de='pdex'")
 
 
+def _check_extra(extra_baselines: Sequence[str], train: Data | None) -> None:
+    for name in extra_baselines:
+        if name not in EXTRA_BASELINES:
+            raise EvaeError(f"unknown baseline '{name}'. {near_matches(name, list(EXTRA_BASELINES))}")
+        require(name, f"the baseline {name}", extra=name)
+        if train is None:
+            raise EvaeError(f"the baseline {name} is trained on training cells; give them as train, or name a dataset.")
+
+
 @dataclass(frozen=True)
 class _Plan:
     groups: tuple[str, ...]
     seeds: Sequence[int]
     n_components: int
     with_baselines: bool
+    extra_baselines: tuple[str, ...]
     de: str
     cache: Path | None
     bar: Progress
@@ -123,6 +141,8 @@ class _Plan:
 def _run(comparison: Comparison, plan: _Plan) -> list[Record]:
     groups, seeds, n_components, bar = plan.groups, plan.seeds, plan.n_components, plan.bar
     systems = [model_system(comparison), *(baselines(comparison) if plan.with_baselines else [])]
+    names = bar(plan.extra_baselines, "training baselines") if plan.extra_baselines else ()
+    systems += [EXTRA_BASELINES[name](comparison, seeds[0]) for name in names]
     records: list[Record] = []
     if "paper" in groups:
         records += paper_protocol(comparison, systems, seeds[0], bar, n_components)

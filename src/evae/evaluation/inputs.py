@@ -19,7 +19,7 @@ import scipy.sparse as sp
 from evae.data.anndata_io import DatasetSplit
 from evae.models.contract_evae import EvaeError, check_unique, near_matches
 
-from .cells import Cells, Rows, StoredRows, log1p_cp10k
+from .cells import Cells, Rows, StoredRows, log1p_and_totals
 
 Data: TypeAlias = ad.AnnData | DatasetSplit | str | Path
 Progress: TypeAlias = Callable[[Iterable, str], Iterable]
@@ -28,12 +28,12 @@ BLOCK_ROWS = 4_096
 BLOCK_VALUES = 1 << 23  # rows x genes of a block at most: 64 MiB where a file is dense
 
 
-def require(module: str, what: str) -> None:
-    """Raise `EvaeError` unless a package of the extra `eval` can be imported."""
+def require(module: str, what: str, extra: str = "eval") -> None:
+    """Raise `EvaeError` unless a package of an extra can be imported."""
     try:
         importlib.import_module(module)
     except ImportError as error:
-        raise EvaeError(f"{what} needs {module}, which is not installed: pip install 'evae[eval]'") from error
+        raise EvaeError(f"{what} needs {module}, which is not installed: pip install 'evae[{extra}]'") from error
 
 
 def silent(work: Iterable, description: str) -> Iterable:
@@ -71,8 +71,8 @@ class Source:
 
     def blocks(
         self, rows: np.ndarray, genes: np.ndarray, progress: Progress = silent
-    ) -> Iterator[tuple[np.ndarray, sp.csr_matrix]]:
-        """Yield (row indices, log1p CP10K over `genes`) of the sorted `rows`, block by block of the source."""
+    ) -> Iterator[tuple[np.ndarray, sp.csr_matrix, np.ndarray]]:
+        """Yield (row indices, log1p CP10K over `genes`, totals) of the sorted `rows`, block by block of the source."""
         columns = self.columns(genes)
         size = _block_rows(len(self.genes))
         for first in progress(np.unique(rows // size) * size, f"reading {self.name}"):
@@ -82,7 +82,7 @@ class Source:
             if len(part) < values.shape[0]:
                 values = values[part - first]
             check_values(values, self.scale, self.name)
-            yield part, log1p_cp10k(values, self.scale, columns)
+            yield part, *log1p_and_totals(values, self.scale, columns)
 
     def columns(self, genes: np.ndarray) -> np.ndarray | None:
         """Where the panel's genes stand in this source; None when it is the panel already."""
@@ -101,11 +101,14 @@ class Source:
         """Read `rows` (all by default) over the panel `genes`."""
         rows = np.arange(len(self)) if rows is None else rows
         stored, parts, empty = StoredRows(len(genes)), [sp.csr_matrix((0, len(genes)), dtype=np.float32)], 0
-        for _, block in self.blocks(rows, genes, progress):
+        sums = [np.empty(0)]
+        for _, block, totals in self.blocks(rows, genes, progress):
             empty += int((np.diff(block.indptr) == 0).sum())
             parts.append(block) if self.in_memory else stored.append(block)
+            sums.append(totals)
         matrix: Rows = sp.vstack(parts, format="csr") if self.in_memory else stored
-        return Cells(matrix, self.perturbation[rows], self.cell_type[rows], genes, empty)
+        counted = np.concatenate(sums) if self.scale == "raw counts" else None
+        return Cells(matrix, self.perturbation[rows], self.cell_type[rows], genes, empty, counted)
 
 
 def open_source(data: Data, name: str, perturbation_key: str, cell_type_key: str | None) -> Source:

@@ -79,6 +79,24 @@ TABLES: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {
     ),
 }  # fmt: skip
 
+# What a reader sees first: (group, level, metric), and what the number says.
+BRIEF: dict[tuple[str, str, str], str] = {
+    ("paper", "pooled", "fd"): "how far the generated cells stand, as a crowd, from the real ones",
+    ("robust", "pooled", "fd"): "how far the generated cells stand, as a crowd, from the real ones",
+    ("robust", "pooled", "mmd2_mix_unbiased"): "the same for the whole shape of the crowd; about 0 for a perfect model",
+    (
+        "perturbation",
+        "pair",
+        "pearson_delta",
+    ): "whether genes change on average as they should; 1 exactly, 0 not",
+    ("perturbation", "pair", "discrimination_l1"): "whether a predicted change is most like that of its own "
+    "perturbation; 1 always, about 0.5 by chance",
+    ("differential expression", "pair", "overlap_at_N"): "share of the truly changed genes among the top predicted",
+    ("honesty", "pooled", "variance_ratio"): "whether cells differ among themselves as real ones do; 0 for mere means",
+    ("honesty", "pooled", "classifier_auc"): "whether a classifier tells generated from real; 0.5 not at all, 1 always",
+    ("honesty", "pooled", "copied_fraction"): "share of the generated cells that are training cells",
+}
+
 
 def format_number(value: float) -> str:
     """Three significant digits, without exponents where they can be helped."""

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 from .baselines import MODEL, SPLIT_HALF
 from .figures_cells import draw_cells, draw_top_genes, draw_umap
 from .figures_metrics import draw_metrics, draw_per_perturbation, draw_radar
-from .labels import METRIC_LABELS, cell_text, cells_text
+from .labels import BRIEF, METRIC_LABELS, cell_text, cells_text
 from .style import look, save
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ CAPTIONS = {
     "cells_umap.png": "UMAP of real and generated cells together.",
     "top_genes.png": "The genes that move most under the strongest perturbations.",
 }
+CONTROL_COPY = "control copy"
+NO_BASELINES = (MODEL, SPLIT_HALF, "mean-collapsed model")  # the last is made of the model's own cells
+BRIEF_HEADS = ("metric", "model", "best baseline", "control copy", "real split half", "what it says")
 READING = (
     "Lower is better where ↓ stands, higher where ↑, nearest to the number where → stands. Pooled values are "
     "means over seeds ± standard deviation; others are means over perturbations, with the number of defined "
@@ -91,6 +95,9 @@ th { color: #555; font-weight: 600; }
 tr.model td { color: #D55E00; font-weight: 700; }
 tr.floor td { color: #00795A; border-top: 2px solid #009E73; }
 td.n { color: #888; }
+table.brief td:nth-child(2) { color: #D55E00; font-weight: 700; }
+table.brief td:nth-child(5) { color: #00795A; }
+table.brief :is(th, td):last-child { text-align: left; white-space: normal; min-width: 16rem; color: #555; }
 figure { margin: 1.2rem 0 2rem; }
 figure img { max-width: 100%; }
 figcaption { color: #555; font-size: .86rem; }
@@ -133,9 +140,37 @@ def write_figures(result: "EvaluationResult", folder: Path) -> list[Path]:
     return written
 
 
+def brief(summary: pd.DataFrame) -> list[list[str]]:
+    """The main numbers: metric, model, best baseline, control copy, real split half, and what the number says."""
+    found = []
+    for (group, level, metric), meaning in BRIEF.items():
+        part = summary[(summary["group"] == group) & (summary["level"] == level) & (summary["metric"] == metric)]
+        rows = {row["system"]: row for _, row in part.iterrows()}
+        if MODEL not in rows:
+            continue
+        values = {s: r["value"] for s, r in rows.items() if s not in NO_BASELINES and not math.isnan(r["value"])}
+        best = _best(values, METRIC_LABELS[metric].best)
+        shown = [cell_text(rows.get(s)) for s in (MODEL, CONTROL_COPY, SPLIT_HALF)]
+        named = f"{cell_text(rows[best])} ({best})" if best else "–"
+        found.append([METRIC_LABELS[metric].heading, shown[0], named, *shown[1:], meaning])
+    return found
+
+
+def _best(values: dict[str, float], goal: str) -> str | None:
+    """The system of the best value; `goal` is "low", "high" or a number."""
+    if not values:
+        return None
+    if goal in ("low", "high"):
+        return (min if goal == "low" else max)(values, key=lambda s: values[s])
+    return min(values, key=lambda s: abs(values[s] - float(goal)))
+
+
 def markdown(result: "EvaluationResult", figures: list[Path]) -> str:
     """The report in Markdown; figures are linked as plots/NAME."""
-    lines = ["# Evaluation of predicted cells", "", _lead(result.stamp), "", READING]
+    lines = ["# Evaluation of predicted cells", "", _lead(result.stamp), "", "## In brief", ""]
+    lines += [_row(list(BRIEF_HEADS)), _row(["---", *["---:"] * 4, "---"])]
+    lines += [_row(row) for row in brief(result.summary())]
+    lines += ["", READING]
     for title, metrics, rows in result.tables():
         heading = ["system", *[METRIC_LABELS[m].heading for m in metrics], "cells real / gen."]
         lines += ["", f"## {title}", "", _row(heading), _row(["---", *["---:"] * (len(heading) - 1)])]
@@ -153,7 +188,11 @@ def markdown(result: "EvaluationResult", figures: list[Path]) -> str:
 def html_page(result: "EvaluationResult", figures: list[Path]) -> str:
     """The report as one HTML page that needs no other file."""
     e = html.escape
-    body = [f"<h1>Evaluation of predicted cells</h1><p class=lead>{e(_lead(result.stamp))}</p><p>{e(READING)}</p>"]
+    body = [f"<h1>Evaluation of predicted cells</h1><p class=lead>{e(_lead(result.stamp))}</p><h2>In brief</h2>"]
+    body.append(f"<div class=wide><table class=brief><tr>{''.join(f'<th>{e(h)}</th>' for h in BRIEF_HEADS)}</tr>")
+    for row in brief(result.summary()):
+        body.append(f"<tr>{''.join(f'<td>{e(text)}</td>' for text in row)}</tr>")
+    body.append(f"</table></div><p>{e(READING)}</p>")
     for title, metrics, rows in result.tables():
         heads = ["system", *[METRIC_LABELS[m].heading for m in metrics], "cells real / gen."]
         body.append(f"<h2>{e(title)}</h2><div class=wide><table><tr>{''.join(f'<th>{e(h)}</th>' for h in heads)}</tr>")

@@ -81,16 +81,13 @@ class EvaluationResult:
         return {
             "format_version": FORMAT_VERSION,
             **self.stamp,
-            "summary": _plain(self.summary()),
-            "records": _plain(self.records),
+            "summary": plain(self.summary()),
+            "records": plain(self.records),
         }
 
     def to_json(self, path: str | Path) -> Path:
         """Write everything to a JSON file."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
-        return path
+        return write_json(self.to_dict(), path)
 
     def report(self, folder: str | Path) -> Path:
         """Write report.html, report.md, result.json and plots/ into a folder; returns the HTML file."""
@@ -165,7 +162,21 @@ def _rich_table(title: str, rows: list[tuple[str, dict[str, pd.Series]]], metric
     return table
 
 
-def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as dictionaries; values that JSON has no word for become None."""
-    rows = frame.astype(object).to_dict(orient="records")
-    return [{str(k): None if isinstance(v, float) and not math.isfinite(v) else v for k, v in r.items()} for r in rows]
+def plain(value: Any) -> Any:
+    """Plain Python values, a table as a list of its rows; what JSON has no word for becomes None."""
+    if isinstance(value, pd.DataFrame):
+        value = value.astype(object).to_dict(orient="records")
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(content: Any, path: str | Path) -> Path:
+    """Write plain values to a JSON file; returns its path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return path

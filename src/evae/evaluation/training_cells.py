@@ -102,7 +102,9 @@ def summarise_training(
     elsewhere = np.sort(np.concatenate(chosen))
     sums = np.zeros((len(pairs), len(genes)))
     samples = StoredRows(len(genes)), StoredRows(len(genes))
-    for rows, matrix in source.blocks(usable, genes, progress):
+    totals = np.zeros(len(source))
+    for rows, matrix, totals_of_rows in source.blocks(usable, genes, progress):
+        totals[rows] = totals_of_rows
         part = codes[rows]
         indicator = sp.csr_matrix((np.ones(len(rows)), (part, np.arange(len(rows)))), shape=(len(pairs), len(rows)))
         block = (indicator @ matrix.astype(np.float64)).tocoo()
@@ -113,11 +115,17 @@ def summarise_training(
                 sample.append(matrix[chosen_rows])
     n_cells = np.bincount(codes[usable], minlength=len(pairs))
     sums /= n_cells[:, None]
+    known = totals if source.scale == "raw counts" else None
+
+    def kept(matrix: StoredRows, rows: np.ndarray) -> Cells:
+        labels = source.perturbation[rows], source.cell_type[rows]
+        return Cells(matrix, *labels, genes, totals=None if known is None else known[rows])
+
     return TrainingCells(
         means=dict(zip(pairs, sums, strict=True)),
         counts=dict(zip(pairs, n_cells.tolist(), strict=True)),
-        reference=Cells(samples[0], source.perturbation[reference], source.cell_type[reference], genes),
-        elsewhere=Cells(samples[1], source.perturbation[elsewhere], source.cell_type[elsewhere], genes),
+        reference=kept(samples[0], reference),
+        elsewhere=kept(samples[1], elsewhere),
         control=control,
         n_held_out=len(source) - len(usable),
     )

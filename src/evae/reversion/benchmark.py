@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -88,16 +89,11 @@ def run(
         bar = stack.enter_context(progress_bar(progress))
         opened = [] if model is None else _encoded(model, source, kinds, device)
         opened += [open_embedding(name, where, source) for name, where in (embeddings or {}).items()]
+        place = partial(place_groups, screen=screen, bar=bar, n_shuffles=n_shuffles, seed=seed)
         expression = Expression.of(source, screen, seed=seed) if baselines else None
-        places = [place_groups(e, screen, bar, n_shuffles, seed) for e in opened]
-        for name in baselines:
-            assert expression is not None
-            if name == "de":
-                places.append(differential_profiles(expression))
-                continue
-            started_at = time.monotonic()
-            built = pca(expression, n_components) if name == "pca" else umap(expression, umap_components, n_components)
-            places.append(place_groups(built, screen, bar, n_shuffles, seed, started_at))
+        places = [place(embedding) for embedding in opened]
+        if expression is not None:
+            places += [_baseline(name, expression, place, n_components, umap_components) for name in baselines]
     chance = {"n_permutations": n_permutations, "n_bootstrap": n_bootstrap, "seed": seed}
     methods = {place.name: _judge(place, screen, order, min_cells, chance) for place in places}
     settings = {"min_cells": min_cells, "n_shuffles": n_shuffles, "n_components": n_components} | chance
@@ -130,6 +126,17 @@ def place_groups(
         embedding.about,
         time.monotonic() - since,
     )
+
+
+def _baseline(
+    name: str, expression: Expression, place: Callable[..., Place], n_components: int, umap_components: int
+) -> Place:
+    """Where the groups lie in a baseline's embedding, which is computed here."""
+    if name == "de":
+        return differential_profiles(expression)
+    started = time.monotonic()
+    built = pca(expression, n_components) if name == "pca" else umap(expression, umap_components, n_components)
+    return place(built, since=started)
 
 
 def _check(model: Any, embeddings: Mapping[str, Any], baselines: Sequence[str], kinds: Sequence[str]) -> None:

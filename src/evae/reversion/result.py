@@ -1,6 +1,5 @@
 """The result of the reversion benchmark: numbers as tables, as JSON, and as a report."""
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -12,6 +11,8 @@ import pandas as pd
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
+
+from evae.evaluation.result import plain, write_json
 
 from .enrichment import Enrichment
 from .names import ScreenNames
@@ -142,17 +143,14 @@ class ReversionResult:
                 "separation": m.place.separation,
                 "agreement": m.agreement,
                 "treated_controls": m.controls,
-                "ranking": m.ranking.reset_index().to_dict(orient="records"),
+                "ranking": m.ranking.reset_index(),
             }
         content = {**self.stamp, "names": asdict(self.names), "reference": self.reference, "methods": methods}
-        return _plain({"format_version": FORMAT_VERSION, **content})
+        return plain({"format_version": FORMAT_VERSION, **content})
 
     def to_json(self, path: str | Path) -> Path:
         """Write everything to a JSON file."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
-        return path
+        return write_json(self.to_dict(), path)
 
     def report(self, folder: str | Path) -> Path:
         """Write report.html, result.json, rankings.csv and plots/ into a folder; returns the HTML file."""
@@ -197,13 +195,3 @@ def _auc_text(e: Enrichment) -> str:
 
 def _text(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
-
-
-def _plain(value: Any) -> Any:
-    """Plain Python values; what JSON has no word for becomes None."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
