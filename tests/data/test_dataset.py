@@ -156,11 +156,36 @@ def test_a_broken_off_loop_goes_on_and_a_finished_one_starts_over(folder):
     assert _sequence(loader) == whole
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 32}, {"world_size": 2}, {"shuffle": False}])
-def test_a_state_of_another_order_is_refused(folder, change):
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [({"seed": 1}, "seed"), ({"batch_size": 32}, "global_batch"), ({"world_size": 2}, "global_batch"),
+     ({"shuffle": False}, "lanes"), ({"world_size": 16, "batch_size": 4}, "lanes")],
+)  # fmt: skip
+def test_a_state_of_another_order_is_refused(folder, change, name):
     state = CellLoader(folder, batch_size=64).state_dict()
-    with pytest.raises(EvaeError, match=f"cannot resume the data: {next(iter(change))} was"):
+    with pytest.raises(EvaeError, match=f"cannot resume the data: {name} was"):
         CellLoader(folder, **({"batch_size": 64} | change)).load_state_dict(state)
+
+
+@pytest.mark.parametrize("batch_size", [56, 8])
+def test_ranks_together_read_what_one_reads_alone(folder, small_windows, batch_size):
+    """Batch by batch and in the same order, across the end of an epoch, and resumed with another number of ranks."""
+
+    def ranks(world_size, state=None):
+        loaders = [CellLoader(folder, batch_size=batch_size // world_size, rank=r, world_size=world_size)
+                   for r in range(world_size)]  # fmt: skip
+        for loader in loaders:
+            if state is not None:
+                loader.load_state_dict(state)
+        n = loaders[0].batches_per_epoch + 5
+        batches = [_sequence(loader, limit=n) for loader in loaders]
+        return [_flat(parts) for parts in zip(*batches, strict=True)], loaders[0].state_dict()
+
+    alone, state = ranks(1)
+    after, _ = ranks(1, state)
+    for world_size in (2, 4, 8):
+        assert ranks(world_size)[0] == alone
+        assert ranks(world_size, state)[0] == after
 
 
 def test_a_sorted_file_comes_out_mixed(simulated, keys, tmp_path):

@@ -6,34 +6,35 @@ import torch
 
 from evae.models import EvaeConfig, EvaeError, EvaeModel
 from evae.models.modeling_evae import split_counts, to_sparse
+from evae.models.randomness_evae import CellStreams
 
 SPLITTING = {"count_splitting": True, "condition_on_library": True, "dropout": 0.0}
 
 
 def test_parts_are_whole_counts_that_add_up(cells):
-    torch.manual_seed(0)
-    seen, target, whole = split_counts(cells)
-    assert whole.tolist() == [False] * 3 + [True] * 4
-    assert torch.equal(seen[:3] + target[:3], cells[:3])
-    assert torch.equal(seen[3:], cells[3:])
-    assert torch.equal(target[3:], cells[3:])
+    seen, target, whole = split_counts(cells, CellStreams(0, range(7)))
+    assert whole.tolist() == [True, False] * 3 + [True]
+    assert torch.equal((seen + target)[1::2], cells[1::2])
+    assert torch.equal(seen[::2], cells[::2])
+    assert torch.equal(target[::2], cells[::2])
     assert (seen >= 0).all()
     assert (target >= 0).all()
     assert torch.equal(seen, seen.round())
-    assert (seen[:3] < cells[:3]).any()
+    assert (seen[1::2] < cells[1::2]).any()
+    assert (target[1::2] < cells[1::2]).any()
 
 
 def test_the_share_is_uniform_and_the_noise_of_the_parts_independent():
     torch.manual_seed(0)
-    n = 4_000
-    counts = torch.poisson(torch.full((2 * n, 40), 5.0))
-    seen, target, _ = split_counts(counts)
-    share = (seen[:n].sum(1) / counts[:n].sum(1)).numpy()
+    counts = torch.poisson(torch.full((8_000, 40), 5.0))
+    parts = split_counts(counts, CellStreams(0, range(8_000)))[:2]
+    seen, target, counts = (part[1::2] for part in (*parts, counts))
+    share = (seen.sum(1) / counts.sum(1)).numpy()
     assert share.mean() == pytest.approx(0.5, abs=0.02)
     assert np.quantile(share, [0.25, 0.75]) == pytest.approx([0.3, 0.7], abs=0.03)
     # within cells of one share, genes that are above their mean in one part are not so in the other
     middle = np.abs(share - 0.5) < 0.02
-    first, second = seen[:n][middle], target[:n][middle]
+    first, second = seen[middle], target[middle]
     assert middle.sum() > 100
     correlation = np.corrcoef(first.flatten().numpy(), second.flatten().numpy())[0, 1]
     assert abs(correlation) < 5 / np.sqrt(first.numel())

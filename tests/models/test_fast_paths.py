@@ -103,7 +103,7 @@ class TestLossGenes:
         return drawn(EvaeModel(config)).train()
 
     def step(self, model, cells, genes, monkeypatch):
-        monkeypatch.setattr(model, "_draw_loss_genes", lambda device: genes)
+        monkeypatch.setattr(model, "_draw_loss_genes", lambda streams, device: genes)
         output = model(cells)
         return output.loss.detach(), gradients(model, output.loss)
 
@@ -121,18 +121,19 @@ class TestLossGenes:
 
     def test_genes_are_drawn_anew_in_training_only(self, model, cells):
         device = torch.device("cpu")
-        draws = torch.stack([model._draw_loss_genes(device) for _ in range(300)])
+        batches = [CellStreams(0, range(1), number) for number in range(300)]
+        draws = torch.stack([model._draw_loss_genes(streams, device) for streams in batches])
         assert draws.shape == (300, 2)
         assert (draws[:, 0] != draws[:, 1]).all()
         assert draws.flatten().bincount(minlength=6).min() > 60
         full = model.head.needs_all_genes
         assert model(cells[:, :6].double()).outputs.shape[1] == (6 if full else 2)
-        assert model.eval()._draw_loss_genes(device) is None
+        assert model.eval()._draw_loss_genes(None, device) is None
         assert model(cells[:, :6].double()).outputs.shape[1] == 6
 
     def test_more_genes_than_there_are_means_all(self, tiny_tokenizer):
         model = tiny_tokenizer(loss_genes=500, decoder_self_attention=False).train()
-        assert model._draw_loss_genes(torch.device("cpu")) is None
+        assert model._draw_loss_genes(CellStreams(0, range(1)), torch.device("cpu")) is None
 
     def test_not_where_genes_attend_to_each_other(self, tiny_config):
         with pytest.raises(EvaeError, match="decoder_self_attention: false"):

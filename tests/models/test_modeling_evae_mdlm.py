@@ -9,7 +9,6 @@ from scipy import stats
 
 from evae.models import EvaeError, EvaeMDLMConfig
 from evae.models.modeling_evae_mdlm import plan_calls
-from evae.models.prior_evae import spread_times
 from evae.models.randomness_evae import CellStreams
 
 CODES = torch.tensor([[3, 0, 14, 7], [1, 1, 2, 9], [5, 13, 0, 0]])
@@ -105,12 +104,6 @@ class TestLoss:
         assert masked.float().mean().item() == pytest.approx(0.5, abs=5 * (0.25 / (4 * n)) ** 0.5)
         per_cell = masked.sum(1).bincount(minlength=5).numpy()  # uniform on 0..4 when the time is uniform
         assert stats.chisquare(per_cell).pvalue > 1e-4
-
-    def test_times_are_spread(self):
-        times = spread_times(8, torch.device("cpu")).sort().values
-        assert torch.allclose(times.diff(), torch.full((7,), 1 / 8), atol=1e-6)
-        assert times[0] < 1 / 8
-        assert not torch.equal(times, spread_times(8, torch.device("cpu")).sort().values)
 
     def test_mean_loss_is_the_bound(self, toy):
         """The training loss, averaged over times and masks, estimates the bound that `score` gives."""

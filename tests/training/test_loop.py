@@ -172,7 +172,7 @@ def test_another_batch_size_goes_on_with_the_next_epoch(toy, tmp_path):
         toy.checkpoint.shutil.rmtree(tmp_path / "checkpoints" / f"step-{step:08d}", ignore_errors=True)
     resumed = toy.run_toy(output_dir=tmp_path, resume=True, **SMALL | {"batch_size": 2})
     assert len(resumed.batches.handed_out) == 2  # steps 5 and 6
-    assert resumed.batches.place == {"epoch": 1, "batch": 2}
+    assert resumed.batches.place == {"epoch": 1, "batch": 2, "batch_size": 2}
 
 
 def test_no_number_stops_the_run_and_saves_the_batch(toy, tmp_path):

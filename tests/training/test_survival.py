@@ -119,7 +119,7 @@ def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_when_there_is_room(tor
 
 @pytest.mark.parametrize("pair", ["tokenizer", "prior", "prior fsdp"])
 def test_two_ranks_equal_one_with_twice_the_batch_in_both_stages(tormented, pair):
-    """Same cells and float32, dropout aside: losses within 1e-5, weights within 1e-4."""
+    """Split counts, drawn genes, left-out conditions and all, in float32: losses within 1e-5, weights within 1e-4."""
     results, stderr = tormented
     found = results["equal"][pair]
     assert found["losses"] is not None, stderr[-3000:]

@@ -43,7 +43,7 @@ class ToyModel(nn.Module):
         self.frozen = nn.Linear(FEATURES, FEATURES).requires_grad_(False)
         self.register_buffer("calls", torch.zeros(()))
 
-    def forward(self, x, y):
+    def forward(self, x, y, generator=None):
         if self.training:
             self.calls += 1
         hidden = self.dropout(self.norm(self.first(self.frozen(x)).tanh()))
@@ -59,8 +59,8 @@ class ToyBatches:
         self.y = self.x[:, 0].sign()
         if bad_row is not None:
             self.x[bad_row] = float("nan")
-        self.batch_size, self.rank, self.world_size, self.portable = batch_size, rank, world_size, portable
-        self.place = {"epoch": 0, "batch": 0}
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.place = {"epoch": 0, "batch": 0} | ({} if portable else {"batch_size": batch_size})
         self.handed_out = []
 
     def __iter__(self):

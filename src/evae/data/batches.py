@@ -54,7 +54,7 @@ class RowFormat:
 
 
 class ShardReader:
-    """Reads windows of rows and packs them into sparse batches; keeps the row group it read last.
+    """Reads windows of rows and packs them into sparse batches; keeps the row group that it read last in every lane.
 
     Args:
         store: where the shards lie.
@@ -63,12 +63,13 @@ class ShardReader:
 
     def __init__(self, store: ShardStore, rows: RowFormat):
         self._store, self._format = store, rows
-        self._file: tuple[str, Path, pq.ParquetFile] | None = None
-        self._last: tuple[tuple[str, int], pa.Table] | None = None
+        self._files: dict[str, tuple[Path, pq.ParquetFile]] = {}
+        self._kept: dict[tuple[str, int], pa.Table] = {}
 
     def batches(self, window: WindowOrder, first: int, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
         """The sparse batches of a window, from batch number `first` on; the last one may be smaller."""
-        table = pa.concat_tables([self._rows(piece) for piece in window.pieces])
+        table = pa.concat_tables([self._rows(piece) for pieces in window.lanes for piece in pieces])
+        self._forget_all_but([pieces[-1] for pieces in window.lanes])
         n = table.num_rows
         order = np.arange(n) if window.permutation is None else window.permutation
         genes, counts = _one_array(table["genes"]), _one_array(table["counts"])
@@ -83,22 +84,26 @@ class ShardReader:
 
     def _rows(self, piece: Piece) -> pa.Table:
         key = (piece.shard, piece.row_group)
-        if self._last is None or self._last[0] != key:
-            self._last = key, self._row_group(piece)
-        return self._last[1].slice(piece.start, piece.stop - piece.start)
+        if key not in self._kept:
+            self._kept[key] = self._row_group(piece)
+        return self._kept[key].slice(piece.start, piece.stop - piece.start)
+
+    def _forget_all_but(self, pieces: list[Piece]) -> None:
+        """Keep these row groups and their files: the next window goes on with them."""
+        self._kept = {(p.shard, p.row_group): self._kept[p.shard, p.row_group] for p in pieces}
+        for shard in self._files.keys() - {p.shard for p in pieces}:
+            self._files.pop(shard)[1].close()
 
     def _open(self, shard: str) -> tuple[Path, pq.ParquetFile]:
         """A shard, kept open: most often the next row group is one of the same shard."""
-        if self._file is None or self._file[0] != shard:
+        if shard not in self._files:
             path = self._store.path(shard)
             file = pq.ParquetFile(path)
             panel = (file.schema_arrow.metadata or {}).get(PANEL_KEY, self._format.panel.encode()).decode()
             if panel != self._format.panel:
                 raise EvaeError(f"{path} holds cells over another gene panel than its dataset; {MEND}")
-            if self._file is not None:
-                self._file[2].close()
-            self._file = shard, path, file
-        return self._file[1:]
+            self._files[shard] = path, file
+        return self._files[shard]
 
     def _row_group(self, piece: Piece) -> pa.Table:
         where = f"row group {piece.row_group} of {self._store.place(piece.shard)}"

@@ -149,10 +149,10 @@ class CellLoader:
     """Sparse batches of cells, streamed from the shards; resumes exactly; each rank gets its own rows.
 
     The shards' row groups are the unit of reading. The order of an epoch is: shards and the row groups in
-    them permuted by (seed, epoch); rank r of w takes the r-th of w equal pieces of that sequence; windows of
-    about 8,192 rows within the piece are permuted by (seed, epoch, first row). As rows were shuffled globally
-    at conversion, a batch is a fair sample. All of it is a function of (seed, epoch, batch number), so the
-    state is two numbers, and every rank has the same number of batches when `drop_last` is set.
+    them permuted by (seed, epoch); that sequence cut into lanes (see `evae.data.order`), each rank reading its own;
+    windows of about 8,192 rows over all lanes permuted within the lane by (seed, epoch, first row). As rows were
+    shuffled globally at conversion, a batch is a fair sample. All of it is a function of (seed, epoch, batch number),
+    so the state is two numbers, and every rank has the same number of batches when `drop_last` is set.
 
     Args:
         path_or_id: dataset folder, or Hub id; shards on the Hub are fetched when they are first read, each once.
@@ -224,7 +224,7 @@ class CellLoader:
         """Go on after the last batch yielded when `state` was taken.
 
         Raises:
-            EvaeError: the loader differs in seed, batch size, number of ranks or cells.
+            EvaeError: the loader differs in seed, cells a batch of all ranks, cells or order.
         """
         for name, own in self._order.fingerprint().items():
             if state.get(name) != own:
@@ -250,7 +250,7 @@ class CellLoader:
             order = self._order.epoch(epoch)
             while batch < self.batches_per_epoch:
                 window = order.window_at(batch)
-                self._store.expect(order.shard_after(window))
+                self._store.expect(order.shards_at(window))
                 for cells in reader.batches(window, batch, self.batch_size):
                     batch += 1
                     if batch == self.batches_per_epoch:  # what is left of the window is an incomplete batch

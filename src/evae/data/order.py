@@ -1,10 +1,15 @@
 """The order in which cells are read: which rows batch number b of epoch e holds on rank r of w.
 
 The unit of reading is the row group of a Parquet shard. The row counts of all shards are known from
-dataset.json, so each rank is given an equal, disjoint run of rows whatever the number of shards, and any batch
-is found from its number alone: the state of a loader is two integers.
+dataset.json, so an epoch's sequence of row groups is cut into equal, disjoint lanes whatever the number of shards, and
+any batch is found from its number alone: the state of a loader is two integers.
+
+In training a batch of all ranks together takes as many rows from each of 8 lanes, and a rank reads its own lanes
+only. So 1, 2, 4 or 8 ranks with as many cells a step see the same cells in the same steps, and none reads what another
+one does.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +25,14 @@ class Piece:
     stop: int
 
 
+MOST_LANES = 8
+
+
 @dataclass(frozen=True)
 class WindowOrder:
-    """The rows of one window: where they lie, how they are permuted, and which batch they begin with."""
+    """The rows of one window: where they lie lane by lane, how they are permuted, and which batch they begin with."""
 
-    pieces: list[Piece]
+    lanes: list[list[Piece]]
     permutation: np.ndarray | None  # (rows,), None for the stored order
     first_batch: int
 
@@ -48,26 +56,43 @@ class BatchOrder:
         return sum(rows for _, rows in self.shards)
 
     @property
-    def share(self) -> tuple[int, int]:
-        """First and one past the last row of this rank in the epoch's sequence."""
+    def n_lanes(self) -> int:
+        """Lanes of all ranks together."""
+        common = math.gcd(self.world_size * self.batch_size, MOST_LANES)
+        alike = self.shuffle and self.drop_last and common % self.world_size == 0
+        return common if alike else self.world_size
+
+    @property
+    def own_lanes(self) -> range:
+        """The lanes that this rank reads."""
+        each = self.n_lanes // self.world_size
+        return range(self.rank * each, (self.rank + 1) * each)
+
+    @property
+    def lane_rows(self) -> int:
+        """Rows of a lane in a batch."""
+        return self.batch_size // len(self.own_lanes)
+
+    def share(self, lane: int) -> tuple[int, int]:
+        """First and one past the last row of a lane in the epoch's sequence."""
         n = self.n_cells
         if self.drop_last:  # equal shares, so that all ranks have the same number of batches
-            each = n // self.world_size
-            return self.rank * each, (self.rank + 1) * each
-        return self.rank * n // self.world_size, (self.rank + 1) * n // self.world_size
+            each = n // self.n_lanes
+            return lane * each, (lane + 1) * each
+        return lane * n // self.n_lanes, (lane + 1) * n // self.n_lanes
 
     @property
     def n_batches(self) -> int:
-        start, stop = self.share
+        start, stop = self.share(self.own_lanes[0])
         rows = stop - start
-        return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
+        return rows // self.lane_rows if self.drop_last else -(-rows // self.lane_rows)
 
     def fingerprint(self) -> dict[str, int]:
         """What must be equal for a state to mean the same rows."""
         return {
             "seed": self.seed,
-            "batch_size": self.batch_size,
-            "world_size": self.world_size,
+            "global_batch": self.batch_size * self.world_size,
+            "lanes": self.n_lanes,
             "cells": self.n_cells,
             "shuffle": int(self.shuffle),
             "drop_last": int(self.drop_last),
@@ -96,24 +121,34 @@ class EpochOrder:
 
     def window_at(self, batch: int) -> WindowOrder:
         """The window that holds batch number `batch` of this rank, to be read from that batch on."""
-        order = self._order
-        per_window = max(1, order.window_rows // order.batch_size)
-        first, last = order.share
-        start = first + batch // per_window * per_window * order.batch_size
-        stop = min(last, start + per_window * order.batch_size)
-        permutation = None
-        if order.shuffle:
-            permutation = np.random.default_rng([order.seed, self._epoch, start]).permutation(stop - start)
-        return WindowOrder(self._pieces(start, stop), permutation, batch // per_window * per_window)
+        order, each = self._order, self._order.lane_rows
+        per_window = max(1, order.window_rows // min(order.n_lanes, MOST_LANES) // each)
+        first = batch // per_window * per_window
+        last = min(first + per_window, order.n_batches)
+        lanes, permuted, before = [], [], 0
+        for lane in order.own_lanes:
+            begin, end = order.share(lane)
+            start, stop = begin + first * each, min(end, begin + last * each)
+            lanes.append(self._pieces(start, stop))
+            if order.shuffle:
+                rng = np.random.default_rng([order.seed, self._epoch, start])
+                permuted.append(before + rng.permutation(stop - start))
+            before += stop - start
+        permutation = permuted[0] if permuted else None
+        if len(permuted) > 1:  # batch by batch, each batch lane by lane
+            permutation = np.stack([rows.reshape(-1, each) for rows in permuted], axis=1).ravel()
+        return WindowOrder(lanes, permutation, first)
 
-    def shard_after(self, window: WindowOrder) -> str | None:
-        """The shard that this rank will read next after those of a window; None at the end of its share."""
-        last = window.pieces[-1]
-        g = self._index[last.shard, last.row_group]
-        while g < len(self._groups) and self._groups[g].shard == last.shard:
-            g += 1
-        more = g < len(self._groups) and self._ends[g - 1] < self._order.share[1]
-        return self._groups[g].shard if more else None
+    def shards_at(self, window: WindowOrder) -> list[str]:
+        """The shards that this rank reads in a window, and those that it will read next."""
+        shards = [piece.shard for pieces in window.lanes for piece in pieces]
+        for lane, pieces in zip(self._order.own_lanes, window.lanes, strict=True):
+            g = self._index[pieces[-1].shard, pieces[-1].row_group]
+            while g < len(self._groups) and self._groups[g].shard == pieces[-1].shard:
+                g += 1
+            if g < len(self._groups) and self._ends[g - 1] < self._order.share(lane)[1]:
+                shards.append(self._groups[g].shard)
+        return list(dict.fromkeys(shards))
 
     def _pieces(self, start: int, stop: int) -> list[Piece]:
         pieces = []

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .configuration_evae import EvaeConfig
 from .layers_evae import CountEmbedding, CrossBlock, Perceptron
+from .randomness_evae import CellStreams, draw_binomial
 
 try:  # transformers >= 5 skips what is already loaded
     from transformers import initialization as init
@@ -144,27 +145,28 @@ class EvaeMLPDecoder(nn.Module):
         return F.linear(features, weight.flatten(0, 1), bias.flatten()).unflatten(-1, (len(genes), -1))
 
 
-def split_counts(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Divide the molecules of the first half of the cells at random into two parts with independent noise.
+def split_counts(counts: Tensor, streams: CellStreams) -> tuple[Tensor, Tensor, Tensor]:
+    """Divide the molecules of every second cell at random into two parts with independent noise.
 
     The share of the first part is uniform on [0.1, 0.9] a cell. Source: count splitting (Neufeld et al., 2024).
 
     Args:
-        counts: raw counts (cells, anything).
+        counts: raw counts (cells, anything), expressed genes first where they are lists.
+        streams: the cells' random numbers; cells of odd places are divided.
 
     Returns:
         what the encoder sees and what the decoder is to say, both shaped as `counts`; and whether a cell was left
         whole, so that both are the cell itself, bool (cells,).
     """
-    n_split = len(counts) // 2
-    share = 0.1 + 0.8 * torch.rand(n_split, 1, device=counts.device)
-    first = torch.binomial(counts[:n_split], share.expand_as(counts[:n_split]).contiguous())
-    whole = torch.arange(len(counts), device=counts.device) >= n_split
-    return (
-        torch.cat([first, counts[n_split:]]),
-        torch.cat([counts[:n_split] - first, counts[n_split:]]),
-        whole,
-    )
+    divided = slice((streams.cells.start + 1) % 2, None, 2)
+    own, parts = streams[divided], counts[divided]
+    share = 0.1 + 0.8 * own.uniform(1, device=counts.device).to(counts)
+    first = draw_binomial(parts, share, own)
+    seen, target = counts.clone(), counts.clone()
+    seen[divided], target[divided] = first, parts - first
+    whole = torch.ones(len(counts), dtype=torch.bool, device=counts.device)
+    whole[divided] = False
+    return seen, target, whole
 
 
 def in_buckets(

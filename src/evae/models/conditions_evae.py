@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .contract_evae import EvaeError
 from .layers_evae import check_ids, log_library
+from .randomness_evae import Randomness, draw_uniform
 
 try:
     from transformers import initialization as init
@@ -49,8 +50,10 @@ class ConditionEmbedding(nn.Module):
         cell_type_ids: Tensor | None,
         library_size: Tensor | None,
         context: Tensor | None = None,
+        generator: Randomness = None,
     ) -> Tensor:
-        """Condition vectors (cells, hidden_size); for the arguments see `EvaePrior.sample`."""
+        """Condition vectors (cells, hidden_size); for the arguments see `EvaePrior.sample`. `generator` is of what
+        training leaves out."""
         conditions = {"perturbation ids": perturbation_ids, "cell type ids": cell_type_ids, "contexts": context}
         for kind, given in conditions.items():
             if given is not None and len(given) != n_cells:
@@ -59,7 +62,7 @@ class ConditionEmbedding(nn.Module):
         cell_type = self.cell_type(n_cells, cell_type_ids, context)
         if self.training and self.dropout > 0:
             # a third each: perturbation, cell type, both
-            draw = torch.rand(n_cells, 1, device=perturbation.device) / self.dropout
+            draw = draw_uniform((n_cells, 1), perturbation.device, generator) / self.dropout
             perturbation = torch.where(draw < 2 / 3, self.perturbation(n_cells, None), perturbation)
             cell_type = torch.where((draw >= 1 / 3) & (draw < 1), self.cell_type(n_cells, None), cell_type)
         condition = perturbation + cell_type

@@ -138,6 +138,7 @@ class EvaeModel(EvaePreTrainedModel):
         counts: Tensor,
         gene_ids: Tensor | None = None,
         library_size: Tensor | None = None,
+        generator: Randomness = None,
         **kwargs: Any,
     ) -> EvaeOutput:
         """Encode, quantize, decode, and compare.
@@ -146,17 +147,20 @@ class EvaeModel(EvaePreTrainedModel):
             counts: raw counts, dense (cells, genes), or, with `gene_ids`, of the expressed genes (cells, tokens).
             gene_ids: panel index of every entry of `counts`; entries with count 0 are padding.
             library_size: total counts over the panel, (cells,); the row sum of `counts` if None.
+            generator: of what training draws, dropout aside; with `CellStreams` a cell's draws do not depend on how
+                the cells are dealt to batches and processes.
         """
         target, whole = counts, None
-        if self.training and self.config.count_splitting:
-            counts, target, whole = split_counts(counts)
+        streams = CellStreams.of(generator, len(counts)) if self.training else None
+        if streams is not None and self.config.count_splitting:
+            counts, target, whole = split_counts(counts, streams.branch(0))
             library_size = target.sum(1)
         library_size = counts.sum(1) if library_size is None else library_size
-        latents, codes, kl = self._bottleneck(self._latent_parameters(counts, gene_ids))
+        latents, codes, kl = self._bottleneck(self._latent_parameters(counts, gene_ids), streams)
         if whole is not None:  # whole cells would teach the encoder to memorise noise
             latents = torch.where(whole[:, None, None], latents.detach(), latents)
         dense = target if gene_ids is None else to_dense(target, gene_ids, self.config.n_genes)
-        genes = self._draw_loss_genes(counts.device)
+        genes = self._draw_loss_genes(streams, counts.device)
         outputs = self._decode(latents, library_size, whole, genes)
         if genes is not None and self.head.needs_all_genes:
             with torch.no_grad():
@@ -173,12 +177,12 @@ class EvaeModel(EvaePreTrainedModel):
             outputs=outputs,
         )
 
-    def _draw_loss_genes(self, device: torch.device) -> Tensor | None:
-        """The genes of this training step's loss, int64 (loss_genes,); None for all."""
+    def _draw_loss_genes(self, streams: CellStreams | None, device: torch.device) -> Tensor | None:
+        """The genes of this training batch's loss, int64 (loss_genes,); None for all."""
         n_genes, some = self.config.n_genes, self.config.loss_genes
-        if not self.training or not 0 < some < n_genes:
+        if streams is None or not 0 < some < n_genes:
             return None
-        return torch.rand(n_genes, device=device).argsort()[:some]
+        return streams.of_batch().uniform(n_genes, device=device)[0].argsort(stable=True)[:some]
 
     def encode(self, counts: Tensor, gene_ids: Tensor | None = None) -> Tensor:
         """Codes, int64 (cells, latents), with FSQ; mean latents (cells, latents, latent_dim) with a Gaussian."""
@@ -288,12 +292,14 @@ class EvaeModel(EvaePreTrainedModel):
         parameters = self.to_latent(self._encoder_tokens(counts, gene_ids))
         return parameters if self.standardizer is None else self.standardizer(parameters)
 
-    def _bottleneck(self, parameters: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _bottleneck(
+        self, parameters: Tensor, generator: Randomness = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Latents, codes (FSQ) and KL divergence (Gaussian)."""
         if self.config.quantizer == "fsq":
             latents, codes = self.quantizer(parameters)
             return latents, codes, None
-        latents, _, kl = self.quantizer(parameters)
+        latents, _, kl = self.quantizer(parameters, generator)
         return latents, None, kl
 
 

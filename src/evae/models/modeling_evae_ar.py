@@ -26,7 +26,7 @@ from .modeling_evae import EvaeModel  # noqa: F401
 from .no_tokenizer_evae import NoTokenizer  # noqa: F401
 from .prior_evae import EvaePrior, cells_asked_for, guided
 from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
-from .randomness_evae import CellStreams, categorical
+from .randomness_evae import CellStreams, Randomness, categorical
 
 
 class CodeCache:
@@ -84,6 +84,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         modulation: Tensor | None = None,
         past_key_values: Any = None,
         use_cache: bool | None = None,
+        generator: Randomness = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits (cells, tokens, vocab_size) of the next code and, with `codes` or `labels`, the loss.
@@ -94,6 +95,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
             codes: whole code sequences (cells, latents): input and target in one; logits align with them.
             labels: targets in the usual causal form, same shape as `input_ids`, shifted inside; -100 is left out.
             modulation: precomputed `condition_modulation`, in place of the conditions.
+            generator: of the conditions that training leaves out; see `EvaeModel.forward`.
         """
         if codes is not None:
             check_ids(codes, self.config.bos_token_id, "code", self.training)
@@ -105,7 +107,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
             check_ids(input_ids, self.config.vocab_size, "code", self.training)
         if modulation is None:
             conditions = (perturbation_ids, cell_type_ids, library_size, context)
-            modulation = self.condition_modulation(len(input_ids), *conditions)
+            modulation = self.condition_modulation(len(input_ids), *conditions, generator=generator)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         logits = self._logits(input_ids, modulation, past_key_values)

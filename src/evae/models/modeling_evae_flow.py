@@ -24,9 +24,9 @@ from .heads_evae import HEAD_CLASSES  # noqa: F401
 from .layers_evae import ModulatedBlock  # noqa: F401
 from .modeling_evae import EvaeModel  # noqa: F401
 from .no_tokenizer_evae import NoTokenizer  # noqa: F401
-from .prior_evae import EvaePrior, EvaePriorOutput, guided, spread_times
+from .prior_evae import EvaePrior, EvaePriorOutput, guided
 from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
-from .randomness_evae import CellStreams
+from .randomness_evae import CellStreams, Randomness
 
 try:
     from transformers import initialization as init
@@ -90,6 +90,7 @@ class EvaeFlowModel(EvaePrior):
         context: Tensor | None = None,
         time: Tensor | None = None,
         noise: Tensor | None = None,
+        generator: Randomness = None,
         **kwargs: Any,
     ) -> EvaePriorOutput:
         """Velocity of the path from noise to latents, and how far it is off.
@@ -99,6 +100,7 @@ class EvaeFlowModel(EvaePrior):
             perturbation_ids, cell_type_ids, library_size, context: as in `sample`.
             time: (cells,) in [0, 1]; drawn evenly spread over the cells if None.
             noise: shaped as `latents`; standard normal if None.
+            generator: of all that is drawn; see `EvaeModel.forward`.
 
         Returns:
             `loss`: mean squared error a latent value, in units of its variance; velocity.
@@ -107,11 +109,12 @@ class EvaeFlowModel(EvaePrior):
         if latents.shape[1:] != shape:
             raise EvaeError(f"latents must be (cells, {shape[0]}, {shape[1]}), not {tuple(latents.shape)}.")
         target = self.scale.standardise(latents)
-        time = spread_times(len(latents), latents.device) if time is None else time
-        noise = torch.randn_like(target) if noise is None else noise.to(target)
+        streams = CellStreams.of(generator, len(latents))
+        time = streams.spread(latents.device) if time is None else time
+        noise = (streams.normal(*shape, device=latents.device) if noise is None else noise).to(target)
         place = torch.lerp(noise, target, time.to(target).view(-1, 1, 1))
-        condition = self.condition(len(latents), perturbation_ids, cell_type_ids, library_size, context)
-        velocity = self._velocity(place, time, condition)
+        conditions = (perturbation_ids, cell_type_ids, library_size, context)
+        velocity = self._velocity(place, time, self.condition(len(latents), *conditions, streams))
         return EvaePriorOutput(loss=F.mse_loss(velocity.float(), target - noise), velocity=velocity)
 
     def _velocity(self, place: Tensor, time: Tensor, condition: Tensor) -> Tensor:

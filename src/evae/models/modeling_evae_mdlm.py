@@ -27,7 +27,7 @@ from .heads_evae import HEAD_CLASSES  # noqa: F401
 from .layers_evae import check_ids
 from .modeling_evae import EvaeModel  # noqa: F401
 from .no_tokenizer_evae import NoTokenizer  # noqa: F401
-from .prior_evae import EvaePrior, EvaePriorOutput, guided, spread_times
+from .prior_evae import EvaePrior, EvaePriorOutput, guided
 from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
 from .randomness_evae import CellStreams, Randomness, categorical
 
@@ -60,6 +60,7 @@ class EvaeMDLMModel(EvaePrior):
         context: Tensor | None = None,
         time: Tensor | None = None,
         masked: Tensor | None = None,
+        generator: Randomness = None,
         **kwargs: Any,
     ) -> EvaePriorOutput:
         """Hide codes and say what they were.
@@ -69,17 +70,19 @@ class EvaeMDLMModel(EvaePrior):
             perturbation_ids, cell_type_ids, library_size, context: as in `sample`.
             time: (cells,) in (0, 1]; drawn evenly spread over the cells if None.
             masked: which codes to hide, bool (cells, latents); drawn with probability `time` if None.
+            generator: of all that is drawn; see `EvaeModel.forward`.
 
         Returns:
             `loss`: the bound above over the number of latents, nats a code, mean over cells; logits; masked.
         """
         self._check_codes(codes)
+        streams = CellStreams.of(generator, len(codes))
         if time is None:
-            time = FIRST_TIME + (1 - FIRST_TIME) * spread_times(len(codes), codes.device)
+            time = FIRST_TIME + (1 - FIRST_TIME) * streams.spread(codes.device)
         if masked is None:
-            masked = torch.rand(codes.shape, device=codes.device) < time.unsqueeze(1)
+            masked = streams.uniform(self.n_codes, device=codes.device) < time.unsqueeze(1)
         conditions = (perturbation_ids, cell_type_ids, library_size, context)
-        modulation = self.condition_modulation(len(codes), *conditions, time=time)
+        modulation = self.condition_modulation(len(codes), *conditions, time=time, generator=streams)
         logits = self._logits(codes.masked_fill(masked, self.config.mask_token_id), modulation)
         loss = (_hidden_losses(logits, codes, masked) / time).mean() / self.n_codes
         return EvaePriorOutput(loss=loss, logits=logits, masked=masked)

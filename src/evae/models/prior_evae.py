@@ -111,9 +111,10 @@ class EvaePrior(EvaePreTrainedModel):
         library_size: Tensor | None = None,
         context: Tensor | None = None,
         time: Tensor | None = None,
+        generator: Randomness = None,
     ) -> Tensor:
         """What conditions (see `sample`) and time do to every block, (cells, 6 * layers + 2, hidden_size)."""
-        condition = self.condition(n_cells, perturbation_ids, cell_type_ids, library_size, context)
+        condition = self.condition(n_cells, perturbation_ids, cell_type_ids, library_size, context, generator)
         return self._modulation(condition, time)
 
     def _modulation(self, condition: Tensor, time: Tensor | None = None) -> Tensor:
@@ -248,9 +249,3 @@ def guided(network: Callable[..., Tensor], scale: float, *inputs: Tensor) -> Ten
         return network(*inputs)
     conditional, null = network(*(torch.cat([x, x]) for x in inputs)).chunk(2)
     return null + scale * (conditional - null)
-
-
-def spread_times(n_cells: int, device: torch.device) -> Tensor:
-    """Times (cells,) on [0, 1): each uniform, together evenly spread, for a quieter loss (Kingma et al., 2021)."""
-    steps = torch.arange(n_cells, device=device) / n_cells
-    return (steps + torch.rand(1, device=device)) % 1

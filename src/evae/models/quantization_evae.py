@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .randomness_evae import Randomness, draw_normal
+
 
 class FiniteScalarQuantizer(nn.Module):
     """Rounds latents to a grid. It has no parameters.
@@ -69,7 +71,7 @@ class FiniteScalarQuantizer(nn.Module):
 class GaussianBottleneck(nn.Module):
     """Diagonal Gaussian latents: mean clamped to +-4, log-variance to [-14, 10], KL against N(0, 1)."""
 
-    def forward(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, parameters: Tensor, generator: Randomness = None) -> tuple[Tensor, Tensor, Tensor]:
         """Split `parameters` of shape (cells, latents, 2 * latent_dim) and draw.
 
         Returns:
@@ -79,7 +81,9 @@ class GaussianBottleneck(nn.Module):
         mean, log_variance = parameters.float().chunk(2, dim=-1)
         mean, log_variance = mean.clamp(-4, 4), log_variance.clamp(-14, 10)
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2))
-        drawn = mean + torch.randn_like(mean) * (0.5 * log_variance).exp() if self.training else mean
+        drawn = mean
+        if self.training:
+            drawn = mean + draw_normal(mean.shape, mean.device, generator) * (0.5 * log_variance).exp()
         return drawn.to(parameters.dtype), mean.to(parameters.dtype), kl
 
 

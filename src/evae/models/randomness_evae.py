@@ -1,9 +1,10 @@
 """Random numbers cell by cell: a drawn cell depends on the seed and on its place, not on the batch it is drawn in.
 
 A batch drawn from one stream gives other cells as soon as it is cut elsewhere. So every cell has a stream of its own:
-number i of cell c is a hash of (seed, c, i), computed for all cells at once on any device. The hash is SplitMix64
-(Steele, Lea & Flood, "Fast splittable pseudorandom number generators", 2014), and a cell's stream its sequence from a
-hashed start.
+number i of cell c is a hash of (seed, c, i), computed for all cells at once on any device. In training too: what is
+drawn for a cell depends on its number among all cells that were trained on, not on the process that trains on it. The
+hash is SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", 2014), and a cell's stream
+its sequence from a hashed start.
 """
 
 import math
@@ -15,7 +16,9 @@ from torch import Tensor
 
 _SEEDS = 2**32  # torch's CPU generator reads 32 bits of a seed
 _STRIDE = 2_654_435_761  # odd, so that no two cells share a seed; near the golden ratio, so that runs hardly meet
+_BRANCH = 2_246_822_519  # odd, so that no two branches share a seed
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # the step of SplitMix64, as the signed number of the same bits
+EXACT = 24  # molecules up to which a binomial draw sums its distribution
 _MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 
 
@@ -24,11 +27,12 @@ class CellStreams:
 
     Args:
         seed: of all streams together, 0 to 2**32 - 1.
-        cells: the places of the cells; place i has the same stream whatever the other places are.
+        cells: the places of the cells, 0 or more; place i has the same stream whatever the other places are.
+        batch: number of the batch that these cells are a part of, for what the whole batch shares.
     """
 
-    def __init__(self, seed: int, cells: range) -> None:
-        self.seed, self.cells = seed, cells
+    def __init__(self, seed: int, cells: range, batch: int = 0) -> None:
+        self.seed, self.cells, self.batch = seed, cells, batch
         self._drawn = 0  # numbers every stream has given so far
         self._generators: list[torch.Generator] = []
 
@@ -49,7 +53,15 @@ class CellStreams:
 
     def __getitem__(self, rows: slice) -> "CellStreams":
         """The streams of some cells, from their beginning."""
-        return CellStreams(self.seed, self.cells[rows])
+        return CellStreams(self.seed, self.cells[rows], self.batch)
+
+    def branch(self, number: int) -> "CellStreams":
+        """Other streams of the same cells, from their beginning: what is drawn from one branch moves no other."""
+        return CellStreams((self.seed + (number + 1) * _BRANCH) % _SEEDS, self.cells, self.batch)
+
+    def of_batch(self) -> "CellStreams":
+        """One stream that all cells of the batch share, wherever they are."""
+        return CellStreams(self.seed, range(-1 - self.batch, -self.batch))
 
     def fork(self, rows: slice) -> "CellStreams":
         """The streams of some cells, from where they are."""
@@ -77,11 +89,21 @@ class CellStreams:
         odd = 2 * (self._bits(math.prod(shape), device) >> 1).float() + 1  # below 2**24, so exact; never 0
         return (math.sqrt(2) * torch.erfinv(odd * 2**-23 - 1)).view(len(self), *shape)
 
+    def spread(self, device: torch.device | str = "cpu") -> Tensor:
+        """Numbers on [0, 1), float32 (cells,): each uniform over seeds, those of neighbours evenly spread together.
+
+        The golden ratio's multiples modulo 1: any run of n places leaves no gap wider than 2.7 / n.
+        """
+        start = _mixed(torch.tensor([self.seed], device=device))
+        return ((self._places(device) * _GOLDEN + start) >> 40).bitwise_and_(2**24 - 1).float() * 2**-24
+
+    def _places(self, device: torch.device | str) -> Tensor:
+        return torch.arange(self.cells.start, self.cells.stop, self.cells.step, device=device)
+
     def _bits(self, n: int, device: torch.device | str) -> Tensor:
         """The next `n` numbers of 24 bits of every stream, int64 (cells, n). A hash gives two."""
         first, self._drawn = self._drawn, self._drawn + n
-        places = torch.arange(self.cells.start, self.cells.stop, self.cells.step, device=device)
-        starts = _mixed((places + 1) * _GOLDEN + self.seed)
+        starts = _mixed((self._places(device) + 1) * _GOLDEN + self.seed)
         steps = torch.arange(first // 2, (self._drawn + 1) // 2, device=device)
         words = _mixed(starts.unsqueeze(1) + (steps + 1) * _GOLDEN)
         pairs = torch.stack([words >> 40, words >> 16], dim=-1).bitwise_and_(2**24 - 1).flatten(1)
@@ -103,6 +125,39 @@ def draw_uniform(shape: Sequence[int], device: torch.device, source: Randomness)
     if source is None or isinstance(source, torch.Generator):
         return torch.rand(tuple(shape), device=device, generator=source)
     return source.uniform(*shape[1:], device=device)
+
+
+def draw_normal(shape: Sequence[int], device: torch.device, source: Randomness) -> Tensor:
+    """Standard normal numbers of `shape` (cells, ...), from one stream or from each cell's own."""
+    if source is None or isinstance(source, torch.Generator):
+        return torch.randn(tuple(shape), device=device, generator=source)
+    return source.normal(*shape[1:], device=device)
+
+
+def draw_binomial(counts: Tensor, share: Tensor, source: CellStreams) -> Tensor:
+    """How many of `counts` molecules (cells, genes) are kept, each with probability `share` (cells, 1).
+
+    One uniform number an entry, turned into a count by the inverse distribution function: summed term by term up to
+    EXACT molecules, by the normal distribution with the correction for skewness (Cornish & Fisher, 1938) above, where
+    it is off by less than 0.01 in total variation. `torch.binomial` takes more or fewer numbers, so it could not give
+    a cell the same draw in any batch.
+    """
+    uniform = source.uniform(*counts.shape[1:], device=counts.device)
+    rarer = torch.minimum(share, 1 - share)
+    odds, few = rarer / (1 - rarer), counts.clamp_max(EXACT)
+    term = (few * torch.log1p(-rarer)).exp()
+    reached, drawn = term.clone(), torch.zeros_like(counts)
+    for k in range(1, EXACT + 1):
+        drawn += uniform >= reached
+        term *= (few - (k - 1)) * (odds / k)  # 0 from k = few + 1 on
+        reached += term
+    drawn = torch.minimum(drawn, few)
+    normal = math.sqrt(2) * torch.erfinv((2 * uniform - 1).clamp(2**-24 - 1, 1 - 2**-24))
+    spread = (counts * rarer * (1 - rarer) - 1 / 12).clamp_min(0).sqrt()  # rounding adds a twelfth to the variance
+    skew = (1 - 2 * rarer) / 6
+    many = torch.minimum((counts * rarer + spread * normal + skew * (normal**2 - 1)).round().clamp_min(0), counts)
+    drawn = torch.where(counts > EXACT, many, drawn)
+    return torch.where(share > 0.5, counts - drawn, drawn)
 
 
 def draw_negative_binomial(mu: Tensor, theta: Tensor, source: Randomness) -> Tensor:

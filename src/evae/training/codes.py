@@ -112,8 +112,6 @@ class CodeBatches:
         rank, world_size: this process and how many there are.
     """
 
-    portable = True
-
     def __init__(self, cells: EncodedCells, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
         self.cells, self.batch_size, self.seed = cells, batch_size, seed
         self.rank, self.world_size = rank, world_size

@@ -39,7 +39,7 @@ class Settings:
     ema_decay: float = 0.0  # moving average of the weights for validation and the final save; 0 is off
     mixed_precision: str = "auto"  # auto (bf16 on a GPU, else no), no, bf16
     time_steps: bool = False  # log the seconds a step takes for data, forward, backward and optimizer
-    seed: int = 0  # of the initial weights, the order of the cells and dropout
+    seed: int = 0  # of the initial weights, the order of the cells and all that is drawn
     log_every: int = 20  # updates between lines of log.jsonl; the only steps at which the host waits
     eval_every: int = 1_000  # updates between validations
     eval_cells: int = 2_048  # validation cells used at most

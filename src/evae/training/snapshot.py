@@ -22,6 +22,8 @@ from evae.training.state import (
     whole,
 )
 
+PLACE = ("epoch", "batch", "cells_seen")  # of a source's state; the rest says which order the place is in
+
 
 @dataclass
 class Running:
@@ -54,7 +56,6 @@ def capture(running: Running, accelerator: Accelerator, settings: Settings, fing
     if running.average:
         shared["average"] = whole(running.average.average)
     tensors, randomness = random_states(accelerator.device)
-    place = running.batches.state_dict()
     record = {
         "step": running.step,
         "best": running.best,
@@ -62,9 +63,9 @@ def capture(running: Running, accelerator: Accelerator, settings: Settings, fing
         "batch_size": settings.batch_size,
         "threads": torch.get_num_threads(),
         "fingerprint": fingerprint,
-        "data": place,
+        "data": running.batches.state_dict(),
     }
-    return Checkpoint(record, shared, tensors, {"random": randomness, "data": place})
+    return Checkpoint(record, shared, tensors, {"random": randomness})
 
 
 def restore(
@@ -72,9 +73,10 @@ def restore(
 ) -> list[str]:
     """Put a run back to where a checkpoint was taken.
 
-    With the same ranks and batch size everything is as it was. Otherwise the weights, the optimiser, the
-    average and the step are; random states start anew, and the data goes on exactly where the source is
-    `portable`, else with the next epoch: the cells that were left of the interrupted one are skipped once.
+    With the same ranks and batch size everything is as it was. With other ranks that share as many cells a step, all
+    but the masks of dropout are, where the source deals the cells to them alike (see `evae.data.order`). Otherwise
+    weights, optimiser, average and step are, and the data goes on with the next epoch: the cells that were left of
+    the interrupted one are skipped once.
 
     Returns:
         What is not exactly as it was, for the user.
@@ -107,13 +109,11 @@ def restore(
         restore_random_states(stored.rank_tensors, stored.rank_record["random"], accelerator.device)
     else:
         seed_rank(settings, accelerator, running.step)
-        notes.append(f"{accelerator.num_processes} ranks instead of {record['ranks']}: other random draws")
-    if getattr(running.batches, "portable", False):
+        notes.append(f"{accelerator.num_processes} ranks instead of {record['ranks']}: other masks of dropout")
+    place = running.batches.state_dict()
+    if all(record["data"].get(key) == value for key, value in place.items() if key not in PLACE):
         running.batches.load_state_dict(record["data"])
-    elif same_ranks and record["batch_size"] == settings.batch_size:
-        running.batches.load_state_dict(stored.rank_record["data"])
     else:
-        place = running.batches.state_dict()
         running.batches.load_state_dict(place | {"epoch": record["data"]["epoch"] + 1, "batch": 0})
         notes.append("the ranks share the cells in another way: the data goes on with the next epoch")
     if accelerator.device.type == "cpu" and record["threads"] != torch.get_num_threads():
