@@ -147,8 +147,7 @@ class EvaeModel(EvaePreTrainedModel):
             counts: raw counts, dense (cells, genes), or, with `gene_ids`, of the expressed genes (cells, tokens).
             gene_ids: panel index of every entry of `counts`; entries with count 0 are padding.
             library_size: total counts over the panel, (cells,); the row sum of `counts` if None.
-            generator: of what training draws, dropout aside; with `CellStreams` a cell's draws do not depend on how
-                the cells are dealt to batches and processes.
+            generator: of what training draws, dropout aside; of `CellStreams` each cell gets its own whatever the batch.
         """
         target, whole = counts, None
         streams = CellStreams.of(generator, len(counts)) if self.training else None
@@ -215,11 +214,7 @@ class EvaeModel(EvaePreTrainedModel):
         return self._decode(latents, library_size)
 
     def _decode(
-        self,
-        latents: Tensor,
-        library_size: Tensor | None,
-        whole: Tensor | None = None,
-        genes: Tensor | None = None,
+        self, latents: Tensor, library_size: Tensor | None, whole: Tensor | None = None, genes: Tensor | None = None
     ) -> Tensor:
         """`whole` (cells,) tells whole cells from parts of split ones, `genes` (some,) what to decode; all if None."""
         context = latents.new_zeros(len(latents), 0)
@@ -292,13 +287,10 @@ class EvaeModel(EvaePreTrainedModel):
         parameters = self.to_latent(self._encoder_tokens(counts, gene_ids))
         return parameters if self.standardizer is None else self.standardizer(parameters)
 
-    def _bottleneck(
-        self, parameters: Tensor, generator: Randomness = None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _bottleneck(self, parameters: Tensor, generator: Randomness = None) -> tuple[Tensor, Any, Any]:
         """Latents, codes (FSQ) and KL divergence (Gaussian)."""
         if self.config.quantizer == "fsq":
-            latents, codes = self.quantizer(parameters)
-            return latents, codes, None
+            return (*self.quantizer(parameters), None)
         latents, _, kl = self.quantizer(parameters, generator)
         return latents, None, kl
 
