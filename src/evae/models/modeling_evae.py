@@ -147,7 +147,7 @@ class EvaeModel(EvaePreTrainedModel):
             counts: raw counts, dense (cells, genes), or, with `gene_ids`, of the expressed genes (cells, tokens).
             gene_ids: panel index of every entry of `counts`; entries with count 0 are padding.
             library_size: total counts over the panel, (cells,); the row sum of `counts` if None.
-            generator: of what training draws, dropout aside; of `CellStreams` each cell gets its own whatever the batch.
+            generator: of what training draws, dropout aside; of `CellStreams` every cell gets its own in any batch.
         """
         target, whole = counts, None
         streams = CellStreams.of(generator, len(counts)) if self.training else None
