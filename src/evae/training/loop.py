@@ -9,9 +9,8 @@ bit for bit on a CPU and wherever the device's own kernels are deterministic), S
 0), a loss that is no number (the run stops and the batch is saved). With another number of ranks or another
 batch size, weights, optimiser and schedule go on exactly; see snapshot.py for the rest.
 
-What a step computes depends on its cells, not on how many ranks share them: 1, 2, 4 or 8 ranks of as many cells
-together see the same cells with the same random draws, and in float32 they end with the same weights up to rounding.
-Dropout of features is the exception: its masks are drawn on the device, rank by rank.
+1, 2, 4 or 8 ranks with as many cells a step together see the same cells with the same random draws, and in float32
+end with the same weights up to rounding. The masks of dropout are the exception: each rank draws its own.
 """
 
 import contextlib
@@ -27,14 +26,13 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from evae.models.contract_evae import EvaeError
-from evae.models.randomness_evae import CellStreams
 from evae.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
 from evae.training.progress import TrainingProgress
 from evae.training.run_folder import RESUMED, RunFolder
 from evae.training.schedule import learning_rate_at
 from evae.training.settings import Settings
 from evae.training.setup import start_trackers
-from evae.training.snapshot import Running, agreed_step, capture, restore, seed_rank
+from evae.training.snapshot import Running, agreed_step, capture, cell_streams, restore, seed_rank
 from evae.training.stage import Batches, Stage
 from evae.training.state import MovingAverage, build_optimizer, load_weights, reshard, weights_of, whole
 from evae.training.step_clock import StepClock
@@ -151,8 +149,8 @@ class _Loop:
             self.clock.mark("data")
             own = contextlib.nullcontext() if part == parts - 1 else self.accelerator.no_sync(self.model)
             with own:
-                inputs = {key: moved[key] for key in self.stage.inputs}
-                loss = self.model(**inputs, generator=self._draws(part)).loss
+                draws = cell_streams(self.settings, self.accelerator, self.now.step, part)
+                loss = self.model(**{key: moved[key] for key in self.stage.inputs}, generator=draws).loss
                 self.clock.mark("forward")
                 self.accelerator.backward(loss / parts)
                 self.clock.mark("backward")
@@ -166,14 +164,6 @@ class _Loop:
             self.now.average.update(self.now.step)
         self.clock.mark("optimizer")
         self.pending.append((torch.stack(losses).mean().float(), norm.detach().float(), seen))
-
-    def _draws(self, part: int) -> CellStreams:
-        """The random numbers of this rank's cells in one forward pass: a function of the seed and of the cells'
-        numbers among all that are trained on, so that they are the same whatever the number of ranks."""
-        size, ranks = self.settings.batch_size, self.accelerator.num_processes
-        number = self.now.step * self.settings.gradient_accumulation_steps + part
-        first = (number * ranks + self.accelerator.process_index) * size
-        return CellStreams(self.settings.seed % 2**32, range(first, first + size), number)
 
     def _next(self, source: Iterator[Batch]) -> Batch:
         started = time.monotonic()

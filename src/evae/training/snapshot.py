@@ -9,6 +9,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from evae.models.contract_evae import EvaeError
+from evae.models.randomness_evae import CellStreams
 from evae.training.checkpoint import Checkpoint
 from evae.training.settings import Settings
 from evae.training.state import (
@@ -121,8 +122,19 @@ def restore(
     return notes
 
 
+def cell_streams(settings: Settings, accelerator: Accelerator, step: int, part: int) -> CellStreams:
+    """The random numbers of this rank's cells in forward pass `part` after `step` updates.
+
+    They are a function of the seed and of the cells' numbers among all that are trained on, so that they do not
+    depend on how many ranks share the cells.
+    """
+    number = step * settings.gradient_accumulation_steps + part
+    first = (number * accelerator.num_processes + accelerator.process_index) * settings.batch_size
+    return CellStreams(settings.seed % 2**32, range(first, first + settings.batch_size), number)
+
+
 def seed_rank(settings: Settings, accelerator: Accelerator, step: int = 0) -> None:
-    """Seed every generator of this rank, differently on every rank."""
+    """Seed the generators from which dropout draws, differently on every rank."""
     set_seed((settings.seed * 1_000_003 + accelerator.process_index * 7_919 + step) % 2**32)
 
 
