@@ -63,6 +63,14 @@ def test_correlation_error_by_hand():
     assert correlation_error(real, generated) == pytest.approx(expected, abs=1e-12)
 
 
+def test_cells_that_are_all_alike_have_no_correlations():
+    real = np.random.default_rng(5).normal(size=(50, 5))  # hardly correlated
+    assert correlation_error(real, np.ones((40, 5))) == 1
+    generated = real.copy()
+    generated[:, 0] = 0.5
+    assert correlation_error(real, generated) == pytest.approx(4 / 10)  # the four pairs of gene 0, of ten
+
+
 def test_too_few_cells_give_nan():
     assert np.isnan(variance_ratio(np.ones((1, 3)), np.ones((5, 3))))
     assert np.isnan(correlation_error(np.ones((2, 3)), np.ones((5, 3))))

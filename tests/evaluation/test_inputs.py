@@ -191,8 +191,12 @@ def test_other_gene_order_is_put_right(screen, real, perfect):
 
 
 def test_missing_genes_are_named(screen, real, perfect):
-    with pytest.raises(EvaeError, match=r"lacks 2 of the 60 genes .*G58, G59"):
+    with pytest.raises(EvaeError, match=r"lack 2 of the 60 genes .*G58, G59"):
         compare(perfect[:, :58].copy(), real, screen)
+    other = perfect.copy()
+    other.var_names = [f"ENSG{i}" for i in range(60)]
+    with pytest.raises(EvaeError, match=r"no gene of the real cells .*ENSG0, ENSG1; .*G0, G1.*same kind of gene names"):
+        compare(other, real, screen)
 
 
 def test_extra_genes_do_not_count(screen, real, perfect):
@@ -211,6 +215,10 @@ def make_extra(cells):
 def test_missing_predictions_are_named(screen, real, perfect):
     with pytest.raises(EvaeError, match=r"lack 1 of the 3 perturbations to evaluate \(G1 in B\)"):
         compare(perfect[perfect.obs.perturbation != "G1"].copy(), real, screen)
+    other = perfect.copy()
+    other.obs["cell_type"] = "BB"
+    with pytest.raises(EvaeError, match=r"The cell type 'B' is not among theirs. Known are 'BB'|Did you mean 'BB'"):
+        compare(other, real, screen)
 
 
 def test_other_labels_are_left_out_and_said(screen, real):

@@ -51,9 +51,22 @@ def test_discrimination_is_the_plain_loop(metric):
     rng = np.random.default_rng(1)
     names = ["g3", "g7", "elsewhere", "g0", "p"]
     real, predicted = rng.normal(size=(5, 20)), rng.normal(size=(5, 20))
-    real[0, 3] = predicted[0, 3] = 50.0  # the targeted gene would decide if it were let in
     found = discrimination_scores(predicted, real, names, GENES)[f"discrimination_{metric}"]
     np.testing.assert_array_equal(found, plain_discrimination(predicted, real, names, GENES, metric))
+    assert len(set(found)) > 1
+
+
+@pytest.mark.parametrize("metric", ["l1", "l2", "cosine"])
+def test_the_targeted_gene_is_left_out(metric):
+    """Predictions are right but for the targeted genes, which are so wrong that they would decide."""
+    rng = np.random.default_rng(1)
+    names = ["g3", "g7", "elsewhere", "g0", "p"]
+    real = rng.normal(size=(5, 20))
+    predicted = real + 0.1 * rng.normal(size=(5, 20))
+    for i, gene in ((0, 3), (1, 7), (3, 0)):
+        real[i, gene], predicted[i, gene] = 50.0, -50.0
+    found = discrimination_scores(predicted, real, names, GENES)[f"discrimination_{metric}"]
+    np.testing.assert_array_equal(found, 1.0)
 
 
 def test_a_perfect_prediction_discriminates():

@@ -146,10 +146,14 @@ def _matching_predictions(
     missing = [pair for pair in pairs if pair not in rows]
     if missing:
         shown = ", ".join(f"{p} in {c}" for c, p in missing[:3])
-        known = sorted({p for _, p in rows})
+        cell_types, perturbations = (sorted({pair[i] for pair in rows}) for i in (0, 1))
+        c, p = missing[0]
+        hint = near_matches(p, perturbations) if p not in perturbations else ""
+        if c not in cell_types:
+            hint = f"The cell type '{c}' is not among theirs. {near_matches(c, cell_types)}"
         raise EvaeError(
             f"{generated.name} lack {len(missing)} of the {len(pairs)} perturbations to evaluate ({shown}); "
-            f"predict them or leave them out of the real cells. {near_matches(missing[0][1], known)}"
+            f"predict them or leave them out of the real cells. {hint}".strip()
         )
     extra = [pair for pair in rows if pair not in set(pairs) and pair[1] != control]
     if extra:

@@ -82,14 +82,16 @@ def variance_ratio(real: np.ndarray, generated: np.ndarray) -> float:
 def correlation_error(real: np.ndarray, generated: np.ndarray, max_genes: int = MAX_CORRELATION_GENES) -> float:
     """Mean absolute difference of gene-gene correlations over the most variable real genes.
 
-    A gene that does not vary in the generated cells counts as uncorrelated with every other.
+    A gene that does not vary in the generated cells has no correlations there, and none of its pairs counts as
+    right: they are wrong by 1. As uncorrelated, cells that are all alike would pass where real correlations are weak.
     """
     v_real = real.var(axis=0)
     genes = np.argsort(-v_real, kind="stable")[: min(max_genes, int((v_real > 0).sum()))]
     if len(genes) < 2 or min(len(real), len(generated)) < 3:
         return float("nan")
     upper = np.triu_indices(len(genes), k=1)
-    return float(np.abs(_correlation(real[:, genes])[upper] - _correlation(generated[:, genes])[upper]).mean())
+    difference = np.abs(_correlation(real[:, genes]) - _correlation(generated[:, genes]))[upper]
+    return float(np.nan_to_num(difference, nan=1.0).mean())
 
 
 def classifier_auc(real: np.ndarray, generated: np.ndarray, seed: int = 0, n_folds: int = 3) -> float:
@@ -108,5 +110,5 @@ def classifier_auc(real: np.ndarray, generated: np.ndarray, seed: int = 0, n_fol
 def _correlation(cells: np.ndarray) -> np.ndarray:
     centred = cells - cells.mean(axis=0)
     norm = np.linalg.norm(centred, axis=0)
-    scaled = np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 1e-9)
+    scaled = np.divide(centred, norm, out=np.full_like(centred, np.nan), where=norm > 1e-9)
     return scaled.T @ scaled

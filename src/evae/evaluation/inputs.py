@@ -90,9 +90,14 @@ class Source:
             return None
         position = {g: i for i, g in enumerate(self.genes.tolist())}
         missing = [g for g in genes.tolist() if g not in position]
+        if len(missing) == len(genes):
+            raise EvaeError(
+                f"{self.name} have no gene of the real cells (theirs: {', '.join(self.genes[:2])}; the real ones': "
+                f"{', '.join(genes[:2])}); give both the same kind of gene names in var_names."
+            )
         if missing:
             raise EvaeError(
-                f"{self.name} lacks {len(missing)} of the {len(genes)} genes of the real cells (first: "
+                f"{self.name} lack {len(missing)} of the {len(genes)} genes of the real cells (first: "
                 f"{', '.join(missing[:3])}); subset the real cells to the genes of both before evaluating."
             )
         return np.array([position[g] for g in genes.tolist()])

@@ -32,7 +32,9 @@ METRIC_LABELS = {
     "discrimination_l1": Label("discrimination L1", "high"),
     "discrimination_l2": Label("discrimination L2", "high"),
     "discrimination_cosine": Label("discrimination cosine", "high"),
-    **{f"discrimination_score_{d}": Label(f"discrimination {d}", "high") for d in ("l1", "l2", "cosine")},
+    "discrimination_score_l1": Label("discrimination L1", "high"),
+    "discrimination_score_l2": Label("discrimination L2", "high"),
+    "discrimination_score_cosine": Label("discrimination cosine", "high"),
     "variance_ratio": Label("variance ratio", "1"),
     "zero_fraction_error": Label("zero-fraction error", "low"),
     "correlation_error": Label("correlation error", "low"),
@@ -81,7 +83,6 @@ TABLES: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {
 
 # What a reader sees first: (group, level, metric), and what the number says.
 BRIEF: dict[tuple[str, str, str], str] = {
-    ("paper", "pooled", "fd"): "how far the generated cells stand, as a crowd, from the real ones",
     ("robust", "pooled", "fd"): "how far the generated cells stand, as a crowd, from the real ones",
     ("robust", "pooled", "mmd2_mix_unbiased"): "the same for the whole shape of the crowd; about 0 for a perfect model",
     (
@@ -98,14 +99,14 @@ BRIEF: dict[tuple[str, str, str], str] = {
 }
 
 
-def format_number(value: float) -> str:
+def format_number(value: float, significant: int = 3) -> str:
     """Three significant digits, without exponents where they can be helped."""
     if math.isnan(value):
         return "–"
     if value == 0:
         return "0"
-    value = float(f"{value:.3g}")
-    digits = max(2 - math.floor(math.log10(abs(value))), 0)
+    value = float(f"{value:.{significant}g}")
+    digits = max(significant - 1 - math.floor(math.log10(abs(value))), 0)
     return f"{value:.{min(digits, 5)}f}" if abs(value) >= 1e-5 else f"{value:.0e}"
 
 
@@ -115,7 +116,7 @@ def cell_text(row: pd.Series | None) -> str:
         return "–"
     text = format_number(row["value"])
     if row["level"] == "pooled" and not math.isnan(row["sd"]):
-        text += f" ±{format_number(row['sd'])}"
+        text += f" ±{format_number(row['sd'], significant=2)}"
     if row["n_valid"] < row["n_pairs"]:
         text += f" ({int(row['n_valid'])}/{int(row['n_pairs'])})"
     return text

@@ -12,7 +12,7 @@ from .baselines import MODEL, SPLIT_HALF
 from .figures_cells import draw_cells, draw_top_genes, draw_umap
 from .figures_metrics import draw_metrics, draw_per_perturbation, draw_radar
 from .labels import BRIEF, METRIC_LABELS, cell_text, cells_text
-from .style import look, save
+from .style import DPI, look, save
 
 if TYPE_CHECKING:
     from .result import EvaluationResult
@@ -79,10 +79,11 @@ READING = (
     "Lower is better where ↓ stands, higher where ↑, nearest to the number where → stands. Pooled values are "
     "means over seeds ± standard deviation; others are means over perturbations, with the number of defined "
     "ones in brackets where some are not. “Real split half” is what one half of the real cells scores "
-    "against the other."
+    "against the other: the best to be hoped for with as many cells. Where it has fewer cells than the model, as in "
+    "pseudobulks and differential expression, a good model may pass it."
 )
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2.5rem auto; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2.5rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; }
 h2 { font-size: 1.1rem; margin: 2.2rem 0 .5rem; }
 p.lead { color: #555; margin-top: 0; }
@@ -91,15 +92,16 @@ table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabu
 th, td { padding: .28rem .8rem .28rem 0; text-align: right; white-space: nowrap; }
 tr { border-bottom: 1px solid #eee; }
 th:first-child, td:first-child { text-align: left; }
-th { color: #555; font-weight: 600; }
+th { color: #555; font-weight: 600; white-space: normal; vertical-align: bottom; }
 tr.model td { color: #D55E00; font-weight: 700; }
 tr.floor td { color: #00795A; border-top: 2px solid #009E73; }
 td.n { color: #888; }
 table.brief td:nth-child(2) { color: #D55E00; font-weight: 700; }
 table.brief td:nth-child(5) { color: #00795A; }
 table.brief :is(th, td):last-child { text-align: left; white-space: normal; min-width: 16rem; color: #555; }
-figure { margin: 1.2rem 0 2rem; }
+figure { margin: 1.2rem 0 2rem; overflow-x: auto; }
 figure img { max-width: 100%; }
+@media (max-width: 45rem) { figure img { max-width: none; } figcaption { position: sticky; left: 0; } }
 figcaption { color: #555; font-size: .86rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .86rem; }
 dt { color: #666; }
@@ -206,7 +208,7 @@ def html_page(result: "EvaluationResult", figures: list[Path]) -> str:
     for path in figures:
         data = base64.b64encode(path.read_bytes()).decode()
         caption = e(CAPTIONS[path.name])
-        image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+        image = f'<img alt="{caption}" width={_shown_width(path)} src="data:image/png;base64,{data}">'
         body.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
     facts = "".join(f"<dt>{e(name)}</dt><dd>{e(value)}</dd>" for name, value in _provenance(result.stamp))
     body.append(f"<h2>How it was made</h2><dl>{facts}</dl>")
@@ -217,6 +219,12 @@ def html_page(result: "EvaluationResult", figures: list[Path]) -> str:
         f"<style>{STYLE}</style></head>"
         f"<body>{''.join(body)}</body></html>\n"
     )
+
+
+def _shown_width(path: Path) -> int:
+    """Pixels at which a figure's letters have the size that they were drawn for; the PNG's own stand in bytes 16-19."""
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(20)[16:]) * 96 // DPI
 
 
 def _lead(stamp: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ FLOOR = "#009E73"  # green: what real cells reach among themselves
 BASELINE = "#8C8C8C"
 BACKGROUND = "#DDDDDD"
 TEXT = "#333333"
+DPI = 180
 
 _SETTINGS: Any = {
     "font.size": 9,
@@ -37,7 +38,7 @@ _SETTINGS: Any = {
     "grid.color": "#EBEBEB",
     "grid.linewidth": 0.8,
     "figure.dpi": 100,
-    "savefig.dpi": 180,
+    "savefig.dpi": DPI,
     "savefig.bbox": "tight",
     "savefig.facecolor": "white",
     "legend.frameon": False,
