@@ -115,12 +115,12 @@ def run_row(row: Row, machine: Machine, repeats: int) -> list[dict[str, Any]]:
 
 
 def measure_memory(row: Row, machine: Machine) -> list[dict[str, Any]]:
-    """Peak memory of a call beyond what was there before; of every contender of a row of training steps."""
+    """Peak memory of a call beyond what was there before, of every contender."""
     peaks = {name: peak_bytes(work, machine) for name, work in row.contenders.items()}
     ours = next(iter(peaks))
     return [
         {
-            "row": f"memory of a {row.title}",
+            "row": f"memory: {row.title}",
             "contender": name,
             "peak_mb": peak / 1e6,
             "ours_is_smaller_by": None if name == ours else peak / peaks[ours],
@@ -184,6 +184,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--genes", type=int, default=2000)
     parser.add_argument("--nonzero", type=float, default=0.15, help="share of the genes that a cell expresses")
+    parser.add_argument("--cells", type=int, help="cells of every call; a number of its own for each row if left out")
     parser.add_argument("--quick", action="store_true", help="toy size, two repeats")
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder for JSON and Markdown")
     args = parser.parse_args()
@@ -194,12 +195,12 @@ def main() -> None:
     machine = Machine(torch.device(args.device))
     machine.measure()
     repeats = 2 if args.quick else args.repeats
-    bench = Bench(machine.device, 60 if args.quick else args.genes, args.nonzero, args.quick)
+    bench = Bench(machine.device, 60 if args.quick else args.genes, args.nonzero, args.quick, args.cells)
     records: list[dict[str, Any]] = []
     for name in args.rows.split(","):
         row = ROWS[name](bench)
         records += run_row(row, machine, repeats)
-        if row.title.endswith("training step"):
+        if row.title.endswith("training step") or row.title.startswith("generated cells"):
             records += measure_memory(row, machine)
         print(markdown([r for r in records if row.title in r["row"]], facts_of(machine, bench, repeats)), flush=True)
     facts = facts_of(machine, bench, repeats)

@@ -40,16 +40,18 @@ class Bench:
         n_genes: genes in the panel.
         nonzero: share of them that a cell expresses, in the mean.
         quick: toy sizes.
+        n_cells: cells of every call; each row's own number if None.
     """
 
     device: torch.device
     n_genes: int
     nonzero: float
     quick: bool
+    n_cells: int | None = None
 
     def size(self, cpu: int, gpu: int) -> int:
         """Cells of a call."""
-        return 4 if self.quick else gpu if self.device.type == "cuda" else cpu
+        return self.n_cells or (4 if self.quick else gpu if self.device.type == "cuda" else cpu)
 
     def cells(self, n: int) -> Tensor:
         """Counts (cells, genes), float32: library sizes vary between cells by a factor of two or so."""
@@ -149,7 +151,7 @@ def train_prior(bench: Bench) -> Row:
 
 
 def encode(bench: Bench) -> Row:
-    n = bench.size(16, 512)
+    n = bench.size(64, 512)
     counts = bench.cells(n)
     values, genes = to_sparse(counts)
     exact, shared, published = (frozen(m) for m in (bench.tokenizer(), bench.tokenizer(**FAST), bench.reference()))

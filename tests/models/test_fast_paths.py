@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from evae.models import EvaeModel, modeling_evae
-from evae.models.coders_evae import EvaeDecoder, EvaeEncoder, in_buckets, to_sparse
+from evae.models.coders_evae import EvaeDecoder, EvaeEncoder, distinct_pairs, in_buckets, to_sparse
 from evae.models.configuration_evae import HEADS
 from evae.models.contract_evae import EvaeError
 from evae.models.randomness_evae import CellStreams
@@ -154,7 +155,7 @@ def test_cells_do_not_depend_on_how_many_are_decoded_at_once(tiny_tokenizer, mon
         return counts, streams.uniform(2)
 
     whole = draw()
-    monkeypatch.setattr(modeling_evae, "DECODED_NUMBERS", 30 * model.head.n_outputs * 2)
+    monkeypatch.setattr(modeling_evae, "DECODED_NUMBERS", 30 * 24 * 2)  # two cells
     torch.testing.assert_close(draw()[0], whole[0], rtol=1e-5, atol=1e-5)
     assert torch.equal(draw()[1], whole[1])
 
@@ -167,7 +168,7 @@ def test_sparse_encoding_under_bfloat16(tiny_tokenizer, cells):
 
 
 class TestBuckets:
-    """Cells of like numbers of expressed genes are encoded together; each comes out as if alone."""
+    """Cells of like numbers of expressed genes are encoded together and share tokens; each comes out as if alone."""
 
     @pytest.fixture
     def many(self, cells):
@@ -178,16 +179,28 @@ class TestBuckets:
         thinned[3] = 0
         return thinned.double()
 
+    @pytest.mark.parametrize("shared", [True, False])
     @pytest.mark.parametrize("packed", [True, False])
-    def test_equals_encoding_all_at_once(self, tiny_tokenizer, many, as_gene_lists, packed):
-        model = drawn(tiny_tokenizer(quantizer="gaussian"))
+    def test_equals_encoding_all_at_once(self, tiny_tokenizer, many, as_gene_lists, packed, shared):
+        model = drawn(tiny_tokenizer(quantizer="gaussian", share_keys_values=shared))
         form = to_sparse(many) if packed else as_gene_lists(many)
         found = model.embed(*form, kind="pooled")
-        expected = model.encoder(*form).mean(1)
+        expected = model.encoder.encode_each(*(F.pad(x, (1, 0)) for x in form)).mean(1)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-        name = "encoder.embedding.gene_embedding.weight"
-        gradient = gradients(model, found.square().sum())[name]
-        torch.testing.assert_close(gradient, gradients(model, expected.square().sum())[name], rtol=1e-9, atol=1e-12)
+        gradient, plain = (gradients(model, x.square().sum()) for x in (found, expected))
+        assert gradient.keys() == plain.keys()
+        for name in plain:
+            torch.testing.assert_close(gradient[name], plain[name], rtol=1e-9, atol=1e-11, msg=name)
+
+    def test_pairs_stand_for_all_entries(self, many, as_gene_lists):
+        counts, genes = as_gene_lists(many)
+        (pair_genes, pair_counts), place = distinct_pairs(counts, genes)
+        assert torch.equal(pair_counts[place], counts)
+        assert torch.equal(pair_genes[place][counts > 0], genes[counts > 0])
+        pairs = set(zip(pair_genes.tolist(), pair_counts.tolist(), strict=True))
+        assert len(pairs) == len(pair_genes) < (counts > 0).sum()
+        assert pair_counts[0] == 0
+        assert (pair_counts[1:] > 0).all()
 
     def test_less_is_padding(self, many):
         widths = []

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from evae.models import EvaeARConfig, EvaeARForCausalLM, EvaeError
+from evae.models.code_writer_evae import CodeWriter
 from evae.models.randomness_evae import CellStreams
 
 CODES = torch.tensor([[3, 0, 14, 7], [1, 1, 2, 9], [5, 13, 0, 0]])
@@ -89,6 +90,21 @@ class TestCacheAndAttention:
             code = (shares <= uniform[:, position : position + 1] * shares[:, -1:]).sum(1, keepdim=True)
             codes = torch.cat([codes, code], dim=1)
         assert torch.equal(drawn, codes)
+
+    @pytest.mark.parametrize("bfloat16", [False, True])
+    def test_the_writer_equals_the_network(self, tiny_prior, bfloat16):
+        """Code by code, for conditions that differ; in bfloat16 as near as that format is."""
+        prior = tiny_prior() if bfloat16 else tiny_prior().double()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            expected = prior(codes=CODES, **CONDITIONS).logits[..., :BOS]
+            writer, found = CodeWriter(prior, prior.condition_modulation(3, **CONDITIONS), 3), []
+            for position, tokens in enumerate(with_bos(CODES[:, :-1]).unbind(1)):
+                x = prior.token_embedding(tokens) + prior.position_embedding.weight[position]
+                found.append(writer.next_logits(x))
+        largest = float(expected.abs().max())
+        tolerance = {"rtol": 0, "atol": 0.03 * largest if bfloat16 else 1e-12 * largest}
+        torch.testing.assert_close(torch.stack(found, dim=1), expected, **tolerance)
+        assert writer.keys_values.dtype == (torch.bfloat16 if bfloat16 else torch.float64)
 
     def test_eager_equals_sdpa(self, tiny_prior):
         prior = tiny_prior().double()

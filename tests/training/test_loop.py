@@ -1,6 +1,8 @@
 """The loop over a toy model, in this process."""
 
 import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -57,6 +59,33 @@ def test_a_clock_counts_the_parts_of_steps_only(monkeypatch):
     off = StepClock(torch.device("cpu"), on=False)
     off.mark("optimizer")
     assert off.read() == {}
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler to compile with")
+def test_a_compiled_run_is_the_same_run(toy, tmp_path, monkeypatch):
+    plain = toy.run_toy(output_dir=tmp_path / "a", dropout=0.0, **SMALL)
+    compiled, real = [], torch.compile
+
+    def traced(function):  # traced and differentiated as always, then run as traced: no code is waited for
+        compiled.append(function)
+        return real(function, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    fast = toy.run_toy(output_dir=tmp_path / "b", dropout=0.0, compile=True, **SMALL)
+    assert len(compiled) == 1
+    losses = [[line["loss"] for line in lines(tmp_path / run) if "loss" in line] for run in "ab"]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    for name, value in weights_of(fast.model).items():
+        torch.testing.assert_close(value, weights_of(plain.model)[name], rtol=1e-4, atol=1e-6, msg=name)
+    saved = [load_file(tmp_path / run / "model.safetensors").keys() for run in "ab"]
+    assert saved[0] == saved[1]
+
+
+def test_compiling_needs_a_compiler(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(EvaeError, match=r"C\+\+ compiler"):
+        toy.run_toy(output_dir=tmp_path / "run", compile=True, **SMALL)
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_lowers_the_loss(toy, tmp_path):

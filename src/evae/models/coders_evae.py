@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_evae import EvaeConfig
-from .layers_evae import CountEmbedding, CrossBlock, Perceptron
+from .layers_evae import CountEmbedding, CrossBlock, KeysValues, Perceptron
 from .randomness_evae import CellStreams, draw_binomial
 
 try:  # transformers >= 5 skips what is already loaded
     from transformers import initialization as init
 except ImportError:
     from torch.nn import init  # type: ignore[no-redef]
+
+BUCKET_TOKENS = 2**17  # 134 MB at width 256
 
 
 class EvaeEncoder(nn.Module):
@@ -29,7 +31,7 @@ class EvaeEncoder(nn.Module):
         self.config = config
         self.embedding = CountEmbedding(config.n_genes, config.hidden_size)
         self.latent_tokens = nn.Parameter(torch.empty(config.n_latents, config.hidden_size))
-        first_alone = config.share_keys_values
+        first_alone = config.share_keys_values  # reads the memory for all layers
         self.layers = nn.ModuleList(
             [CrossBlock(config, reads_memory=not (first_alone and index)) for index in range(config.encoder_layers)]
         )
@@ -44,27 +46,73 @@ class EvaeEncoder(nn.Module):
 
     def forward(self, counts: Tensor, gene_ids: Tensor) -> Tensor:
         """Encode (cells, tokens) counts and genes; where sparse, count 0 is padding and its genes are folded."""
-        tokens = self.embedding(gene_ids, counts)
-        bias = None
+        if not self.config.sparse_encoding:
+            return self.encode_each(counts, gene_ids)
+        counts, gene_ids = F.pad(counts, (1, 0)), F.pad(gene_ids, (1, 0))  # a first token that stands for all zeros
+        if counts.device.type == "cpu":
+            return self.encode_distinct(counts, gene_ids)
+        if self.training:  # buckets read numbers back from the device, for which a step must not wait
+            return self.encode_each(counts, gene_ids)
+        return in_buckets(self.encode_each, counts, gene_ids)
+
+    def encode_each(self, counts: Tensor, gene_ids: Tensor) -> Tensor:
+        """Every cell with tokens of its own."""
+        return self._attend(self._project(self.embedding(gene_ids, counts)), counts)
+
+    def encode_distinct(self, counts: Tensor, gene_ids: Tensor) -> Tensor:
+        """The same, but cells that have a gene with the same count share its token, its keys and its values."""
+        pairs, place = distinct_pairs(counts, gene_ids)
+        projected = self._project(self.embedding(*pairs))
+        return in_buckets(lambda counts, place: self._attend(projected, counts, place), counts, place)
+
+    def _project(self, tokens: Tensor) -> list[KeysValues]:
+        """Keys and values of `tokens` (..., width) in every layer that makes its own, (..., width) each."""
+        attentions: list[Any] = [layer.cross_attention for layer in self.layers]
+        readers = [attention for attention in attentions if attention.reads_memory]
+        return [(reader.k_proj(tokens), reader.v_proj(tokens)) for reader in readers]
+
+    def _attend(self, projected: list[KeysValues], counts: Tensor, place: Tensor | None = None) -> Tensor:
+        """Latent tokens (cells, latents, width) that read the genes of `counts` (cells, tokens).
+
+        Args:
+            projected: keys and values, (cells, tokens, width), or (pairs, width) with `place`; layers beyond these
+                read the last ones.
+            place: the pair of every token, (cells, tokens).
+        """
+        latents, bias, memory = self.latent_tokens.unsqueeze(0), None, None
+        split: Any = self.layers[0].cross_attention.split
         if self.config.sparse_encoding:
-            tokens = torch.cat([tokens.new_zeros(len(tokens), 1, tokens.shape[-1]), tokens], dim=1)
-            bias = _zero_token_bias(counts, self.config.n_genes, tokens.dtype)
-        latents, memory = self.latent_tokens.unsqueeze(0), tokens
-        if self.config.share_keys_values:
-            first: Any = self.layers[0]
-            memory = first.cross_attention.keys_values(tokens)
-        for layer in self.layers:
+            bias = _zero_token_bias(counts, self.config.n_genes, latents.dtype)
+        for index, layer in enumerate(self.layers):
+            if index < len(projected):
+                memory = tuple(split(x if place is None else F.embedding(place, x)) for x in projected[index])
             latents = layer(latents, memory, bias)
         return self.norm(latents)
 
 
+def distinct_pairs(counts: Tensor, gene_ids: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """The distinct (gene, count) pairs of a batch.
+
+    Args:
+        counts, gene_ids: (cells, tokens); where the count is 0 the gene does not matter.
+
+    Returns:
+        genes and counts of the pairs, (pairs,) each, led by count 0; and which pair every entry is, as `counts`.
+    """
+    bits = counts.float().contiguous().view(torch.int32).long()  # a key of one number: 32 bits each
+    keys = torch.where(counts > 0, gene_ids << 32 | bits, 0).flatten()
+    keys, place = torch.cat([keys.new_zeros(1), keys]).unique(return_inverse=True)
+    values = (keys & 0xFFFFFFFF).int().view(torch.float32).to(counts.dtype)
+    return (keys >> 32, values), place[1:].view_as(counts)
+
+
 def _zero_token_bias(counts: Tensor, n_genes: int, dtype: torch.dtype) -> Tensor:
-    """Attention bias (cells, 1, 1, 1 + tokens): log(number of zeros) for the zero token, -inf for padding."""
+    """Attention bias (cells, 1, 1, tokens): log(number of zeros) for the first token, -inf for padding."""
     expressed = counts > 0
     precision = torch.promote_types(dtype, torch.float32)
-    zeros = (n_genes - expressed.sum(1, keepdim=True)).to(precision).log()  # -inf where every gene is expressed
-    padding = torch.zeros_like(counts, dtype=precision).masked_fill(~expressed, float("-inf"))
-    return torch.cat([zeros, padding], dim=1)[:, None, None, :].to(dtype)
+    bias = torch.zeros_like(counts, dtype=precision).masked_fill(~expressed, float("-inf"))
+    bias[:, 0] = (n_genes - expressed.sum(1)).to(precision).log()  # -inf where every gene is expressed
+    return bias[:, None, None, :].to(dtype)
 
 
 class EvaeMLPEncoder(nn.Module):
@@ -177,9 +225,10 @@ def in_buckets(
     Args:
         encode: from expressed counts and genes, (cells, tokens) each, to (cells, ...).
         counts, gene_ids: as `to_sparse` gives them. Where padding stands before an expressed gene, nothing is cut off.
-        bucket_cells: cells in a bucket at least; there are at most 8 buckets.
+        bucket_cells: cells in a bucket at least; there are at most 8 buckets, or so many that a bucket has no more
+            than `BUCKET_TOKENS`.
     """
-    n_buckets = min(8, len(counts) // bucket_cells)
+    n_buckets = min(max(8, counts.numel() // BUCKET_TOKENS), len(counts) // bucket_cells)
     if n_buckets < 2:
         return encode(counts, gene_ids)
     columns = torch.arange(1, counts.shape[1] + 1, device=counts.device)

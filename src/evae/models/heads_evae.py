@@ -29,12 +29,14 @@ BIN_VALUES = (
     *(13.5, 19.5, 27.5, 39.5, 55.5, 76.5, 109.3, 154.3, 219.9, 360.8),
 )
 N_BINS = len(BIN_VALUES)
+# The first and the last whole count of each bin where counts are drawn within it; of the open one, its value.
+BIN_FIRST = (0, *(edge + 1 for edge in BIN_UPPER_EDGES[:-1]), round(BIN_VALUES[-1]))
+BIN_LAST = (*BIN_UPPER_EDGES, round(BIN_VALUES[-1]))
 
 
 def counts_to_bins(counts: Tensor) -> Tensor:
     """The bin, 0 to 19, of every count; same shape, int64."""
-    edges = torch.tensor(BIN_UPPER_EDGES, device=counts.device, dtype=torch.float32)
-    return torch.bucketize(counts.float(), edges)
+    return torch.bucketize(counts.float(), constant(BIN_UPPER_EDGES, counts.device))
 
 
 def bins_to_counts(bins: Tensor, generator: Randomness = None, within: bool = False) -> Tensor:
@@ -43,17 +45,23 @@ def bins_to_counts(bins: Tensor, generator: Randomness = None, within: bool = Fa
     The open last bin always gives its published value, rounded with `within`.
     """
     if not within:
-        return torch.tensor(BIN_VALUES, device=bins.device)[bins]
-    lower, upper = (edge.to(bins.device) for edge in _bin_ranges())
+        return constant(BIN_VALUES, bins.device)[bins]
+    first, last = constant(BIN_FIRST, bins.device), constant(BIN_LAST, bins.device)
     uniform = draw_uniform(bins.shape, bins.device, generator)
-    return (lower[bins] + (uniform * (upper - lower + 1)[bins]).floor()).float()
+    return first[bins] + (uniform * (last - first + 1)[bins]).floor()
 
 
-def _bin_ranges() -> tuple[Tensor, Tensor]:
-    """First and last whole count that a bin gives when counts are drawn within it, int64 (20,) each."""
-    last = round(BIN_VALUES[-1])
-    lower = torch.tensor([0, *(edge + 1 for edge in BIN_UPPER_EDGES[:-1]), last])
-    return lower, torch.tensor([*BIN_UPPER_EDGES, last])
+_CONSTANTS: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
+
+
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """`values` as float32 on a device, copied there once: with a copy in every step the host would wait for it."""
+    tensor = _CONSTANTS.get((values, device))
+    if tensor is None:
+        tensor = torch.tensor(values, dtype=torch.float32, device=device)
+        if type(tensor) is Tensor and not tensor.is_inference():  # others serve the mode they were made in only
+            _CONSTANTS[values, device] = tensor
+    return tensor
 
 
 class CrossEntropyQuantileHead(nn.Module):
@@ -75,9 +83,8 @@ class CrossEntropyQuantileHead(nn.Module):
         return bins_to_counts(bins, generator, self.within)
 
     def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
-        lower, upper = _bin_ranges()
-        values = (lower + upper) / 2 if self.within else torch.tensor(BIN_VALUES)
-        return outputs.float().softmax(-1) @ values.to(outputs.device)
+        middles = tuple((first + last) / 2 for first, last in zip(BIN_FIRST, BIN_LAST, strict=True))
+        return outputs.float().softmax(-1) @ constant(middles if self.within else BIN_VALUES, outputs.device)
 
 
 class HurdleHead(nn.Module):

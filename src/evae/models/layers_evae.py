@@ -106,18 +106,20 @@ class Attention(nn.Module):
         self.n_heads = config.num_attention_heads
         self.head_width = width // self.n_heads
         self.scaling = self.head_width**-0.5
+        self.reads_memory = reads_memory
         self.q_proj = nn.Linear(width, width)
         if reads_memory:
             self.k_proj = nn.Linear(width, width)
             self.v_proj = nn.Linear(width, width)
         self.o_proj = nn.Linear(width, width)
 
-    def _split(self, x: Tensor) -> Tensor:
+    def split(self, x: Tensor) -> Tensor:
+        """(cells, tokens, width) -> (cells, heads, tokens, width of a head)"""
         return x.unflatten(-1, (self.n_heads, self.head_width)).transpose(1, 2)
 
     def keys_values(self, memory: Tensor) -> KeysValues:
         """Keys and values of `memory` (cells, others, width), (cells, heads, others, width of a head) each."""
-        return self._split(self.k_proj(memory)), self._split(self.v_proj(memory))
+        return self.split(self.k_proj(memory)), self.split(self.v_proj(memory))
 
     def forward(
         self,
@@ -136,7 +138,7 @@ class Attention(nn.Module):
             past_key_values: a transformers cache; this call's keys and values are appended to it.
         """
         memory = x if memory is None else memory
-        query = self._split(self.q_proj(x))
+        query = self.split(self.q_proj(x))
         key, value = memory if isinstance(memory, tuple) else self.keys_values(memory)
         query = query.expand(len(key), -1, -1, -1)
         if past_key_values is not None:

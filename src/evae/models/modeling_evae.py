@@ -18,7 +18,6 @@ from .coders_evae import (
     EvaeEncoder,
     EvaeMLPDecoder,
     EvaeMLPEncoder,
-    in_buckets,
     split_counts,
     to_dense,
     to_sparse,
@@ -36,7 +35,7 @@ except ImportError:
     from torch.nn import init  # type: ignore[no-redef]
 
 
-DECODED_NUMBERS = 2**23  # decoder outputs held at once when counts are drawn
+DECODED_NUMBERS = 2**26  # numbers of a decoder layer held at once when counts are drawn
 
 
 @dataclass
@@ -234,7 +233,8 @@ class EvaeModel(EvaePreTrainedModel):
 
         Few cells are decoded at once, so that what is in memory besides the counts does not grow with their number.
         """
-        at_once = max(1, DECODED_NUMBERS // (self.config.n_genes * self.head.n_outputs))
+        widest = self.config.intermediate_size if self.config.decoder == "attention" else self.head.n_outputs
+        at_once = max(1, DECODED_NUMBERS // (self.config.n_genes * widest))
         streams, drawn = generator, []
         for start in range(0, len(codes), at_once):
             rows = slice(start, start + at_once)
@@ -272,9 +272,7 @@ class EvaeModel(EvaePreTrainedModel):
             counts, gene_ids = to_sparse(counts)
         elif not self.config.sparse_encoding:
             return self._encoder_tokens(to_dense(counts, gene_ids, self.config.n_genes), None)
-        waits = self.training and counts.device.type != "cpu"  # buckets read numbers back, which a step must not
-        bucketed = self.config.encoder == "attention" and self.config.sparse_encoding and not waits
-        return in_buckets(self.encoder, counts, gene_ids) if bucketed else self.encoder(counts, gene_ids)
+        return self.encoder(counts, gene_ids)
 
     def _check_genes(self, counts: Tensor, gene_ids: Tensor | None) -> None:
         n_genes = self.config.n_genes

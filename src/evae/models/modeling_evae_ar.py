@@ -15,6 +15,7 @@ from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 # Not all are used here: from a local folder, transformers up to 5.0 fetches only what a file itself imports.
+from .code_writer_evae import CodeWriter
 from .coders_evae import EvaeEncoder  # noqa: F401
 from .conditions_evae import ConditionEmbedding  # noqa: F401
 from .configuration_evae import EvaeConfig  # noqa: F401
@@ -27,33 +28,6 @@ from .no_tokenizer_evae import NoTokenizer  # noqa: F401
 from .prior_evae import EvaePrior, cells_asked_for, guided
 from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
 from .randomness_evae import CellStreams, Randomness, categorical
-
-
-class CodeCache:
-    """Keys and values of the codes so far, in memory that is laid out once; used as a transformers cache.
-
-    Args:
-        n_tokens: how many tokens there will be at most.
-    """
-
-    def __init__(self, n_tokens: int) -> None:
-        self.n_tokens = n_tokens
-        self.layers: list[list[Tensor]] = []
-        self.lengths: list[int] = []
-
-    def get_seq_length(self) -> int:
-        return self.lengths[0] if self.lengths else 0
-
-    def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, ...]:
-        """Append keys and values (cells, heads, tokens, width) of a layer; returns all of that layer's so far."""
-        if layer_idx == len(self.layers):
-            self.layers.append([x.new_empty(*x.shape[:2], self.n_tokens, x.shape[3]) for x in (key, value)])
-            self.lengths.append(0)
-        start = self.lengths[layer_idx]
-        stop = self.lengths[layer_idx] = start + key.shape[2]
-        for kept, new in zip(self.layers[layer_idx], (key, value), strict=True):
-            kept[:, :, start:stop] = new
-        return tuple(kept[:, :, :stop] for kept in self.layers[layer_idx])
 
 
 class EvaeARForCausalLM(EvaePrior, GenerationMixin):
@@ -194,17 +168,19 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         modulation = self._modulation(distinct)  # once for each distinct condition, not in every step
         modulation = modulation if len(distinct) == 1 else modulation[place]
         uniform = streams.uniform(self.n_codes).to(self.device)
-        tokens = torch.full((n_cells, 1), self.config.bos_token_id, device=self.device)
-        cache, codes = CodeCache(self.n_codes), []
+        writer = CodeWriter(self, modulation, len(condition))
+        code = torch.full((n_cells,), self.config.bos_token_id, device=self.device)
+        codes: list[Tensor] = []
 
-        def next_logits(tokens: Tensor) -> Tensor:
-            return self._logits(tokens, modulation, cache)[:, -1].float()
+        def next_logits(code: Tensor) -> Tensor:
+            place = self.position_embedding.weight[len(codes)]
+            return writer.next_logits(self.token_embedding(code) + place).float()
 
         for position in range(self.n_codes):
-            logits = guided(next_logits, guidance_scale, tokens) / temperature
-            tokens = categorical(logits.softmax(-1), uniform[:, position]).unsqueeze(1)
-            codes.append(tokens)
-        return torch.cat(codes, dim=1)
+            logits = guided(next_logits, guidance_scale, code) / temperature
+            code = categorical(logits.softmax(-1), uniform[:, position])
+            codes.append(code)
+        return torch.stack(codes, dim=1)
 
     sample_codes = EvaePrior.sample
 

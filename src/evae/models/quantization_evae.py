@@ -37,8 +37,7 @@ class FiniteScalarQuantizer(nn.Module):
             columns.append(torch.tanh(value + math.atanh(offset / half)) * half - offset)
         return torch.stack(columns, dim=-1)
 
-    def _half_width(self, like: Tensor) -> Tensor:
-        return torch.tensor([level // 2 for level in self.levels], device=like.device, dtype=torch.float32)
+    # Constants below stay Python numbers: a tensor of them, made anew, would make the host wait for the device.
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Quantize `z` of shape (..., levels).
@@ -48,24 +47,27 @@ class FiniteScalarQuantizer(nn.Module):
         """
         bounded = self._bound(z.float())
         rounded = bounded + (bounded.round() - bounded).detach()
-        values = rounded / self._half_width(z)
+        pairs = zip(rounded.unbind(-1), self.levels, strict=True)
+        values = torch.stack([value / (level // 2) for value, level in pairs], dim=-1)
         return values.to(z.dtype), self.values_to_codes(values)
 
     def values_to_codes(self, values: Tensor) -> Tensor:
         """Codes, int64 of shape (...), of grid values (..., levels)."""
-        half = self._half_width(values)
-        digits = (values.detach().float() * half + half).round().long()
-        return (digits * self._radix(values.device)).sum(-1)
+        codes, radix = torch.zeros(values.shape[:-1], dtype=torch.int64, device=values.device), 1
+        for value, level in zip(values.detach().float().unbind(-1), self.levels, strict=True):
+            half = level // 2
+            codes += (value * half + half).round().long() * radix
+            radix *= level
+        return codes
 
     def codes_to_values(self, codes: Tensor) -> Tensor:
         """Grid values in [-1, 1], float32 of shape (..., levels), of codes (...)."""
-        levels = torch.tensor(self.levels, device=codes.device)
-        digits = (codes.unsqueeze(-1) // self._radix(codes.device)) % levels
-        half = levels // 2
-        return (digits - half).float() / half
-
-    def _radix(self, device: torch.device) -> Tensor:
-        return torch.tensor([math.prod(self.levels[:i]) for i in range(len(self.levels))], device=device)
+        columns = []
+        for level in self.levels:
+            half = level // 2
+            columns.append((codes % level - half).float() / half)
+            codes = codes // level
+        return torch.stack(columns, dim=-1)
 
 
 class GaussianBottleneck(nn.Module):

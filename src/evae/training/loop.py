@@ -83,6 +83,8 @@ class _Loop:
     ):
         self.settings, self.accelerator, self.run, self.stage = settings, accelerator, run, stage
         model.to(accelerator.device).train()
+        if settings.compile:
+            model.compile()  # in place: the weights keep their names
         self.sharded = accelerator.distributed_type == DistributedType.FSDP
         self.whole = copy.deepcopy(model) if self.sharded else model  # what is saved at the end
         if self.sharded:  # what is not trained takes no part

@@ -38,6 +38,7 @@ class Settings:
     max_grad_norm: float = 5.0  # gradients are clipped to this total norm
     ema_decay: float = 0.0  # moving average of the weights for validation and the final save; 0 is off
     mixed_precision: str = "auto"  # auto (bf16 on a GPU, else no), no, bf16
+    compile: bool = False  # torch.compile the model: minutes at the start, faster steps on a GPU
     time_steps: bool = False  # log the seconds a step takes for data, forward, backward and optimizer
     seed: int = 0  # of the initial weights, the order of the cells and all that is drawn
     log_every: int = 20  # updates between lines of log.jsonl; the only steps at which the host waits
@@ -54,7 +55,7 @@ class Settings:
     MAY_CHANGE: ClassVar[tuple[str, ...]] = (
         *("dataset", "output_dir", "tokenizer", "batch_size", "gradient_accumulation_steps"),
         *("log_every", "eval_every", "save_every", "keep_checkpoints", "report_to", "resume", "overwrite"),
-        *("time_steps",),
+        *("compile", "time_steps"),
     )
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 import atexit
 import importlib.util
 import os
+import shutil
 import warnings
 
 import torch
@@ -26,6 +27,8 @@ def make_accelerator(settings: Settings) -> Accelerator:
     tracker = settings.report_to
     if tracker != "none" and importlib.util.find_spec(MODULES[tracker]) is None:
         raise EvaeError(f"report_to={tracker} needs the package: pip install {MODULES[tracker]}")
+    if settings.compile and not shutil.which(os.environ.get("CXX", "g++")):
+        raise EvaeError("compile=true needs a C++ compiler; install g++, name another in CXX, or leave it out.")
     precision = settings.mixed_precision
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() else "no"
