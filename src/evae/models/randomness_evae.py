@@ -94,7 +94,7 @@ class CellStreams:
 
         The golden ratio's multiples modulo 1: any run of n places leaves no gap wider than 2.7 / n.
         """
-        start = _mixed(torch.tensor([self.seed], device=device))
+        start = _mixed(torch.full((1,), self.seed, device=device))
         return ((self._places(device) * _GOLDEN + start) >> 40).bitwise_and_(2**24 - 1).float() * 2**-24
 
     def _places(self, device: torch.device | str) -> Tensor:

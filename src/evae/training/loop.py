@@ -73,14 +73,9 @@ class _Loop:
     """The state of one call of `train`; `now` is the part that checkpoints remember."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        batches: Batches,
-        settings: Settings,
-        accelerator: Accelerator,
-        run: RunFolder,
+        self, model: nn.Module, batches: Batches, settings: Settings, accelerator: Accelerator, run: RunFolder,
         stage: Stage,
-    ):
+    ):  # fmt: skip
         self.settings, self.accelerator, self.run, self.stage = settings, accelerator, run, stage
         model.to(accelerator.device).train()
         if settings.compile:
