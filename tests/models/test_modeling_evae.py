@@ -216,6 +216,18 @@ class TestCalibrate:
         torch.testing.assert_close(latents.mean(0), torch.zeros(4, 2), atol=1e-3, rtol=0)
         torch.testing.assert_close(latents.std(0), torch.ones(4, 2), atol=1e-2, rtol=0)
 
+    @pytest.mark.parametrize("head", HEADS)
+    @pytest.mark.parametrize("sparse", [True, False])
+    def test_perceptrons_start_at_the_marginals(self, head, sparse, tiny_tokenizer, cells):
+        model, many = tiny_tokenizer(head=head, decoder="mlp"), cells.repeat(40, 1)
+        with torch.no_grad():
+            model.decoder.body.output.weight.zero_()  # every cell has the outputs of the start
+        model.calibrate(*(to_sparse(many) if sparse else (many,)))
+        outputs, library = model(cells).outputs.detach(), cells.sum(1)
+        shifts = 0.3 * torch.randn(20, *outputs.shape[1:], generator=torch.Generator().manual_seed(0))
+        losses = [float(model.head.loss(outputs + shift, cells, library)) for shift in shifts]
+        assert model.head.loss(outputs, cells, library) < min(losses)
+
 
 class TestSaveAndLoad:
     @pytest.mark.parametrize("head", HEADS)

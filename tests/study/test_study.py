@@ -15,7 +15,7 @@ from evae.study import read_study, run_study
 from evae.study import run as study_run
 from evae.study.figures import scaled_over_heads
 from evae.study.plan import plan
-from evae.study.results import badness
+from evae.study.results import badness, training_numbers
 
 ROOT = Path(__file__).parents[2]
 TINY = {"batch_size": 32, "max_steps": 4, "warmup_steps": 1, "eval_every": 4, "save_every": 4}
@@ -119,6 +119,37 @@ def test_tables_and_plots(written, capsys):
         assert f"plots/{name}" in (out / "study.md").read_text()
 
 
+def test_tokenizers_alone(written, tmp_path):
+    tokenizers = {"few codes": {}, "more codes": {"model.fsq_levels": [4, 4]}}
+    out = run_study(read_study(written(priors={}, tokenizers=tokenizers, heads=["mse"], output_dir=str(tmp_path))))
+    lines = (out / "study.md").read_text().split("## ")[1].splitlines()
+    heading, *rows = [line.split(" | ") for line in lines if line.startswith("| ")]
+    rows = {row[0].removeprefix("| "): row for row in rows}
+    for name in tokenizers:
+        (folder,) = (out / "tokenizers").glob(name.replace(" ", "_") + "*")
+        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        row = rows[f"{name}, tokenizer alone"]
+        for column, key in (("loss ↓", "reconstruction_loss"), ("perplexity ↑", "codebook_perplexity")):
+            assert float(row[heading.index(column)]) == pytest.approx(log[-2][f"validation_{key}"], rel=5e-3)
+    assert rows["real split half"][heading.index("loss ↓")] == "–"
+    assert "mean over" not in (out / "study.md").read_text()  # there are no priors to take means of
+
+
+@pytest.mark.parametrize(("weights", "loss"), [("last", 2.0), ("best", 1.0)])
+def test_numbers_of_a_training(tmp_path, weights, loss):
+    lines = [
+        *({"step": 10 * i, "seconds": seconds} for i, seconds in ((1, 6.0), (2, 600.0), (3, 6.0))),
+        {"step": 30, "validation_loss": 1.5, "validation_reconstruction_loss": 1.0},
+        {"step": 35, "seconds": 3.0},
+        {"step": 35, "validation_loss": 2.5, "validation_reconstruction_loss": 2.0},
+        {"step": 35, "finished": True},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "settings.yaml").write_text(f"final_weights: {weights}\n")
+    found = training_numbers(tmp_path).set_index("metric")["value"]
+    assert found.to_dict() == {"reconstruction_loss": loss, "training_minutes": pytest.approx(35 * 0.6 / 60)}
+
+
 def test_names_follow_what_has_an_effect(written, content, tmp_path):
     def folders(**changes):
         return [t.folder.name for t in plan(read_study(written(**changes)))[0]]
@@ -154,7 +185,8 @@ def test_what_is_wrong_is_said_before_anything_is_trained(written, content, tmp_
     for changes, message in (
         ({"head": ["mse"]}, "unknown key 'head' in a study. Did you mean 'heads'"),
         ({"heads": ["mes"]}, "unknown head 'mes'. Did you mean 'mse'"),
-        ({"priors": {}}, "priors is not set"),
+        ({"heads": []}, "heads is not set"),
+        ({"priors": {}, "tokenizers": {"none": "counts"}}, "nothing to compare but priors; add priors:"),
         ({"priors": {"AR": 3}}, "priors must hold lines `name: {setting: value}`"),
         ({"priors": {"flow": {"model_type": "evae_flow"}}}, "no prior of the study fits any of its tokenizers"),
         ({"prior": {"model": {"hiden_size": 3}}}, "unknown setting 'model.hiden_size'. Did you mean 'hidden_size'"),
@@ -194,8 +226,9 @@ def test_two_ranks_share_the_work(written, tmp_path):
 def test_the_stored_studies_are_whole(path, screen_dataset):
     study = read_study(path, [f"dataset={screen_dataset}"])
     trainings, _ = plan(study)
-    assert {t.labels.get("prior") for t in trainings} >= {"AR", "MDLM", "flow"}
-    assert {t.labels["head"] for t in trainings} == {"ce-quantile", "hurdle", "mse", "nb"}
+    if study.priors:
+        assert {t.labels.get("prior") for t in trainings} >= {"AR", "MDLM", "flow"}
+        assert {t.labels["head"] for t in trainings} == {"ce-quantile", "hurdle", "mse", "nb"}
     assert len(study.seeds) >= 2
 
 

@@ -51,6 +51,10 @@ METRIC_LABELS = {
     "de_sig_genes_recall": Label("DE recall", "high"),
     "de_nsig_counts_real": Label("DE genes real", "-"),
     "de_nsig_counts_pred": Label("DE genes predicted", "-"),
+    "reconstruction_loss": Label("loss", "low"),
+    "codebook_use": Label("codes used", "high"),
+    "codebook_perplexity": Label("perplexity", "high"),
+    "training_minutes": Label("training, min", "low"),
 }
 
 DISTRIBUTION_COLUMNS = ("w2", "mmd2_mix_biased", "mmd2_mix_unbiased", "mmd2_median_unbiased", "fd")

@@ -184,6 +184,10 @@ class EvaeMLPDecoder(nn.Module):
             config.dropout,
         )
 
+    def start_at(self, outputs: Tensor) -> None:
+        """Shift the head's numbers by `outputs` (genes, n_outputs), whatever the cell."""
+        self.body.output.bias.add_(outputs.flatten())
+
     def forward(self, latents: Tensor, context: Tensor, genes: Tensor | None = None) -> Tensor:
         """As `EvaeDecoder.forward`."""
         features, output = self.body.hidden(torch.cat([latents.flatten(1), context], dim=1)), self.body.output

@@ -1,6 +1,7 @@
 """Output heads: how the decoder's numbers become counts.
 
-Each head has `n_outputs` numbers a gene, a `loss`, a `sample` and a `mean`. With c the counts, l the library size
+Each head has `n_outputs` numbers a gene, a `loss`, a `sample` and a `mean`, and `marginal` outputs, (genes, n_outputs),
+that give every gene the distribution it has over some cells. With c the counts, l the library size
 (counts a cell over the panel) and m the median library size, x = log1p(c m / l):
 
     ce-quantile   20-way cross-entropy over count bins; sampling draws a bin
@@ -77,6 +78,12 @@ class CrossEntropyQuantileHead(nn.Module):
     def loss(self, outputs: Tensor, counts: Tensor, library_size: Tensor, genes: Tensor | None = None) -> Tensor:
         return F.cross_entropy(outputs.float().flatten(0, 1), counts_to_bins(_of(counts, genes)).flatten())
 
+    def marginal(self, counts: Tensor, library_size: Tensor) -> Tensor:
+        bins = counts_to_bins(counts).T  # (genes, cells)
+        seen = torch.zeros(len(bins), N_BINS, device=counts.device)
+        seen.scatter_add_(1, bins, torch.ones_like(bins, dtype=seen.dtype))
+        return ((seen + 1 / N_BINS) / (len(counts) + 1)).log()  # one more cell, spread over all bins
+
     def sample(self, outputs: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
         uniform = draw_uniform(outputs.shape[:-1], outputs.device, generator)
         bins = categorical(outputs.float().softmax(-1), uniform)
@@ -108,6 +115,12 @@ class HurdleHead(nn.Module):
         gate = F.binary_cross_entropy_with_logits(logit, nonzero)
         return self.zero_loss_weight * gate + (error * nonzero).sum() / n_nonzero
 
+    def marginal(self, counts: Tensor, library_size: Tensor) -> Tensor:
+        n_nonzero = (counts > 0).sum(0)
+        share = (n_nonzero + 0.5) / (len(counts) + 1)
+        total = log_normalize(counts, library_size, self.median).sum(0)
+        return torch.stack([share.logit(), total / n_nonzero.clamp_min(1)], dim=-1)
+
     def sample(self, outputs: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
         logit, magnitude = outputs.float().unbind(-1)
         open_gate = draw_uniform(logit.shape, logit.device, generator) < logit.sigmoid()
@@ -130,6 +143,9 @@ class MeanSquaredErrorHead(nn.Module):
 
     def loss(self, outputs: Tensor, counts: Tensor, library_size: Tensor, genes: Tensor | None = None) -> Tensor:
         return F.mse_loss(outputs.squeeze(-1).float(), log_normalize(_of(counts, genes), library_size, self.median))
+
+    def marginal(self, counts: Tensor, library_size: Tensor) -> Tensor:
+        return log_normalize(counts, library_size, self.median).mean(0).unsqueeze(-1)
 
     def sample(self, outputs: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
         return self.mean(outputs, library_size)
@@ -173,6 +189,10 @@ class NegativeBinomialHead(nn.Module):
 
     def loss(self, outputs: Tensor, counts: Tensor, library_size: Tensor, genes: Tensor | None = None) -> Tensor:
         return -self.log_likelihood(outputs, counts, library_size).sum(-1).mean()
+
+    def marginal(self, counts: Tensor, library_size: Tensor) -> Tensor:
+        total = counts.float().sum(0) + 0.5
+        return (total / total.sum()).log().unsqueeze(-1)
 
     def sample(self, outputs: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
         return draw_negative_binomial(self.mean(outputs, library_size), self.dispersion(), generator)

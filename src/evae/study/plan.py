@@ -17,7 +17,8 @@
       plain: {}
       guidance 2: {guidance_scale: 2}
 
-A prior goes with every tokenizer that it can read: codes or Gaussian latents.
+A prior goes with every tokenizer that it can read: codes or Gaussian latents. Without `priors:` the tokenizers are
+compared alone.
 """
 
 import hashlib
@@ -55,7 +56,8 @@ class Study:
     Attributes:
         dataset: dataset folder or Hub id, with held-out cells.
         output_dir: where trainings, results and tables go.
-        tokenizers, priors: name -> settings on top of `tokenizer` and `prior`; "counts" for no tokenizer.
+        tokenizers, priors: name -> settings on top of `tokenizer` and `prior`; "counts" for no tokenizer. Without
+            priors the tokenizers are compared alone.
         heads: output heads of the tokenizers.
         seeds: of the trainings and of the drawn cells.
         tokenizer, prior: settings that all share; `config` names a preset or a file.
@@ -79,7 +81,7 @@ class Study:
     max_minutes: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("dataset", "output_dir", "tokenizers", "priors", "heads", "seeds", "sampling"):
+        for name in ("dataset", "output_dir", "tokenizers", "heads", "seeds", "sampling"):
             if not getattr(self, name):
                 raise EvaeError(
                     f"{name} is not set; add {name}: to the study's YAML file, or {name}=... to the command."
@@ -177,8 +179,10 @@ def plan(study: Study) -> tuple[list[Training], list[str]]:
                         left_out.append(f"{name} + {prior_name} was left out: {reason}")
                     else:
                         trainings.append(prior)
-    if not any(t.stage == "prior" for t in trainings):
+    if study.priors and not any(t.stage == "prior" for t in trainings):
         raise EvaeError("no prior of the study fits any of its tokenizers: " + "; ".join(dict.fromkeys(left_out)))
+    if not trainings:
+        raise EvaeError("without a tokenizer there is nothing to compare but priors; add priors: to the study's file.")
     return trainings, list(dict.fromkeys(left_out))
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import yaml
 
 from evae.evaluation import EvaluationResult
 from evae.evaluation.baselines import MODEL, SPLIT_HALF
@@ -16,6 +18,7 @@ from evae.training.checkpoint import write_text_atomically
 ALONE = "tokenizer alone"
 NOT_OF_THE_DATA = (MODEL, "mean-collapsed model")  # systems that depend on the model that was evaluated
 AXES = ("tokenizer", "prior", "sampling", "head", "seed")
+OF_A_TOKENIZER = ("reconstruction_loss", "codebook_use", "codebook_perplexity")
 COLUMNS = (*AXES, "system", "group", "level", "metric", "value", "sd")
 
 
@@ -68,6 +71,8 @@ def read_results(out: Path, wanted: Iterable[Evaluated], baselines: str) -> pd.D
         part = _read(result_path(out, evaluated.name))
         if part is not None:
             labels = evaluated.labels
+            if not labels["prior"]:
+                part = pd.concat([part, training_numbers(evaluated.folder)], ignore_index=True)
             system = " + ".join([labels["tokenizer"], labels["prior"]]) if labels["prior"] else labels["tokenizer"]
             system += f" ({labels['sampling']})" if labels["sampling"] else ""
             parts.append(part.assign(**labels | {"system": system if labels["prior"] else f"{system}, {ALONE}"}))
@@ -77,6 +82,29 @@ def read_results(out: Path, wanted: Iterable[Evaluated], baselines: str) -> pd.D
     if not parts:
         return pd.DataFrame(columns=list(COLUMNS))
     return pd.concat([p.astype(dict.fromkeys(AXES, object)) for p in parts], ignore_index=True)[list(COLUMNS)]
+
+
+def training_numbers(folder: Path) -> pd.DataFrame:
+    """What the log of a finished tokenizer says: loss and codes on validation cells, minutes of training.
+
+    Loss and codes are those of the weights that were kept. The minutes are all steps at the median of their times, so
+    that a pause does not count.
+    """
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    validated = [line for line in log if "validation_loss" in line]
+    found: list[tuple[str, str, float]] = []
+    if validated:
+        best = yaml.safe_load((folder / "settings.yaml").read_text())["final_weights"] == "best"
+        kept = min(validated, key=lambda line: line["validation_loss"]) if best else validated[-1]
+        names = [name for name in OF_A_TOKENIZER if f"validation_{name}" in kept]
+        found = [("validation", name, kept[f"validation_{name}"]) for name in names]
+    timed = [line for line in log if "seconds" in line]
+    if timed:
+        n_steps = np.diff([0, *(line["step"] for line in timed)])
+        step = np.median([line["seconds"] for line in timed] / n_steps)
+        found.append(("training", "training_minutes", float(step * n_steps.sum() / 60)))
+    rows = [("tokenizer", *row) for row in found]
+    return pd.DataFrame(rows, columns=["group", "level", "metric", "value"])
 
 
 def _read(path: Path) -> pd.DataFrame | None:

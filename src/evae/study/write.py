@@ -28,12 +28,17 @@ SHOWN = (  # group, level, metric
     ("differential expression", "pair", "pr_auc"),
     ("honesty", "pooled", "variance_ratio"),
     ("honesty", "pooled", "classifier_auc"),
+    ("tokenizer", "validation", "reconstruction_loss"),
+    ("tokenizer", "validation", "codebook_use"),
+    ("tokenizer", "validation", "codebook_perplexity"),
+    ("tokenizer", "training", "training_minutes"),
 )
 READING = (
     "Values of models are means over training seeds ± standard deviation, those of baselines and of the real split "
     "half means over draws. Lower is better where ↓ stands, higher where ↑, nearest to the number where → stands. "
     "“Control copy” is what a model reaches that ignores the perturbation, “real split half” what real cells reach, "
-    "“tokenizer alone” what the held-out cells keep when passed through the tokenizer."
+    "“tokenizer alone” what the held-out cells keep when passed through the tokenizer. Loss, codes and perplexity are "
+    "those of a tokenizer on validation cells; losses of different heads are in different units."
 )
 
 
@@ -61,7 +66,7 @@ def markdown(study: Study, numbers: pd.DataFrame, figures: list[str]) -> str:
     lines = [f"# Study of {Path(study.dataset).name}", "", READING, "", "## All systems", ""]
     lines += table(numbers, ["system", "head"])
     for title, axis in (("Systems, mean over heads", "system"), ("Heads, mean over systems", "head")):
-        if models[axis].nunique() > 1:
+        if models[axis].nunique() > 1 and models["prior"].notna().any():
             lines += ["", f"## {title}", "", *table(_complete(models), [axis])]
     lines += ["", "## Plots"] if figures else []
     for path in figures:
