@@ -244,8 +244,10 @@ def in_buckets(
     return torch.cat(parts)[order.argsort()]
 
 
-def to_dense(counts: Tensor, gene_ids: Tensor, n_genes: int) -> Tensor:
-    """Counts of expressed genes (cells, tokens) as a dense matrix (cells, genes)."""
+def to_dense(counts: Tensor, gene_ids: Tensor | None, n_genes: int) -> Tensor:
+    """Counts of expressed genes (cells, tokens) as a dense matrix (cells, genes), which they are without `gene_ids`."""
+    if gene_ids is None:
+        return counts
     return counts.new_zeros(len(counts), n_genes).scatter_add_(1, gene_ids, counts)
 
 

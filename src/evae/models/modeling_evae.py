@@ -157,14 +157,13 @@ class EvaeModel(EvaePreTrainedModel):
         latents, codes, kl = self._bottleneck(self._latent_parameters(counts, gene_ids), streams)
         if whole is not None:  # whole cells would teach the encoder to memorise noise
             latents = torch.where(whole[:, None, None], latents.detach(), latents)
-        dense = target if gene_ids is None else to_dense(target, gene_ids, self.config.n_genes)
         genes = self._draw_loss_genes(streams, counts.device)
         outputs = self._decode(latents, library_size, whole, genes)
         if genes is not None and self.head.needs_all_genes:
             with torch.no_grad():
                 everything = self._decode(latents, library_size, whole)
             outputs = with_gradient_of(everything, outputs, genes)
-        reconstruction = self.head.loss(outputs, dense, library_size, genes)
+        reconstruction = self.head.loss(outputs, to_dense(target, gene_ids, self.config.n_genes), library_size, genes)
         loss = reconstruction if kl is None else reconstruction + self.config.kl_weight * kl.mean()
         return EvaeOutput(
             loss=loss,
@@ -254,8 +253,7 @@ class EvaeModel(EvaePreTrainedModel):
         """Set the untrained model by a sample of cells: latent dimensions get zero mean and unit variance, so that all
         codes are in use, and a perceptron's outputs the genes' marginals, which spares hundreds of steps."""
         if self.config.decoder == "mlp":
-            dense = counts if gene_ids is None else to_dense(counts, gene_ids, self.config.n_genes)
-            self.decoder.start_at(self.head.marginal(dense, dense.sum(1)))
+            self.decoder.start_at(self.head.marginal(to_dense(counts, gene_ids, self.config.n_genes), counts.sum(1)))
         tokens = self._encoder_tokens(counts, gene_ids)
         latents = self.to_latent(tokens).flatten(0, 1).float()
         mean, scale = latents.mean(0), latents.std(0).clamp_min(1e-6)

@@ -44,4 +44,4 @@ class NoTokenizer(nn.Module):
         return self.sample_counts(codes, library_size)
 
     def _dense(self, counts: Tensor, gene_ids: Tensor | None) -> Tensor:
-        return counts.float() if gene_ids is None else to_dense(counts.float(), gene_ids, self.config.n_genes)
+        return to_dense(counts.float(), gene_ids, self.config.n_genes)

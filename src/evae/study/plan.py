@@ -206,9 +206,9 @@ def _prior(
 
 
 def _settings(stage: str, wanted: dict[str, Any], study: Study, more: dict[str, Any]) -> Settings:
-    """Preset, then the study's own settings, then place and seed."""
-    flat = {k: v for k, v in wanted.items() if k not in ("config", "model")}
-    flat |= {f"model.{k}": v for k, v in (wanted.get("model") or {}).items()}
+    """Preset, then the study's own settings, then place and seed; `model.x: y` wins over `model: {x: y}`."""
+    flat = {f"model.{k}": v for k, v in (wanted.get("model") or {}).items()}
+    flat |= {k: v for k, v in wanted.items() if k not in ("config", "model")}
     for key in flat:
         if key in PLACES:
             raise EvaeError(f"{key} is set by the study; leave it out of its {stage} settings.")
