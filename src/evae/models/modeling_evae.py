@@ -252,7 +252,7 @@ class EvaeModel(EvaePreTrainedModel):
     def calibrate(self, counts: Tensor, gene_ids: Tensor | None = None, **kwargs: Any) -> None:
         """Set the untrained model by a sample of cells: latent dimensions get zero mean and unit variance, so that all
         codes are in use, and a perceptron's outputs the genes' marginals, which spares hundreds of steps."""
-        if self.config.decoder == "mlp":
+        if isinstance(self.decoder, EvaeMLPDecoder):
             self.decoder.start_at(self.head.marginal(to_dense(counts, gene_ids, self.config.n_genes), counts.sum(1)))
         tokens = self._encoder_tokens(counts, gene_ids)
         latents = self.to_latent(tokens).flatten(0, 1).float()
