@@ -207,8 +207,7 @@ class _Loop:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "cells_per_second": cells * self.accelerator.num_processes / elapsed,
             "data_wait": self.waited / elapsed,
-            "seconds": elapsed,
-        } | self.clock.read()
+        } | {"seconds": elapsed, **self.clock.read()}
         self._log(line)
         self.progress.update(self.now.step, line)
         self.pending, self.waited, self.since = [], 0.0, time.monotonic()
