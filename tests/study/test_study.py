@@ -168,7 +168,7 @@ def test_own_settings_win_over_shared_ones(written, content):
     changes = {"tokenizer": {**content["tokenizer"], "model": {**SIZES, **CODERS, "n_latents": 2}}}
     own = {"shared": {}, "own": {"model.n_latents": 5, "batch_size": 7}}
     trainings, _ = plan(read_study(written(**changes, tokenizers=own, heads=["mse"], priors={})))
-    assert [(t.settings.model["n_latents"], t.settings.batch_size) for t in trainings] == [(2, 32), (5, 7)]
+    assert [(t.settings.model["n_latents"], t.settings.batch_size) for t in trainings] == [(5, 7), (2, 32)]  # by name
 
 
 def test_without_a_tokenizer_there_is_no_head(written, content):
