@@ -1,6 +1,7 @@
 """The presets load, and every setting in them exists."""
 
 import pytest
+import yaml
 
 import evae
 from evae.models import EvaeARConfig, EvaeConfig
@@ -20,6 +21,14 @@ def test_presets_load(name, stage, config):
     settings = load_settings(stage, config_path(name, stage))
     fields = check_model_settings(settings.model, config)
     assert config(**fields).hidden_size == settings.model["hidden_size"]
+
+
+def test_base_has_the_coders_and_the_bottleneck_that_won_its_study():
+    study = yaml.safe_load((configs_folder().parent / "studies" / "base.yaml").read_text())
+    won = study["tokenizer"]["model"] | {k[6:]: v for k, v in study["tokenizers"]["perceptrons"].items()}
+    base = load_settings("tokenizer", config_path("base", "tokenizer")).model
+    sizes = {"hidden_size", "num_attention_heads", "intermediate_size", "encoder_layers", "decoder_layers"}
+    assert {k: v for k, v in base.items() if k not in sizes | {"head"}} == {k: won[k] for k in won if k not in sizes}
 
 
 def test_a_file_of_ones_own_is_taken_as_it_is(tmp_path):
