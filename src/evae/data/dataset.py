@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from evae.data.batches import RowFormat, ShardReader
+from evae.data.batches import LaneReader, RowFormat, window_batches
 from evae.data.card import FORMAT_VERSION, panel_digest
 from evae.data.order import BatchOrder
 from evae.data.prefetch import ahead
@@ -148,10 +148,10 @@ def row_format(info: DatasetInfo) -> RowFormat:
 class CellLoader:
     """Sparse batches of cells, streamed from the shards; resumes exactly; each rank gets its own rows.
 
-    The shards' row groups are the unit of reading. The order of an epoch is: shards and the row groups in
-    them permuted by (seed, epoch); that sequence cut into lanes (see `evae.data.order`), each rank reading its own;
-    windows of about 8,192 rows over all lanes permuted within the lane by (seed, epoch, first row). As rows were
-    shuffled globally at conversion, a batch is a fair sample. All of it is a function of (seed, epoch, batch number),
+    The shards' row groups are the unit of reading, through HF `datasets`. The order of an epoch is: shards and the
+    row groups in them permuted by (seed, epoch); that sequence cut into lanes (see `evae.data.order`), each rank
+    reading its own; windows of about 8,192 rows over all lanes permuted within the lane by (seed, epoch, first row).
+    As rows were shuffled globally at conversion, a batch is a fair sample. All of it is a function of (seed, epoch, batch number),
     so the state is two numbers, and every rank has the same number of batches when `drop_last` is set.
 
     Args:
@@ -245,16 +245,14 @@ class CellLoader:
 
     def _batches(self, epoch: int, batch: int) -> Iterator[tuple[tuple[int, int], SparseBatch]]:
         """Pairs of the state after a batch and the batch."""
-        reader = ShardReader(self._store, row_format(self.info))
+        rows = row_format(self.info)
         while self.epochs is None or epoch < self.epochs:
             order = self._order.epoch(epoch)
-            while batch < self.batches_per_epoch:
-                window = order.window_at(batch)
-                self._store.expect(order.shards_at(window))
-                for cells in reader.batches(window, batch, self.batch_size):
+            begin = self._order.window_start(batch)
+            lanes = [LaneReader(self._store, rows, order.lane_from(n, begin)) for n in self._order.own_lanes]
+            tables = [lane.tables(self._order.window_batches * self._order.lane_rows) for lane in lanes]
+            for window in order.windows_from(batch):
+                for cells in window_batches([next(t) for t in tables], window, rows, batch, self.batch_size):
                     batch += 1
-                    if batch == self.batches_per_epoch:  # what is left of the window is an incomplete batch
-                        yield (epoch + 1, 0), cells
-                        break
-                    yield (epoch, batch), cells
+                    yield (epoch + 1, 0) if batch == self.batches_per_epoch else (epoch, batch), cells
             epoch, batch = epoch + 1, 0

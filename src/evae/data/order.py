@@ -10,6 +10,7 @@ one does.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,12 +30,19 @@ MOST_LANES = 8
 
 
 @dataclass(frozen=True)
-class WindowOrder:
-    """The rows of one window: where they lie lane by lane, how they are permuted, and which batch they begin with."""
+class Window:
+    """A run of batches that are read together.
 
-    lanes: list[list[Piece]]
-    permutation: np.ndarray | None  # (rows,), None for the stored order
+    Attributes:
+        first_batch: number of its first batch.
+        lane_rows: rows that it holds of each of the rank's lanes.
+        permutation: (rows,), which of its rows, lane after lane, the batches hold one after another; None for the
+            stored order.
+    """
+
     first_batch: int
+    lane_rows: list[int]
+    permutation: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,15 @@ class BatchOrder:
     def lane_rows(self) -> int:
         """Rows of a lane in a batch."""
         return self.batch_size // len(self.own_lanes)
+
+    @property
+    def window_batches(self) -> int:
+        """Batches of a window; rows are permuted within a lane's part of it."""
+        return max(1, self.window_rows // min(self.n_lanes, MOST_LANES) // self.lane_rows)
+
+    def window_start(self, batch: int) -> int:
+        """Number of the first batch of the window that holds batch number `batch`."""
+        return batch // self.window_batches * self.window_batches
 
     def share(self, lane: int) -> tuple[int, int]:
         """First and one past the last row of a lane in the epoch's sequence."""
@@ -117,38 +134,32 @@ class EpochOrder:
                 size = min(order.row_group_rows, rows - int(g) * order.row_group_rows)
                 self._groups.append(Piece(name, int(g), 0, size))
         self._ends = np.cumsum([p.stop for p in self._groups])
-        self._index = {(p.shard, p.row_group): g for g, p in enumerate(self._groups)}
 
-    def window_at(self, batch: int) -> WindowOrder:
-        """The window that holds batch number `batch` of this rank, to be read from that batch on."""
+    def lane_from(self, lane: int, batch: int) -> list[Piece]:
+        """What a lane holds from batch number `batch` on."""
+        begin, end = self._order.share(lane)
+        if self._order.drop_last:
+            end = begin + self._order.n_batches * self._order.lane_rows
+        return self._pieces(begin + batch * self._order.lane_rows, end)
+
+    def windows_from(self, batch: int) -> Iterator[Window]:
+        """The windows of this rank, from the one that holds batch number `batch` on."""
         order, each = self._order, self._order.lane_rows
-        per_window = max(1, order.window_rows // min(order.n_lanes, MOST_LANES) // each)
-        first = batch // per_window * per_window
-        last = min(first + per_window, order.n_batches)
-        lanes, permuted, before = [], [], 0
-        for lane in order.own_lanes:
-            begin, end = order.share(lane)
-            start, stop = begin + first * each, min(end, begin + last * each)
-            lanes.append(self._pieces(start, stop))
-            if order.shuffle:
-                rng = np.random.default_rng([order.seed, self._epoch, start])
-                permuted.append(before + rng.permutation(stop - start))
-            before += stop - start
-        permutation = permuted[0] if permuted else None
-        if len(permuted) > 1:  # batch by batch, each batch lane by lane
-            permutation = np.stack([rows.reshape(-1, each) for rows in permuted], axis=1).ravel()
-        return WindowOrder(lanes, permutation, first)
-
-    def shards_at(self, window: WindowOrder) -> list[str]:
-        """The shards that this rank reads in a window, and those that it will read next."""
-        shards = [piece.shard for pieces in window.lanes for piece in pieces]
-        for lane, pieces in zip(self._order.own_lanes, window.lanes, strict=True):
-            g = self._index[pieces[-1].shard, pieces[-1].row_group]
-            while g < len(self._groups) and self._groups[g].shard == pieces[-1].shard:
-                g += 1
-            if g < len(self._groups) and self._ends[g - 1] < self._order.share(lane)[1]:
-                shards.append(self._groups[g].shard)
-        return list(dict.fromkeys(shards))
+        for first in range(order.window_start(batch), order.n_batches, order.window_batches):
+            last = min(first + order.window_batches, order.n_batches)
+            rows: list[int] = []
+            permuted: list[np.ndarray] = []
+            for lane in order.own_lanes:
+                begin, end = order.share(lane)
+                start, stop = begin + first * each, min(end, begin + last * each)
+                if order.shuffle:
+                    rng = np.random.default_rng([order.seed, self._epoch, start])
+                    permuted.append(sum(rows) + rng.permutation(stop - start))
+                rows.append(stop - start)
+            permutation = permuted[0] if permuted else None
+            if len(permuted) > 1:  # batch by batch, each batch lane by lane
+                permutation = np.stack([p.reshape(-1, each) for p in permuted], axis=1).ravel()
+            yield Window(first, rows, permutation)
 
     def _pieces(self, start: int, stop: int) -> list[Piece]:
         pieces = []

@@ -17,7 +17,6 @@ class ShardStore:
 
     def __init__(self, folder: Path, repo_id: str | None = None):
         self._folder, self._repo_id = folder, repo_id
-        self._expected: set[str] = set()
 
     def place(self, name: str) -> str:
         """What to call a shard in a message."""
@@ -43,14 +42,10 @@ class ShardStore:
             except errors.EntryNotFoundError as error:
                 raise EvaeError(f"{self.place(name)} is missing; push the dataset anew.") from error
 
-    def expect(self, names: list[str]) -> None:
-        """Begin to fetch shards that will be read soon; failures are told when they are read."""
-        if self._repo_id is None:
-            return
-        for name in names:
-            if name not in self._expected:
-                self._expected.add(name)
-                threading.Thread(target=self._try, args=(name,), daemon=True, name="evae-fetch").start()
+    def expect(self, name: str | None) -> None:
+        """Begin to fetch a shard that will be read soon; failures are told when it is read."""
+        if self._repo_id is not None and name is not None:
+            threading.Thread(target=self._try, args=(name,), daemon=True, name="evae-fetch").start()
 
     def _try(self, name: str) -> None:
         try:
