@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from evae.data.dataset import CellLoader, DatasetInfo
+from evae.data.sources import Sources
 from evae.models import EvaeARForCausalLM, EvaeModel, EvaeProcessor
 from evae.models.contract_evae import EvaeError
 from evae.training import loop
@@ -126,12 +127,12 @@ def test_thinned_copies_stand_beside_the_whole_cells(dataset, tokenizer, tmp_pat
         def encode(self, counts, gene_ids=None):
             return counts.sum(1, keepdim=True).long()
 
-    info, model = DatasetInfo.load(dataset), Molecules()
+    sources, model = Sources([dataset]), Molecules()
     encodings = {}
     for copies in (0, 2):
         settings = prior_settings(dataset, tokenizer, tmp_path, thinned_copies=copies)
-        encodings[copies] = encode_split(settings, info, model, "train", Accelerator(cpu=True))
-    n = info.n_cells["train"]
+        encodings[copies] = encode_split(settings, sources, model, "train", Accelerator(cpu=True))
+    n = sources.info.n_cells["train"]
     whole, first, second = (encodings[2].codes[i * n : (i + 1) * n] for i in range(3))
     assert len(encodings[0]) == n
     assert len(encodings[2]) == 3 * n

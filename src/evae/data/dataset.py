@@ -151,8 +151,8 @@ class CellLoader:
     The shards' row groups are the unit of reading, through HF `datasets`. The order of an epoch is: shards and the
     row groups in them permuted by (seed, epoch); that sequence cut into lanes (see `evae.data.order`), each rank
     reading its own; windows of about 8,192 rows over all lanes permuted within the lane by (seed, epoch, first row).
-    As rows were shuffled globally at conversion, a batch is a fair sample. All of it is a function of (seed, epoch, batch number),
-    so the state is two numbers, and every rank has the same number of batches when `drop_last` is set.
+    As rows were shuffled globally at conversion, a batch is a fair sample. All of it is a function of (seed, epoch,
+    batch number), so the state is two numbers, and every rank has the same number of batches when `drop_last` is set.
 
     Args:
         path_or_id: dataset folder, or Hub id; shards on the Hub are fetched when they are first read, each once.
@@ -215,6 +215,11 @@ class CellLoader:
     def reset(self) -> None:
         """Start over at the first batch of the first epoch."""
         self._epoch, self._batch, self._ended = 0, 0, False
+
+    def go_to(self, n_batches: int) -> None:
+        """Go on as if so many batches had been yielded since the start."""
+        self._epoch, self._batch = divmod(n_batches, self.batches_per_epoch)
+        self._ended = False
 
     def state_dict(self) -> dict[str, int]:
         """What was yielded so far (not what was prefetched): plain integers."""

@@ -64,7 +64,8 @@ def push_run(
     _check_code(files)
     settings = _public_settings(folder, dataset_id)
     if settings is not None:
-        dataset_id = settings["dataset"] if "/" in settings["dataset"] else None  # trained from the Hub
+        named = settings["dataset"]  # a name with "/" is one on the Hub; of several datasets a card names none
+        dataset_id = named if isinstance(named, str) and "/" in named else None
         files["training/settings.yaml"] = yaml.safe_dump(settings, sort_keys=False).encode()
     numbers = None if result is None else _add_result(Path(result), files)
     card = card or next((name for name in card_names() if name == repo_id.split("/")[1]), None)
@@ -164,11 +165,19 @@ def _public_settings(folder: Path, dataset_id: str | None) -> dict[str, Any] | N
         return None
     settings = {k: v for k, v in yaml.safe_load(path.read_text()).items() if k not in LOCAL_SETTINGS}
     for key in ("dataset", "tokenizer"):
-        if settings.get(key) and (Path(settings[key]).exists() or len(Path(settings[key]).parts) != 2):
-            settings[key] = Path(settings[key]).name
+        places = settings.get(key) or []
+        if isinstance(places, str):
+            settings[key] = _public_name(places)
+        else:
+            settings[key] = [_public_name(place) for place in places]
     if dataset_id is not None:
         settings["dataset"] = dataset_id
     return settings
+
+
+def _public_name(place: str) -> str:
+    """A Hub id as it is, of a folder its name."""
+    return Path(place).name if Path(place).exists() or len(Path(place).parts) != 2 else place
 
 
 def _add_result(path: Path, files: dict[str, Path | bytes]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ are, 8 kB for 64 x 32 numbers.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,16 @@ class EncodedCells:
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    def part(self, rows: slice) -> "EncodedCells":
+        """Some of the cells, not copied."""
+        return replace(
+            self,
+            codes=self.codes[rows],
+            perturbation_ids=self.perturbation_ids[rows],
+            cell_type_ids=self.cell_type_ids[rows],
+            library_size=self.library_size[rows],
+        )
 
     def batch(self, rows: np.ndarray) -> Batch:
         """The cells `rows` as the prior's arguments."""
@@ -94,6 +104,8 @@ def thinned(batches: Iterable[Batch], seed: int) -> Iterator[Batch]:
 
 def joined(parts: Sequence[EncodedCells]) -> EncodedCells:
     """All cells of several encodings, one after another."""
+    if len(parts) == 1:
+        return parts[0]
     columns = ("codes", "perturbation_ids", "cell_type_ids", "library_size")
     return EncodedCells(*(np.concatenate([getattr(part, name) for part in parts]) for name in columns))
 
@@ -137,6 +149,15 @@ class CodeBatches:
             pieces.append(piece)
             start += len(piece)
         return np.concatenate(pieces)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches, of all ranks at once, in which every cell is seen."""
+        return -(-len(self.cells) // (self.batch_size * self.world_size))
+
+    def go_to(self, n_batches: int) -> None:
+        """Go on as if so many batches had been handed out since the start."""
+        self.seen = n_batches * self.batch_size * self.world_size
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the stream."""

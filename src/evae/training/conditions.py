@@ -5,13 +5,15 @@ import hashlib
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from evae.data.dataset import CellLoader, DatasetInfo
+from evae.data.dataset import DatasetInfo
+from evae.data.sources import Sources
 from evae.models.contract_evae import EvaeError, parts_of
 from evae.models.processing_evae import EvaeProcessor
 from evae.training.codes import EncodedCells
@@ -158,12 +160,12 @@ def control_contexts(tokenizer: Any, settings: PriorSettings, device: torch.devi
     Raises:
         EvaeError: a cell type of the training cells has no controls.
     """
-    loader = CellLoader(settings.dataset, "train", READ_BATCH, shuffle=False, epochs=1, drop_last=False)
-    info = loader.info
+    sources = Sources(settings.datasets, settings.dataset_weights)
+    info = sources.info
     control = info.perturbations.index(info.control)
     tokenizer.to(device).eval()
     found: list[list[np.ndarray]] = [[] for _ in info.cell_types]
-    for batch in loader:
+    for batch in chain.from_iterable(sources.cells(i, "train", READ_BATCH) for i in range(len(sources))):
         rows = batch["perturbation_ids"] == control
         if rows.any():
             embedded = tokenizer.embed(batch["counts"][rows].to(device), batch["gene_ids"][rows].to(device)).float()

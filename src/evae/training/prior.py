@@ -1,16 +1,19 @@
 """Stage 2: train a prior over the codes of a frozen tokenizer, conditioned on perturbation and cell type."""
 
 import hashlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch import nn
 
-from evae.data.dataset import CellLoader, DatasetInfo
+from evae.data.dataset import DatasetInfo
+from evae.data.sources import Mixture, Sources
 from evae.models.configuration_evae import EvaeConfig
 from evae.models.configuration_evae_prior import EvaeARConfig, EvaeFlowConfig, EvaeMDLMConfig
 from evae.models.contract_evae import EvaeError, near_matches
@@ -29,7 +32,7 @@ from evae.training.settings import PriorSettings, check_model_settings
 from evae.training.setup import make_accelerator
 from evae.training.stage import Stage
 from evae.training.tokenizer import fingerprint, make_processor, save_with_processor, say_finished
-from evae.training.validation import take_cells
+from evae.training.validation import Batch, take_cells
 
 PRIORS: dict[str, tuple[Any, Any]] = {
     "evae_ar": (EvaeARConfig, EvaeARForCausalLM),
@@ -72,7 +75,8 @@ def train_prior(settings: PriorSettings) -> Path:
     run = RunFolder(settings)
     if run.status == FINISHED:
         return say_finished(run)
-    info = DatasetInfo.load(settings.dataset)
+    sources = Sources(settings.datasets, settings.dataset_weights)
+    info = sources.info
     if settings.tokenizer == NO_TOKENIZER:
         tokenizer: Any = counts_in_its_place(info, model_class)
     else:
@@ -90,20 +94,18 @@ def train_prior(settings: PriorSettings) -> Path:
     )
     prior = model_class(config)
     prior.set_tokenizer(tokenizer)
-    cells = {split: encode_split(settings, info, tokenizer, split, accelerator) for split in ("train", "validation")}
+    cells = {split: encode_split(settings, sources, tokenizer, split, accelerator) for split in ("train", "validation")}
     prior.set_statistics(torch.from_numpy(cells["train"].codes))
     set_conditions(prior, cells, processor, vocabulary, settings, accelerator.device)
     cell_type = "context" if config.cell_type_context else "cell_type_ids"
     stage = Stage(
         title="prior",
         inputs=(prior.training_input, "perturbation_ids", cell_type, "library_size"),
-        validation=take_cells(cells_batches(cells["validation"], settings.batch_size), settings.eval_cells),
+        validation=validation_codes(cells["validation"], sources, settings),
         save=lambda trained, folder: save_with_processor(trained, folder, processor),
         fingerprint=fingerprint(info, weights_digest(tokenizer), *vocabulary.digest()),
     )
-    batches = CodeBatches(
-        cells["train"], settings.batch_size, settings.seed, accelerator.process_index, accelerator.num_processes
-    )
+    batches = training_codes(cells["train"], sources, settings, accelerator)
     return train(prior, batches, settings, accelerator=accelerator, run=run, stage=stage)
 
 
@@ -144,19 +146,48 @@ def load_tokenizer(path_or_id: str, info: DatasetInfo) -> EvaeModel:
 
 
 def encode_split(
-    settings: PriorSettings, info: DatasetInfo, tokenizer: nn.Module, split: str, accelerator: Accelerator
+    settings: PriorSettings, sources: Sources, tokenizer: nn.Module, split: str, accelerator: Accelerator
 ) -> EncodedCells:
-    """Encode one split of the dataset, with a progress bar on the main rank; the training cells also thinned."""
-    main = accelerator.is_main_process
+    """Encode one split of every dataset, one after another, the training cells also thinned."""
     parts = []
-    for copy in range(1 + (settings.thinned_copies if split == "train" else 0)):
-        loader = CellLoader(
-            settings.dataset, split=split, batch_size=ENCODING_BATCH, shuffle=False, epochs=1, drop_last=False
-        )
-        title = f"encoding {split}" + (f", thinned copy {copy}" if copy else "")
-        cells = tracked(loader, title, info.n_cells[split], main)
-        parts.append(encode_cells(tokenizer, thinned(cells, copy) if copy else cells, accelerator.device))
+    copies = settings.thinned_copies if split == "train" else 0
+    for number, info in enumerate(sources.infos):
+        for copy in range(1 + copies):
+            title = f"encoding {split}" + (f" of {sources.paths[number]}" if len(sources) > 1 else "")
+            title += f", thinned copy {copy}" if copy else ""
+            loader = sources.cells(number, split, ENCODING_BATCH)
+            cells = tracked(loader, title, info.n_cells[split], accelerator.is_main_process)
+            parts.append(encode_cells(tokenizer, thinned(cells, copy) if copy else cells, accelerator.device))
     return joined(parts)
+
+
+def _of_each(cells: EncodedCells, sources: Sources, split: str) -> list[EncodedCells]:
+    """The encoded cells dataset by dataset."""
+    sizes = [info.n_cells[split] for info in sources.infos]
+    copies = len(cells) // sum(sizes)
+    ends = np.cumsum([0, *(copies * n for n in sizes)]).tolist()
+    return [cells.part(slice(start, stop)) for start, stop in pairwise(ends)]
+
+
+def training_codes(
+    cells: EncodedCells, sources: Sources, settings: PriorSettings, accelerator: Accelerator
+) -> CodeBatches | Mixture:
+    """An endless source of this rank's training batches."""
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    if len(sources) == 1:
+        return CodeBatches(cells, settings.batch_size, settings.seed, rank, ranks)
+    quotas = sources.quotas(settings.batch_size)
+    parts = zip(_of_each(cells, sources, "train"), quotas, strict=True)
+    return Mixture([CodeBatches(part, quota, settings.seed, rank, ranks) for part, quota in parts], ranks)
+
+
+def validation_codes(cells: EncodedCells, sources: Sources, settings: PriorSettings) -> list[Batch]:
+    """At most `eval_cells` validation cells, of each dataset its share."""
+    taken = []
+    quotas = sources.quotas(settings.eval_cells)
+    for part, quota in zip(_of_each(cells, sources, "validation"), quotas, strict=True):
+        taken += take_cells(cells_batches(part, settings.batch_size), quota)
+    return taken
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -7,6 +7,7 @@ does not exist or a value of the wrong type raises `EvaeError`.
 import dataclasses
 import inspect
 import os
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,8 @@ FINAL_WEIGHTS = ("last", "best")
 class Settings:
     """What both stages share. Batch sizes and worker counts are per process (rank)."""
 
-    dataset: str = ""  # dataset folder made by `evae prepare`, or a Hub id
+    dataset: str | list[str] = ""  # dataset folder made by `evae prepare`, or a Hub id; or several: [data/a,data/b]
+    dataset_weights: list[float] = field(default_factory=list)  # cells of each in a batch, in proportion: [3,1]
     output_dir: str = ""  # where checkpoints, the log and the final model go
     model: dict[str, Any] = field(default_factory=dict)  # fields of the model's configuration
     max_steps: int = 75_000  # optimiser updates
@@ -86,6 +88,11 @@ class Settings:
                 raise EvaeError(f"{name} is '{getattr(self, name)}'; give one of {', '.join(known)}.")
         if self.resume and self.overwrite:
             raise EvaeError("resume and overwrite are both true; set one of them to false.")
+
+    @property
+    def datasets(self) -> list[str]:
+        """The dataset or datasets, as a list."""
+        return [self.dataset] if isinstance(self.dataset, str) else self.dataset
 
     def require(self, *names: str) -> None:
         """Raise `EvaeError` if one of these settings was left empty."""
@@ -176,6 +183,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _typed(name: str, value: Any, hint: Any) -> Any:
     """`value` as the type `hint`, or `EvaeError`. YAML reads 1e-3 as text and a bare no as false; both are undone."""
     kind = typing.get_origin(hint) or hint
+    if kind is types.UnionType:  # one or several
+        one, several = typing.get_args(hint)
+        return _typed(name, value, several if isinstance(value, (list, tuple)) else one)
+    if kind is list and isinstance(value, (list, tuple)):
+        return [_typed(name, item, typing.get_args(hint)[0]) for item in value]
     if value is False and kind is str:
         value = "no"
     if isinstance(value, str) and kind in (int, float):
@@ -189,7 +201,7 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     if isinstance(value, os.PathLike) and kind is str:
         value = os.fspath(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        expected = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+        expected = {bool: "true or false", int: "an integer", float: "a number", str: "text", list: "a list"}
         raise EvaeError(f"{name} is {value!r}; give {expected.get(kind, 'key: value pairs')}.")
     return value
 

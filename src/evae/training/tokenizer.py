@@ -10,15 +10,15 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from evae.data.dataset import CellLoader, DatasetInfo
+from evae.data.dataset import DatasetInfo
+from evae.data.sources import Sources
 from evae.models.configuration_evae import EvaeConfig
-from evae.models.contract_evae import EvaeError
 from evae.models.modeling_evae import EvaeModel
 from evae.models.processing_evae import EvaeProcessor
 from evae.training.loop import train
 from evae.training.progress import console
 from evae.training.run_folder import FINISHED, RunFolder
-from evae.training.settings import TokenizerSettings, check_model_settings
+from evae.training.settings import Settings, TokenizerSettings, check_model_settings
 from evae.training.setup import make_accelerator
 from evae.training.stage import Stage
 from evae.training.validation import Batch, Tally, codebook_statistics, mean_loss, take_cells, tally_loss
@@ -45,23 +45,20 @@ def train_tokenizer(settings: TokenizerSettings) -> Path:
     run = RunFolder(settings)
     if run.status == FINISHED:
         return say_finished(run)
-    info = DatasetInfo.load(settings.dataset)
+    sources = Sources(settings.datasets, settings.dataset_weights)
+    info = sources.info
     set_seed(settings.seed)
     median = float(info.statistics["median_library_size"])
     model = EvaeModel(EvaeConfig(n_genes=len(info.genes), median_library_size=median, **fields))
     if run.latest_checkpoint() is None or settings.overwrite:
-        calibrate(model.to(accelerator.device), settings)
-    loader = CellLoader(
-        settings.dataset,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+        calibrate(model.to(accelerator.device), sources, settings)
+    loader = sources.training_batches(
+        settings.batch_size, settings.seed, accelerator.process_index, accelerator.num_processes
     )
     stage = Stage(
         title="tokenizer",
         inputs=INPUTS,
-        validation=validation_cells(settings),
+        validation=validation_cells(sources, settings),
         save=lambda trained, folder: save_with_processor(trained, folder, make_processor(info)),
         tally=tally_codes(model.config.codebook_size if model.config.quantizer == "fsq" else None),
         summarise=summarise_codes,
@@ -76,31 +73,21 @@ def say_finished(run: RunFolder) -> Path:
     return run.path
 
 
-def calibrate(model: EvaeModel, settings: TokenizerSettings) -> None:
+def calibrate(model: EvaeModel, sources: Sources, settings: TokenizerSettings) -> None:
     """Set the bottleneck's scale from training cells; the same cells on every rank."""
-    loader = CellLoader(
-        settings.dataset, batch_size=settings.calibration_cells, seed=settings.seed, drop_last=False, epochs=1
-    )
-    cells = next(iter(loader), None)
-    if cells is None:
-        raise EvaeError("the dataset has no training cells; prepare it again with another --split.")
+    cells = sources.sample(settings.calibration_cells, settings.seed)
     device = next(model.parameters()).device
     model.eval()
     model.calibrate(**{key: cells[key].to(device) for key in INPUTS})
     model.train()
 
 
-def validation_cells(settings: TokenizerSettings) -> list[Batch]:
-    """At most `eval_cells` validation cells, the same on every rank."""
-    loader = CellLoader(
-        settings.dataset,
-        split="validation",
-        batch_size=settings.batch_size,
-        shuffle=False,
-        epochs=1,
-        drop_last=False,
-    )
-    return take_cells(loader, settings.eval_cells)
+def validation_cells(sources: Sources, settings: Settings) -> list[Batch]:
+    """At most `eval_cells` validation cells, of each dataset its share, the same on every rank."""
+    taken = []
+    for number, quota in enumerate(sources.quotas(settings.eval_cells)):
+        taken += take_cells(sources.cells(number, "validation", settings.batch_size), quota)
+    return taken
 
 
 def tally_codes(codebook_size: int | None) -> Tally:

@@ -1,0 +1,85 @@
+"""Both stages over two datasets with weights."""
+
+import pytest
+from safetensors.torch import load_file
+
+from evae.data.prepare import prepare_dataset
+from evae.data.simulate import simulate_perturb_seq
+from evae.models import EvaeARForCausalLM, EvaeProcessor
+from evae.models.contract_evae import EvaeError
+from evae.training import loop
+from evae.training.prior import train_prior
+from evae.training.settings import load_settings
+from evae.training.tokenizer import train_tokenizer
+
+SIZES = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+TOKENIZER = SIZES | {"encoder": "mlp", "decoder": "mlp", "n_latents": 4, "fsq_levels": [4, 4]}
+PRIOR = SIZES | {"num_hidden_layers": 1}
+SHORT = {"max_steps": 12, "batch_size": 24, "warmup_steps": 2, "save_every": 5, "eval_every": 6, "log_every": 4}
+SHORT |= {"mixed_precision": "no", "learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def datasets(dataset, tmp_path_factory):
+    """The 300 simulated cells, and 200 others over the same genes in a cell type of their own."""
+    place = tmp_path_factory.mktemp("second")
+    cells = simulate_perturb_seq(n_cells=200, n_genes=40, n_cell_types=1, n_perturbations=3, seed=5)
+    cells.obs["cell_type"] = "type_Q"
+    cells.write_h5ad(place / "cells.h5ad")
+    keys = {"perturbation_key": "perturbation", "cell_type_key": "cell_type", "control": "control"}
+    return [str(dataset), str(prepare_dataset(place / "cells.h5ad", place / "other", **keys, progress=False))]
+
+
+def settings(kind, out, datasets, **changes):
+    values = SHORT | {"dataset": datasets, "output_dir": out, "dataset_weights": [2, 1]} | changes
+    return load_settings(kind, None, [f"{key}={value}" for key, value in values.items()])
+
+
+def killed_then_resumed(monkeypatch, train, make):
+    """Train up to step 7, from the checkpoint before on to the end."""
+    batches = []
+
+    def die(self, source):
+        batches.append(next(source))
+        if len(batches) == 8:
+            raise KeyboardInterrupt
+        return batches[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop._Loop, "_next", die)
+        with pytest.raises(KeyboardInterrupt):
+            train(make())
+    return train(make(resume=True))
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "prior"])
+def test_two_datasets_train_and_resume_exactly(datasets, tmp_path, monkeypatch, kind):
+    train, model = (train_tokenizer, TOKENIZER) if kind == "tokenizer" else (train_prior, PRIOR)
+    more = {"model": model}
+    if kind == "prior":
+        shape = {"model": TOKENIZER, "max_steps": 2}
+        more["tokenizer"] = train_tokenizer(settings("tokenizer", tmp_path / "tokenizer", datasets, **shape))
+        more["thinned_copies"] = 1
+    whole = train(settings(kind, tmp_path / "whole", datasets, **more))
+    again = killed_then_resumed(
+        monkeypatch, train, lambda **flags: settings(kind, tmp_path / "killed", datasets, **more, **flags)
+    )
+    one, two = (load_file(run / "model.safetensors") for run in (whole, again))
+    assert all((one[name] == two[name]).all() for name in one)
+    assert "type_Q" in EvaeProcessor.from_pretrained(whole).cell_types
+    if kind == "prior":
+        assert EvaeARForCausalLM.from_pretrained(whole).config.n_cell_types == 3
+
+
+def test_weights_are_a_setting_of_the_run(datasets, tmp_path):
+    train_tokenizer(settings("tokenizer", tmp_path / "run", datasets, model=TOKENIZER, max_steps=2))
+    (tmp_path / "run" / "model.safetensors").unlink()
+    changed = {"model": TOKENIZER, "max_steps": 2, "dataset_weights": [1, 1], "resume": True}
+    with pytest.raises(EvaeError, match=r"dataset_weights was \[2.0, 1.0\] and is \[1.0, 1.0\]"):
+        train_tokenizer(settings("tokenizer", tmp_path / "run", datasets, **changed))
+
+
+@pytest.mark.parametrize(("values", "message"), [("[a, 3]", "dataset is 3; give text"), ("7", "dataset is 7")])
+def test_a_dataset_is_a_name_or_several(values, message):
+    with pytest.raises(EvaeError, match=message):
+        load_settings("tokenizer", None, [f"dataset={values}", "output_dir=out"])
