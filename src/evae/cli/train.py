@@ -28,7 +28,8 @@ def tokenizer(
 ) -> None:
     """Train the tokenizer that turns a cell's counts into codes and back.
 
-    Needs dataset=DIR and output_dir=DIR. A run that was stopped goes on with resume=true.
+    Needs dataset=DIR and output_dir=DIR. A run that was stopped goes on with resume=true. Several datasets over one
+    gene panel are given as 'dataset=[DIR,DIR]', with 'dataset_weights=[3,1]' for how many cells of each a batch holds.
 
     Example: evae train tokenizer --config tiny dataset=data/screen output_dir=runs/tokenizer max_steps=500
     """
@@ -44,7 +45,7 @@ def prior(
 ) -> None:
     """Train the prior that writes codes for a perturbation and a cell type.
 
-    Needs dataset=DIR, tokenizer=DIR and output_dir=DIR. The finished folder is all that predicting needs.
+    Needs dataset=DIR (or several, as for the tokenizer), tokenizer=DIR and output_dir=DIR. The finished folder is all that predicting needs.
     model_type is evae_ar, evae_mdlm or evae_flow; tokenizer=counts models the counts without latents. With
     perturbation_features=FILE (vectors by name) and model.cell_type_context=true it may be asked for perturbations
     and cell types that training never saw.
