@@ -46,9 +46,9 @@ def prior(
     """Train the prior that writes codes for a perturbation and a cell type.
 
     Needs dataset=DIR (or several, as for the tokenizer), tokenizer=DIR and output_dir=DIR. The finished folder is all
-    that predicting needs. model_type is evae_ar, evae_mdlm or evae_flow; tokenizer=counts models the counts without latents. With
-    perturbation_features=FILE (vectors by name) and model.cell_type_context=true it may be asked for perturbations
-    and cell types that training never saw.
+    that predicting needs. model_type is evae_ar, evae_mdlm or evae_flow; tokenizer=counts models the counts without
+    latents. With perturbation_features=FILE (vectors by name) and model.cell_type_context=true it may be asked for
+    perturbations and cell types that training never saw.
 
     Example: evae train prior --config tiny dataset=data/screen tokenizer=runs/tokenizer output_dir=runs/prior
     """
