@@ -9,7 +9,7 @@ loader gives the same number of shuffled batches of the same size. What is repor
 to it. Ours gives padded sparse batches with ids, which the models take as they are, and, to compare like with like,
 the same scattered into dense ones; the others give dense float32 tensors (cells, genes).
 
-Loaders that are not installed are listed as absent. Conversion is not timed.
+Loaders that are not installed are listed as absent, with what installs them. Conversion is not timed.
 """
 
 import os
@@ -17,6 +17,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # read by the libraries when they are imported
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["NUMBA_NUM_THREADS"] = "1"
+os.environ["RAYON_NUM_THREADS"] = "1"
 
 import argparse
 import json
@@ -84,6 +85,52 @@ def sc_dataset(folder: Path, batch_size: int) -> Batches:
         yield from (_dense(batch) for batch in dataset)
 
 
+def cell_load(folder: Path, batch_size: int) -> Batches:
+    """Of an uncompressed file in the order that it likes best; a control comes beside every cell, as it is made to."""
+    from cell_load.data_modules import PerturbationDataModule
+
+    cells = ad.read_h5ad(folder / "cells.h5ad")
+    (folder / "cell_load").mkdir()
+    order = cells.obs.sort_values(["cell_type", "perturbation"]).index
+    cells[order].copy().write_h5ad(folder / "cell_load" / "cells.h5ad")
+    parts = (f'[datasets]\ncells = "{folder / "cell_load"}"', '[training]\ncells = "train"', "[zeroshot]", "[fewshot]")
+    (folder / "cell_load.toml").write_text("\n".join(parts))
+    keys = {"pert_col": "perturbation", "cell_type_key": "cell_type", "batch_col": "cell_type"}
+    module = PerturbationDataModule(
+        str(folder / "cell_load.toml"), **keys, control_pert="control", batch_size=1, cell_sentence_len=batch_size,
+        num_workers=0, output_space="all", is_log1p=False, use_consecutive_loading=True,
+    )  # fmt: skip
+    module.setup()
+    while True:
+        yield from (batch["pert_cell_emb"] for batch in module.train_dataloader())
+
+
+def cellstream(folder: Path, batch_size: int) -> Batches:
+    """Its store of single cells, made for random access."""
+    from cellstream import CellStore, write_sharded
+
+    write_sharded(str(folder / "cells.h5ad"), str(folder / "cells.shad"), layout="cell", n_workers=1)
+    store, rng = CellStore(folder / "cells.shad"), np.random.default_rng(0)
+    while True:
+        rows = rng.permutation(store.n_obs)
+        for start in range(0, store.n_obs - batch_size, batch_size):
+            yield _dense(store.gather_rows(rows[start : start + batch_size], n_threads=1))
+
+
+def bixverse(folder: Path, batch_size: int) -> Batches:
+    """Over cells of its own of the same density: its Python package writes no others."""
+    from bixverse import CellLoader as BixverseLoader
+    from bixverse import CellReader, _bixverse
+
+    cells = ad.read_h5ad(folder / "cells.h5ad")
+    density = cells.X.nnz / np.prod(cells.shape)
+    _bixverse._write_synthetic_store(str(folder / "bixverse.bin"), *cells.shape, density, 0)
+    reader = CellReader(str(folder / "bixverse.bin"))
+    while True:
+        options = {"batch_size": batch_size, "layer": "raw", "sparse": False, "drop_last": True}
+        yield from (torch.from_numpy(batch.raw).float() for batch in BixverseLoader(reader, **options))
+
+
 def ann_loader(folder: Path, batch_size: int) -> Batches:
     from anndata.experimental import AnnLoader
 
@@ -121,17 +168,19 @@ def _dense(block: Any) -> torch.Tensor:
 
 
 # Loader: how to make it, and the package that brings it; None needs no more than this project.
-LOADERS: dict[str, tuple[Make | None, str | None]] = {
+LOADERS: dict[str, tuple[Make, str | None]] = {
     "evae": (evae_sparse, None),
     "evae, made dense": (evae_dense, None),
     "annbatch": (annbatch, "annbatch"),
     "scDataset": (sc_dataset, "scDataset"),
-    "cell-load": (None, "cell-load"),
+    "cellstream": (cellstream, "cellstream"),
+    "bixverse": (bixverse, "bixverse"),
+    "cell-load": (cell_load, "cell-load"),
     "AnnLoader": (ann_loader, "anndata"),
     "backed AnnData": (backed, "anndata"),
     "datasets, list columns row by row": (rows_of_datasets, "datasets"),
 }
-SLOW = {"AnnLoader", "backed AnnData", "datasets, list columns row by row"}  # fewer cells of these
+SLOW = {"cell-load", "AnnLoader", "backed AnnData", "datasets, list columns row by row"}  # fewer cells of these
 
 
 def write_files(folder: Path, n_cells: int, n_genes: int) -> None:
@@ -151,13 +200,12 @@ def open_all(folder: Path, batch_size: int) -> tuple[dict[str, Batches], dict[st
     opened, absent = {}, {}
     for name, (make, package) in LOADERS.items():
         try:
-            if make is None:
-                raise ImportError("reads its own folder layout through lightning; not driven by this script")
             batches = make(folder, batch_size)
             next(batches)
             opened[name] = batches
         except Exception as error:
-            absent[name] = f"{package}: {' '.join(str(error).split())[:100]}"
+            missing = isinstance(error, ImportError) and package is not None
+            absent[name] = f"pip install {package}" if missing else " ".join(str(error).split())[:100]
     return opened, absent
 
 
