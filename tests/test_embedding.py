@@ -186,6 +186,27 @@ def test_columns_stored_counts_are_embedded_alike(checkpoint, screen, expected, 
     np.testing.assert_allclose(read(tmp_path / "e.parquet")[1], expected, atol=1e-5)
 
 
+def test_one_process_puts_the_counts_by_cell_before_the_others_read(checkpoint, screen, tmp_path, monkeypatch):
+    found = []
+
+    class FirstOfTwo:
+        process_index, num_processes, device = 0, 2, "cpu"
+
+        def __init__(self, cpu):
+            assert cpu
+
+        def wait_for_everyone(self):
+            found.extend(os.listdir(tmp_path / ".e.parquet.parts"))
+            raise KeyboardInterrupt
+
+    ad.AnnData(sp.csc_matrix(screen.X), obs=screen.obs, var=screen.var).write_h5ad(tmp_path / "csc.h5ad")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(embedding_files, "PartialState", FirstOfTwo)
+    with pytest.raises(KeyboardInterrupt):
+        embed_file(checkpoint, tmp_path / "csc.h5ad", tmp_path / "e.parquet", **PARTS)
+    assert {"done", "indptr", "indices", "data"} < set(found)
+
+
 def test_cells_without_counts_get_no_numbers(checkpoint, screen, expected, tmp_path):
     cells = screen.copy()
     cells.X[[3, 500]] = 0

@@ -1,7 +1,9 @@
 """Both stages over a small simulated dataset, with the real models."""
 
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -283,3 +285,20 @@ def test_other_threads_and_ranks_are_said(dataset, tokenizer, tmp_path, monkeypa
         "resumed after step 6; the ranks share the cells in another way: the data goes on with the next epoch" in said
     )
     assert "2 CPU threads instead of 1: other last bits" in said
+
+
+def test_sigterm_while_encoding_ends_in_order(dataset, tokenizer, tmp_path, monkeypatch, capsys):
+    def terminated(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it went on")
+
+    settings = prior_settings(dataset, tokenizer, tmp_path / "run", max_steps=2)
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        patched.setattr("evae.training.prior.encode_cells", terminated)
+        with pytest.raises(SystemExit) as ended:
+            train_prior(settings)
+    assert ended.value.code == 0
+    assert "stopped by SIGTERM before training began; the same command starts again" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert (train_prior(settings) / "model.safetensors").is_file()

@@ -67,6 +67,7 @@ class LaneReader:
     def __init__(self, store: ShardStore, rows: RowFormat, pieces: list[Piece]):
         self._store, self._format, self._pieces = store, rows, pieces
         self._file: tuple[str, Path, pq.ParquetFile] | None = None
+        self._store.expect(pieces[0].shard if pieces else None)  # while the lanes before it wait for theirs
 
     def tables(self, rows: int) -> Iterator[pa.Table]:
         """The lane in tables of `rows` rows, columns COLUMNS; the last one may be smaller."""

@@ -155,7 +155,8 @@ class CellLoader:
     batch number), so the state is two numbers, and every rank has the same number of batches when `drop_last` is set.
 
     Args:
-        path_or_id: dataset folder, or Hub id; shards on the Hub are fetched when they are first read, each once.
+        path_or_id: dataset folder, or Hub id; shards on the Hub are fetched when they are first read, each once: one
+            for each lane to begin with.
         split: "train", "validation" or "test".
         batch_size: cells a batch (of this rank).
         seed: of the order.

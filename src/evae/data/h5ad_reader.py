@@ -64,6 +64,12 @@ class H5adCounts:
         self._transposed = None
         self._file.close()
 
+    def put_by_cell(self) -> None:
+        """Transpose a CSC matrix on disk now; else the first reading does, which processes that share the scratch
+        folder must not do at once."""
+        if self.encoding == "csc":
+            self._csr_parts()
+
     def labels(self, key: str) -> tuple[np.ndarray, list[str]]:
         """One obs column as codes (cells,) int32 and the names they stand for; missing labels raise."""
         obs = self._file["obs"]

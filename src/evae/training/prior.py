@@ -31,6 +31,7 @@ from evae.training.run_folder import FINISHED, RunFolder
 from evae.training.settings import PriorSettings, check_model_settings
 from evae.training.setup import make_accelerator
 from evae.training.stage import Stage
+from evae.training.stopping import leaving_on_terminate
 from evae.training.tokenizer import fingerprint, make_processor, save_with_processor, say_finished
 from evae.training.validation import Batch, take_cells
 
@@ -62,7 +63,7 @@ def train_prior(settings: PriorSettings) -> Path:
         EvaeError: bad settings, a tokenizer that is damaged or of another gene panel, an output folder that
         holds a
             run, a loss that is no number, a full disk.
-        SystemExit: code 0, after SIGTERM and a checkpoint.
+        SystemExit: code 0, after SIGTERM and a checkpoint, or before the first step.
     """
     settings.require("tokenizer")
     if settings.model_type not in PRIORS:
@@ -94,9 +95,11 @@ def train_prior(settings: PriorSettings) -> Path:
     )
     prior = model_class(config)
     prior.set_tokenizer(tokenizer)
-    cells = {split: encode_split(settings, sources, tokenizer, split, accelerator) for split in ("train", "validation")}
-    prior.set_statistics(torch.from_numpy(cells["train"].codes))
-    set_conditions(prior, cells, processor, vocabulary, settings, accelerator.device)
+    splits = ("train", "validation")
+    with leaving_on_terminate(run, accelerator.is_main_process):
+        cells = {split: encode_split(settings, sources, tokenizer, split, accelerator) for split in splits}
+        prior.set_statistics(torch.from_numpy(cells["train"].codes))
+        set_conditions(prior, cells, processor, vocabulary, settings, accelerator.device)
     cell_type = "context" if config.cell_type_context else "cell_type_ids"
     stage = Stage(
         title="prior",

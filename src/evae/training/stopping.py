@@ -1,12 +1,13 @@
 """The two early ends of a run: SIGTERM, as pre-emptible machines send it, and a loss that is no number.
 
-After SIGTERM the step is finished, a checkpoint written, and the exit code is 0. A loss or gradient that is no number
-leaves the cells that caused it and a message that says what to do.
+After SIGTERM the step is finished, a checkpoint written, and the exit code is 0; before the first step there is nothing
+to write. A loss or gradient that is no number leaves the cells that caused it and a message that says what to do.
 """
 
+import contextlib
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -15,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from evae.models.contract_evae import EvaeError
-from evae.training.run_folder import RunFolder
+from evae.training.progress import console
+from evae.training.run_folder import RESUMED, RunFolder
 from evae.training.settings import Settings
 from evae.training.validation import Batch
 
@@ -81,3 +83,28 @@ class StopOnTerminate:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
+
+
+@contextlib.contextmanager
+def leaving_on_terminate(run: RunFolder, main: bool) -> Iterator[None]:
+    """A context before the first step, in which SIGTERM ends the process at once, with exit code 0.
+
+    Args:
+        run: what would be gone on with.
+        main: whether this is the rank that says how to go on.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        last = run.latest_checkpoint() if run.status == RESUMED else None
+        on = "the same command starts again" if last is None else f"resume=true goes on from step {last}"
+        console(main).print(f"stopped by SIGTERM before training began; {on}", highlight=False)
+        raise SystemExit(0)
+
+    if threading.current_thread() is not threading.main_thread():  # where Python takes no signal handlers
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
