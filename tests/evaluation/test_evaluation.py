@@ -145,6 +145,21 @@ def test_one_cell_pairs_are_nan_and_counted(screen, real, perfect):
     assert "(2/3)" in rendered(result)
 
 
+def test_one_real_cell_is_enough_for_what_needs_no_half(screen, real, perfect):
+    one = real[real.obs.perturbation == "G1"][:1].copy()
+    groups = {}
+    for suite in ("paper", "robust", "perturbation"):
+        result = evaluate(perfect, one, screen, suite=suite, cache=None, **QUIET)
+        groups |= dict(list(result.summary().groupby("group")))
+        assert any("1 of 1 pairs have a single real cell" in note for note in result.stamp["notes"])
+        rendered(result)
+    own = {name: part.query("system == 'model'").set_index("metric")["value"] for name, part in groups.items()}
+    assert np.isfinite(own["paper"]["w2"])
+    assert own["robust"].isna().all()
+    assert np.isfinite(own["perturbation"]["pearson_delta"])
+    assert np.isfinite(own["differential expression"]["overlap_at_N"])
+
+
 def test_several_cell_types_are_judged_each_by_their_own_controls():
     cells = make_screen(cell_types=("A", "B", "C"))
     held = cells.obs.cell_type.isin(["B", "C"]) & cells.obs.perturbation.isin(["G0", "G1"])

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from evae.evaluation import model_index
 from evae.hub import push_dataset, push_run
 
 RepoId = Annotated[str, typer.Argument(help="Where to, as name/repository.", metavar="REPO_ID")]
@@ -36,6 +37,8 @@ def push(
     files, commit = push_run(
         run_dir, repo_id, private=private, dry_run=dry_run, card=card, result=result, dataset_id=dataset
     )
+    if result is not None:
+        _say_numbers(result / "result.json" if result.is_dir() else result)
     _say(files, commit, repo_id)
 
 
@@ -54,6 +57,14 @@ def push_dataset_folder(
     """
     files, commit = push_dataset(folder, repo_id, private=private, dry_run=dry_run, licence=licence)
     _say(files, commit, repo_id)
+
+
+def _say_numbers(result: Path) -> None:
+    """What the model card's `model-index` says, and the Hub shows beside the card."""
+    console = Console(highlight=False, soft_wrap=True)
+    (entry,) = model_index(result, "", "", "")
+    for metric in (metric for part in entry["results"] for metric in part["metrics"]):
+        console.print(f"{metric['value']:>14.4g}  {metric['name']}", markup=False)
 
 
 def _say(files: list[tuple[str, int]], commit: str | None, repo_id: str) -> None:

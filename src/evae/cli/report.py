@@ -12,11 +12,12 @@ COLUMNS = {  # (level, metric): heading
     ("pooled", "mmd2_mix_biased"): "MMD² ↓",
     ("pooled", "w2"): "W2 ↓",
     ("pair", "pearson_delta"): "Pearson Δ ↑",
+    ("pair", "overlap_at_N"): "DE overlap ↑",
 }
 
 
 def summary_table(result: EvaluationResult, reconstruction: EvaluationResult | None = None) -> Table:
-    """FD, MMD2 and W2 (pooled) and Pearson delta (mean over perturbations) of every system.
+    """FD, MMD2 and W2 (pooled), Pearson delta and overlap of DE genes (means over perturbations) of every system.
 
     Args:
         result: the model beside its baselines.
@@ -27,8 +28,9 @@ def summary_table(result: EvaluationResult, reconstruction: EvaluationResult | N
         rows[TOKENIZER] = _values(reconstruction)[MODEL]
     last = [s for s in (TOKENIZER, SPLIT_HALF) if s in rows]
     order = [MODEL, *(s for s in rows if s not in (MODEL, *last)), *last]
-    protocol = "robust" if (result.records["group"] == "robust").any() else "paper"
-    table = Table(title=f"Distance to the real held-out cells (protocol {protocol})", title_justify="left")
+    groups = set(result.records["group"])
+    protocol = next((f" (protocol {name})" for name in ("robust", "paper") if name in groups), "")
+    table = Table(title=f"Beside the real held-out cells{protocol}", title_justify="left")
     table.add_column("system", no_wrap=True)
     shown = [key for key in COLUMNS if any(key in values for values in rows.values())]
     for key in shown:
@@ -45,7 +47,7 @@ def _values(result: EvaluationResult) -> dict[str, dict[tuple[str, str], float]]
     """system -> (level, metric) -> mean value; of two protocols the robust one."""
     found: dict[str, dict[tuple[str, str], float]] = {}
     summary = result.summary()
-    for group in ("paper", "robust", "perturbation"):
+    for group in ("paper", "robust", "perturbation", "differential expression"):
         for row in summary[summary["group"] == group].to_dict("records"):
             key = (str(row["level"]), str(row["metric"]))
             if key in COLUMNS:

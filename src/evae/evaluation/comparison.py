@@ -131,6 +131,11 @@ def _read(
         training = summarise_training(trained, source, perturbations, genes, control, seed, progress)
         if training.n_held_out:
             notes.append(f"{training.n_held_out} held-out cells were found among the training cells and left out there")
+    single = sum(len(rows) < 2 for rows in rows_by_pair(truth).values())
+    if single:
+        notes.append(
+            f"{single} of {len(pairs)} pairs have a single real cell, so no split half and no robust distances"
+        )
     for name, cells in (("real", truth), ("predicted", prediction), ("control", control_cells)):
         if cells.n_empty:
             notes.append(f"{cells.n_empty} {name} cells have no counts over the panel and stay empty")

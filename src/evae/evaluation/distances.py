@@ -116,7 +116,8 @@ def fit_projection(reference: Matrix, n_components: int = 30) -> Projection:
     n_components = min(n_components, n_genes, max(n_cells - 1, 1))
     if isinstance(reference, np.ndarray) or n_components >= min(n_cells, n_genes) - 1 or n_cells * n_genes < _SMALL:
         solver = "covariance_eigh" if n_cells > n_genes else "full"
-        pca = PCA(n_components, svd_solver=solver).fit(dense(reference))
+        with np.errstate(invalid="ignore"):  # a single cell has no variance
+            pca = PCA(n_components, svd_solver=solver).fit(dense(reference))
     else:
         pca = PCA(n_components, svd_solver="arpack", tol=0, random_state=0).fit(reference.astype(np.float64))
     return Projection(pca.mean_.astype(np.float64), pca.components_.astype(np.float64))

@@ -116,7 +116,8 @@ def robust_protocol(
         for pair, cloud in clouds.items():
             records += _records("robust", name, clouds_a[pair], cloud, seed, pair)
         if _complete(system, comparison) or name == SPLIT_HALF:
-            pooled = [_thin(np.concatenate(list(c.values())), max_cells, seed) for c in (clouds_a, clouds)]
+            none = np.empty((0, len(projection.components)))  # where every pair has one real cell
+            pooled = [_thin(np.concatenate([none, *c.values()]), max_cells, seed) for c in (clouds_a, clouds)]
             records += _records("robust", name, pooled[0], pooled[1], seed)
     return records
 
@@ -157,6 +158,8 @@ def honesty_protocol(comparison: Comparison, systems: list[System], seed: int, p
     sizes = {pair: len(rows) for pair, rows in first.items()}
     half_a, half_b = (sampled(SPLIT_HALF, comparison.real, half, own=True) for half in (first, second))
     real = _pooled_dense(half_a, sizes, HONESTY_CELLS, seed)
+    if not len(real):  # every pair has one real cell
+        return []
     complete = [s for s in systems if _complete(s, comparison)]
     records: list[Record] = []
     for system in progress([half_b, *complete], "honesty checks"):
@@ -215,7 +218,8 @@ def _pooled(system: System, sizes: dict[Pair, int], limit: int, rng: np.random.G
 
 
 def _pooled_dense(system: System, sizes: dict[Pair, int], limit: int, seed: int) -> np.ndarray:
-    return np.concatenate([dense(part) for part in _pooled(system, sizes, limit, np.random.default_rng(seed))])
+    parts = [dense(part) for part in _pooled(system, sizes, limit, np.random.default_rng(seed))]
+    return np.concatenate(parts) if parts else np.empty((0, 0))
 
 
 def _thin(cloud: np.ndarray, limit: int, seed: int) -> np.ndarray:

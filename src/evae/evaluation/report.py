@@ -3,6 +3,7 @@
 import base64
 import html
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,7 @@ tr.model td { color: #D55E00; font-weight: 700; }
 tr.floor td { color: #00795A; border-top: 2px solid #009E73; }
 td.n { color: #888; }
 table.brief td:nth-child(2) { color: #D55E00; font-weight: 700; }
+table.brief td:nth-child(3) { white-space: normal; }
 table.brief td:nth-child(5) { color: #00795A; }
 table.brief :is(th, td):last-child { text-align: left; white-space: normal; min-width: 16rem; color: #555; }
 figure { margin: 1.2rem 0 2rem; overflow-x: auto; }
@@ -197,7 +199,8 @@ def html_page(result: "EvaluationResult", figures: list[Path]) -> str:
     body.append(f"</table></div><p>{e(READING)}</p>")
     for title, metrics, rows in result.tables():
         heads = ["system", *[METRIC_LABELS[m].heading for m in metrics], "cells real / gen."]
-        body.append(f"<h2>{e(title)}</h2><div class=wide><table><tr>{''.join(f'<th>{e(h)}</th>' for h in heads)}</tr>")
+        head = "".join(f"<th>{re.sub(' (?=[↑↓→])', '&nbsp;', e(h))}</th>" for h in heads)
+        body.append(f"<h2>{e(title)}</h2><div class=wide><table><tr>{head}</tr>")
         for name, values in rows:
             kind = {MODEL: " class=model", SPLIT_HALF: " class=floor"}.get(name, "")
             *numbers, n = [e(text) for text in _numbers(metrics, values)]
