@@ -1,5 +1,6 @@
 """Baselines: each is what its name says."""
 
+import anndata as ad
 import numpy as np
 import pytest
 
@@ -7,6 +8,8 @@ from evae.evaluation.baselines import baselines, linear_predictions, model_syste
 from evae.evaluation.comparison import compare
 from evae.evaluation.distances import dense
 from evae.evaluation.training_cells import TrainingCells
+
+from .conftest import make_screen
 
 PAIR = ("B", "G1")
 
@@ -55,6 +58,13 @@ def test_perturbation_mean_is_over_training_cell_types(comparison, systems):
     np.testing.assert_allclose(draw(systems["perturbation mean"]), np.tile(expected, (30, 1)))
 
 
+def test_training_cell_types_weigh_the_same():
+    means = {("a", "p"): np.zeros(2), ("b", "p"): np.ones(2), ("b", "control"): np.full(2, 9.0)}
+    training = TrainingCells(means, {("a", "p"): 1, ("b", "p"): 99, ("b", "control"): 1}, None, None, "control")
+    np.testing.assert_array_equal(training.perturbation_mean("p"), [0.5, 0.5])
+    assert training.perturbation_mean("q") is None
+
+
 def test_mean_of_all_perturbations_is_of_the_own_cell_type(comparison, systems):
     np.testing.assert_allclose(
         systems["mean of all perturbations"].mean(PAIR), comparison.training.means[("B", "none")]
@@ -84,6 +94,18 @@ def test_marginal_resample_keeps_marginals_and_breaks_cells(comparison, systems)
 
 def test_other_contexts_are_real_cells_of_other_cell_types(comparison, systems):
     elsewhere = comparison.training.elsewhere
+    pool = elsewhere.matrix[(elsewhere.perturbation == "G1") & (elsewhere.cell_type == "A")].toarray()
+    assert rows_in(draw(systems["other contexts"]), pool) == 1
+
+
+def test_other_contexts_leave_out_the_own_cell_type(screen, real, perfect):
+    """Training that holds some cells of the evaluated pair: another split of the same pair."""
+    same_pair = make_screen(cell_types=("B",), seed=8, prefix="same", perturbations=("G1",))
+    train = ad.concat([screen, same_pair[same_pair.obs.perturbation == "G1"]])
+    found = compare(perfect, real, train)
+    systems = {s.name: s for s in baselines(found)}
+    elsewhere = found.training.elsewhere
+    assert ("B", "G1") in found.training.means
     pool = elsewhere.matrix[(elsewhere.perturbation == "G1") & (elsewhere.cell_type == "A")].toarray()
     assert rows_in(draw(systems["other contexts"]), pool) == 1
 

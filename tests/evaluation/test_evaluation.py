@@ -9,6 +9,7 @@ from rich.console import Console
 
 from evae.evaluation import evaluate
 from evae.evaluation.baselines import MODEL, SPLIT_HALF
+from evae.evaluation.de_protocol import _digest
 from evae.evaluation.distances import distances_between, distribution_metrics
 from evae.evaluation.protocols import reference_projection, split_halves
 from evae.models.contract_evae import EvaeError
@@ -68,6 +69,22 @@ def test_pooled_value_is_recomputed_by_hand(robust):
     found = robust.records.query("group == 'robust' and level == 'pooled' and system == @SPLIT_HALF and seed == 0")
     for metric, value in found.set_index("metric")["value"].items():
         assert value == pytest.approx(expected[metric], rel=1e-9)
+
+
+def test_the_ceiling_of_pseudobulks_is_one_half_against_the_other(robust):
+    comparison = robust.comparison
+    first, second = split_halves(comparison, seed=0)
+    query = "group == 'perturbation' and system == @SPLIT_HALF and seed == 0 and metric == 'mse'"
+    found = robust.records.query(query).set_index("perturbation")["value"]
+    for pair in comparison.pairs:
+        means = [comparison.real.matrix[half[pair]].toarray().mean(axis=0) for half in (first, second)]
+        assert found[pair[1]] == pytest.approx(((means[0] - means[1]) ** 2).mean(), rel=1e-5)
+
+
+def test_honesty_compares_halves_and_looks_among_training_cells(robust):
+    assert robust.value("correlation_error", SPLIT_HALF, "honesty") > 0.01
+    assert robust.value("copied_fraction", SPLIT_HALF, "honesty") == 0
+    assert robust.value("copied_fraction", "other contexts", "honesty") == 1
 
 
 def test_halves_are_disjoint_and_of_one_pair(robust):
@@ -168,6 +185,14 @@ def test_several_cell_types_are_judged_each_by_their_own_controls():
     table = result.per_perturbation("pearson_delta")
     assert table.index.tolist() == [("B", "G0"), ("B", "G1"), ("C", "G0"), ("C", "G1")]
     assert (table["model"] > 0.75).all()
+    cells = result.comparison
+    for (c, p), value in table["model"].items():
+        control = cells.controls.matrix[cells.controls.cell_type == c].toarray().mean(axis=0)
+        means = [
+            side.matrix[(side.cell_type == c) & (side.perturbation == p)].toarray().mean(axis=0)
+            for side in (cells.predicted, cells.real)
+        ]
+        assert value == pytest.approx(np.corrcoef(means[0] - control, means[1] - control)[0, 1], abs=1e-5)
 
 
 def test_bad_arguments_raise(screen, real, perfect):
@@ -211,6 +236,11 @@ def test_second_prediction_uses_the_stored_table(screen, real, perfect, tmp_path
     changed.X.data[0] += 1
     with pytest.raises(BaseException, match="computed again"):
         evaluate(perfect, changed, screen, suite="perturbation", cache=tmp_path, with_baselines=False, **QUIET)
+    last = np.flatnonzero((screen.obs.cell_type == "B") & (screen.obs.perturbation == "control"))[-1]
+    fewer = screen[np.arange(screen.n_obs) != last].copy()
+    with pytest.raises(BaseException, match="computed again"):
+        evaluate(perfect, real, fewer, suite="perturbation", cache=tmp_path, with_baselines=False, **QUIET)
+    assert _digest(first.comparison, "B", "evae") != _digest(first.comparison, "B", "pdex")
 
 
 def test_differential_expression_sees_the_known_effects(screen, real, perfect):
@@ -219,6 +249,7 @@ def test_differential_expression_sees_the_known_effects(screen, real, perfect):
     assert result.value("overlap_at_N", **keywords) > 0.6
     assert result.value("overlap_at_N", "control copy", **keywords) < 0.3
     assert result.value("roc_auc", **keywords) > result.value("roc_auc", "control copy", **keywords)
+    assert result.value("de_spearman_lfc_sig", SPLIT_HALF, **keywords) < 1  # two halves, not one with itself
 
 
 def test_duplicate_names_of_cells_do_no_harm(screen, real, perfect):

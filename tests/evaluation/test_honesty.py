@@ -55,6 +55,19 @@ def test_a_generator_without_correlations_is_seen(world):
     assert correlation_error(real, shuffled) > 5 * correlation_error(real, real[:299])
 
 
+def test_variance_ratio_is_the_median_over_genes_that_vary():
+    real = np.array([[0.0, 0, 0, 7], [1, 1, 1, 7]])
+    generated = np.array([[0.0, 0, 0, 7], [1, 2, 10, 8]])  # variances 1, 4 and 100 times those of the real genes
+    assert variance_ratio(real, generated) == pytest.approx(4)
+
+
+def test_zero_fraction_error_is_taken_gene_by_gene():
+    real, generated = np.array([[0.0, 1], [0, 1], [2, 1], [2, 1]]), np.array([[3.0, 0], [3, 0], [3, 1], [3, 1]])
+    projection = fit_projection(np.eye(4)[:, :2], 1)
+    found = honesty_checks(real, generated, projection)  # one gene has too few zeros, the other as many too much
+    assert found["zero_fraction_error"] == pytest.approx(0.5)
+
+
 def test_correlation_error_by_hand():
     rng = np.random.default_rng(4)
     real, generated = rng.normal(size=(50, 5)), rng.normal(size=(40, 5))
