@@ -34,7 +34,7 @@ def evaluate(
     suite: Annotated[str, typer.Option(help=f"{', '.join(SUITES)}.")] = "robust",
     seeds: Annotated[int, typer.Option(help="How many seeds to average over.", min=1)] = 3,
     baseline: Annotated[
-        str | None, typer.Option(help="One more, trained on the training cells: scvi (extra scvi).")
+        str | None, typer.Option(help="One more baseline, trained here for some minutes: scvi (extra scvi).")
     ] = None,
     de: Annotated[
         str, typer.Option(help="What computes differential expression: evae, or pdex: the same, slower.")

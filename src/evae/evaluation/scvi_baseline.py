@@ -6,10 +6,11 @@ as in scGen (Lotfollahi et al. 2019); it is added to the latents of real control
 and counts are drawn from the decoder at the controls' own totals.
 """
 
+import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 import anndata as ad
@@ -135,12 +136,12 @@ class _Scvi:
         return sp.vstack(parts, format="csr")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Without the notes that scvi-tools and Lightning print."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "scvi")]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.ERROR)
