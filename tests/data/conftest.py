@@ -50,3 +50,9 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"the real data are not at {REAL_DATA}")
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def contents():
+    """A function that gives the bytes of every file of a folder."""
+    return lambda folder: {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

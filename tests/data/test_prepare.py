@@ -1,6 +1,4 @@
 import json
-import shutil
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -10,12 +8,10 @@ import pytest
 import scipy.sparse as sp
 from datasets import load_dataset
 
-from evae.data import convert
 from evae.data.anndata_io import read_split
 from evae.data.dataset import DatasetInfo
 from evae.data.prepare import prepare_dataset
 from evae.data.simulate import simulate_perturb_seq
-from evae.models.contract_evae import EvaeError
 
 
 def _all_cells(folder) -> ad.AnnData:
@@ -23,10 +19,6 @@ def _all_cells(folder) -> ad.AnnData:
     info = DatasetInfo.load(folder)
     adata = ad.concat([read_split(folder, s) for s, n in info.n_cells.items() if n])
     return adata[np.argsort([int(n.removeprefix("cell")) for n in adata.obs_names])]
-
-
-def _files(folder) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def test_every_cell_comes_back_as_it_was(folder, simulated):
@@ -102,15 +94,15 @@ def test_hf_datasets_reads_the_folder(folder, simulated, tmp_path):
 
 
 def test_the_result_does_not_depend_on_the_chunk_size_or_the_storage(
-    simulated, h5ad, folder, cross_split, keys, tmp_path
+    simulated, h5ad, folder, contents, cross_split, keys, tmp_path
 ):
     for name, store in (("csc", sp.csc_matrix), ("dense", lambda x: x.toarray())):
         adata = simulated.copy()
         adata.X = store(adata.X)
         adata.write_h5ad(tmp_path / f"{name}.h5ad")
         again = prepare_dataset(tmp_path / f"{name}.h5ad", tmp_path / name, split=cross_split, chunk_size=101, **keys)
-        assert {k: v for k, v in _files(again).items() if k.startswith("data/")} == {
-            k: v for k, v in _files(folder).items() if k.startswith("data/")
+        assert {k: v for k, v in contents(again).items() if k.startswith("data/")} == {
+            k: v for k, v in contents(folder).items() if k.startswith("data/")
         }
     other = prepare_dataset(h5ad, tmp_path / "other", split=cross_split, seed=1, **keys)
     assert list(read_split(other, "train").obs_names) != list(read_split(folder, "train").obs_names)
@@ -192,190 +184,14 @@ def test_several_files_share_their_genes(simulated, tmp_path, keys):
     assert list(_all_cells(folder).obs["perturbation"]) == list(simulated.obs["perturbation"])
 
 
-def _corrupt(key, value):
-    def change(adata):
-        adata.obs[key] = value(adata)
-
-    return change
-
-
-def _map_counts(function):
-    def change(adata):
-        adata.X = sp.csr_matrix(function(adata.X.toarray().astype(np.float32)))
-
-    return change
-
-
-BAD_INPUT = {
-    "log": (_map_counts(np.log1p), {}, "log-normalised"),
-    "negative": (_map_counts(lambda x: x - 1), {}, "negative"),
-    "nan": (_map_counts(lambda x: np.where(x > 2, np.nan, x)), {}, "NaN"),
-    "zeros": (_map_counts(np.zeros_like), {}, "single count over the gene panel"),
-    "label": (
-        _corrupt("perturbation", lambda a: [None, *a.obs["perturbation"][1:]]),
-        {},
-        "missing (NaN) in 1 cells",
-    ),
-    "control": (None, {"control": "contrl"}, "Did you mean 'control'"),
-    "column": (None, {"cell_type_key": "celltype"}, "no obs column 'celltype'. Did you mean 'cell_type'"),
-    "layer": (None, {"layer": "counts"}, "has no layer 'counts'"),
-    "type": (None, {"split": {"cell_type": ["type_D"], "pert": ["control"]}}, "unknown cell type 'type_D'"),
-    "share": (None, {"split": "random:0.999"}, "leaves 0 of 150 cells, too few to train on"),
-    "hvg": (None, {"genes": "hvg:71"}, "more genes than the 70"),
-    "never": ("never", {}, "holds out no cell"),
-    "everything": ("everything", {}, "leaves 1 of 150 cells, too few to train on"),
-    "coverage": ("coverage", {}, "measures only 50% of the panel"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_raises_one_line_and_leaves_nothing(simulated, tmp_path, keys, case):
-    change, options, message = BAD_INPUT[case]
-    adata = simulated[:150].copy()
-    options = dict(options)
-    names = list(adata.obs["perturbation"].cat.categories)
-    if change == "never":
-        adata = adata[(adata.obs["cell_type"] != "type_A") | (adata.obs["perturbation"] != names[1])].copy()
-        options["split"] = {"cell_type": ["type_A"], "pert": [names[1]]}
-    elif change == "everything":
-        adata.obs["perturbation"] = ["control"] + ["a"] * 149
-        options["split"] = {"cell_type": ["type_A", "type_B", "type_C"], "pert": ["a"]}
-    elif change == "coverage":
-        (tmp_path / "panel.txt").write_text("GENE0001\nSTAT1\n")
-        options["genes"] = tmp_path / "panel.txt"
-    elif change is not None:
-        change(adata)
-    adata.write_h5ad(tmp_path / "a.h5ad")
-    before = set(tmp_path.iterdir())
-    with pytest.raises(EvaeError) as caught:
-        prepare_dataset(tmp_path / "a.h5ad", tmp_path / "out", **(keys | options))
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert set(tmp_path.iterdir()) == before
-
-
-def _killed_after(monkeypatch, step: str, n_pieces: int) -> None:
-    """Let the n-th piece of a step be the last: the process dies while it writes the next, half of which is there."""
-    real, done = getattr(convert, step), []
-
-    def last(*args):
-        if len(done) == n_pieces:
-            path = next(a for a in reversed(args) if isinstance(a, Path))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_name(path.name + ".unfinished").write_text("half")
-            raise KeyboardInterrupt
-        done.append(args)
-        return real(*args)
-
-    monkeypatch.setattr(convert, step, last)
-
-
-def _counted(calls: dict[str, int], name: str):
-    real = getattr(convert, name)
-
-    def counted(*args):
-        calls[name] += 1
-        return real(*args)
-
-    return counted
-
-
-@pytest.mark.parametrize(
-    ("step", "pieces", "genes"),
-    [("_measure", 2, "all"), ("_scatter", 0, "all"), ("_scatter", 3, "hvg:30"), ("_gather", 11, "hvg:30")],
-)
-def test_a_killed_run_goes_on(h5ad, tmp_path, keys, monkeypatch, step, pieces, genes):
-    """The folder is that of a run that was left alone, and what was done is not done again."""
-    options = keys | {"split": "random:0.1", "genes": genes, "chunk_size": 300}
-    whole = prepare_dataset(h5ad, tmp_path / "whole", **options)
-    with monkeypatch.context() as patched:
-        _killed_after(patched, step, pieces)
-        with pytest.raises(KeyboardInterrupt):
-            prepare_dataset(h5ad, tmp_path / "out", **options)
-    assert not (tmp_path / "out").exists()
-    calls = dict.fromkeys(("_sums", "_measure", "_scatter", "_gather"), 0)
-    for name in calls:
-        monkeypatch.setattr(convert, name, _counted(calls, name))
-    again = prepare_dataset(h5ad, tmp_path / "out", **options)
-    assert _files(again).keys() == _files(whole).keys()
-    assert {k: v for k, v in _files(again).items() if k != "README.md"} == {
-        k: v for k, v in _files(whole).items() if k != "README.md"
-    }
-    done = {"_sums": 0, "_measure": 5, "_scatter": 5, "_gather": 24}
-    for name in done:
-        done[name] = 0 if list(done).index(name) < list(done).index(step) else done[name]
-    done[step] -= pieces
-    assert calls == done
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "whole"]
-
-
-def test_a_killed_run_starts_anew_where_anything_changed(h5ad, tmp_path, keys, monkeypatch):
-    source = Path(shutil.copy(h5ad, tmp_path / "a.h5ad"))
-    for change in ("seed", "file"):
-        with monkeypatch.context() as patched:
-            _killed_after(patched, "_gather", 3)
-            with pytest.raises(KeyboardInterrupt):
-                prepare_dataset(source, tmp_path / "out", **keys)
-        if change == "file":
-            shorter = ad.read_h5ad(source)[:1000]
-            shorter.write_h5ad(source)
-        options = keys | ({"seed": 5} if change == "seed" else {})
-        folder = prepare_dataset(source, tmp_path / "out", **options)
-        wanted = prepare_dataset(source, tmp_path / "wanted", **options)
-        assert (folder / "dataset.json").read_text() == (wanted / "dataset.json").read_text()
-        shutil.rmtree(folder)
-        shutil.rmtree(wanted)
-
-
-def test_a_full_disk_leaves_what_is_done(h5ad, tmp_path, keys, monkeypatch):
-    def fail(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr("evae.data.prepare.dataset_card", fail)
-        with pytest.raises(OSError, match="No space"):
-            prepare_dataset(h5ad, tmp_path / "out", **keys)
-    monkeypatch.setattr(convert, "_gather", fail)  # every shard is there
-    assert len(list(prepare_dataset(h5ad, tmp_path / "out", **keys).glob("data/*"))) == 16
-
-
-def test_the_folder_to_make(h5ad, tmp_path, keys):
-    for name in ("full", "other.partial"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "thesis.txt").write_text("mine")
-        message = "exists and is not empty" if name == "full" else "is in the way and not of `evae prepare`"
-        with pytest.raises(EvaeError, match=message):
-            prepare_dataset(h5ad, tmp_path / name.removesuffix(".partial"), **keys)
-        assert (tmp_path / name / "thesis.txt").read_text() == "mine"
-    (tmp_path / "out").mkdir()  # empty: fine
-    folder = prepare_dataset(h5ad, tmp_path / "out", **keys)
-    assert not (tmp_path / "out.partial").exists()
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "README.md", "cell_types.parquet", "data", "dataset.json", "genes.parquet", "perturbations.parquet",
-        "split.json",
-    ]  # fmt: skip
-
-
-def test_two_at_once_into_one_folder(h5ad, tmp_path, keys, monkeypatch):
-    def meanwhile(*args):
-        with pytest.raises(EvaeError, match="another `evae prepare` works in"):
-            prepare_dataset(h5ad, tmp_path / "out", **keys)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(convert, "_measure", meanwhile)
-    with pytest.raises(KeyboardInterrupt):
-        prepare_dataset(h5ad, tmp_path / "out", **keys)
-    assert (tmp_path / "out.partial").is_dir()
-
-
-def test_several_processes_make_the_same_folder(simulated, folder, cross_split, keys, tmp_path):
+def test_several_processes_make_the_same_folder(simulated, folder, contents, cross_split, keys, tmp_path):
     adata = simulated.copy()
     adata.X = sp.csc_matrix(adata.X)  # one process puts it by cell for all
     adata.write_h5ad(tmp_path / "a.h5ad")
     options = keys | {"split": cross_split, "chunk_size": 300, "n_workers": 2}
-    again = _files(prepare_dataset(tmp_path / "a.h5ad", tmp_path / "out", **options))
+    again = contents(prepare_dataset(tmp_path / "a.h5ad", tmp_path / "out", **options))
     assert {k: v for k, v in again.items() if k.startswith("data/")} == {
-        k: v for k, v in _files(folder).items() if k.startswith("data/")
+        k: v for k, v in contents(folder).items() if k.startswith("data/")
     }
 
 

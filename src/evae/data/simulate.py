@@ -90,11 +90,7 @@ def simulate_perturb_seq(
     )
     response = rng.uniform(1 - modulation, 1 + modulation, (n_cell_types, len(names)))
 
-    cell_type = rng.integers(n_cell_types, size=n_cells)
-    perturbation = np.zeros(n_cells, dtype=np.int64)
-    if n_perturbations:
-        treated = rng.random(n_cells) >= control_fraction
-        perturbation[treated] = rng.integers(1, len(names), size=int(treated.sum()))
+    cell_type, perturbation = _draw_labels(rng, n_cells, n_cell_types, n_perturbations, control_fraction)
     median = 0.45 * n_genes if median_library_size is None else median_library_size
     library_size = np.exp(rng.normal(np.log(median), library_spread, n_cells))
     theta = np.exp(rng.normal(np.log(3.0), 0.5, n_genes))
@@ -142,6 +138,18 @@ def _check_sizes(
         )
     if min(n_cells, n_cell_types, n_programmes) < 1 or not 0 < control_fraction < 1:
         raise EvaeError("simulate_perturb_seq needs at least one cell, cell type and programme, and controls.")
+
+
+def _draw_labels(
+    rng: np.random.Generator, n_cells: int, n_cell_types: int, n_perturbations: int, control_fraction: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cell type and perturbation of every cell, (cells,) each; perturbation 0 is the control."""
+    cell_type = rng.integers(n_cell_types, size=n_cells)
+    perturbation = np.zeros(n_cells, dtype=np.int64)
+    if n_perturbations:
+        treated = rng.random(n_cells) >= control_fraction
+        perturbation[treated] = rng.integers(1, n_perturbations + 1, size=int(treated.sum()))
+    return cell_type, perturbation
 
 
 def negative_binomial(
