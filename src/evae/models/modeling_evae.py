@@ -35,7 +35,7 @@ except ImportError:
     from torch.nn import init  # type: ignore[no-redef]
 
 
-DECODED_NUMBERS = 2**26  # numbers of a decoder layer held at once when counts are drawn
+DECODED_NUMBERS = 2**25  # numbers of a decoder layer held at once when counts are drawn
 
 
 @dataclass
