@@ -166,7 +166,14 @@ def markdown(records: list[dict[str, Any]], facts: dict[str, Any]) -> str:
         title = "" if previous and previous["row"] == r["row"] else r["row"]
         ratio = "" if r["ours_is_faster_by"] is None else f"{r['ours_is_faster_by']:.1f} x"
         rate = r["cells_per_second"]
-        cells = [title, r["contender"], f"{1e3 / rate:.3g}", f"{rate:,.4g}", ratio, f"{r['share_of_matrix_peak']:.0%}"]
+        cells = [
+            title,
+            r["contender"],
+            three_digits(1e3 / rate),
+            three_digits(rate),
+            ratio,
+            f"{r['share_of_matrix_peak']:.0%}",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     held = [r for r in records if "peak_mb" in r]
     if held:
@@ -175,6 +182,11 @@ def markdown(records: list[dict[str, Any]], facts: dict[str, Any]) -> str:
         ratio = "" if r["ours_is_smaller_by"] is None else f"{r['ours_is_smaller_by']:.1f} x"
         lines.append(f"| {r['row']} | {r['contender']} | {r['peak_mb']:,.0f} | {ratio} |")
     return "\n".join(lines) + "\n"
+
+
+def three_digits(number: float) -> str:
+    """At least three digits, without an exponent."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from evae.models import EvaeModel, modeling_evae
+from evae.models import EvaeModel, coders_evae, modeling_evae
 from evae.models.coders_evae import EvaeDecoder, EvaeEncoder, distinct_pairs, in_buckets, to_sparse
 from evae.models.configuration_evae import HEADS
 from evae.models.contract_evae import EvaeError
@@ -191,6 +191,15 @@ class TestBuckets:
         assert gradient.keys() == plain.keys()
         for name in plain:
             torch.testing.assert_close(gradient[name], plain[name], rtol=1e-9, atol=1e-11, msg=name)
+
+    def test_a_bucket_holds_few_tokens(self, many, monkeypatch):
+        form = to_sparse(torch.cat([many] * 3))
+        sizes = []
+        monkeypatch.setattr(coders_evae, "BUCKET_TOKENS", 5 * form[0].shape[1])
+        found = in_buckets(lambda counts, genes: (sizes.append(counts.numel()), counts.sum(1))[1], *form)
+        assert torch.equal(found, form[0].sum(1))
+        assert len(sizes) > 8
+        assert max(sizes) <= coders_evae.BUCKET_TOKENS
 
     def test_pairs_stand_for_all_entries(self, many, as_gene_lists):
         counts, genes = as_gene_lists(many)

@@ -232,7 +232,7 @@ def in_buckets(
         bucket_cells: cells in a bucket at least; there are at most 8 buckets, or so many that a bucket has no more
             than `BUCKET_TOKENS`.
     """
-    n_buckets = min(max(8, counts.numel() // BUCKET_TOKENS), len(counts) // bucket_cells)
+    n_buckets = min(max(8, -(-counts.numel() // BUCKET_TOKENS)), len(counts) // bucket_cells)
     if n_buckets < 2:
         return encode(counts, gene_ids)
     columns = torch.arange(1, counts.shape[1] + 1, device=counts.device)
