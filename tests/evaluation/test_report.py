@@ -5,6 +5,7 @@ import json
 import re
 import sys
 
+import pandas as pd
 import pytest
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
@@ -12,7 +13,7 @@ from evae.evaluation import evaluate, model_index
 from evae.evaluation.comparison import compare
 from evae.evaluation.figures_cells import draw_umap
 from evae.evaluation.labels import format_number
-from evae.evaluation.report import CAPTIONS
+from evae.evaluation.report import CAPTIONS, brief
 from evae.models.contract_evae import EvaeError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -35,6 +36,30 @@ def test_all_figures_are_written(folder):
     assert names <= set(CAPTIONS)
     for path in (folder / "plots").iterdir():
         assert path.read_bytes().startswith(PNG)
+
+
+def test_what_is_defined_nowhere_has_no_panel_and_no_line(screen, real, perfect, tmp_path):
+    one = real[real.obs.perturbation == "G1"][:1].copy()  # no halves, and none to discriminate from
+    result = evaluate(perfect, one, screen, seeds=(0,), progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "umap", None)
+        page = result.report(tmp_path).read_text()
+    assert {path.name for path in (tmp_path / "plots").iterdir()} >= {"perturbation_metrics.png", "cells_pca.png"}
+    assert not (tmp_path / "plots" / "distances_robust.png").exists()
+    assert [row[0] for row in brief(result.summary())] == ["Pearson Δ ↑"]
+    assert "In brief" in page
+
+
+def test_the_brief_names_the_best_baseline(folder):
+    summary = pd.DataFrame(json.loads((folder / "result.json").read_text())["summary"])
+    rows = {row[0]: row for row in brief(summary)}
+    values = summary.query("group == 'robust' and level == 'pooled' and metric == 'fd'").set_index("system")["value"]
+    best = values.drop(["model", "real split half", "mean-collapsed model"]).idxmin()
+    assert f"({best})" in rows["FD ↓"][2]
+    assert rows["FD ↓"][1].startswith(format_number(values["model"]))
+    auc = summary.query("group == 'honesty' and metric == 'classifier_auc'").set_index("system")["value"]
+    nearest = (auc.drop(["model", "real split half", "mean-collapsed model"]) - 0.5).abs().idxmin()
+    assert f"({nearest})" in rows["classifier AUC →0.5"][2]
 
 
 @pytest.mark.slow

@@ -126,13 +126,26 @@ def _arrows(ax: Axes, comparison: Comparison) -> None:
         end = planar[pair][0]
         side, offset = ("left", 4) if end[0] >= 0 else ("right", -4)
         name = ax.annotate(
-            pair[1], end, xytext=(offset, 0), textcoords="offset points", fontsize=8, ha=side, va="center"
+            _short(pair, comparison),
+            end,
+            xytext=(offset, 0),
+            textcoords="offset points",
+            fontsize=8,
+            ha=side,
+            va="center",
         )
         name.set_path_effects([withStroke(linewidth=3, foreground="white")])
     ax.plot(0, 0, "o", color="black", ms=5)
     ax.set_title("shift of the mean from control")
     ax.text(0.02, 0.02, "real", color=REAL, transform=ax.transAxes, fontweight="bold")
     ax.text(0.13, 0.02, "predicted", color=GENERATED, transform=ax.transAxes, fontweight="bold")
+
+
+def _short(pair: Pair, comparison: Comparison) -> str:
+    """What tells a pair from the others: its cell type, its perturbation, or both."""
+    if len({p for _, p in comparison.pairs}) == 1 and len(comparison.cell_types) > 1:
+        return pair[0]
+    return pair[1] if len(comparison.cell_types) == 1 else f"{pair[1]} · {pair[0]}"
 
 
 def _far_apart(ranked: list[Pair], planar: dict[Pair, tuple[np.ndarray, np.ndarray]], span: np.ndarray) -> list[Pair]:

@@ -25,9 +25,14 @@ RADAR = (
 )
 
 
-def draw_metrics(summary: pd.DataFrame, metrics: tuple[str, ...], title: str) -> Figure:
-    """One panel a metric: a dot for every system, a line where two halves of real cells stand."""
-    metrics = tuple(m for m in metrics if (summary["metric"] == m).any())
+def draw_metrics(summary: pd.DataFrame, metrics: tuple[str, ...], title: str) -> Figure | None:
+    """One panel a metric: a dot for every system, a line where two halves of real cells stand.
+
+    A metric that is defined nowhere has no panel; None where that holds of all.
+    """
+    metrics = tuple(m for m in metrics if summary.loc[summary["metric"] == m, "value"].notna().any())
+    if not metrics:
+        return None
     systems = [MODEL, *[s for s in dict.fromkeys(summary["system"]) if s not in (MODEL, SPLIT_HALF)]]
     figure = new_figure(3.3 * len(metrics) + 1.6, 0.32 * len(systems) + 1.5)
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]

@@ -129,8 +129,9 @@ def write_figures(result: "EvaluationResult", folder: Path) -> list[Path]:
     with look():
         for group, level, metrics, title, name in METRIC_FIGURES:
             part = summary[(summary["group"] == group) & (summary["level"] == level)]
-            if not part.empty:
-                written.append(save(draw_metrics(part, metrics, title), folder / name))
+            figure = None if part.empty else draw_metrics(part, metrics, title)
+            if figure is not None:
+                written.append(save(figure, folder / name))
         if (result.records["group"] == "perturbation").any():
             written.append(save(draw_per_perturbation(result.records), folder / "per_perturbation.png"))
         radar = draw_radar(summary)
@@ -150,7 +151,7 @@ def brief(summary: pd.DataFrame) -> list[list[str]]:
     for (group, level, metric), meaning in BRIEF.items():
         part = summary[(summary["group"] == group) & (summary["level"] == level) & (summary["metric"] == metric)]
         rows = {row["system"]: row for _, row in part.iterrows()}
-        if MODEL not in rows:
+        if MODEL not in rows or part["value"].isna().all():
             continue
         values = {s: r["value"] for s, r in rows.items() if s not in NO_BASELINES and not math.isnan(r["value"])}
         best = _best(values, METRIC_LABELS[metric].best)
