@@ -12,8 +12,8 @@ max_expressed is the largest number of expressed genes in the batch, rounded up 
 
 Rows come through the `IterableDataset` of HF `datasets`, one for each lane of `evae.data.order`, which streams the row
 groups in the order that is worked out there and cuts them into windows: as fast as reading them with pyarrow alone
-(3.5 and 3.2 us a cell at best, 2,000 genes). What `datasets` itself would remember of its place is not used: a place is
-a batch number, from which the rows are known.
+(5.8 and 6.7 us a cell at best, over whole epochs of 38,000 cells x 2,000 genes on a busy machine). What `datasets`
+itself would remember of its place is not used: a place is a batch number, from which the rows are known.
 """
 
 from collections.abc import Iterator, Sequence
