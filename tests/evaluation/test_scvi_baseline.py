@@ -27,6 +27,7 @@ class Plain:
         return log1p_cp10k(counts, "raw counts").toarray()
 
     def decode(self, latents, totals, rng):
+        self.totals = totals
         return sp.csr_matrix(np.expm1(latents.clip(min=0)) * totals[:, None] / 1e4)
 
 
@@ -63,7 +64,8 @@ def test_counts_come_back_from_files_too(real, tmp_path, screen, perfect):
 
 
 def test_controls_move_by_the_mean_shift_over_training_cell_types(three_types):
-    found = scvi_shift(three_types, 0, lambda counts, seed: Plain())
+    model = Plain()
+    found = scvi_shift(three_types, 0, lambda counts, seed: model)
     means = three_types.training.means
     shift = np.mean([means[(c, "G1")] - means[(c, "control")] for c in "AC"], axis=0)  # each type of one weight
     controls = three_types.controls
@@ -71,6 +73,7 @@ def test_controls_move_by_the_mean_shift_over_training_cell_types(three_types):
     expected = np.log1p(moved / moved.sum(axis=1, keepdims=True) * 1e4)
     drawn = dense(found.draw(PAIR, len(controls), np.random.default_rng(0)))
     assert found.pairs == [PAIR]
+    np.testing.assert_array_equal(np.sort(model.totals), np.sort(controls.counts().sum(axis=1).A1))
     np.testing.assert_allclose(np.sort(drawn, axis=0), np.sort(expected, axis=0), atol=1e-4)
     np.testing.assert_allclose(found.mean(PAIR), expected.mean(axis=0), atol=1e-5)
 
