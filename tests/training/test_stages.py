@@ -25,14 +25,7 @@ TOKENIZER = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 1
 TOKENIZER |= {"encoder_layers": 1, "decoder_layers": 1, "decoder_self_attention": False, "fsq_levels": [4, 4]}
 TOKENIZER |= {"standardize_latents": True}
 PRIOR = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
-SHORT = {
-    "max_steps": 12,
-    "batch_size": 64,
-    "warmup_steps": 2,
-    "save_every": 5,
-    "eval_every": 6,
-    "log_every": 4,
-}
+SHORT = {"max_steps": 12, "batch_size": 64, "warmup_steps": 2, "save_every": 5, "eval_every": 6, "log_every": 4}
 SHORT |= {"mixed_precision": "no", "ema_decay": 0.5, "learning_rate": 1e-2}
 
 
