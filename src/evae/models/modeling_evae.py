@@ -68,7 +68,7 @@ class EvaePreTrainedModel(PreTrainedModel):
     main_input_name = "counts"
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules = ["CrossBlock", "ModulatedBlock"]  # noqa: RUF012
+    _no_split_modules = ["CrossBlock", "ModulatedBlock", "Perceptron"]  # noqa: RUF012
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         check_size(config)

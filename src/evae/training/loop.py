@@ -31,7 +31,7 @@ from evae.training.progress import TrainingProgress
 from evae.training.run_folder import RESUMED, RunFolder
 from evae.training.schedule import learning_rate_at
 from evae.training.settings import Settings
-from evae.training.setup import start_trackers
+from evae.training.setup import compile_blocks, start_trackers
 from evae.training.snapshot import Running, agreed_step, capture, cell_streams, restore, seed_rank
 from evae.training.stage import Batches, Stage
 from evae.training.state import MovingAverage, build_optimizer, load_weights, reshard, weights_of, whole
@@ -79,7 +79,7 @@ class _Loop:
         self.settings, self.accelerator, self.run, self.stage = settings, accelerator, run, stage
         model.to(accelerator.device).train()
         if settings.compile:
-            model.compile()  # in place: the weights keep their names
+            compile_blocks(model)
         self.sharded = accelerator.distributed_type == DistributedType.FSDP
         self.whole = copy.deepcopy(model) if self.sharded else model  # what is saved at the end
         if self.sharded:  # what is not trained takes no part
