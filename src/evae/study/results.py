@@ -13,6 +13,7 @@ import yaml
 
 from evae.evaluation import EvaluationResult
 from evae.evaluation.baselines import MODEL, SPLIT_HALF
+from evae.evaluation.result import plain
 from evae.training.checkpoint import write_text_atomically
 
 ALONE = "tokenizer alone"
@@ -55,10 +56,9 @@ def keep_result(out: Path, name: str, result: EvaluationResult, own: bool) -> No
     is_model = summary["system"].isin([MODEL] if own else NOT_OF_THE_DATA)
     rows = summary[is_model if own else ~is_model]
     stamp = {k: result.stamp[k] for k in ("settings", "versions", "sha256", "n_cells", "created", "seconds")}
-    plain = json.loads(rows.to_json(orient="records"))
     path = result_path(out, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(path, json.dumps({**stamp, "summary": plain}, indent=1) + "\n")
+    write_text_atomically(path, json.dumps({**stamp, "summary": plain(rows)}, indent=1) + "\n")
 
 
 def read_results(out: Path, wanted: Iterable[Evaluated], baselines: str) -> pd.DataFrame:
