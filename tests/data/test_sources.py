@@ -50,6 +50,14 @@ def test_a_batch_holds_its_share_of_each_and_the_names_stay(folder, other):
     assert {len(batch["counts"]) for batch in batches} == {40}
 
 
+def test_a_dataset_without_a_cell_in_the_batch_is_named_with_the_setting(folder, other):
+    sources = Sources([folder, other], [3, 1])
+    with pytest.raises(EvaeError, match="raise batch_size or its weight"):
+        sources.quotas(1)
+    with pytest.raises(EvaeError, match="raise calibration_cells or its weight"):
+        sources.sample(1, seed=0)
+
+
 def test_without_weights_every_cell_is_seen_equally_often(folder, other):
     n = [DatasetInfo.load(path).n_cells["train"] for path in (folder, other)]
     assert Sources([folder, other]).shares == pytest.approx([n[0] / sum(n), n[1] / sum(n)])

@@ -41,6 +41,7 @@ def test_file_and_overrides(tmp_path):
         ("learning_rate=.nan", "above 0"),
         ("model=3", "give key: value pairs"),
         ("max_steps=0", "at least 1"),
+        ("calibration_cells=1", "at least 2"),
         ("ema_decay=1", "ema_decay"),
         ("weight_decay=-1", "0 or more"),
         ("report_to=tensorbord", "tensorboard"),

@@ -74,8 +74,8 @@ class Sources:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def quotas(self, n_cells: int) -> list[int]:
-        """`n_cells` divided among the datasets, the largest remainders rounded up.
+    def quotas(self, n_cells: int, setting: str = "batch_size") -> list[int]:
+        """`n_cells`, the value of a setting, divided among the datasets, the largest remainders rounded up.
 
         Raises:
             EvaeError: one of them would get none.
@@ -88,7 +88,7 @@ class Sources:
         for path, number, share in zip(self.paths, whole, self.shares, strict=True):
             if not number:
                 raise EvaeError(
-                    f"of {n_cells} cells the dataset {path} gets none with a share of {share:.2g}; raise batch_size "
+                    f"of {n_cells} cells the dataset {path} gets none with a share of {share:.2g}; raise {setting} "
                     "or its weight in dataset_weights."
                 )
         return whole
@@ -112,7 +112,7 @@ class Sources:
     def sample(self, n_cells: int, seed: int) -> SparseBatch:
         """About `n_cells` shuffled training cells, of each dataset its share."""
         parts = []
-        for path, ids, quota in zip(self.paths, self._ids, self.quotas(n_cells), strict=True):
+        for path, ids, quota in zip(self.paths, self._ids, self.quotas(n_cells, "calibration_cells"), strict=True):
             loader = CellLoader(path, batch_size=quota, seed=seed, drop_last=False, epochs=1, prefetch=0)
             parts.append(ids(next(iter(loader))))
         return joined_batches(parts)
@@ -136,8 +136,9 @@ class Part(Protocol):
 class Mixture:
     """Batches that hold a fixed number of cells of each of several sources.
 
-    Ranks together see what one rank with as many cells sees, in the same order, where the sources do: the cells of the
-    sources alternate in as many blocks as lanes allow, and a rank's blocks follow those of the rank before.
+    Ranks together see what one rank with as many cells sees, in the same order, where the sources do and the cells of
+    each divide among the ranks: the cells of the sources alternate in as many blocks as lanes allow, and a rank's
+    blocks follow those of the rank before.
 
     Args:
         parts: the sources, each with its own batch size, for one rank.

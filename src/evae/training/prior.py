@@ -61,8 +61,7 @@ def train_prior(settings: PriorSettings) -> Path:
 
     Raises:
         EvaeError: bad settings, a tokenizer that is damaged or of another gene panel, an output folder that
-        holds a
-            run, a loss that is no number, a full disk.
+            holds a run, a loss that is no number, a full disk.
         SystemExit: code 0, after SIGTERM and a checkpoint, or before the first step.
     """
     settings.require("tokenizer")
@@ -187,7 +186,7 @@ def training_codes(
 def validation_codes(cells: EncodedCells, sources: Sources, settings: PriorSettings) -> list[Batch]:
     """At most `eval_cells` validation cells, of each dataset its share."""
     taken = []
-    quotas = sources.quotas(settings.eval_cells)
+    quotas = sources.quotas(settings.eval_cells, "eval_cells")
     for part, quota in zip(_of_each(cells, sources, "validation"), quotas, strict=True):
         taken += take_cells(cells_batches(part, settings.batch_size), quota)
     return taken

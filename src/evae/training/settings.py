@@ -74,6 +74,8 @@ class Settings:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise EvaeError(f"{name} is {getattr(self, name)}; give at least 1.")
+        if (cells := getattr(self, "calibration_cells", 2)) < 2:
+            raise EvaeError(f"calibration_cells is {cells}; give at least 2.")
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise EvaeError(f"{name} is {getattr(self, name)}; give a number above 0.")
@@ -201,7 +203,7 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     if isinstance(value, os.PathLike) and kind is str:
         value = os.fspath(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        expected = {bool: "true or false", int: "an integer", float: "a number", str: "text", list: "a list"}
+        expected = {bool: "true or false", int: "an integer", float: "a number", str: "text", list: "a list, as [3,1]"}
         raise EvaeError(f"{name} is {value!r}; give {expected.get(kind, 'key: value pairs')}.")
     return value
 

@@ -3,6 +3,7 @@
 import atexit
 import importlib.util
 import os
+import shlex
 import shutil
 import warnings
 
@@ -28,7 +29,7 @@ def make_accelerator(settings: Settings) -> Accelerator:
     tracker = settings.report_to
     if tracker != "none" and importlib.util.find_spec(MODULES[tracker]) is None:
         raise EvaeError(f"report_to={tracker} needs the package: pip install {MODULES[tracker]}")
-    if settings.compile and not shutil.which(os.environ.get("CXX", "g++")):
+    if settings.compile and not shutil.which(shlex.split(os.environ.get("CXX") or "g++")[0]):
         raise EvaeError("compile=true needs a C++ compiler; install g++, name another in CXX, or leave it out.")
     precision = settings.mixed_precision
     if precision == "auto":

@@ -85,7 +85,7 @@ def calibrate(model: EvaeModel, sources: Sources, settings: TokenizerSettings) -
 def validation_cells(sources: Sources, settings: Settings) -> list[Batch]:
     """At most `eval_cells` validation cells, of each dataset its share, the same on every rank."""
     taken = []
-    for number, quota in enumerate(sources.quotas(settings.eval_cells)):
+    for number, quota in enumerate(sources.quotas(settings.eval_cells, "eval_cells")):
         taken += take_cells(sources.cells(number, "validation", settings.batch_size), quota)
     return taken
 
