@@ -27,6 +27,7 @@ class Piece:
 
 
 MOST_LANES = 8
+PLACE = ("epoch", "batch", "cells_seen")  # of a source's state; the rest says which order the place is in
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from evae.data.dataset import CellLoader, DatasetInfo, SparseBatch
-from evae.data.order import MOST_LANES
+from evae.data.order import MOST_LANES, PLACE
 from evae.models.contract_evae import EvaeError
 
 
@@ -160,8 +160,7 @@ class Mixture:
         self._done = 0
 
     def _orders(self) -> list[dict[str, Any]]:
-        place = ("epoch", "batch", "cells_seen")
-        return [{k: v for k, v in part.state_dict().items() if k not in place} for part in self._parts]
+        return [{k: v for k, v in part.state_dict().items() if k not in PLACE} for part in self._parts]
 
     def __iter__(self) -> Iterator[SparseBatch]:
         sources = [iter(part) for part in self._parts]

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
+from evae.data.order import PLACE
 from evae.models.contract_evae import EvaeError
 from evae.models.randomness_evae import CellStreams
 from evae.training.checkpoint import Checkpoint
@@ -22,8 +23,6 @@ from evae.training.state import (
     weights_of,
     whole,
 )
-
-PLACE = ("epoch", "batch", "cells_seen")  # of a source's state; the rest says which order the place is in
 
 
 @dataclass
