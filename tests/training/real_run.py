@@ -9,14 +9,19 @@ import json
 import os
 import random
 import resource
+import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from toy_run import fork_ranks
 
+from evae.models import EvaeModel
+from evae.training import loop
+from evae.training.checkpoint import list_checkpoints
 from evae.training.prior import train_prior
 from evae.training.settings import load_settings
 from evae.training.tokenizer import train_tokenizer
@@ -84,6 +89,30 @@ def fill_the_disk(folder, values):
     return found
 
 
+def tell_one_rank(folder, values):
+    """Two ranks, of which the second gets SIGTERM while they encode, before the first step, and in it."""
+
+    def told(owner, name, **values):
+        def call(*args, **keywords):
+            if os.environ["RANK"] == "1":
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(*args, **keywords)
+
+        real = getattr(owner, name)
+        setattr(owner, name, call)
+        train(**values)
+
+    moments = {"encoding": (EvaeModel, "encode"), "starting": (loop._Loop, "_restore"), "step": (loop._Loop, "_update")}
+    values = values | {"kind": "prior", "model": PRIOR, "tokenizer": f"{folder}/tokenizer whole"}
+    return {
+        moment: {
+            "codes": fork_ranks(2, {}, partial(told, *place), output_dir=f"{folder}/told {moment}", **values),
+            "reached": list_checkpoints(Path(folder, f"told {moment}", "checkpoints")),
+        }
+        for moment, place in moments.items()
+    }
+
+
 EQUAL = {"max_steps": 10, "warmup_steps": 2, "learning_rate": 1e-3, "log_every": 1, "eval_every": 3, "save_every": 6}
 EQUAL |= {"mixed_precision": "no", "ema_decay": 0.5}
 CERTAIN = PRIOR | {"dropout": 0.0}
@@ -124,6 +153,7 @@ def main(dataset, folder):
         more = {"tokenizer": f"{folder}/tokenizer whole"} if name.startswith("prior") else {}
         results[name] = torment(folder, name, {"dataset": dataset} | more, rng)
     results["full disk"] = fill_the_disk(folder, {"dataset": dataset})
+    results["told"] = tell_one_rank(folder, {"dataset": dataset})
     results["equal"] = {pair: compare_ranks(dataset, folder, pair) for pair in PAIRS}
     print(json.dumps(results))
 

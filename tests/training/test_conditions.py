@@ -183,7 +183,7 @@ def test_a_context_is_the_mean_embedding_of_the_controls(made, by_context, monke
     assert "cell_type_ids" not in given[0]
     # by name, the stored context of training's controls stands for a cell type
     table = by_context.model.condition.cell_type
-    contexts = control_contexts(EvaeModel.from_pretrained(tokenizer), PriorSettings(dataset=str(dataset)), "cpu")
+    contexts = control_contexts(EvaeModel.from_pretrained(tokenizer), PriorSettings(dataset=str(dataset)), "cpu", print)
     assert contexts.shape == (2, N_SAMPLES, 6)
     np.testing.assert_allclose(table.contexts.numpy(), contexts[:, 0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(table(1, torch.tensor([1])), table(1, None, table.contexts[1:]))

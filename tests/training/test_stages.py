@@ -126,7 +126,7 @@ def test_thinned_copies_stand_beside_the_whole_cells(dataset, tokenizer, tmp_pat
     encodings = {}
     for copies in (0, 2):
         settings = prior_settings(dataset, tokenizer, tmp_path, thinned_copies=copies)
-        encodings[copies] = encode_split(settings, sources, model, "train", Accelerator(cpu=True))
+        encodings[copies] = encode_split(settings, sources, model, "train", Accelerator(cpu=True), print)
     n = sources.info.n_cells["train"]
     whole, first, second = (encodings[2].codes[i * n : (i + 1) * n] for i in range(3))
     assert len(encodings[0]) == n
@@ -280,18 +280,30 @@ def test_other_threads_and_ranks_are_said(dataset, tokenizer, tmp_path, monkeypa
     assert "2 CPU threads instead of 1: other last bits" in said
 
 
-def test_sigterm_while_encoding_ends_in_order(dataset, tokenizer, tmp_path, monkeypatch, capsys):
-    def terminated(*args, **kwargs):
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise AssertionError("it went on")
+@pytest.mark.parametrize("moment", ["encoding", "saving"])
+def test_sigterm_outside_the_steps_ends_in_order(dataset, tokenizer, tmp_path, monkeypatch, capsys, moment):
+    """Before the first step nothing is written; the saving of a finished model comes to its end."""
+    calls = []
+
+    def terminated(real):
+        def call(*args, **kwargs):
+            calls.append(real)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return real(*args, **kwargs)
+
+        return call
 
     settings = prior_settings(dataset, tokenizer, tmp_path / "run", max_steps=2)
     before = signal.getsignal(signal.SIGTERM)
+    owner, name = (EvaeModel, "encode") if moment == "encoding" else (EvaeARForCausalLM, "save_pretrained")
     with monkeypatch.context() as patched:
-        patched.setattr("evae.training.prior.encode_cells", terminated)
+        patched.setattr(owner, name, terminated(getattr(owner, name)))
         with pytest.raises(SystemExit) as ended:
             train_prior(settings)
     assert ended.value.code == 0
-    assert "stopped by SIGTERM before training began; the same command starts again" in capsys.readouterr().err
+    assert len(calls) == 1
+    told = {"encoding": "before training began; the same command starts again", "saving": "after training ended"}
+    assert f"stopped by SIGTERM {told[moment]}" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
+    assert (tmp_path / "run").exists() == (moment == "saving")
     assert (train_prior(settings) / "model.safetensors").is_file()

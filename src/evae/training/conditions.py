@@ -19,6 +19,7 @@ from evae.models.processing_evae import EvaeProcessor
 from evae.training.codes import EncodedCells
 from evae.training.progress import console
 from evae.training.settings import PriorSettings
+from evae.training.stopping import Ask, asking
 
 MAX_CONTROLS = 2_000  # of a cell type, whose embeddings are kept while its contexts are made
 FEWEST_CONTROLS = 20  # in a sample: as few as a user may have
@@ -132,12 +133,14 @@ def set_conditions(
     vocabulary: Vocabulary,
     settings: PriorSettings,
     device: torch.device,
+    ask: Ask,
 ) -> None:
     """Give the prior its feature vectors and contexts, and the encoded cells their ids and contexts.
 
     Args:
         prior: built for `vocabulary`.
         cells: split -> encoded cells, changed in place.
+        ask: called at every batch that is read, see `evae.training.stopping`.
     """
     if len(vocabulary.features):
         prior.condition.perturbation.set_features(torch.from_numpy(vocabulary.features))
@@ -145,13 +148,13 @@ def set_conditions(
     for part in cells.values():
         part.perturbation_ids = ids[part.perturbation_ids]
     if prior.config.cell_type_context:
-        contexts = control_contexts(prior.tokenizer, settings, device)
+        contexts = control_contexts(prior.tokenizer, settings, device, ask)
         prior.condition.cell_type.set_contexts(torch.from_numpy(contexts[:, 0]))
         cells["train"].contexts, cells["validation"].contexts = contexts, contexts[:, :1]
 
 
 @torch.no_grad()
-def control_contexts(tokenizer: Any, settings: PriorSettings, device: torch.device) -> np.ndarray:
+def control_contexts(tokenizer: Any, settings: PriorSettings, device: torch.device, ask: Ask) -> np.ndarray:
     """Mean embeddings of every cell type's training controls, float32 (cell types, N_SAMPLES, embedding).
 
     The first is over all controls, the others over random samples of them, so that the prior learns how little a
@@ -165,7 +168,8 @@ def control_contexts(tokenizer: Any, settings: PriorSettings, device: torch.devi
     control = info.perturbations.index(info.control)
     tokenizer.to(device).eval()
     found: list[list[np.ndarray]] = [[] for _ in info.cell_types]
-    for batch in chain.from_iterable(sources.cells(i, "train", READ_BATCH) for i in range(len(sources))):
+    batches = chain.from_iterable(sources.cells(i, "train", READ_BATCH) for i in range(len(sources)))
+    for batch in asking(batches, ask):
         rows = batch["perturbation_ids"] == control
         if rows.any():
             embedded = tokenizer.embed(batch["counts"][rows].to(device), batch["gene_ids"][rows].to(device)).float()

@@ -31,7 +31,7 @@ from evae.training.run_folder import FINISHED, RunFolder
 from evae.training.settings import PriorSettings, check_model_settings
 from evae.training.setup import make_accelerator
 from evae.training.stage import Stage
-from evae.training.stopping import leaving_on_terminate
+from evae.training.stopping import Ask, asking, leaving_together
 from evae.training.tokenizer import fingerprint, make_processor, save_with_processor, say_finished
 from evae.training.validation import Batch, take_cells
 
@@ -69,12 +69,20 @@ def train_prior(settings: PriorSettings) -> Path:
         raise EvaeError(
             f"unknown model_type '{settings.model_type}'. {near_matches(settings.model_type, list(PRIORS))}"
         )
-    config_class, model_class = PRIORS[settings.model_type]
-    fields = check_model_settings(settings.model, config_class, FROM_DATASET)
+    fields = check_model_settings(settings.model, PRIORS[settings.model_type][0], FROM_DATASET)
     accelerator = make_accelerator(settings)
     run = RunFolder(settings)
     if run.status == FINISHED:
         return say_finished(run)
+    with leaving_together(run, accelerator) as ask:
+        return _train_on(settings, fields, accelerator, run, ask)
+
+
+def _train_on(
+    settings: PriorSettings, fields: dict[str, Any], accelerator: Accelerator, run: RunFolder, ask: Ask
+) -> Path:
+    """Build the prior, encode the dataset and train."""
+    config_class, model_class = PRIORS[settings.model_type]
     sources = Sources(settings.datasets, settings.dataset_weights)
     info = sources.info
     if settings.tokenizer == NO_TOKENIZER:
@@ -95,10 +103,10 @@ def train_prior(settings: PriorSettings) -> Path:
     prior = model_class(config)
     prior.set_tokenizer(tokenizer)
     splits = ("train", "validation")
-    with leaving_on_terminate(run, accelerator.is_main_process):
-        cells = {split: encode_split(settings, sources, tokenizer, split, accelerator) for split in splits}
-        prior.set_statistics(torch.from_numpy(cells["train"].codes))
-        set_conditions(prior, cells, processor, vocabulary, settings, accelerator.device)
+    cells = {split: encode_split(settings, sources, tokenizer, split, accelerator, ask) for split in splits}
+    prior.set_statistics(torch.from_numpy(cells["train"].codes))
+    set_conditions(prior, cells, processor, vocabulary, settings, accelerator.device, ask)
+    ask()
     cell_type = "context" if config.cell_type_context else "cell_type_ids"
     stage = Stage(
         title="prior",
@@ -148,16 +156,16 @@ def load_tokenizer(path_or_id: str, info: DatasetInfo) -> EvaeModel:
 
 
 def encode_split(
-    settings: PriorSettings, sources: Sources, tokenizer: nn.Module, split: str, accelerator: Accelerator
+    settings: PriorSettings, sources: Sources, tokenizer: nn.Module, split: str, accelerator: Accelerator, ask: Ask
 ) -> EncodedCells:
-    """Encode one split of every dataset, one after another, the training cells also thinned."""
+    """Encode one split of every dataset, one after another, the training cells also thinned; `ask` at every batch."""
     parts = []
     copies = settings.thinned_copies if split == "train" else 0
     for number, info in enumerate(sources.infos):
         for copy in range(1 + copies):
             title = f"encoding {split}" + (f" of {sources.paths[number]}" if len(sources) > 1 else "")
             title += f", thinned copy {copy}" if copy else ""
-            loader = sources.cells(number, split, ENCODING_BATCH)
+            loader = asking(sources.cells(number, split, ENCODING_BATCH), ask)
             cells = tracked(loader, title, info.n_cells[split], accelerator.is_main_process)
             parts.append(encode_cells(tokenizer, thinned(cells, copy) if copy else cells, accelerator.device))
     return joined(parts)

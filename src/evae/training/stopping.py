@@ -1,16 +1,19 @@
 """The two early ends of a run: SIGTERM, as pre-emptible machines send it, and a loss that is no number.
 
 After SIGTERM the step is finished, a checkpoint written, and the exit code is 0; before the first step there is nothing
-to write. A loss or gradient that is no number leaves the cells that caused it and a message that says what to do.
+to write. On several ranks it is enough that one of them gets it. A launcher has an exit code of its own: told to stop,
+`torchrun` and `accelerate launch` tell their ranks, wait 30 seconds for them and end with 1. A loss or gradient that is
+no number leaves the cells that caused it and a message that says what to do.
 """
 
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
+import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,6 +23,8 @@ from evae.training.progress import console
 from evae.training.run_folder import RESUMED, RunFolder
 from evae.training.settings import Settings
 from evae.training.validation import Batch
+
+Ask = Callable[[], None]
 
 
 def save_offending_batches(
@@ -65,16 +70,25 @@ def save_offending_batches(
 class StopOnTerminate:
     """A context in which SIGTERM sets `requested` instead of ending the process.
 
-    Outside the main thread, where Python takes no signal handlers, it changes nothing.
+    An inner context knows what reached the outer one. Outside the main thread, where Python takes no signal handlers,
+    it changes nothing.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self._told = [False]
         self._previous: Any = None
+
+    @property
+    def requested(self) -> bool:
+        return self._told[0]
 
     def __enter__(self) -> "StopOnTerminate":
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._remember)
+            self._previous = signal.getsignal(signal.SIGTERM)
+            outer = getattr(self._previous, "__self__", None)
+            if isinstance(outer, StopOnTerminate):
+                self._told = outer._told
+            signal.signal(signal.SIGTERM, self._remember)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -82,29 +96,42 @@ class StopOnTerminate:
             signal.signal(signal.SIGTERM, self._previous)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self._told[0] = True
 
 
 @contextlib.contextmanager
-def leaving_on_terminate(run: RunFolder, main: bool) -> Iterator[None]:
-    """A context before the first step, in which SIGTERM ends the process at once, with exit code 0.
+def leaving_together(run: RunFolder, accelerator: Accelerator) -> Iterator[Ask]:
+    """A context around a whole training, in which all ranks end with exit code 0 when one of them gets SIGTERM.
 
-    Args:
-        run: what would be gone on with.
-        main: whether this is the rank that says how to go on.
+    It yields a function that ends them if one was told to. Where there are several ranks, all call it together, before
+    the first step and while they prepare for it: one that left alone would leave the others waiting. During the steps
+    the loop does as much with its own context, inside this one.
+
+    Raises:
+        SystemExit: code 0, from the function, or after a training that ended while it was told to stop.
     """
+    with StopOnTerminate() as stop:
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        last = run.latest_checkpoint() if run.status == RESUMED else None
-        on = "the same command starts again" if last is None else f"resume=true goes on from step {last}"
-        console(main).print(f"stopped by SIGTERM before training began; {on}", highlight=False)
-        raise SystemExit(0)
+        def ask() -> None:
+            told = float(stop.requested)
+            if accelerator.num_processes > 1:
+                told = float(accelerator.reduce(torch.tensor(told, device=accelerator.device), "sum"))
+            if not told:
+                return
+            last = run.latest_checkpoint() if run.status == RESUMED else None
+            on = "the same command starts again" if last is None else f"resume=true goes on from step {last}"
+            said = "after training ended" if finished else f"before training began; {on}"
+            console(accelerator.is_main_process).print(f"stopped by SIGTERM {said}", highlight=False)
+            raise SystemExit(0)
 
-    if threading.current_thread() is not threading.main_thread():  # where Python takes no signal handlers
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        finished = False
+        yield ask
+        finished = True
+        ask()
+
+
+def asking(batches: Iterable[Batch], ask: Ask) -> Iterator[Batch]:
+    """The batches, asking before each."""
+    for batch in batches:
+        ask()
+        yield batch

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from evae.training.run_folder import FINISHED, RunFolder
 from evae.training.settings import Settings, TokenizerSettings, check_model_settings
 from evae.training.setup import make_accelerator
 from evae.training.stage import Stage
+from evae.training.stopping import Ask, leaving_together
 from evae.training.validation import Batch, Tally, codebook_statistics, mean_loss, take_cells, tally_loss
 
 INPUTS = ("counts", "gene_ids", "library_size")
@@ -38,13 +40,21 @@ def train_tokenizer(settings: TokenizerSettings) -> Path:
 
     Raises:
         EvaeError: bad settings, an output folder that holds a run, a loss that is no number, a full disk.
-        SystemExit: code 0, after SIGTERM and a checkpoint.
+        SystemExit: code 0, after SIGTERM and a checkpoint, or before the first step.
     """
     fields = check_model_settings(settings.model, EvaeConfig, FROM_DATASET)
     accelerator = make_accelerator(settings)
     run = RunFolder(settings)
     if run.status == FINISHED:
         return say_finished(run)
+    with leaving_together(run, accelerator) as ask:
+        return _train_on(settings, fields, accelerator, run, ask)
+
+
+def _train_on(
+    settings: TokenizerSettings, fields: dict[str, Any], accelerator: Accelerator, run: RunFolder, ask: Ask
+) -> Path:
+    """Build the tokenizer, set its bottleneck's scale and train."""
     sources = Sources(settings.datasets, settings.dataset_weights)
     info = sources.info
     set_seed(settings.seed)
@@ -64,6 +74,7 @@ def train_tokenizer(settings: TokenizerSettings) -> Path:
         summarise=summarise_codes,
         fingerprint=fingerprint(info),
     )
+    ask()
     return train(model, loader, settings, accelerator=accelerator, run=run, stage=stage)
 
 
