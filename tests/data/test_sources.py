@@ -58,6 +58,14 @@ def test_a_dataset_without_a_cell_in_the_batch_is_named_with_the_setting(folder,
         sources.sample(1, seed=0)
 
 
+@pytest.mark.parametrize(("batch_size", "quotas"), [(256, [168, 88]), (64, [44, 20]), (32, [22, 10]), (33, [22, 11])])
+def test_shares_are_rounded_so_that_ranks_can_part_them(folder, other, batch_size, quotas):
+    sources = Sources([folder, other], [2, 1])
+    assert sources.batch_quotas(batch_size) == quotas
+    assert sources.batch_quotas(3, 8) == [2, 1]  # 16 and 8 cells of 24
+    assert sources.batch_quotas(11, 3) == [7, 4]  # three ranks: each rounds its own
+
+
 def test_without_weights_every_cell_is_seen_equally_often(folder, other):
     n = [DatasetInfo.load(path).n_cells["train"] for path in (folder, other)]
     assert Sources([folder, other]).shares == pytest.approx([n[0] / sum(n), n[1] / sum(n)])
@@ -91,11 +99,13 @@ def test_united_vocabularies_and_counts(folder, other):
     np.testing.assert_allclose(twice, apart, atol=1)  # counts, of which many share a quantile
 
 
-@pytest.mark.parametrize("weights", [[3, 1], [1, 1]])
-def test_ranks_together_read_what_one_reads_alone(folder, other, weights):
+@pytest.mark.parametrize(("weights", "n_ranks"), [([3, 1], 2), ([1, 1], 2), ([1, 1], 8), ([2, 1], 2), ([5, 2], 4)])
+def test_ranks_together_read_what_one_reads_alone(folder, other, weights, n_ranks):
+    """Also where the shares of a rank alone would be rounded to other ones."""
     sources = Sources([folder, other], weights)
-    whole = taken(sources.training_batches(32), 60)
-    ranks = [taken(sources.training_batches(16, rank=rank, world_size=2), 60) for rank in range(2)]
+    whole = taken(sources.training_batches(64), 30)
+    loaders = [sources.training_batches(64 // n_ranks, rank=rank, world_size=n_ranks) for rank in range(n_ranks)]
+    ranks = [taken(loader, 30) for loader in loaders]
     for one, *parts in zip(whole, *ranks, strict=True):
         assert described(one, sources.info) == [c for part in parts for c in described(part, sources.info)]
 

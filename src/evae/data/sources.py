@@ -1,8 +1,9 @@
 """Several datasets as one: a union of the vocabularies, and batches that hold a fixed share of each.
 
 The datasets must count over the same gene panel and have the same control. Perturbations and cell types are united, and
-ids are translated while reading. A batch holds as many cells of each dataset as the weights say, rounded to whole
-cells, so every rank has its share and the place in all datasets follows from the number of batches. Each dataset
+ids are translated while reading. A batch of all ranks holds as many cells of each dataset as the weights say, rounded
+to eights, fours, pairs or whole cells (see `Sources.quotas`), so every rank has its share and the place in all datasets
+follows from the number of batches. Each dataset
 is gone through in its own order, reshuffled whenever it has come to its end; an epoch of all together is one
 pass through the dataset that takes longest, the one with most training cells for its weight.
 """
@@ -21,6 +22,8 @@ import torch.nn.functional as F
 from evae.data.dataset import CellLoader, DatasetInfo, SparseBatch
 from evae.data.order import MOST_LANES, PLACE
 from evae.models.contract_evae import EvaeError
+
+ROUNDING = 0.1  # of a share
 
 
 @dataclass(frozen=True)
@@ -80,17 +83,39 @@ class Sources:
         Raises:
             EvaeError: one of them would get none.
         """
-        exact = [share * n_cells for share in self.shares]
-        whole = [math.floor(number) for number in exact]
-        largest = sorted(range(len(self)), key=lambda i: whole[i] - exact[i])
-        for i in largest[: n_cells - sum(whole)]:
-            whole[i] += 1
-        for path, number, share in zip(self.paths, whole, self.shares, strict=True):
+        quotas = self._divided(n_cells)
+        for path, number, share in zip(self.paths, quotas, self.shares, strict=True):
             if not number:
                 raise EvaeError(
                     f"of {n_cells} cells the dataset {path} gets none with a share of {share:.2g}; raise {setting} "
                     "or its weight in dataset_weights."
                 )
+        return quotas
+
+    def batch_quotas(self, batch_size: int, world_size: int = 1) -> list[int]:
+        """The cells of each dataset in a batch of one rank of several.
+
+        All ranks together get multiples of 8 cells, or of 4 or 2, wherever that keeps every share within 10 % of what
+        the weights say: so 1, 2, 4 or 8 ranks with as many cells a step have the same shares.
+
+        Raises:
+            EvaeError: a dataset would get none.
+        """
+        whole = batch_size * world_size
+        for unit in (8, 4, 2):
+            units = self._divided(whole // unit)
+            wanted = [share * whole for share in self.shares]
+            near = all(abs(n * unit - exact) <= ROUNDING * exact for n, exact in zip(units, wanted, strict=True))
+            if near and whole % unit == 0 and unit % world_size == 0:
+                return [n * unit // world_size for n in units]
+        return self.quotas(batch_size)
+
+    def _divided(self, n: int) -> list[int]:
+        exact = [share * n for share in self.shares]
+        whole = [math.floor(number) for number in exact]
+        largest = sorted(range(len(self)), key=lambda i: whole[i] - exact[i])
+        for i in largest[: n - sum(whole)]:
+            whole[i] += 1
         return whole
 
     def cells(self, number: int, split: str, batch_size: int) -> Iterator[SparseBatch]:
@@ -105,7 +130,7 @@ class Sources:
         options: dict[str, Any] = {"seed": seed, "rank": rank, "world_size": world_size}
         if len(self) == 1:
             return CellLoader(self.paths[0], batch_size=batch_size, **options)
-        quotas = self.quotas(batch_size)
+        quotas = self.batch_quotas(batch_size, world_size)
         loaders = [CellLoader(p, batch_size=q, **options) for p, q in zip(self.paths, quotas, strict=True)]
         return Mixture(loaders, world_size, self._ids)
 

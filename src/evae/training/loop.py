@@ -11,7 +11,7 @@ batch size, weights, optimiser and schedule go on exactly; see snapshot.py for t
 
 1, 2, 4 or 8 ranks with as many cells a step together see the same cells with the same random draws, and in float32
 end with the same weights up to rounding. The masks of dropout are the exception: each rank draws its own; and of
-several datasets, the cells of each in a step must divide among the ranks.
+several datasets, the cells of each in a step must divide among the ranks (see `Sources.batch_quotas`).
 """
 
 import contextlib

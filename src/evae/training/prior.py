@@ -186,7 +186,7 @@ def training_codes(
     rank, ranks = accelerator.process_index, accelerator.num_processes
     if len(sources) == 1:
         return CodeBatches(cells, settings.batch_size, settings.seed, rank, ranks)
-    quotas = sources.quotas(settings.batch_size)
+    quotas = sources.batch_quotas(settings.batch_size, ranks)
     parts = zip(_of_each(cells, sources, "train"), quotas, strict=True)
     return Mixture([CodeBatches(part, quota, settings.seed, rank, ranks) for part, quota in parts], ranks)
 
