@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import evae
 from evae.hub import push_run
+from evae.training.settings import load_settings
 
 WRITER, READER, STRANGER = "hf_writer", "hf_reader", "hf_stranger"
 REPO = "evae/replogle-ar"
@@ -58,6 +59,41 @@ def test_pushed_model_is_the_local_one(hub, login, trained_prior, result, run, p
     assert "| FD ↓ | 3.25 | not published | not published |" in files["README.md"].decode()
     loaded = evae.pipeline(REPO, device="cpu").model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in pipe.model.state_dict().items())
+
+
+def test_the_settings_that_go_train_again(hub, login, trained_tokenizer, trained_prior, tmp_path):
+    """As the card says: `evae train STAGE --config training/settings.yaml ...`."""
+    login(WRITER)
+    for kind, folder in (("tokenizer", trained_tokenizer), ("prior", trained_prior)):
+        push_run(folder, f"evae/{kind}")
+        (tmp_path / "settings.yaml").write_bytes(hub.repo(f"evae/{kind}").files()["training/settings.yaml"])
+        again = load_settings(kind, tmp_path / "settings.yaml", ["output_dir=out"])
+        assert again.model == load_settings(kind, folder / "settings.yaml").model
+
+
+def test_several_datasets(hub, login, folder, run, tmp_path):
+    """Those on the Hub stand in the card, all of them in the settings and in the command that trains again."""
+    login(WRITER)
+    places = ["evae/replogle", str(tmp_path / "own")]
+    (tmp_path / "own").mkdir()
+    settings = yaml.safe_load((folder / "settings.yaml").read_text())
+    (folder / "settings.yaml").write_text(yaml.safe_dump(settings | {"dataset": places, "dataset_weights": [3, 1]}))
+    for given, names in (
+        ([], ["evae/replogle", "own"]),
+        (["evae/replogle", "evae/own"], ["evae/replogle", "evae/own"]),
+    ):
+        done = run("push", folder, "me/two", *(f"--dataset={name}" for name in given), "--dry-run")
+        assert done.code == 0, done.err
+        push_run(folder, "evae/two", dataset_id=given)
+        files = hub.repo("evae/two").files()
+        assert yaml.safe_load(files["training/settings.yaml"])["dataset"] == names
+        text = files["README.md"].decode()
+        assert ModelCard(text).data.datasets == [name for name in names if "/" in name]
+        local = [name if "/" in name else f"data/{name}" for name in names]
+        assert f"--config training/settings.yaml 'dataset=[{','.join(local)}]' tokenizer=runs/tokenizer" in text
+    refused = run("push", folder, "me/two", "--dataset", "evae/replogle")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "1 Hub ids for the 2 datasets" in refused.err
 
 
 def test_dry_run_sends_nothing(hub, login, trained_prior, run):

@@ -25,7 +25,9 @@ def push(
     result: Annotated[
         Path | None, typer.Option(help="Folder that `evae evaluate` wrote: its numbers and plots.")
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Hub id of the training data.")] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="Hub id of the training data; of several datasets once for each.")
+    ] = None,
 ) -> None:
     """Publish a trained model on the Hub.
 

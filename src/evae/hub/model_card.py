@@ -1,5 +1,6 @@
 """Model cards: one template, the facts of the intended checkpoints, and what a checkpoint says about itself."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -60,7 +61,7 @@ def model_card(
     card: str | None = None,
     described: Described | None = None,
     result: dict[str, Any] | None = None,
-    dataset_id: str | None = None,
+    datasets: Sequence[str] = (),
 ) -> str:
     """The README.md of a checkpoint.
 
@@ -69,7 +70,7 @@ def model_card(
         card: one of `card_names()`; None for a model of one's own, which then needs `described`.
         described: the checkpoint; None for one that is not trained yet.
         result: the content of an evaluation's result.json.
-        dataset_id: Hub id of the training data.
+        datasets: Hub ids of the training data, as far as it is there.
 
     Raises:
         EvaeError: no such card, or a checkpoint of another kind than the card.
@@ -96,19 +97,20 @@ def model_card(
         use_pipeline=_USE[stage][0],
         use_transformers=_USE[stage][1],
         intended=_INTENDED[stage],
-        data=_data_text(data, dataset_id),
+        data=_data_text(data, datasets),
         held_out=data.get("held_out", "see the training data"),
-        command=_command(model, data, dataset_id, described),
+        command=_command(model, data, datasets, described),
         settings=_settings_text(described),
         evaluation=_evaluation(facts, stage, card, data_name, result),
     )
     front: dict[str, Any] = {
         "license": "mit", "library_name": "evae", "pipeline_tag": model["pipeline_tag"], "tags": TAGS,
     }  # fmt: skip
-    if dataset_id is not None:
-        front["datasets"] = [dataset_id]
+    if datasets:
+        front["datasets"] = list(datasets)
     if result is not None:
-        dataset = {"dataset_name": data.get("title", dataset_id or "own data"), "dataset_id": dataset_id or "own"}
+        first = datasets[0] if datasets else None
+        dataset = {"dataset_name": data.get("title", first or "own data"), "dataset_id": first or "own"}
         front["model-index"] = model_index(result, name, **dataset)
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n{body}"
 
@@ -125,28 +127,36 @@ def _facts() -> dict[str, Any]:
     return facts
 
 
-def _data_text(data: dict[str, Any], dataset_id: str | None) -> str:
+def _data_text(data: dict[str, Any], datasets: Sequence[str]) -> str:
     known = data.get("data", "Raw counts, see the vocabularies of the processor (`preprocessor_config.json`).")
-    return f"{known} On the Hub: `{dataset_id}`." if dataset_id else known
+    return f"{known} On the Hub: {', '.join(f'`{name}`' for name in datasets)}." if datasets else known
 
 
-def _command(model: dict[str, Any], data: dict[str, Any], dataset_id: str | None, described: Described | None) -> str:
+def _trained_on(datasets: Sequence[str], described: Described | None) -> list[str]:
+    """The datasets of the training as a command names them: on the Hub, else in `data`."""
+    named = (described.settings or {}).get("dataset") if described else None
+    if isinstance(named, list):
+        return [name if "/" in name else f"data/{name}" for name in named]
+    return list(datasets) or ["data/screen"]
+
+
+def _command(model: dict[str, Any], data: dict[str, Any], datasets: Sequence[str], described: Described | None) -> str:
     """What trains the model: its own settings where it has some, else the published ones."""
-    dataset, tokenizer = dataset_id or "data/screen", " tokenizer=runs/tokenizer" if model["stage"] == "prior" else ""
+    first, *more = _trained_on(datasets, described)
+    given = f"'dataset=[{','.join([first, *more])}]'" if more else f"dataset={first}"
+    tokenizer = " tokenizer=runs/tokenizer" if model["stage"] == "prior" else ""
     config = "training/settings.yaml" if described and described.settings else "paper"
     settings = "" if described and described.settings else model["settings"]
     lines = []
-    if dataset_id is None and data:
+    if not datasets and data:
         lines.append(f"evae prepare cells.h5ad {data['prepare']} --split split.json --genes hvg:2000 --out data/screen")
     if model["stage"] == "prior":
         own = model["tokenizer_settings"]
-        lines.append(f"evae train tokenizer --config paper dataset={dataset}{own} output_dir=runs/tokenizer")
-    lines.append(
-        f"evae train {model['stage']} --config {config} dataset={dataset}{tokenizer}{settings} output_dir=runs/model"
-    )
+        lines.append(f"evae train tokenizer --config paper {given}{own} output_dir=runs/tokenizer")
+    lines.append(f"evae train {model['stage']} --config {config} {given}{tokenizer}{settings} output_dir=runs/model")
     if model["stage"] == "prior":
-        lines.append(f"evae predict runs/model --held-out {dataset} --out predicted.h5ad")
-        lines.append(f"evae evaluate predicted.h5ad --dataset {dataset} --out evaluation")
+        lines.append(f"evae predict runs/model --held-out {first} --out predicted.h5ad")
+        lines.append(f"evae evaluate predicted.h5ad --dataset {first} --out evaluation")
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def push_run(
     dry_run: bool = False,
     card: str | None = None,
     result: str | Path | None = None,
-    dataset_id: str | None = None,
+    dataset_id: str | Sequence[str] | None = None,
 ) -> tuple[list[tuple[str, int]], str | None]:
     """Put a finished model on the Hub: weights, processor, code, card, settings and numbers, in one commit.
 
@@ -46,13 +47,14 @@ def push_run(
         dry_run: do everything but upload.
         card: whose facts the card tells, one of `card_names()`; by default the one named as the repository.
         result: folder that `evae evaluate` wrote, or its result.json.
-        dataset_id: Hub id of the training data.
+        dataset_id: Hub id of the training data; of several datasets one for each, in their order.
 
     Returns:
         What goes, as (path, bytes), and the address of the commit, None after a dry run.
 
     Raises:
-        EvaeError: a model that does not load or generate, a secret in a file, or a failure of the Hub.
+        EvaeError: a model that does not load or generate, a secret in a file, ids for other datasets than it was
+            trained on, or a failure of the Hub.
     """
     folder = Path(run_dir)
     if not folder.is_dir():
@@ -62,14 +64,14 @@ def push_run(
     smoke_test(checkpoint)
     files: dict[str, Path | bytes] = {p.name: p for pattern in MODEL_FILES for p in folder.glob(pattern)}
     _check_code(files)
-    settings = _public_settings(folder, dataset_id)
+    given = [dataset_id] if isinstance(dataset_id, str) else list(dataset_id or ())
+    settings = _public_settings(folder, given)
     if settings is not None:
-        named = settings["dataset"]  # a name with "/" is one on the Hub; of several datasets a card names none
-        dataset_id = named if isinstance(named, str) and "/" in named else None
+        given = [name for name in _listed(settings["dataset"]) if "/" in name]  # such a name is one on the Hub
         files["training/settings.yaml"] = yaml.safe_dump(settings, sort_keys=False).encode()
     numbers = None if result is None else _add_result(Path(result), files)
     card = card or next((name for name in card_names() if name == repo_id.split("/")[1]), None)
-    text = model_card(repo_id, card, _describe(checkpoint, settings), numbers, dataset_id)
+    text = model_card(repo_id, card, _describe(checkpoint, settings), numbers, given)
     files["README.md"] = text.encode()
     bundle = Bundle(repo_id, "model", files, REPLACED_OF_MODEL)
     bundle.check()
@@ -158,21 +160,27 @@ def _check_code(files: dict[str, Path | bytes]) -> None:
                 )
 
 
-def _public_settings(folder: Path, dataset_id: str | None) -> dict[str, Any] | None:
-    """The settings of a run without the places of this machine."""
+def _public_settings(folder: Path, given: list[str]) -> dict[str, Any] | None:
+    """The settings of a run without the places of this machine; `given` are the Hub ids of its datasets."""
     path = folder / "settings.yaml"
     if not path.is_file():
         return None
     settings = {k: v for k, v in yaml.safe_load(path.read_text()).items() if k not in LOCAL_SETTINGS}
-    for key in ("dataset", "tokenizer"):
-        places = settings.get(key) or []
-        if isinstance(places, str):
-            settings[key] = _public_name(places)
-        else:
-            settings[key] = [_public_name(place) for place in places]
-    if dataset_id is not None:
-        settings["dataset"] = dataset_id
+    places = _listed(settings["dataset"])
+    if given and len(given) != len(places):
+        raise EvaeError(
+            f"{len(given)} Hub ids for the {len(places)} datasets of {folder}; give --dataset once for each of "
+            f"{', '.join(map(str, places))}, in this order."
+        )
+    names = given or [_public_name(place) for place in places]
+    settings["dataset"] = names if isinstance(settings["dataset"], list) else names[0]
+    if settings.get("tokenizer"):
+        settings["tokenizer"] = _public_name(settings["tokenizer"])
     return settings
+
+
+def _listed(names: str | list[str]) -> list[str]:
+    return [names] if isinstance(names, str) else names
 
 
 def _public_name(place: str) -> str:
