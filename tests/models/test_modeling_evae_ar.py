@@ -92,19 +92,23 @@ class TestCacheAndAttention:
         assert torch.equal(drawn, codes)
 
     @pytest.mark.parametrize("bfloat16", [False, True])
-    def test_the_writer_equals_the_network(self, tiny_prior, bfloat16):
+    @pytest.mark.parametrize("at", [int, lambda position: torch.tensor([position])], ids=["number", "tensor"])
+    @pytest.mark.parametrize("intermediate_size", [24, 32], ids=["uneven", "in parts"])
+    def test_the_writer_equals_the_network(self, tiny_prior, bfloat16, at, intermediate_size):
         """Code by code, for conditions that differ; in bfloat16 as near as that format is."""
-        prior = tiny_prior() if bfloat16 else tiny_prior().double()
+        prior = tiny_prior(intermediate_size=intermediate_size)
+        prior = prior if bfloat16 else prior.double()
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             expected = prior(codes=CODES, **CONDITIONS).logits[..., :BOS]
-            writer, found = CodeWriter(prior, prior.condition_modulation(3, **CONDITIONS), 3), []
+            writer, found = CodeWriter(prior, 3, is_guided=False, n_modulations=3), []
+            writer.begin(prior, prior.condition_modulation(3, **CONDITIONS), torch.zeros(3, 4), 1.0, 1.0)
             for position, tokens in enumerate(with_bos(CODES[:, :-1]).unbind(1)):
                 x = prior.token_embedding(tokens) + prior.position_embedding.weight[position]
-                found.append(writer.next_logits(x))
+                found.append(writer._logits(x, at(position)))
         largest = float(expected.abs().max())
         tolerance = {"rtol": 0, "atol": 0.03 * largest if bfloat16 else 1e-12 * largest}
         torch.testing.assert_close(torch.stack(found, dim=1), expected, **tolerance)
-        assert writer.keys_values.dtype == (torch.bfloat16 if bfloat16 else torch.float64)
+        assert writer.keys_values[0].dtype == (torch.bfloat16 if bfloat16 else torch.float64)
 
     def test_eager_equals_sdpa(self, tiny_prior):
         prior = tiny_prior().double()

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from evae.models import EvaeError
+from evae.models.code_writer_evae import CodeWriter
 from evae.models.configuration_evae import HEADS
 from evae.models.prior_evae import guided
 from evae.models.randomness_evae import CellStreams
@@ -37,10 +38,11 @@ def draw(prior, **options):
 
 class TestGuidance:
     @pytest.mark.parametrize("guide", ["perturbation", "all"])
-    def test_scale_one_is_no_guidance_and_costs_nothing(self, prior, guide):
+    def test_scale_one_is_no_guidance_and_costs_nothing(self, prior, guide, monkeypatch):
         plain = draw(prior)
-        sizes = []
+        sizes, logits = [], CodeWriter._logits
         prior.token_embedding.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+        monkeypatch.setattr(CodeWriter, "_logits", lambda own, x, at: (sizes.append(len(x)), logits(own, x, at))[1])
         assert torch.equal(draw(prior, guidance_scale=1.0, guide=guide), plain)
         assert set(sizes) == {3}
         assert not torch.equal(draw(prior, guidance_scale=4.0, guide=guide), plain)

@@ -50,6 +50,7 @@ def predict(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps of a diffusion or flow prior.")] = None,
     batch_size: Annotated[int, typer.Option(help="Cells drawn at once.")] = 256,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the prior: for many cells on a GPU.")] = False,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -65,7 +66,7 @@ def predict(
     if (held_out is None) == (perturbation is None):
         raise EvaeError("give either --perturbation or --held-out.")
     pipe = pipeline(model, device)
-    options = {"guidance_scale": guidance_scale, "num_steps": steps}
+    options = {"guidance_scale": guidance_scale, "num_steps": steps, "compile": compile or None}
     how: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
     how |= {name: value for name, value in options.items() if value is not None}
     if held_out is not None:

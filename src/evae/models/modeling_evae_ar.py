@@ -15,7 +15,7 @@ from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 # Not all are used here: from a local folder, transformers up to 5.0 fetches only what a file itself imports.
-from .code_writer_evae import CodeWriter
+from .code_writer_evae import write_codes
 from .coders_evae import EvaeEncoder  # noqa: F401
 from .conditions_evae import ConditionEmbedding  # noqa: F401
 from .configuration_evae import EvaeConfig  # noqa: F401
@@ -25,9 +25,9 @@ from .heads_evae import HEAD_CLASSES  # noqa: F401
 from .layers_evae import check_ids
 from .modeling_evae import EvaeModel  # noqa: F401
 from .no_tokenizer_evae import NoTokenizer  # noqa: F401
-from .prior_evae import EvaePrior, cells_asked_for, guided
+from .prior_evae import EvaePrior, cells_asked_for
 from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
-from .randomness_evae import CellStreams, Randomness, categorical
+from .randomness_evae import CellStreams, Randomness
 
 
 class EvaeARForCausalLM(EvaePrior, GenerationMixin):
@@ -155,32 +155,26 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         return output
 
     def _draw(
-        self, condition: Tensor, streams: CellStreams, guidance_scale: float = 1.0, temperature: float = 1.0
+        self,
+        condition: Tensor,
+        streams: CellStreams,
+        guidance_scale: float = 1.0,
+        temperature: float = 1.0,
+        compile: bool = False,
     ) -> Tensor:
         """Draw code sequences, int64 (cells, latents), by a cached loop.
 
         Args:
             condition, streams, guidance_scale: see `EvaePrior._draw`.
             temperature: divides the logits.
+            compile: compile the network's step by `torch.compile`, on a GPU as a CUDA graph: takes up to some minutes
+                at the first call, and memory that is kept for the next.
         """
-        n_cells = len(streams)
         distinct, place = condition.unique(dim=0, return_inverse=True)
         modulation = self._modulation(distinct)  # once for each distinct condition, not in every step
         modulation = modulation if len(distinct) == 1 else modulation[place]
         uniform = streams.uniform(self.n_codes).to(self.device)
-        writer = CodeWriter(self, modulation, len(condition))
-        code = torch.full((n_cells,), self.config.bos_token_id, device=self.device)
-        codes: list[Tensor] = []
-
-        def next_logits(code: Tensor) -> Tensor:
-            place = self.position_embedding.weight[len(codes)]
-            return writer.next_logits(self.token_embedding(code) + place).float()
-
-        for position in range(self.n_codes):
-            logits = guided(next_logits, guidance_scale, code) / temperature
-            code = categorical(logits.softmax(-1), uniform[:, position])
-            codes.append(code)
-        return torch.stack(codes, dim=1)
+        return write_codes(self, modulation, uniform, guidance_scale, temperature, compile)
 
     sample_codes = EvaePrior.sample
 

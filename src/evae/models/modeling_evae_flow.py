@@ -129,6 +129,7 @@ class EvaeFlowModel(EvaePrior):
         guidance_scale: float = 1.0,
         num_steps: int | None = None,
         solver: str = "heun",
+        compile: bool = False,
     ) -> Tensor:
         """Draw latents as the tokenizer decodes them, (cells, latents, latent_dim).
 
@@ -136,6 +137,7 @@ class EvaeFlowModel(EvaePrior):
             condition, streams, guidance_scale: see `EvaePrior._draw`.
             num_steps: equal steps from time 0 to 1.
             solver: "heun" (second order, two network calls a step) or "euler" (first order, one).
+            compile: compile the network by `torch.compile`: takes up to some minutes at the first call.
         """
         n_cells = len(streams)
         num_steps = self.config.sampling_steps if num_steps is None else num_steps
@@ -148,6 +150,7 @@ class EvaeFlowModel(EvaePrior):
         def network(place: Tensor, time: Tensor) -> Tensor:
             return self._velocity(place, time, condition).float()
 
+        network = torch.compile(network) if compile else network
         for step in range(num_steps):
             now, then = (torch.full((n_cells,), s / num_steps, device=self.device) for s in (step, step + 1))
             velocity = guided(network, guidance_scale, place, now)

@@ -105,6 +105,7 @@ class EvaeMDLMModel(EvaePrior):
         temperature: float = 1.0,
         num_steps: int | None = None,
         order: str = "random",
+        compile: bool = False,
     ) -> Tensor:
         """Draw code sequences, int64 (cells, latents); a code once revealed stays.
 
@@ -114,6 +115,7 @@ class EvaeMDLMModel(EvaePrior):
             num_steps: steps from time 1 to 0; the network is called at most as often as a cell has codes.
             order: "random" (the diffusion's own, ancestral sampling) or "confidence" (in every step the
                 likeliest of the codes drawn; for few steps, and no longer the model's distribution).
+            compile: compile the network by `torch.compile`: takes up to some minutes at the first call.
         """
         num_steps = self.config.sampling_steps if num_steps is None else num_steps
         if num_steps < 1:
@@ -123,6 +125,8 @@ class EvaeMDLMModel(EvaePrior):
 
         def network(tokens: Tensor, time: Tensor) -> Tensor:
             return self._logits(tokens, self._modulation(condition, time)).float()
+
+        network = torch.compile(network) if compile else network
 
         def probabilities(tokens: Tensor, time: Tensor) -> Tensor:
             return (guided(network, guidance_scale, tokens, time) / temperature).softmax(-1)

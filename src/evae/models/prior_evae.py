@@ -11,6 +11,9 @@ Source: bioRxiv 2026.06.15.732063.
 
 import inspect
 import math
+import os
+import shlex
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -194,6 +197,8 @@ class EvaePrior(EvaePreTrainedModel):
             codes, int64 (cells, latents); of the flow latents, (cells, latents, latent_dim).
         """
         self._check_options(options)
+        if options.get("compile"):
+            check_compiler()
         conditions = (perturbation_ids, cell_type_ids, library_size, context)
         n_cells = cells_asked_for(n_cells, *conditions)
         condition = self._sampling_conditions(n_cells, *conditions, guidance_scale, guide)
@@ -235,6 +240,12 @@ class EvaePrior(EvaePreTrainedModel):
             n_cells=len(library_size), generator=streams, **options,
         )  # fmt: skip
         return self.tokenizer.sample_counts(tokens, library_size, streams)
+
+
+def check_compiler() -> None:
+    """Raise `EvaeError` where `torch.compile` would find no compiler."""
+    if not shutil.which(shlex.split(os.environ.get("CXX") or "g++")[0]):
+        raise EvaeError("to compile needs a C++ compiler; install g++, name another in CXX, or leave `compile` out.")
 
 
 def cells_asked_for(n_cells: int | None, *conditions: Tensor | None) -> int:

@@ -3,8 +3,6 @@
 import atexit
 import importlib.util
 import os
-import shlex
-import shutil
 import warnings
 
 import torch
@@ -14,6 +12,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin, ProjectConfiguratio
 from torch import nn
 
 from evae.models.contract_evae import EvaeError
+from evae.models.prior_evae import check_compiler
 from evae.training.settings import Settings
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
@@ -29,8 +28,8 @@ def make_accelerator(settings: Settings) -> Accelerator:
     tracker = settings.report_to
     if tracker != "none" and importlib.util.find_spec(MODULES[tracker]) is None:
         raise EvaeError(f"report_to={tracker} needs the package: pip install {MODULES[tracker]}")
-    if settings.compile and not shutil.which(shlex.split(os.environ.get("CXX") or "g++")[0]):
-        raise EvaeError("compile=true needs a C++ compiler; install g++, name another in CXX, or leave it out.")
+    if settings.compile:
+        check_compiler()
     precision = settings.mixed_precision
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() else "no"
