@@ -47,7 +47,7 @@ def _stored(folder, split) -> list[tuple]:
     X = cells.X.sorted_indices()
     labels = zip(cells.obs["perturbation"].cat.codes, cells.obs["cell_type"].cat.codes, strict=True)
     return [
-        (int(p), int(t), row.indices.astype(np.int64).tobytes(), row.data.astype(np.float32).tobytes())
+        (int(p), int(t), row.indices.astype(np.int32).tobytes(), row.data.astype(np.float32).tobytes())
         for (p, t), row in zip(labels, X, strict=True)
     ]
 
@@ -62,7 +62,7 @@ def test_a_sparse_batch_is_what_the_cells_are(folder):
         assert width % 8 == 0
         assert width - 8 < expressed.max() <= width
         assert {k: str(v.dtype) for k, v in batch.items()} == {
-            "gene_ids": "torch.int64", "counts": "torch.float32", "library_size": "torch.float32",
+            "gene_ids": "torch.int32", "counts": "torch.float32", "library_size": "torch.float32",
             "perturbation_ids": "torch.int64", "cell_type_ids": "torch.int64",
         }  # fmt: skip
         dense = np.zeros(own.shape)

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from evae.data.batches import flat_values
+from evae.data.row_groups import flat_values
 from evae.data.shards import MAX_SHARDS, SHARD_BYTES, binary_rows, plan_rows, shard_count
 
 

@@ -8,8 +8,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
-from evae.data.batches import flat_values
 from evae.data.dataset import DatasetInfo, resolve_dataset
+from evae.data.row_groups import flat_values
 from evae.models.contract_evae import EvaeError, near_matches
 
 

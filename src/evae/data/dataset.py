@@ -10,16 +10,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from evae.data.batches import LaneReader, RowFormat, window_batches
+from evae.data.batches import window_batches, window_tables
 from evae.data.card import FORMAT_VERSION, panel_digest
 from evae.data.order import BatchOrder
 from evae.data.prefetch import ahead
+from evae.data.row_groups import RowFormat, RowGroups
 from evae.data.shard_store import ShardStore
 from evae.hub_errors import told_by_the_hub
 from evae.models.contract_evae import EvaeError, near_matches
 
 SparseBatch = dict[str, torch.Tensor]
 WINDOW_ROWS = 8192
+ROOM = 256 << 20  # bytes of decoded cells that a loader keeps
 
 
 def resolve_dataset(path_or_id: str | Path, split: str | None = None) -> Path:
@@ -148,11 +150,12 @@ def row_format(info: DatasetInfo) -> RowFormat:
 class CellLoader:
     """Sparse batches of cells, streamed from the shards; resumes exactly; each rank gets its own rows.
 
-    The shards' row groups are the unit of reading, through HF `datasets`. The order of an epoch is: shards and the
-    row groups in them permuted by (seed, epoch); that sequence cut into lanes (see `evae.data.order`), each rank
-    reading its own; windows of about 8,192 rows over all lanes permuted within the lane by (seed, epoch, first row).
-    As rows were shuffled globally at conversion, a batch is a fair sample. All of it is a function of (seed, epoch,
-    batch number), so the state is two numbers, and every rank has the same number of batches when `drop_last` is set.
+    The shards' row groups are the unit of reading, through HF `datasets`; decoded ones are kept from epoch to epoch
+    while they fit in `ROOM`. The order of an epoch is: shards and the row groups in them permuted by (seed, epoch);
+    that sequence cut into lanes (see `evae.data.order`), each rank reading its own; windows of about 8,192 rows over
+    all lanes permuted within the lane by (seed, epoch, first row). As rows were shuffled globally at conversion, a
+    batch is a fair sample. All of it is a function of (seed, epoch, batch number), so the state is two numbers, and
+    every rank has the same number of batches when `drop_last` is set.
 
     Args:
         path_or_id: dataset folder, or Hub id; shards on the Hub are fetched when they are first read, each once: one
@@ -196,7 +199,8 @@ class CellLoader:
         if not self.n_cells:
             raise EvaeError(f"the split '{split}' of {path_or_id} holds no cells; prepare it with a split.")
         self.info, self.batch_size, self.epochs, self.prefetch = info, batch_size, epochs, prefetch
-        self._store = ShardStore(resolve_dataset(path_or_id), None if Path(path_or_id).is_dir() else str(path_or_id))
+        store = ShardStore(resolve_dataset(path_or_id), None if Path(path_or_id).is_dir() else str(path_or_id))
+        self._groups = RowGroups(store, row_format(info), room=0 if epochs == 1 else ROOM)
         self._order = BatchOrder(
             shards=[(s["path"], s["rows"]) for s in info.statistics["shards"]
                     if s["path"].startswith(f"data/{split}-")],
@@ -254,11 +258,9 @@ class CellLoader:
         rows = row_format(self.info)
         while self.epochs is None or epoch < self.epochs:
             order = self._order.epoch(epoch)
-            begin = self._order.window_start(batch)
-            lanes = [LaneReader(self._store, rows, order.lane_from(n, begin)) for n in self._order.own_lanes]
-            tables = [lane.tables(self._order.window_batches * self._order.lane_rows) for lane in lanes]
-            for window in order.windows_from(batch):
-                for cells in window_batches([next(t) for t in tables], window, rows, batch, self.batch_size):
+            tables = window_tables(self._groups, order, batch)
+            for window, table in zip(order.windows_from(batch), tables, strict=True):
+                for cells in window_batches(table, window, rows, batch, self.batch_size):
                     batch += 1
                     yield (epoch + 1, 0) if batch == self.batches_per_epoch else (epoch, batch), cells
             epoch, batch = epoch + 1, 0

@@ -36,13 +36,13 @@ class Window:
 
     Attributes:
         first_batch: number of its first batch.
-        lane_rows: rows that it holds of each of the rank's lanes.
+        pieces: the rows that it holds of each of the rank's lanes.
         permutation: (rows,), which of its rows, lane after lane, the batches hold one after another; None for the
             stored order.
     """
 
     first_batch: int
-    lane_rows: list[int]
+    pieces: list[list[Piece]]
     permutation: np.ndarray | None
 
 
@@ -136,31 +136,46 @@ class EpochOrder:
                 self._groups.append(Piece(name, int(g), 0, size))
         self._ends = np.cumsum([p.stop for p in self._groups])
 
-    def lane_from(self, lane: int, batch: int) -> list[Piece]:
-        """What a lane holds from batch number `batch` on."""
-        begin, end = self._order.share(lane)
-        if self._order.drop_last:
-            end = begin + self._order.n_batches * self._order.lane_rows
-        return self._pieces(begin + batch * self._order.lane_rows, end)
+    @property
+    def lanes(self) -> range:
+        """The lanes that this rank reads."""
+        return self._order.own_lanes
+
+    @property
+    def window_rows(self) -> int:
+        """Rows of a window of this rank; the last one of an epoch may be smaller."""
+        return self._order.window_batches * self._order.batch_size
+
+    def shards_from(self, lane: int, batch: int) -> list[str]:
+        """The shards that a lane reads from the window of batch number `batch` on, in this order."""
+        first = self._order.window_start(batch)
+        return list(dict.fromkeys(p.shard for p in self._pieces(*self._rows(lane, first, self._order.n_batches))))
 
     def windows_from(self, batch: int) -> Iterator[Window]:
         """The windows of this rank, from the one that holds batch number `batch` on."""
         order, each = self._order, self._order.lane_rows
         for first in range(order.window_start(batch), order.n_batches, order.window_batches):
             last = min(first + order.window_batches, order.n_batches)
-            rows: list[int] = []
+            pieces: list[list[Piece]] = []
             permuted: list[np.ndarray] = []
+            n = 0
             for lane in order.own_lanes:
-                begin, end = order.share(lane)
-                start, stop = begin + first * each, min(end, begin + last * each)
+                start, stop = self._rows(lane, first, last)
+                pieces.append(self._pieces(start, stop))
                 if order.shuffle:
-                    rng = np.random.default_rng([order.seed, self._epoch, start])
-                    permuted.append(sum(rows) + rng.permutation(stop - start))
-                rows.append(stop - start)
+                    permuted.append(
+                        n + np.random.default_rng([order.seed, self._epoch, start]).permutation(stop - start)
+                    )
+                n += stop - start
             permutation = permuted[0] if permuted else None
             if len(permuted) > 1:  # batch by batch, each batch lane by lane
                 permutation = np.stack([p.reshape(-1, each) for p in permuted], axis=1).ravel()
-            yield Window(first, rows, permutation)
+            yield Window(first, pieces, permutation)
+
+    def _rows(self, lane: int, first: int, last: int) -> tuple[int, int]:
+        """First and one past the last row of a lane's batches first..last, in the epoch's sequence."""
+        begin, end = self._order.share(lane)
+        return begin + first * self._order.lane_rows, min(end, begin + last * self._order.lane_rows)
 
     def _pieces(self, start: int, stop: int) -> list[Piece]:
         pieces = []

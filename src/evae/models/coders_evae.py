@@ -100,7 +100,7 @@ def distinct_pairs(counts: Tensor, gene_ids: Tensor) -> tuple[tuple[Tensor, Tens
         genes and counts of the pairs, (pairs,) each, led by count 0; and which pair every entry is, as `counts`.
     """
     bits = counts.float().contiguous().view(torch.int32).long()  # a key of one number: 32 bits each
-    keys = torch.where(counts > 0, gene_ids << 32 | bits, 0).flatten()
+    keys = torch.where(counts > 0, gene_ids.long() << 32 | bits, 0).flatten()
     keys, place = torch.cat([keys.new_zeros(1), keys]).unique(return_inverse=True)
     values = (keys & 0xFFFFFFFF).int().view(torch.float32).to(counts.dtype)
     return (keys >> 32, values), place[1:].view_as(counts)
@@ -248,7 +248,7 @@ def to_dense(counts: Tensor, gene_ids: Tensor | None, n_genes: int) -> Tensor:
     """Counts of expressed genes (cells, tokens) as a dense matrix (cells, genes), which they are without `gene_ids`."""
     if gene_ids is None:
         return counts
-    return counts.new_zeros(len(counts), n_genes).scatter_add_(1, gene_ids, counts)
+    return counts.new_zeros(len(counts), n_genes).scatter_add_(1, gene_ids.long(), counts)
 
 
 def to_sparse(counts: Tensor) -> tuple[Tensor, Tensor]:
