@@ -99,8 +99,9 @@ class TestLossGenes:
         head, decoder = request.param
         torch.manual_seed(0)
         config = tiny_config(
-            head=head, decoder=decoder, decoder_self_attention=False, loss_genes=2, dropout=0.0, n_genes=6
-        )
+            head=head, decoder=decoder, decoder_self_attention=False, gene_offsets=True, loss_genes=2, dropout=0.0,
+            n_genes=6,
+        )  # fmt: skip
         return drawn(EvaeModel(config)).train()
 
     def step(self, model, cells, genes, monkeypatch):

@@ -82,6 +82,7 @@ def test_every_variant_trains(encoder, decoder, quantizer, head, extras, tiny_co
         head=head,
         standardize_latents=extras,
         condition_on_library=extras,
+        gene_offsets=extras,
         sparse_encoding=not extras,
     )
     model = EvaeModel(config).train()
@@ -177,16 +178,53 @@ class TestBadInput:
             model.embed(cells, kind="umap")
 
 
+@pytest.fixture
+def large(tiny_config):
+    """A function that gives an attention tokenizer as it is before training, large enough for statistics."""
+
+    def build(**fields):
+        torch.manual_seed(0)
+        sizes = {"n_genes": 100, "hidden_size": 64, "num_attention_heads": 4, "n_latents": 32, "fsq_levels": [8, 8]}
+        return EvaeModel(tiny_config(**{**sizes, "condition_on_library": True, **fields})).eval()
+
+    return build
+
+
 class TestInitialisation:
     def test_expressed_genes_have_tokens_of_order_one(self, tiny_config):
         """transformers passes over modules without own parameters, where an initialisation is lost silently."""
         torch.manual_seed(0)
         model = EvaeModel(tiny_config(n_genes=500, hidden_size=64))
         embedding = model.encoder.embedding
-        assert 0.9 < embedding.gene_embedding.weight.std() < 1.1
+        assert 3.6 < embedding.gene_embedding.weight.std() < 4.4
         assert 0.9 < model.decoder.gene_queries.std() < 1.1
         tokens = embedding(torch.arange(500).unsqueeze(0), torch.full((1, 500), 2.0))
-        assert 0.2 < tokens.std() < 3
+        assert 0.5 < tokens.std() < 5
+
+    def test_the_codes_of_a_cell_say_different_things(self, large):
+        """Values before the quantizer span many directions over cells, not one that all latent tokens share."""
+        model, cells = large(), torch.poisson(torch.rand(200, 100) * 2)
+        latents = model.embed(cells)
+        share = torch.linalg.svdvals((latents - latents.mean(0)) / latents.std(0)) ** 2
+        share = share / share.sum()
+        assert torch.exp(-(share * share.log()).sum()) > 20
+
+    def test_genes_tell_codes_apart(self, large):
+        """Codes in another order decode to something else about as much as other codes do."""
+        model, library = large(), torch.full((50,), 100.0)
+        codes = torch.randint(64, (50, 32))
+        outputs, reordered = model.decode(codes, library), model.decode(codes.roll(1, 1), library)
+        others = model.decode(codes.roll(1, 0), library)
+        assert (reordered - outputs).std() > 0.5 * (others - outputs).std()
+        assert (others - outputs).std() > 0.15 * outputs.std(1).mean()
+
+    def test_library_size_is_read_however_many_codes_there_are(self, large):
+        effects = []
+        for n_latents in (4, 128):
+            model, codes = large(n_latents=n_latents), torch.randint(64, (20, n_latents))
+            few, many = (model.decode(codes, torch.full((20,), library)) for library in (50.0, 200.0))
+            effects.append((many - few).std())
+        assert effects[1] > 0.5 * effects[0]
 
     def test_a_fresh_tokenizer_tells_cells_apart(self, tiny_tokenizer, cells):
         model = tiny_tokenizer(standardize_latents=True)
@@ -218,10 +256,11 @@ class TestCalibrate:
 
     @pytest.mark.parametrize("head", HEADS)
     @pytest.mark.parametrize("sparse", [True, False])
-    def test_perceptrons_start_at_the_marginals(self, head, sparse, tiny_tokenizer, cells):
-        model, many = tiny_tokenizer(head=head, decoder="mlp"), cells.repeat(40, 1)
-        with torch.no_grad():
-            model.decoder.body.output.weight.zero_()  # every cell has the outputs of the start
+    @pytest.mark.parametrize("decoder", CODERS)
+    def test_starts_at_the_marginals(self, head, sparse, decoder, tiny_tokenizer, cells):
+        model, many = tiny_tokenizer(head=head, decoder=decoder, gene_offsets=True), cells.repeat(40, 1)
+        with torch.no_grad():  # every cell has the outputs of the start
+            (model.decoder.output if decoder == "attention" else model.decoder.body.output).weight.zero_()
         model.calibrate(*(to_sparse(many) if sparse else (many,)))
         start = model(cells).outputs.detach()
 
@@ -232,6 +271,18 @@ class TestCalibrate:
             return outputs.grad.sum(0).abs().mean(0)
 
         assert (slope(start) < 0.2 * slope(torch.zeros_like(start))).all()
+
+    def test_little_hides_the_marginals(self, large):
+        model, cells = large(gene_offsets=True), torch.poisson(torch.rand(200, 100) * 2)
+        model.calibrate(cells)
+        marginal = model.head.marginal(cells, cells.sum(1)).expand(200, -1, -1)
+        assert model(cells).loss < model.head.loss(marginal, cells, cells.sum(1)) + 0.05
+
+    def test_the_published_decoder_stays_as_it_was(self, tiny_tokenizer, cells):
+        model = tiny_tokenizer()
+        before = {name: tensor.clone() for name, tensor in model.decoder.state_dict().items()}
+        model.calibrate(cells)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.decoder.state_dict().items())
 
 
 class TestSaveAndLoad:

@@ -119,6 +119,14 @@ class TestLatentStandardizer:
         expected = (10 - standardizer.running_mean) / (standardizer.running_variance + 1e-5).sqrt()
         torch.testing.assert_close(output[0], expected)
 
+    def test_running_mean_keeps_up_with_training(self):
+        """Before the codes settle, the mean moves by several standard deviations in a hundred steps."""
+        torch.manual_seed(0)
+        standardizer = LatentStandardizer(1, 1).train()
+        for step in range(100):
+            standardizer(torch.randn(200, 1, 1) + 0.05 * step)
+        assert abs(standardizer.eval()(torch.full((1, 1, 1), 0.05 * 99)).item()) < 0.6
+
     def test_evaluation_changes_no_statistics(self):
         standardizer = LatentStandardizer(1, 1).eval()
         standardizer(torch.randn(10, 1, 1) + 5)

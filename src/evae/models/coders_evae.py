@@ -21,6 +21,7 @@ except ImportError:
     from torch.nn import init  # type: ignore[no-redef]
 
 BUCKET_TOKENS = 2**17  # 134 MB at width 256
+GENE_SCALE = 4.0  # standard deviation of the gene embedding at the start
 
 
 class EvaeEncoder(nn.Module):
@@ -38,11 +39,12 @@ class EvaeEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size)
 
     def init_weights(self) -> None:
-        # small latent tokens and count features of order one: else cells hardly differ at the start
-        init.normal_(self.latent_tokens, std=0.02)
+        # Latent tokens that start alike ask alike, and all of a cell's codes then say the same for hundreds of steps.
+        init.normal_(self.latent_tokens, std=1.0)
+        # A latent token reads an average over all genes: large features of a gene, or cells hardly differ at the start.
         init.normal_(self.embedding.up.weight, std=1.0)
         # here, because transformers passes over modules without parameters of their own such as CountEmbedding
-        init.normal_(self.embedding.gene_embedding.weight, std=1.0)
+        init.normal_(self.embedding.gene_embedding.weight, std=GENE_SCALE)
 
     def forward(self, counts: Tensor, gene_ids: Tensor) -> Tensor:
         """Encode (cells, tokens) counts and genes; where sparse, count 0 is padding and its genes are folded."""
@@ -152,22 +154,36 @@ class EvaeDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, n_outputs)
+        self.gene_offsets = nn.Parameter(torch.empty(config.n_genes, n_outputs)) if config.gene_offsets else None
 
     def init_weights(self) -> None:
-        init.normal_(self.positions, std=0.02)
+        # Codes and positions of one size: genes tell the codes apart from the start, and do not read their mean alone.
+        init.normal_(self.from_latent.weight, std=1.0)
+        init.normal_(self.positions, std=1.0)
         init.normal_(self.gene_queries, std=1.0)
+        if self.gene_offsets is not None:
+            init.zeros_(self.gene_offsets)
+
+    def start_at(self, outputs: Tensor) -> None:
+        """With gene offsets, start near `outputs` (genes, n_outputs), whatever the cell; else stay as published."""
+        if self.gene_offsets is not None:
+            self.gene_offsets.copy_(outputs)
+            self.output.weight.mul_(0.1)  # that of perceptrons starts small too, having many outputs
 
     def forward(self, latents: Tensor, context: Tensor, genes: Tensor | None = None) -> Tensor:
         """`latents` (cells, latents, latent_width), `context` (cells, decoder_context_width); `genes`, int64 (some,),
         are the genes to decode, all if None."""
         memory = self.from_latent(latents) + self.positions
-        if self.context is not None:
-            memory = torch.cat([memory, self.context(context).unsqueeze(1)], dim=1)
+        if self.context is not None:  # in every token: as one more among many it would drown
+            memory = memory + self.context(context).unsqueeze(1)
         queries = self.gene_queries if genes is None else self.gene_queries.index_select(0, genes)
         features = queries.unsqueeze(0)
         for layer in self.layers:
             features = layer(features, memory)
-        return self.output(self.norm(features))
+        outputs = self.output(self.norm(features))
+        if self.gene_offsets is None:
+            return outputs
+        return outputs + (self.gene_offsets if genes is None else self.gene_offsets.index_select(0, genes))
 
 
 class EvaeMLPDecoder(nn.Module):

@@ -46,6 +46,8 @@ class EvaeConfig(PretrainedConfig):
         decoder: "attention" (gene queries attend to the latent tokens) or "mlp".
         decoder_layers: layers of the decoder.
         decoder_self_attention: whether gene queries also attend to each other (published: yes).
+        gene_offsets: whether an attention decoder has output numbers of every gene's own, which start at the gene's
+            distribution over cells; perceptrons always have (published: no).
         share_keys_values: whether the layers of an attention encoder share one projection of the genes to keys and
             values, so that further layers cost next to nothing (published: no).
         loss_genes: genes drawn at random for the loss of every training step, for all cells the same, whose gradient
@@ -88,6 +90,7 @@ class EvaeConfig(PretrainedConfig):
         decoder: str = "attention",
         decoder_layers: int = 4,
         decoder_self_attention: bool = True,
+        gene_offsets: bool = False,
         share_keys_values: bool = False,
         loss_genes: int = 0,
         quantizer: str = "fsq",
@@ -115,6 +118,7 @@ class EvaeConfig(PretrainedConfig):
         self.decoder = decoder
         self.decoder_layers = decoder_layers
         self.decoder_self_attention = decoder_self_attention
+        self.gene_offsets = gene_offsets
         self.share_keys_values = share_keys_values
         self.loss_genes = loss_genes
         self.quantizer = quantizer

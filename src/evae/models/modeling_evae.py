@@ -251,9 +251,9 @@ class EvaeModel(EvaePreTrainedModel):
     @torch.no_grad()
     def calibrate(self, counts: Tensor, gene_ids: Tensor | None = None, **kwargs: Any) -> None:
         """Set the untrained model by a sample of cells: latent dimensions get zero mean and unit variance, so that all
-        codes are in use, and a perceptron's outputs the genes' marginals, which spares hundreds of steps."""
-        if isinstance(self.decoder, EvaeMLPDecoder):
-            self.decoder.start_at(self.head.marginal(to_dense(counts, gene_ids, self.config.n_genes), counts.sum(1)))
+        codes are in use, and outputs that every gene has of its own the gene's marginals, which spares hundreds of
+        steps."""
+        self.decoder.start_at(self.head.marginal(to_dense(counts, gene_ids, self.config.n_genes), counts.sum(1)))
         tokens = self._encoder_tokens(counts, gene_ids)
         latents = self.to_latent(tokens).flatten(0, 1).float()
         mean, scale = latents.mean(0), latents.std(0).clamp_min(1e-6)

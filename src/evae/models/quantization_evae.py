@@ -93,12 +93,16 @@ class LatentStandardizer(nn.Module):
     """Zero mean and unit variance over cells for every (latent, dimension): batch statistics in training, their
     running average in evaluation. Statistics are taken over the cells of all processes, so that the result does not
     depend on how a batch is split.
+
+    Args:
+        momentum: weight of a batch in the running average. Means move by whole standard deviations within tens of early
+            steps, so that an average over many more would put an evaluation's cells into wrong codes.
     """
 
     running_mean: Tensor
     running_variance: Tensor
 
-    def __init__(self, n_latents: int, width: int, momentum: float = 0.02) -> None:
+    def __init__(self, n_latents: int, width: int, momentum: float = 0.1) -> None:
         super().__init__()
         self.momentum = momentum
         self.register_buffer("running_mean", torch.zeros(n_latents, width))
