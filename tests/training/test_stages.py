@@ -1,9 +1,7 @@
 """Both stages over a small simulated dataset, with the real models."""
 
 import json
-import os
 import shutil
-import signal
 
 import numpy as np
 import pytest
@@ -278,32 +276,3 @@ def test_other_threads_and_ranks_are_said(dataset, tokenizer, tmp_path, monkeypa
         "resumed after step 6; the ranks share the cells in another way: the data goes on with the next epoch" in said
     )
     assert "2 CPU threads instead of 1: other last bits" in said
-
-
-@pytest.mark.parametrize("moment", ["encoding", "saving"])
-def test_sigterm_outside_the_steps_ends_in_order(dataset, tokenizer, tmp_path, monkeypatch, capsys, moment):
-    """Before the first step nothing is written; the saving of a finished model comes to its end."""
-    calls = []
-
-    def terminated(real):
-        def call(*args, **kwargs):
-            calls.append(real)
-            os.kill(os.getpid(), signal.SIGTERM)
-            return real(*args, **kwargs)
-
-        return call
-
-    settings = prior_settings(dataset, tokenizer, tmp_path / "run", max_steps=2)
-    before = signal.getsignal(signal.SIGTERM)
-    owner, name = (EvaeModel, "encode") if moment == "encoding" else (EvaeARForCausalLM, "save_pretrained")
-    with monkeypatch.context() as patched:
-        patched.setattr(owner, name, terminated(getattr(owner, name)))
-        with pytest.raises(SystemExit) as ended:
-            train_prior(settings)
-    assert ended.value.code == 0
-    assert len(calls) == 1
-    told = {"encoding": "before training began; the same command starts again", "saving": "after training ended"}
-    assert f"stopped by SIGTERM {told[moment]}" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) == before
-    assert (tmp_path / "run").exists() == (moment == "saving")
-    assert (train_prior(settings) / "model.safetensors").is_file()

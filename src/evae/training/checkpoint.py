@@ -11,13 +11,14 @@ A checkpoint is written into a hidden folder, synced to the disk and renamed, so
 is complete at whatever moment the process dies.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def save_checkpoint(
         EvaeError: the disk is full or the folder cannot be written; earlier checkpoints are untouched.
     """
     final, partial = checkpoint_path(root, step), root / f"{PARTIAL}step-{step:08d}"
-    try:
+    with writing(f"the checkpoint {final}", partial):
         if rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -105,14 +106,27 @@ def save_checkpoint(
             os.rename(partial, final)
             _sync(root)
         barrier()
+    return final
+
+
+@contextlib.contextmanager
+def writing(what: str, unfinished: Path | None = None) -> Iterator[None]:
+    """A context in which a full disk, or one that may not be written, becomes one line that says what to do.
+
+    Args:
+        what: is written.
+        unfinished: folder to delete then, whose files would take up the space.
+    """
+    try:
+        yield
     except Exception as error:  # safetensors raises its own error type for a full disk
         if not _is_disk_error(error):
             raise
-        shutil.rmtree(partial, ignore_errors=True)
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
         raise EvaeError(
-            f"could not write the checkpoint {final} ({error}); free space there, then start again with resume=true."
+            f"could not write {what} ({error}); free space there, then start again with resume=true."
         ) from error
-    return final
 
 
 def load_checkpoint(root: Path, step: int, *, rank: int = 0) -> Checkpoint:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from evae.models.contract_evae import EvaeError
-from evae.training.checkpoint import PARTIAL, clear_partial, list_checkpoints, write_text_atomically
+from evae.training.checkpoint import PARTIAL, clear_partial, list_checkpoints, write_text_atomically, writing
 from evae.training.settings import Settings
 
 FRESH, RESUMED, FINISHED = "fresh", "resumed", "finished"
@@ -96,10 +96,11 @@ class RunFolder:
                 for entry in self.path.glob(pattern):
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             (self.path / "settings.yaml").unlink()  # last, so that a kill here still leaves a known run
-        self.path.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(self.settings.to_dict(), sort_keys=False)
-        write_text_atomically(self.path / "settings.yaml", text)  # first: it marks the folder as a run
-        self.checkpoints.mkdir(exist_ok=True)
+        with writing(f"the settings to {self.path}"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text_atomically(self.path / "settings.yaml", text)  # first: it marks the folder as a run
+            self.checkpoints.mkdir(exist_ok=True)
         clear_partial(self.checkpoints)
 
     def latest_checkpoint(self) -> int | None:
@@ -122,11 +123,12 @@ class RunFolder:
     def cut_log(self, step: int) -> None:
         """Drop the lines after `step`: the resumed run writes them again."""
         kept = [line for line in self.read_log() if line["step"] <= step]
-        write_text_atomically(self.log_path, "".join(json.dumps(line) + "\n" for line in kept))
+        with writing(f"the log {self.log_path}"):
+            write_text_atomically(self.log_path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, **values: Any) -> None:
         """Append one line to log.jsonl."""
-        with self.log_path.open("a") as stream:
+        with writing(f"the log {self.log_path}"), self.log_path.open("a") as stream:
             stream.write(json.dumps(values) + "\n")
 
     def final_folder(self) -> Path:

@@ -16,6 +16,7 @@ from evae.data.sources import Sources
 from evae.models.configuration_evae import EvaeConfig
 from evae.models.modeling_evae import EvaeModel
 from evae.models.processing_evae import EvaeProcessor
+from evae.training.checkpoint import writing
 from evae.training.loop import train
 from evae.training.progress import console
 from evae.training.run_folder import FINISHED, RunFolder
@@ -124,9 +125,10 @@ def summarise_codes(sums: dict[str, Tensor]) -> dict[str, float]:
 
 
 def save_with_processor(model: Any, folder: Path, processor: EvaeProcessor) -> None:
-    """Write a self-contained model folder: weights, configuration, code, processor."""
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    """Write a self-contained model folder inside the run's: weights, configuration, code, processor."""
+    with writing(f"the finished model to {folder.parent}", folder):
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
 
 
 def make_processor(info: DatasetInfo, units: Sequence[str] | None = None) -> EvaeProcessor:

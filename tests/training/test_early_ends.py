@@ -1,0 +1,88 @@
+"""The early ends of both stages outside the steps: SIGTERM before and after them, a full disk."""
+
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from safetensors import SafetensorError
+
+from evae.models import EvaeARForCausalLM, EvaeModel
+from evae.models.contract_evae import EvaeError
+from evae.training import run_folder
+from evae.training.prior import train_prior
+from evae.training.settings import PriorSettings, TokenizerSettings
+from evae.training.tokenizer import train_tokenizer
+
+SIZES = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+TOKENIZER = SIZES | {"encoder": "mlp", "decoder": "mlp", "n_latents": 4, "fsq_levels": [4, 4]}
+SHORT = {"max_steps": 2, "batch_size": 64, "warmup_steps": 1, "mixed_precision": "no"}
+
+
+def tokenizer_settings(dataset, out, **changes):
+    return TokenizerSettings(dataset=str(dataset), output_dir=str(out), model=TOKENIZER, **SHORT, **changes)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(dataset, tmp_path_factory):
+    return train_tokenizer(tokenizer_settings(dataset, tmp_path_factory.mktemp("runs") / "tokenizer"))
+
+
+@pytest.mark.parametrize("moment", ["begin", "log", "save"])
+def test_a_full_disk_is_one_line_at_any_moment(dataset, tmp_path, monkeypatch, moment):
+    """Beside the checkpoints (test_survival.py): the settings, the log, the finished model."""
+
+    def full(*args, **kwargs):
+        if moment != "save":
+            raise OSError(28, "No space left on device")
+        Path(args[1], "model.safetensors").write_text("half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    settings = tokenizer_settings(dataset, tmp_path / "run")
+    with monkeypatch.context() as patched:
+        if moment == "begin":
+            patched.setattr(run_folder, "write_text_atomically", full)
+        elif moment == "log":
+            patched.setattr(run_folder, "json", SimpleNamespace(dumps=full))
+        else:
+            patched.setattr(EvaeModel, "save_pretrained", full)
+        with pytest.raises(EvaeError, match=r"could not write the .*run.*free space there") as caught:
+            train_tokenizer(settings)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.safetensors")) or moment == "save"
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert not list(tmp_path.glob("run/.partial-*/*"))
+    assert (train_tokenizer(tokenizer_settings(dataset, tmp_path / "run", resume=True))).is_dir()
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("moment", ["encoding", "saving"])
+def test_sigterm_outside_the_steps_ends_in_order(dataset, tokenizer, tmp_path, monkeypatch, capsys, moment):
+    """Before the first step nothing is written; the saving of a finished model comes to its end."""
+    calls = []
+
+    def terminated(real):
+        def call(*args, **kwargs):
+            calls.append(real)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return real(*args, **kwargs)
+
+        return call
+
+    model = SIZES | {"num_hidden_layers": 1}
+    places = {"dataset": str(dataset), "tokenizer": str(tokenizer), "output_dir": str(tmp_path / "run")}
+    settings = PriorSettings(model=model, **places, **SHORT)
+    before = signal.getsignal(signal.SIGTERM)
+    owner, name = (EvaeModel, "encode") if moment == "encoding" else (EvaeARForCausalLM, "save_pretrained")
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, terminated(getattr(owner, name)))
+        with pytest.raises(SystemExit) as ended:
+            train_prior(settings)
+    assert ended.value.code == 0
+    assert len(calls) == 1
+    told = {"encoding": "before training began; the same command starts again", "saving": "after training ended"}
+    assert f"stopped by SIGTERM {told[moment]}" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert (tmp_path / "run").exists() == (moment == "saving")
+    assert (train_prior(settings) / "model.safetensors").is_file()
