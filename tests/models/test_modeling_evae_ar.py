@@ -102,6 +102,8 @@ class TestCacheAndAttention:
             expected = prior(codes=CODES, **CONDITIONS).logits[..., :BOS]
             writer, found = CodeWriter(prior, 3, is_guided=False, n_modulations=3), []
             writer.begin(prior, prior.condition_modulation(3, **CONDITIONS), torch.zeros(3, 4), 1.0, 1.0)
+            for kept in writer.keys_values:
+                kept.zero_()
             for position, tokens in enumerate(with_bos(CODES[:, :-1]).unbind(1)):
                 x = prior.token_embedding(tokens) + prior.position_embedding.weight[position]
                 found.append(writer._logits(x, at(position)))

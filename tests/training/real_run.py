@@ -45,6 +45,8 @@ CASES = {
 
 
 def train(kind, **values):
+    if values.get("compile"):  # traced and differentiated as always, then run as traced: no code is waited for
+        torch.compile = partial(torch.compile, backend="aot_eager")
     settings = [f"{key}={json.dumps(value)}" for key, value in (SHORT | values).items()]
     (train_prior if kind == "prior" else train_tokenizer)(load_settings(kind, None, settings))
 
@@ -123,6 +125,8 @@ PAIRS = {
     "tokenizer": ("tokenizer", TOKENIZER | {"dropout": 0.0, "loss_genes": 15}, {}),
     "prior": ("prior", CERTAIN, {}),
     "prior fsdp": ("prior", CERTAIN, FSDP),
+    "prior compiled": ("prior", CERTAIN, {}),
+    "prior compiled fsdp": ("prior", CERTAIN, FSDP),
 }
 
 
@@ -134,7 +138,9 @@ def compare_ranks(dataset, folder, pair):
         values |= {"tokenizer": f"{folder}/tokenizer whole"}
     runs = [f"{folder}/{pair} on {world}" for world in (1, 2)]
     codes = fork_ranks(1, {}, train, output_dir=runs[0], batch_size=32, **values)
-    codes += fork_ranks(2, environment, train, output_dir=runs[1], batch_size=16, **values)
+    codes += fork_ranks(
+        2, environment, train, output_dir=runs[1], batch_size=16, compile="compiled" in pair, **values
+    )
     if any(codes):
         return {"codes": codes, "losses": None, "weights": None}
     one, two = (load_file(f"{run}/model.safetensors") for run in runs)

@@ -124,7 +124,7 @@ def test_one_rank_of_two_that_gets_sigterm_ends_both_in_order(tormented, moment,
     assert results["told"][moment] == {"codes": [30, 30], "reached": reached}, stderr[-3000:]  # SystemExit(0)
 
 
-@pytest.mark.parametrize("pair", ["tokenizer", "prior", "prior fsdp"])
+@pytest.mark.parametrize("pair", ["tokenizer", "prior", "prior fsdp", "prior compiled", "prior compiled fsdp"])
 def test_two_ranks_equal_one_with_twice_the_batch_in_both_stages(tormented, pair):
     """Split counts, drawn genes, left-out conditions and all, in float32: losses within 1e-5, weights within 1e-4."""
     results, stderr = tormented

@@ -42,8 +42,7 @@ class CodeWriter:
         self.products = [self._room_for(linears) for linears in _linears(prior)]
         self.tokens, self.places = (torch.empty_like(table) for table in _tables(prior))
         size = (2, n_cells * (1 + is_guided), attention.n_heads, n_codes, attention.head_width)
-        # zeros: where the position is a tensor, what is not yet written is read too, with weight 0
-        self.keys_values = [torch.zeros(size, dtype=self.precision, device=device) for _ in range(layers)]
+        self.keys_values = [torch.empty(size, dtype=self.precision, device=device) for _ in range(layers)]
         self.modulation = self.tokens.new_zeros(6 * layers + 2, n_modulations, self.width)
         self.codes = torch.full((n_codes + 1, n_cells), prior.config.bos_token_id, device=device)  # the first row stays
         self.uniform = torch.zeros(n_codes, n_cells, device=device)
@@ -87,10 +86,11 @@ class CodeWriter:
     def step(self, position: Position) -> None:
         """Write the codes at `position`, of which those before are written."""
         x = F.embedding(_row(self.codes, position), self.tokens) + _row(self.places, position)
-        logits = self._logits(x.repeat(1 + self.is_guided, 1), position).float()
         if self.is_guided:
-            conditional, null = logits.chunk(2)
+            conditional, null = self._logits(torch.cat([x, x]), position).float().chunk(2)
             logits = null + self.scale * (conditional - null)
+        else:
+            logits = self._logits(x, position).float()
         drawn = categorical((logits / self.temperature).softmax(-1), _row(self.uniform, position))
         if isinstance(position, int):
             self.codes[position + 1] = drawn
@@ -159,6 +159,8 @@ def _compiled(prior: Any, n_cells: int, is_guided: bool) -> tuple[CodeWriter, An
             return writer, step
     writer = CodeWriter(prior, n_cells, is_guided, n_cells * (1 + is_guided))
     own = [writer.tokens, writer.places, writer.modulation, writer.codes, writer.uniform, writer.scale]
+    for kept in writer.keys_values:
+        kept.zero_()  # where the position is a tensor, what is not yet written is read too, with weight 0
     for tensor in (*own, writer.temperature, *writer.keys_values, *(t for pair in writer.products for t in pair)):
         torch._dynamo.mark_static_address(tensor)  # a graph on a GPU may then write to it, and copies nothing
     mode = "reduce-overhead" if prior.device.type == "cuda" else "default"
