@@ -93,10 +93,16 @@ class TestCacheAndAttention:
 
     @pytest.mark.parametrize("bfloat16", [False, True])
     @pytest.mark.parametrize("at", [int, lambda position: torch.tensor([position])], ids=["number", "tensor"])
-    @pytest.mark.parametrize("intermediate_size", [24, 32], ids=["uneven", "in parts"])
-    def test_the_writer_equals_the_network(self, tiny_prior, bfloat16, at, intermediate_size):
+    @pytest.mark.parametrize("layout", ["uneven", "in parts", "as on a GPU"])
+    def test_the_writer_equals_the_network(self, tiny_prior, bfloat16, at, layout, monkeypatch):
         """Code by code, for conditions that differ; in bfloat16 as near as that format is."""
-        prior = tiny_prior(intermediate_size=intermediate_size)
+        prior = tiny_prior(intermediate_size=24 if layout == "uneven" else 32)
+        if layout == "as on a GPU":  # no product is taken in parts
+            room = CodeWriter._room_for
+            shape = lambda x: torch.empty(1, x.shape[1], x.shape[0] * x.shape[2], dtype=x.dtype)  # noqa: E731
+            monkeypatch.setattr(
+                CodeWriter, "_room_for", lambda own, linears: (room(own, linears)[0], shape(room(own, linears)[1]))
+            )
         prior = prior if bfloat16 else prior.double()
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             expected = prior(codes=CODES, **CONDITIONS).logits[..., :BOS]

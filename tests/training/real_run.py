@@ -138,9 +138,7 @@ def compare_ranks(dataset, folder, pair):
         values |= {"tokenizer": f"{folder}/tokenizer whole"}
     runs = [f"{folder}/{pair} on {world}" for world in (1, 2)]
     codes = fork_ranks(1, {}, train, output_dir=runs[0], batch_size=32, **values)
-    codes += fork_ranks(
-        2, environment, train, output_dir=runs[1], batch_size=16, compile="compiled" in pair, **values
-    )
+    codes += fork_ranks(2, environment, train, output_dir=runs[1], batch_size=16, compile="compiled" in pair, **values)
     if any(codes):
         return {"codes": codes, "losses": None, "weights": None}
     one, two = (load_file(f"{run}/model.safetensors") for run in runs)
