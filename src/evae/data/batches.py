@@ -26,7 +26,7 @@ from numpy.lib.stride_tricks import as_strided
 from evae.data.order import EpochOrder, Window
 from evae.data.row_groups import RowFormat, RowGroups, flat_values
 
-CACHED_VALUES = 1 << 16  # so many at a time stay in a core's cache until they are padded and converted
+LONG_ROW = 1_000  # values
 
 
 def window_tables(groups: RowGroups, order: EpochOrder, batch: int) -> Iterator[pa.Table]:
@@ -56,6 +56,15 @@ def _pieces(groups: RowGroups, order: EpochOrder, batch: int) -> Iterator[tuple[
                 yield f"{piece.shard}:{piece.row_group}", held[1].slice(piece.start, piece.stop - piece.start)
 
 
+def keep_freed_memory() -> None:
+    """Keep the C library from giving the memory of every batch back to the system.
+
+    Once a large array (a page short of 32 MiB, never touched) was freed, glibc serves arrays up to that size from
+    memory that it has already; page faults take a fifth of the loader's time otherwise. Elsewhere without effect.
+    """
+    np.empty((32 << 20) - 4096, np.uint8)
+
+
 def window_batches(
     table: pa.Table, window: Window, rows: RowFormat, first: int, batch_size: int
 ) -> Iterator[dict[str, torch.Tensor]]:
@@ -64,55 +73,71 @@ def window_batches(
     Args:
         table: the window's rows, lane after lane.
     """
-    n = table.num_rows
-    order = np.arange(n) if window.permutation is None else window.permutation
-    _, ends = flat_values(table["counts"], rows.count_dtype)
-    starts, sizes = ends[:-1], np.diff(ends)
-    widest = padded_width(sizes)
-    genes = overlapping(flat_values(table["genes"], rows.gene_dtype, tail=widest)[0], widest)
-    counts = overlapping(flat_values(table["counts"], rows.count_dtype, tail=widest)[0], widest)
+    order = np.arange(table.num_rows) if window.permutation is None else window.permutation
+    cells = CellRows(table, rows)
     labels = {f"{name}_ids": table[name].to_numpy() for name in ("perturbation", "cell_type")}
-    for start in range((first - window.first_batch) * batch_size, n, batch_size):
+    for start in range((first - window.first_batch) * batch_size, table.num_rows, batch_size):
         chosen = order[start : start + batch_size]
-        batch = {
-            **rectangles(genes, counts, starts[chosen], sizes[chosen]),
-            **{name: column[chosen] for name, column in labels.items()},
-        }
+        batch = {**cells.padded(chosen), **{name: column[chosen] for name, column in labels.items()}}
         yield {name: torch.from_numpy(column) for name, column in batch.items()}
+
+
+class CellRows:
+    """The expressed genes and counts of the cells of a table, laid out as rectangles on demand.
+
+    Long rows are copied one after another, from where they lie; short ones, for which the steps of such a loop would
+    take longest, in blocks.
+
+    Args:
+        table: the cells.
+        rows: what the rows are.
+    """
+
+    def __init__(self, table: pa.Table, rows: RowFormat):
+        columns = (("genes", rows.gene_dtype), ("counts", rows.count_dtype))
+        parts = [[flat_values(chunk, dtype) for chunk in table[name].chunks] for name, dtype in columns]
+        ends = [ends for _, ends in parts[1]]
+        self._sizes = np.concatenate([np.diff(e) for e in ends])
+        values = [[v for v, _ in part] for part in parts]
+        if self._sizes.mean() < LONG_ROW:
+            widest = padded_width(self._sizes)
+            joined = [np.concatenate([*v, np.zeros(widest, v[0].dtype)]) for v in values]
+            self._blocks = [as_strided(v, (len(v) - widest + 1, widest), v.strides * 2) for v in joined]
+            self._starts = np.cumsum(self._sizes) - self._sizes
+            self._copy = self._copy_blocks
+        else:
+            self._parts = list(zip(*values, strict=True))
+            self._part = np.repeat(np.arange(len(ends)), [len(e) - 1 for e in ends])
+            self._starts = np.concatenate([e[:-1] for e in ends])
+            self._copy = self._copy_rows
+
+    def padded(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
+        """`gene_ids`, `counts`, `library_size` of a sparse batch of the chosen cells."""
+        shape = len(chosen), padded_width(self._sizes[chosen])
+        genes, counts = np.empty(shape, np.int32), np.empty(shape, np.float32)
+        self._copy(chosen, genes, counts)
+        return {"gene_ids": genes, "counts": counts, "library_size": counts.sum(1)}  # exact below 2^24 counts a cell
+
+    def _copy_rows(self, chosen: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> None:
+        places = (column[chosen].tolist() for column in (self._part, self._starts, self._sizes))
+        for own_genes, own_counts, part, start, size in zip(genes, counts, *places, strict=True):
+            stored_genes, stored_counts = self._parts[part]
+            own_genes[:size] = stored_genes[start : start + size]
+            own_genes[size:] = 0
+            own_counts[:size] = stored_counts[start : start + size]
+            own_counts[size:] = 0
+
+    def _copy_blocks(self, chosen: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> None:
+        width = genes.shape[1]
+        columns = np.arange(width, dtype=np.min_scalar_type(width))  # numbers of few bytes are compared faster
+        inside = columns < self._sizes[chosen].astype(columns.dtype)[:, None]
+        for target, blocks in zip((genes, counts), self._blocks, strict=True):
+            # whatever follows a row is copied along and then erased
+            block = blocks[:, :width][self._starts[chosen]]
+            block *= inside
+            target[...] = block
 
 
 def padded_width(sizes: np.ndarray) -> int:
     """The width of a batch of rows of these sizes."""
     return max(8, -(-int(sizes.max(initial=0)) // 8) * 8)
-
-
-def overlapping(values: np.ndarray, width: int) -> np.ndarray:
-    """A view (values - width + 1, width) whose row i is values[i : i + width]."""
-    return as_strided(values, (len(values) - width + 1, width), values.strides * 2)
-
-
-def rectangles(genes: np.ndarray, counts: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
-    """Rows of different lengths as rectangles, zeros behind the end of each.
-
-    Args:
-        genes, counts: views as `overlapping` makes them of the values of all rows end to end.
-        starts, sizes: (cells,), where the rows begin in the values, and how long they are.
-
-    Returns:
-        `gene_ids`, `counts`, `library_size` of a sparse batch.
-    """
-    width = padded_width(sizes)
-    padded = np.empty((len(sizes), width), np.int32), np.empty((len(sizes), width), np.float32)
-    library_size = np.empty(len(sizes), np.float32)  # exact below 2^24 counts a cell
-    columns = np.arange(width, dtype=np.min_scalar_type(width))  # numbers of few bytes are compared faster
-    lengths = sizes.astype(columns.dtype)[:, None]
-    step = max(1, CACHED_VALUES // width)
-    for rows in (slice(first, first + step) for first in range(0, len(sizes), step)):
-        inside = columns < lengths[rows]
-        for target, source in zip(padded, (genes, counts), strict=True):
-            # whatever follows a row is copied along and then erased: one copy of memory a row, at any length
-            block = source[:, :width][starts[rows]]
-            block *= inside
-            target[rows] = block
-        padded[1][rows].sum(1, out=library_size[rows])
-    return {"gene_ids": padded[0], "counts": padded[1], "library_size": library_size}

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from evae.data.batches import window_batches, window_tables
+from evae.data.batches import keep_freed_memory, window_batches, window_tables
 from evae.data.card import FORMAT_VERSION, panel_digest
 from evae.data.order import BatchOrder
 from evae.data.prefetch import ahead
@@ -21,7 +21,7 @@ from evae.models.contract_evae import EvaeError, near_matches
 
 SparseBatch = dict[str, torch.Tensor]
 WINDOW_ROWS = 8192
-ROOM = 256 << 20  # bytes of decoded cells that a loader keeps
+ROOM = 512 << 20  # bytes of decoded cells that a loader keeps
 
 
 def resolve_dataset(path_or_id: str | Path, split: str | None = None) -> Path:
@@ -255,6 +255,7 @@ class CellLoader:
 
     def _batches(self, epoch: int, batch: int) -> Iterator[tuple[tuple[int, int], SparseBatch]]:
         """Pairs of the state after a batch and the batch."""
+        keep_freed_memory()
         rows = row_format(self.info)
         while self.epochs is None or epoch < self.epochs:
             order = self._order.epoch(epoch)

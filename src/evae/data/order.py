@@ -12,6 +12,7 @@ one does.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -60,11 +61,11 @@ class BatchOrder:
     drop_last: bool
     window_rows: int
 
-    @property
+    @cached_property
     def n_cells(self) -> int:
         return sum(rows for _, rows in self.shards)
 
-    @property
+    @cached_property
     def n_lanes(self) -> int:
         """Lanes of all ranks together."""
         common = math.gcd(self.world_size * self.batch_size, MOST_LANES)
@@ -99,7 +100,7 @@ class BatchOrder:
             return lane * each, (lane + 1) * each
         return lane * n // self.n_lanes, (lane + 1) * n // self.n_lanes
 
-    @property
+    @cached_property
     def n_batches(self) -> int:
         start, stop = self.share(self.own_lanes[0])
         rows = stop - start

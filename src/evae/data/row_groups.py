@@ -139,23 +139,15 @@ def _check_rows(table: pa.Table, rows: RowFormat, first: int, path: Path) -> Non
             )
 
 
-def flat_values(column: pa.ChunkedArray, dtype: np.dtype, tail: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def flat_values(column: pa.Array | pa.ChunkedArray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """The values of a binary column end to end, and where each row begins (rows + 1,), in values.
 
-    Args:
-        dtype: of the values.
-        tail: zeros to append; without them and with one chunk the values are not copied.
+    One chunk is not copied.
     """
-    parts = [_chunk_values(chunk, dtype) for chunk in column.chunks]
-    sizes = [np.diff(ends) for _, ends in parts]
-    ends = np.concatenate([np.zeros(1, np.int64), *sizes]).cumsum()
-    values = [part for part, _ in parts] + [np.zeros(tail, dtype)] * (tail > 0 or not parts)
-    return values[0] if len(values) == 1 else np.concatenate(values), ends
-
-
-def _chunk_values(array: pa.Array, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    _, offsets, data = array.buffers()
-    ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1].astype(np.int64)
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks) if column.num_chunks != 1 else column.chunk(0)
+    _, offsets, data = column.buffers()
+    ends = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1].astype(np.int64)
     if data is None or ends[-1] == ends[0]:
         return np.empty(0, dtype), np.zeros(len(ends), np.int64)
     sizes = ends - ends[0]
