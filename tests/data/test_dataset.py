@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import evae.data.dataset as module
+from evae.data import batches
 from evae.data.anndata_io import read_split
 from evae.data.dataset import CellLoader, DatasetInfo, resolve_dataset
 from evae.data.prepare import prepare_dataset
@@ -52,7 +53,10 @@ def _stored(folder, split) -> list[tuple]:
     ]
 
 
-def test_a_sparse_batch_is_what_the_cells_are(folder):
+@pytest.mark.parametrize("long_row", [0, 1_000])
+def test_a_sparse_batch_is_what_the_cells_are(folder, monkeypatch, long_row):
+    """Copied row by row as where many genes are expressed, or in blocks."""
+    monkeypatch.setattr(batches, "LONG_ROW", long_row)
     cells = read_split(folder, "train")
     start = 0
     for batch in CellLoader(folder, batch_size=100, shuffle=False, epochs=1, drop_last=False):

@@ -202,11 +202,13 @@ class TestBuckets:
         assert len(sizes) > 8
         assert max(sizes) <= coders_evae.BUCKET_TOKENS
 
-    def test_pairs_stand_for_all_entries(self, many, as_gene_lists):
+    @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+    def test_pairs_stand_for_all_entries(self, many, as_gene_lists, dtype):
         counts, genes = as_gene_lists(many)
+        genes = genes.to(dtype)
         (pair_genes, pair_counts), place = distinct_pairs(counts, genes)
         assert torch.equal(pair_counts[place], counts)
-        assert torch.equal(pair_genes[place][counts > 0], genes[counts > 0])
+        assert torch.equal(pair_genes[place][counts > 0], genes[counts > 0].long())
         pairs = set(zip(pair_genes.tolist(), pair_counts.tolist(), strict=True))
         assert len(pairs) == len(pair_genes) < (counts > 0).sum()
         assert pair_counts[0] == 0
