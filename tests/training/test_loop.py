@@ -208,7 +208,7 @@ def test_no_number_stops_the_run_and_saves_the_batch(toy, tmp_path):
     with pytest.raises(EvaeError, match=r"the loss became NaN or infinite at step 3; .*step 2") as caught:
         toy.run_toy(output_dir=tmp_path, bad_row=9, **SMALL | {"log_every": 6, "save_every": 2, "eval_every": 6})
     assert "\n" not in str(caught.value)
-    (file,) = tmp_path.glob("nonfinite-*")
+    (file,) = tmp_path.glob("nonfinite-*.safetensors")
     assert file.name == "nonfinite-step-00000003-rank-00000.safetensors"
     assert load_file(file)["part0/row"].tolist() == [8, 9, 10, 11]
     assert list_checkpoints(tmp_path / "checkpoints") == [2]

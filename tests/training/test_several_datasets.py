@@ -1,10 +1,15 @@
 """Both stages over two datasets with weights."""
 
+import json
+
+import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
+from evae.data.dataset import DatasetInfo
 from evae.data.prepare import prepare_dataset
 from evae.data.simulate import simulate_perturb_seq
+from evae.data.sources import Sources
 from evae.models import EvaeARForCausalLM, EvaeProcessor
 from evae.models.contract_evae import EvaeError
 from evae.training import loop
@@ -77,6 +82,54 @@ def test_weights_are_a_setting_of_the_run(datasets, tmp_path):
     changed = {"model": TOKENIZER, "max_steps": 2, "dataset_weights": [1, 1], "resume": True}
     with pytest.raises(EvaeError, match=r"dataset_weights was \[2.0, 1.0\] and is \[1.0, 1.0\]"):
         train_tokenizer(settings("tokenizer", tmp_path / "run", datasets, **changed))
+
+
+@pytest.mark.parametrize(("kind", "several"), [("tokenizer", True), ("prior", True), ("tokenizer", False)])
+def test_a_loss_that_is_no_number_names_its_cells(datasets, tmp_path, monkeypatch, kind, several):
+    """The named row of the named file holds the very cell that was saved."""
+    given = datasets if several else datasets[0]
+    more = {"model": TOKENIZER, "gradient_accumulation_steps": 2} | ({} if several else {"dataset_weights": []})
+    if kind == "prior":
+        run = train_tokenizer(settings("tokenizer", tmp_path / "t", datasets, model=TOKENIZER, max_steps=2))
+        more |= {"model": PRIOR, "tokenizer": run, "thinned_copies": 1}
+    whole = loop.build_optimizer
+
+    def broken(model, *args):
+        optimizer, calls = whole(model, *args), []
+
+        def break_after(*ignored):
+            calls.append(0)
+            if len(calls) == 6:  # so that the seventh step has no number; the log looks at the eighth
+                next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
+
+        optimizer.register_step_post_hook(break_after)
+        return optimizer
+
+    monkeypatch.setattr(loop, "build_optimizer", broken)
+    train = train_tokenizer if kind == "tokenizer" else train_prior
+    with pytest.raises(EvaeError, match=r"its cells are named in .*00000007-rank-00000.json"):
+        train(settings(kind, tmp_path / "run", given, **more))
+    (path,) = (tmp_path / "run").glob("nonfinite-*.json")
+    saved, named = load_file(path.with_suffix(".safetensors")), json.loads(path.read_text())
+    united = Sources(given if several else [given], [2, 1] if several else []).info
+    for part, cells in named.items():
+        columns = (saved[f"{part}/{name}"] for name in ("perturbation_ids", "cell_type_ids", "library_size"))
+        assert len({cell["file"].rsplit("/data/")[0] for cell in cells}) == (2 if several else 1)
+        for cell, perturbation, kind_id, size in zip(cells, *columns, strict=True):
+            row = pq.read_table(cell["file"]).slice(cell["row"], 1).to_pylist()[0]
+            own = DatasetInfo.load(cell["file"].rsplit("/data/")[0])
+            assert row["cell_id"] == cell["cell"]
+            assert own.perturbations[row["perturbation"]] == united.perturbations[int(perturbation)]
+            assert own.cell_types[row["cell_type"]] == united.cell_types[int(kind_id)]
+            assert row["library_size"] == int(size)  # over all genes, which here are the panel
+
+
+def test_the_order_of_the_datasets_stays(datasets, tmp_path):
+    train_tokenizer(settings("tokenizer", tmp_path / "run", datasets, model=TOKENIZER, max_steps=2))
+    (tmp_path / "run" / "model.safetensors").unlink()
+    swapped = settings("tokenizer", tmp_path / "run", datasets[::-1], model=TOKENIZER, max_steps=2, resume=True)
+    with pytest.raises(EvaeError, match="the dataset or the tokenizer is not the one"):
+        train_tokenizer(swapped)
 
 
 @pytest.mark.parametrize(("values", "message"), [("[a, 3]", "dataset is 3; give text"), ("7", "dataset is 7")])

@@ -77,6 +77,10 @@ class Sources:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def order(self) -> list[Any]:
+        """What tells several datasets apart, in their order; nothing of one alone."""
+        return [[i.n_cells, i.perturbations, i.cell_types] for i in self.infos] if len(self) > 1 else []
+
     def quotas(self, n_cells: int, setting: str = "batch_size") -> list[int]:
         """`n_cells`, the value of a setting, divided among the datasets, the largest remainders rounded up.
 

@@ -196,9 +196,11 @@ class _Loop:
         if len(bad):
             first = int(bad[0])
             step = self.now.step - len(self.pending) + first + 1
+            ago = (len(self.pending) - first) * self.settings.gradient_accumulation_steps
             save_offending_batches(
-                self.run, self.accelerator, step, table[:, first, 0], self.pending[first][2], self.settings
-            )
+                self.run, self.accelerator, step, table[:, first, 0], self.pending[first][2], self.settings,
+                lambda part: self.stage.named_cells(self.now.batches, ago - part),
+            )  # fmt: skip
         elapsed = max(time.monotonic() - self.since, 1e-9)
         cells = sum(len(next(iter(b.values()))) for _, _, seen in self.pending for b in seen)
         line = {

@@ -1,6 +1,7 @@
 """Stage 2: train a prior over the codes of a frozen tokenizer, conditioned on perturbation and cell type."""
 
 import hashlib
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from evae.training.stage import Stage
 from evae.training.stopping import Ask, asking, leaving_together
 from evae.training.tokenizer import fingerprint, make_processor, save_with_processor, say_finished
 from evae.training.validation import Batch, take_cells
+from evae.training.whereabouts import named_cells
 
 PRIORS: dict[str, tuple[Any, Any]] = {
     "evae_ar": (EvaeARConfig, EvaeARForCausalLM),
@@ -113,7 +115,8 @@ def _train_on(
         inputs=(prior.training_input, "perturbation_ids", cell_type, "library_size"),
         validation=validation_codes(cells["validation"], sources, settings),
         save=lambda trained, folder: save_with_processor(trained, folder, processor),
-        fingerprint=fingerprint(info, weights_digest(tokenizer), *vocabulary.digest()),
+        fingerprint=fingerprint(info, weights_digest(tokenizer), *vocabulary.digest(), *sources.order()),
+        named_cells=partial(named_cells, sources),
     )
     batches = training_codes(cells["train"], sources, settings, accelerator)
     return train(prior, batches, settings, accelerator=accelerator, run=run, stage=stage)

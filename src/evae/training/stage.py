@@ -37,6 +37,7 @@ class Stage:
         tally: what to sum over validation batches.
         summarise: the sums -> metrics; `loss` among them decides which checkpoint is best.
         fingerprint: of the data and of frozen weights; a run resumes only with the same one.
+        named_cells: which cells a source handed out so many batches ago.
     """
 
     title: str
@@ -46,3 +47,4 @@ class Stage:
     tally: Tally = tally_loss
     summarise: Callable[[dict[str, Tensor]], dict[str, float]] = mean_loss
     fingerprint: str = ""
+    named_cells: Callable[[Any, int], list[dict[str, Any]]] = lambda batches, ago: []

@@ -7,6 +7,7 @@ no number leaves the cells that caused it and a message that says what to do.
 """
 
 import contextlib
+import json
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,11 +35,12 @@ def save_offending_batches(
     losses: Tensor,
     batches: Sequence[Batch],
     settings: Settings,
+    name_cells: Callable[[int], list[dict[str, Any]]],
 ) -> NoReturn:
     """Save this rank's batches of the step if its loss is no number, or if every loss is one; then raise.
 
     The file `nonfinite-step-*-rank-*.safetensors` holds "part0/counts", "part0/gene_ids" and so on: one
-    part for every forward pass of the step.
+    part for every forward pass of the step. The JSON file beside it names the cells: file, row in it, name.
 
     Args:
         run: where the file goes.
@@ -47,6 +49,7 @@ def save_offending_batches(
         losses: the loss of every rank in this step, (ranks,).
         batches: this rank's batches in this step.
         settings: named in the message.
+        name_cells: says which cells were in the batch of a forward pass.
 
     Raises:
         EvaeError: always.
@@ -55,15 +58,17 @@ def save_offending_batches(
     if not loss_is_bad or not bool(losses[accelerator.process_index].isfinite()):
         path = run.path / f"nonfinite-step-{step:08d}-rank-{accelerator.process_index:05d}.safetensors"
         save_file({f"part{i}/{k}": t.contiguous() for i, b in enumerate(batches) for k, t in b.items()}, path)
+        named = {f"part{i}": name_cells(i) for i in range(len(batches))}
+        path.with_suffix(".json").write_text(json.dumps(named, indent=1))
     accelerator.wait_for_everyone()
     files = ", ".join(str(p) for p in sorted(run.path.glob(f"nonfinite-step-{step:08d}-*")))
     what = "the loss" if loss_is_bad else "the gradient"
     last = run.latest_checkpoint()
     since = f"resume=true goes on from step {last}" if last else "no checkpoint was written yet"
     raise EvaeError(
-        f"{what} became NaN or infinite at step {step}; its batch is saved in {files}; look at those cells, "
-        "or start "
-        f"anew with a lower learning_rate (now {settings.learning_rate:g}) or mixed_precision=no ({since})."
+        f"{what} became NaN or infinite at step {step}; its batch is saved and its cells are named in {files}; look at "
+        f"those cells, or start anew with a lower learning_rate (now {settings.learning_rate:g}) or "
+        f"mixed_precision=no ({since})."
     )
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from evae.training.setup import make_accelerator
 from evae.training.stage import Stage
 from evae.training.stopping import Ask, leaving_together
 from evae.training.validation import Batch, Tally, codebook_statistics, mean_loss, take_cells, tally_loss
+from evae.training.whereabouts import named_cells
 
 INPUTS = ("counts", "gene_ids", "library_size")
 FROM_DATASET = ("n_genes", "median_library_size")
@@ -73,7 +75,8 @@ def _train_on(
         save=lambda trained, folder: save_with_processor(trained, folder, make_processor(info)),
         tally=tally_codes(model.config.codebook_size if model.config.quantizer == "fsq" else None),
         summarise=summarise_codes,
-        fingerprint=fingerprint(info),
+        fingerprint=fingerprint(info, *sources.order()),
+        named_cells=partial(named_cells, sources),
     )
     ask()
     return train(model, loader, settings, accelerator=accelerator, run=run, stage=stage)
@@ -109,7 +112,8 @@ def tally_codes(codebook_size: int | None) -> Tally:
         sums = tally_loss(output, batch)
         sums["reconstruction_loss"] = output.reconstruction_loss.detach().double().cpu() * sums["cells"]
         if codebook_size is not None:
-            sums["code_counts"] = torch.bincount(output.codes.flatten(), minlength=codebook_size).double()
+            codes = output.codes.flatten().clamp_min(0)  # of weights that are no numbers, of which the next step tells
+            sums["code_counts"] = torch.bincount(codes, minlength=codebook_size).double()
         return sums
 
     return tally
@@ -145,7 +149,7 @@ def make_processor(info: DatasetInfo, units: Sequence[str] | None = None) -> Eva
     )
 
 
-def fingerprint(info: DatasetInfo, *more: str) -> str:
+def fingerprint(info: DatasetInfo, *more: Any) -> str:
     """What must stay the same for a run to be resumed: panel, vocabularies, numbers of cells, and `more`."""
     content = [info.genes, info.perturbations, info.cell_types, info.control, info.n_cells, more]
     text = json.dumps(content, default=list, sort_keys=True)
