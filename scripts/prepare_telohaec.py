@@ -10,6 +10,7 @@ cell type, and `gene_target`, with the controls `SAFE_TARGET`, taken as the cont
 like the others here.
 """
 
+import argparse
 import sys
 
 from evae.data.published import RemoteFile, published_main
@@ -18,11 +19,12 @@ OPTIONS = {"perturbation_key": "gene_target", "cell_type_key": "condition", "con
 
 
 def main(argv: list[str]) -> None:
-    if "--url" not in argv[:-1]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--url")
+    given, rest = parser.parse_known_args(argv)
+    if not given.url and not {"-h", "--help"} & set(rest):
         raise SystemExit("error: give the address of the file with --url")
-    at = argv.index("--url")
-    file = RemoteFile("telohaec.h5ad", argv[at + 1])
-    published_main([file], __doc__, "all", argv[:at] + argv[at + 2 :], **OPTIONS)
+    published_main([RemoteFile("telohaec.h5ad", given.url)], __doc__, "all", rest, **OPTIONS)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,33 @@ def test_what_is_not_the_published_file_is_refused(server, tmp_path):
         fetch(replace(file, name="c"), tmp_path, Bar(None))
 
 
+def test_a_full_disk_is_not_taken_for_the_network(server, tmp_path, monkeypatch):
+    server.files["/a"] = b"cells"
+    file = RemoteFile("a", f"{server.address}/a")
+
+    def full(self, *args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", full)
+        with pytest.raises(EvaeError, match=r"cannot write .*a\.part .*free space there"):
+            fetch(file, tmp_path, Bar(None))
+    assert fetch(file, tmp_path, Bar(None)).read_bytes() == b"cells"
+
+
+@pytest.mark.parametrize("name", ["replogle", "parse1m", "telohaec"])
+def test_help_tells_what_is_relied_on(name, capsys):
+    script = _script(f"prepare_{name}")
+    with pytest.raises(SystemExit) as ended:
+        script.main(["--help"]) if name == "telohaec" else published.published_main(
+            script.FILES, script.__doc__, argv=["--help"], **script.OPTIONS
+        )
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "Schema relied on" in said
+    assert f"    python scripts/prepare_{name}.py" in said  # laid out as written
+
+
 def _serve(server, name: str, counts: np.ndarray, obs: pd.DataFrame, var: pd.DataFrame, folder: Path) -> str:
     cells = ad.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs, var=var)
     cells.write_h5ad(folder / name)

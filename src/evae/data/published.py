@@ -5,6 +5,7 @@ the published ones where these are known, and else stored beside it in `NAME.jso
 """
 
 import argparse
+import errno
 import hashlib
 import json
 import time
@@ -95,8 +96,12 @@ def _fetch_rest(file: RemoteFile, part: Path, size: int | None, bar: Bar) -> Non
                 raise EvaeError(
                     f"{file.url} answers {error.code} ({error.reason}); fetch {part.stem} by hand."
                 ) from error
-        except (OSError, HTTPException):
-            pass
+        except (OSError, HTTPException) as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+                raise EvaeError(
+                    f"cannot write {part} ({error}); free space there, or give another --downloads, and run it again, "
+                    "it goes on from there."
+                ) from error
         grown = part.is_file() and part.stat().st_size > done
         failures = 0 if grown else failures + 1
         if failures == ATTEMPTS:
@@ -149,11 +154,11 @@ def published_main(
     files: list[RemoteFile], title: str, genes: str = "hvg:2000", argv: list[str] | None = None, **options: Any
 ) -> Path:
     """The command line that the scripts of the published sets share."""
-    parser = argparse.ArgumentParser(description=title)
+    parser = argparse.ArgumentParser(description=title, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="dataset folder to make")
     parser.add_argument("--downloads", type=Path, default=Path("downloads"), help="where the files are kept")
     parser.add_argument("--genes", default=genes, help="all, hvg:N or a panel file (default: %(default)s)")
-    parser.add_argument("--split", type=Path, help="what to hold out")
+    parser.add_argument("--split", type=Path, help="what to hold out: a JSON file; nothing if left out")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     args = parser.parse_args(argv)
     try:
