@@ -57,6 +57,8 @@ def test_guidance_has_a_graph_of_its_own(graphs, tiny_prior):
             options = {"n": n, "guidance_scale": scale}
             assert torch.equal(draw(prior, **options, compile=True), draw(prior, **options))
     assert graphs() == 1
+    assert torch.equal(draw(prior, compile=True), draw(prior))
+    assert graphs() == 2
 
 
 def test_under_autocast_and_in_other_precisions(graphs, tiny_prior):
