@@ -90,7 +90,7 @@ def test_a_full_disk_leaves_what_is_done(h5ad, tmp_path, keys, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr("evae.data.prepare.dataset_card", fail)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(EvaeError, match=r"the disk of .*out.partial is full .* give the same command again"):
             prepare_dataset(h5ad, tmp_path / "out", **keys)
     monkeypatch.setattr(convert, "_gather", fail)  # every shard is there
     assert len(list(prepare_dataset(h5ad, tmp_path / "out", **keys).glob("data/*"))) == 16

@@ -4,6 +4,7 @@ A conversion that was killed is gone on with when the same job is started again:
 of change) with the same settings. Pieces of work are files in this folder that appear whole or not at all.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -62,6 +63,13 @@ def partial_folder(out: Path, job: dict[str, Any]) -> Iterator[Path]:
         except EvaeError:
             shutil.rmtree(partial)
             raise
+        except OSError as error:
+            if error.errno != errno.ENOSPC and os.strerror(errno.ENOSPC) not in str(error):
+                raise
+            raise EvaeError(
+                f"the disk of {partial} is full ({error}); free space there and give the same command again, it goes "
+                "on where it stopped."
+            ) from error
         (partial / JOB).unlink()
         if out.exists():
             out.rmdir()
