@@ -48,6 +48,19 @@ def test_rows_that_the_vocabularies_do_not_cover_are_named(folder, tmp_path, nam
     assert int(found[3]) in (genes if name == "genes" else table["perturbation"].to_numpy())
 
 
+@pytest.mark.parametrize("window_rows", [64, 8192])
+def test_a_shard_of_fewer_rows_than_stated_is_named(folder, tmp_path, monkeypatch, window_rows):
+    """Also where a window holds the first rows only, which are there."""
+    monkeypatch.setattr("evae.data.dataset.WINDOW_ROWS", window_rows)
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    shard = copy / "data" / "train-00002-of-00008.parquet"
+    table = pq.read_table(shard)
+    pq.write_table(table.slice(0, len(table) - 5), shard)
+    stated = rf"row group 0 of \S+{shard.name} has {len(table) - 5} rows, not {len(table)};"
+    with pytest.raises(EvaeError, match=stated):
+        list(CellLoader(copy, batch_size=16, epochs=1))
+
+
 @pytest.mark.parametrize("value", [0, 255])
 def test_a_count_that_cannot_be_is_named_with_its_row(folder, tmp_path, value):
     """A count of zero, or one above the largest that dataset.json states."""

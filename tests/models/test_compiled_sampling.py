@@ -50,6 +50,29 @@ def test_codes_of_any_batch_come_from_one_graph(graphs, tiny_prior):
     assert graphs() == 1
 
 
+@pytest.mark.parametrize("n_latents", [1, 6])
+def test_codes_drawn_stay_when_more_are_drawn(graphs, tiny_prior, n_latents):
+    prior = tiny_prior(tokenizer={"n_latents": n_latents})
+    for n in (1, 5):
+        codes = draw(prior, n, compile=True)
+        expected = codes.clone()
+        for first in (10, 20, 30):
+            draw(prior, n, first, compile=True)
+        assert torch.equal(codes, expected)
+
+
+def test_weights_that_are_no_numbers_leave_no_trace(graphs, tiny_prior):
+    prior = tiny_prior()
+    weight = prior.blocks[0].attention.v_proj.weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        draw(prior, compile=True)
+        weight.fill_(float("nan"))
+        draw(prior, compile=True)
+        weight.copy_(before)
+    assert torch.equal(draw(prior, compile=True), draw(prior))
+
+
 def test_guidance_has_a_graph_of_its_own(graphs, tiny_prior):
     prior = tiny_prior()
     for n in (5, 3):

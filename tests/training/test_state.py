@@ -73,6 +73,7 @@ def test_other_names_are_refused():
 
 def test_decay_falls_on_matrices_only():
     model = Model(0)
+    model.gene_offsets = torch.nn.Parameter(torch.ones(3, 2))  # a bias for every gene
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = build_optimizer(model, 0.1, 0.5)
     for p in model.parameters():

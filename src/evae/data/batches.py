@@ -49,7 +49,7 @@ def _pieces(groups: RowGroups, order: EpochOrder, batch: int) -> Iterator[tuple[
             for piece in pieces:
                 place, held = (piece.shard, piece.row_group), current[lane]
                 if held is None or held[0] != place:
-                    held = current[lane] = place, groups.read(*place, piece.stop)
+                    held = current[lane] = place, groups.read(*place, piece.rows)
                 if piece.shard == next(iter(upcoming[lane]), None):
                     upcoming[lane].pop(0)
                     groups.store.expect(next(iter(upcoming[lane]), None))

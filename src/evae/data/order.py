@@ -19,12 +19,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of rows inside one row group of one shard."""
+    """A run of rows inside one row group of one shard, which has `rows` rows."""
 
     shard: str
     row_group: int
     start: int
     stop: int
+    rows: int
 
 
 MOST_LANES = 8
@@ -134,7 +135,7 @@ class EpochOrder:
             groups = rng.permutation(len(starts)) if order.shuffle else range(len(starts))
             for g in groups:
                 size = min(order.row_group_rows, rows - int(g) * order.row_group_rows)
-                self._groups.append(Piece(name, int(g), 0, size))
+                self._groups.append(Piece(name, int(g), 0, size, size))
         self._ends = np.cumsum([p.stop for p in self._groups])
 
     @property
@@ -185,6 +186,6 @@ class EpochOrder:
             group = self._groups[g]
             offset = int(self._ends[g]) - group.stop
             end = min(stop, int(self._ends[g]))
-            pieces.append(Piece(group.shard, group.row_group, start - offset, end - offset))
+            pieces.append(Piece(group.shard, group.row_group, start - offset, end - offset, group.rows))
             start, g = end, g + 1
         return pieces

@@ -61,7 +61,7 @@ class RowGroups:
         """The columns COLUMNS of a row group.
 
         Args:
-            rows: how many it must have at least.
+            rows: how many it must have.
 
         Raises:
             EvaeError: it cannot be read, or is not what the dataset says; names the file, and the row if there is one.
@@ -74,7 +74,7 @@ class RowGroups:
                 if table.nbytes <= self._room:
                     self._kept[place] = table
                     self._room -= table.nbytes
-        if table.num_rows < rows:
+        if table.num_rows != rows:
             raise EvaeError(f"{self._name(*place)} has {table.num_rows} rows, not {rows}; {MEND}")
         return table
 
@@ -98,7 +98,7 @@ class RowGroups:
         """A shard, kept open: its footer holds the vocabularies, which take long to read."""
         if shard not in self._files:
             path = self.store.path(shard)
-            file = pq.ParquetFile(path, memory_map=True)
+            file = pq.ParquetFile(path)
             panel = (file.schema_arrow.metadata or {}).get(PANEL_KEY, self._format.panel.encode()).decode()
             if panel != self._format.panel:
                 raise EvaeError(f"{path} holds cells over another gene panel than its dataset; {MEND}")

@@ -134,10 +134,12 @@ def write_codes(
         with torch.inference_mode(False), torch.no_grad():  # memory that outlives the caller's mode
             writer, step = _compiled(prior, n_cells, is_guided)
             writer.begin(prior, modulation, uniform, scale, temperature)
+            for kept in writer.keys_values:
+                kept.zero_()  # what is not yet written is read too, with weight 0, which NaN would survive
             at = torch.zeros(1, dtype=torch.long, device=prior.device)
             for position in range(prior.n_codes):
                 step(at.fill_(position))
-            return writer.codes[1:, :n_cells].T.contiguous()
+            return writer.codes[1:, :n_cells].T.clone(memory_format=torch.contiguous_format)  # no view: it is reused
     writer = CodeWriter(prior, n_cells, is_guided, len(modulation))
     writer.begin(prior, modulation, uniform, scale, temperature)
     for position in range(prior.n_codes):
@@ -159,8 +161,6 @@ def _compiled(prior: Any, n_cells: int, is_guided: bool) -> tuple[CodeWriter, An
             return writer, step
     writer = CodeWriter(prior, n_cells, is_guided, n_cells * (1 + is_guided))
     own = [writer.tokens, writer.places, writer.modulation, writer.codes, writer.uniform, writer.scale]
-    for kept in writer.keys_values:
-        kept.zero_()  # where the position is a tensor, what is not yet written is read too, with weight 0
     for tensor in (*own, writer.temperature, *writer.keys_values, *(t for pair in writer.products for t in pair)):
         torch._dynamo.mark_static_address(tensor)  # a graph on a GPU may then write to it, and copies nothing
     mode = "reduce-overhead" if prior.device.type == "cuda" else "default"

@@ -147,7 +147,7 @@ class EvaeDecoder(nn.Module):
         self.from_latent = nn.Linear(config.latent_width, width)
         self.positions = nn.Parameter(torch.empty(config.n_latents, width))
         n_context = config.decoder_context_width
-        self.context = nn.Linear(n_context, width) if n_context else None
+        self.context_to_memory = nn.Linear(n_context, width) if n_context else None
         self.gene_queries = nn.Parameter(torch.empty(config.n_genes, width))
         self.layers = nn.ModuleList(
             [CrossBlock(config, config.decoder_self_attention) for _ in range(config.decoder_layers)]
@@ -174,8 +174,8 @@ class EvaeDecoder(nn.Module):
         """`latents` (cells, latents, latent_width), `context` (cells, decoder_context_width); `genes`, int64 (some,),
         are the genes to decode, all if None."""
         memory = self.from_latent(latents) + self.positions
-        if self.context is not None:  # in every token: as one more among many it would drown
-            memory = memory + self.context(context).unsqueeze(1)
+        if self.context_to_memory is not None:  # in every token: as one more among many it would drown
+            memory = memory + self.context_to_memory(context).unsqueeze(1)
         queries = self.gene_queries if genes is None else self.gene_queries.index_select(0, genes)
         features = queries.unsqueeze(0)
         for layer in self.layers:

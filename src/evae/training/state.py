@@ -75,6 +75,7 @@ def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float)
     regularises nothing.
     """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    tables |= {id(p) for name, p in model.named_parameters() if name.endswith("gene_offsets")}  # biases by gene
     parameters = list(trainable(model).values())
     decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in tables]
     plain = [p for p in parameters if p.ndim < 2 or id(p) in tables]
