@@ -32,6 +32,8 @@ import evae
 from evae.cli import main
 from evae.data.prepare import prepare_dataset
 from evae.data.simulate import simulate_perturb_seq
+from evae.models.contract_evae import EvaeError
+from evae.models.prior_evae import check_compiler
 from evae.training.prior import train_prior
 from evae.training.settings import load_settings
 from evae.training.tokenizer import train_tokenizer
@@ -54,6 +56,15 @@ def threads_stay() -> Iterator[None]:
     """UMAP leaves OpenMP, and so torch, with another number of threads, and then the last bits of a run differ."""
     yield
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture
+def compiler() -> None:
+    """Skips a test that compiles where evae would find no compiler."""
+    try:
+        check_compiler()
+    except EvaeError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

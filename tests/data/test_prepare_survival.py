@@ -1,5 +1,7 @@
 """`evae prepare` killed, out of disk, or into a folder that is taken: what is done stays done."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -84,13 +86,16 @@ def test_a_killed_run_starts_anew_where_anything_changed(h5ad, tmp_path, keys, m
         shutil.rmtree(wanted)
 
 
-def test_a_full_disk_leaves_what_is_done(h5ad, tmp_path, keys, monkeypatch):
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
+def test_a_full_disk_leaves_what_is_done(h5ad, tmp_path, keys, monkeypatch, code):
     def fail(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+        raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patched:
         patched.setattr("evae.data.prepare.dataset_card", fail)
-        with pytest.raises(EvaeError, match=r"the disk of .*out.partial is full .* give the same command again"):
+        with pytest.raises(
+            EvaeError, match=r"could not write .*out.partial .*free space there.* give the same command again"
+        ):
             prepare_dataset(h5ad, tmp_path / "out", **keys)
     monkeypatch.setattr(convert, "_gather", fail)  # every shard is there
     assert len(list(prepare_dataset(h5ad, tmp_path / "out", **keys).glob("data/*"))) == 16

@@ -1,9 +1,13 @@
 """Published sets out of small files of their schema, from a server with ranges that cuts connections."""
 
+import errno
 import importlib.util
 import json
+import os
 import re
 import threading
+import urllib.error
+import urllib.request
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -98,16 +102,25 @@ def test_what_is_not_the_published_file_is_refused(server, tmp_path):
         fetch(replace(file, name="c"), tmp_path, Bar(None))
 
 
-def test_a_full_disk_is_not_taken_for_the_network(server, tmp_path, monkeypatch):
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+def test_a_full_disk_is_not_taken_for_the_network(server, tmp_path, monkeypatch, code):
     server.files["/a"] = b"cells"
     file = RemoteFile("a", f"{server.address}/a")
 
     def full(self, *args):
-        raise OSError(28, "No space left on device")
+        raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "open", full)
         with pytest.raises(EvaeError, match=r"cannot write .*a\.part .*free space there"):
+            fetch(file, tmp_path, Bar(None))
+
+    def walled(*args, **keywords):
+        raise urllib.error.URLError(PermissionError(code, os.strerror(code)))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(urllib.request, "urlopen", walled)
+        with pytest.raises(EvaeError, match="cannot be reached"):
             fetch(file, tmp_path, Bar(None))
     assert fetch(file, tmp_path, Bar(None)).read_bytes() == b"cells"
 

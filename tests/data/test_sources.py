@@ -58,12 +58,16 @@ def test_a_dataset_without_a_cell_in_the_batch_is_named_with_the_setting(folder,
         sources.sample(1, seed=0)
 
 
-@pytest.mark.parametrize(("batch_size", "quotas"), [(256, [168, 88]), (64, [44, 20]), (32, [22, 10]), (33, [22, 11])])
+@pytest.mark.parametrize(("batch_size", "quotas"), [(256, [168, 88]), (64, [43, 21]), (32, [21, 11]), (33, [22, 11])])
 def test_shares_are_rounded_so_that_ranks_can_part_them(folder, other, batch_size, quotas):
     sources = Sources([folder, other], [2, 1])
     assert sources.batch_quotas(batch_size) == quotas
     assert sources.batch_quotas(3, 8) == [2, 1]  # 16 and 8 cells of 24
     assert sources.batch_quotas(11, 3) == [7, 4]  # three ranks: each rounds its own
+    for ranks in (2, 4, 8):
+        assert [n * ranks for n in sources.batch_quotas(256 // ranks, ranks)] == [168, 88]
+    alone = Sources([folder, other], [5, 2])  # eights are too far off, so each rank rounds its own
+    assert [alone.batch_quotas(32 // ranks, ranks) for ranks in (1, 2, 4)] == [[23, 9], [11, 5], [6, 2]]
 
 
 def test_without_weights_every_cell_is_seen_equally_often(folder, other):
@@ -103,8 +107,8 @@ def test_united_vocabularies_and_counts(folder, other):
 def test_ranks_together_read_what_one_reads_alone(folder, other, weights, n_ranks):
     """Also where the shares of a rank alone would be rounded to other ones."""
     sources = Sources([folder, other], weights)
-    whole = taken(sources.training_batches(64), 30)
-    loaders = [sources.training_batches(64 // n_ranks, rank=rank, world_size=n_ranks) for rank in range(n_ranks)]
+    whole = taken(sources.training_batches(128), 30)
+    loaders = [sources.training_batches(128 // n_ranks, rank=rank, world_size=n_ranks) for rank in range(n_ranks)]
     ranks = [taken(loader, 30) for loader in loaders]
     for one, *parts in zip(whole, *ranks, strict=True):
         assert described(one, sources.info) == [c for part in parts for c in described(part, sources.info)]

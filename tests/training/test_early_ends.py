@@ -5,7 +5,9 @@ import signal
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from evae.models import EvaeARForCausalLM, EvaeModel
@@ -13,6 +15,7 @@ from evae.models.contract_evae import EvaeError
 from evae.training import run_folder
 from evae.training.prior import train_prior
 from evae.training.settings import PriorSettings, TokenizerSettings
+from evae.training.stopping import save_offending_batches
 from evae.training.tokenizer import train_tokenizer
 
 SIZES = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
@@ -86,3 +89,22 @@ def test_sigterm_outside_the_steps_ends_in_order(dataset, tokenizer, tmp_path, m
     assert signal.getsignal(signal.SIGTERM) == before
     assert (tmp_path / "run").exists() == (moment == "saving")
     assert (train_prior(settings) / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("error", [EvaeError("no shard"), FileNotFoundError("gone"), pa.ArrowInvalid("no Parquet")])
+def test_cells_that_cannot_be_named_do_not_hide_the_loss(tmp_path, error):
+    """The other ranks are met too: they wait for this one."""
+
+    def unnamed(part):
+        raise error
+
+    met = []
+    accelerator = SimpleNamespace(process_index=0, wait_for_everyone=lambda: met.append(True))
+    run = SimpleNamespace(path=tmp_path, latest_checkpoint=lambda: None)
+    settings, batches = TokenizerSettings(), [{"counts": torch.ones(2, 3)}]
+    for name_cells, said in ((unnamed, "saved in"), (lambda part: [], "saved and its cells are named in")):
+        with pytest.raises(EvaeError, match=f"the loss became NaN or infinite at step 7; its batch is {said} .*rank-0"):
+            save_offending_batches(run, accelerator, 7, torch.tensor([torch.nan]), batches, settings, name_cells)
+        assert len(list(tmp_path.glob("*.safetensors"))) == 1
+        assert len(list(tmp_path.glob("*.json"))) == (name_cells is not unnamed)
+    assert met == [True, True]

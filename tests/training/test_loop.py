@@ -1,8 +1,6 @@
 """The loop over a toy model, in this process."""
 
 import json
-import os
-import shutil
 
 import pytest
 import torch
@@ -61,7 +59,7 @@ def test_a_clock_counts_the_parts_of_steps_only(monkeypatch):
     assert off.read() == {}
 
 
-@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler to compile with")
+@pytest.mark.usefixtures("compiler")
 def test_a_compiled_run_is_the_same_run(toy, tmp_path, monkeypatch):
     plain = toy.run_toy(output_dir=tmp_path / "a", dropout=0.0, **SMALL)
     compiled, real = [], torch.compile

@@ -41,7 +41,9 @@ def resolve_dataset(path_or_id: str | Path, split: str | None = None) -> Path:
         return folder
     parts = str(path_or_id).split("/")
     if len(parts) != 2 or not all(parts) or parts[0] in (".", ".."):
-        raise EvaeError(f"no such dataset folder: {path_or_id}")
+        several = "," in str(path_or_id)
+        mend = f"for several write [{path_or_id}]" if several else "make one with `evae prepare`, or give a Hub id"
+        raise EvaeError(f"no such dataset folder: {path_or_id}; {mend}.")
     from huggingface_hub import snapshot_download  # slow to import, and not needed for folders
 
     wanted = ["*.json", "genes.parquet", "perturbations.parquet", "cell_types.parquet"]
@@ -246,6 +248,20 @@ class CellLoader:
                     "set it back, or start anew."
                 )
         self._epoch, self._batch, self._ended = int(state["epoch"]), int(state["batch"]), False
+
+    def rows_of(self, ago: int) -> np.ndarray:
+        """Rows of the split, in stored order, of a batch that was yielded; `ago` is 1 for the last one."""
+        order, each = self._order, self.batches_per_epoch
+        epoch, batch = divmod(self._epoch * each + self._batch - ago, each)
+        window = next(order.epoch(epoch).windows_from(batch))
+        ends = np.cumsum([0, *(n for _, n in order.shards)])
+        first_row = {name: int(end) for (name, _), end in zip(order.shards, ends, strict=False)}
+        pieces = [piece for lane in window.pieces for piece in lane]
+        starts = [first_row[piece.shard] + piece.row_group * order.row_group_rows for piece in pieces]
+        held = np.concatenate([s + np.arange(p.start, p.stop) for s, p in zip(starts, pieces, strict=True)])
+        held = held if window.permutation is None else held[window.permutation]
+        begin = (batch - window.first_batch) * self.batch_size
+        return held[begin : begin + self.batch_size]
 
     def __iter__(self) -> Iterator[SparseBatch]:
         if self._ended:

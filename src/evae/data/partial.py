@@ -33,6 +33,15 @@ def partial_of(out: Path) -> Path:
     return partial
 
 
+def is_disk_error(error: BaseException) -> bool:
+    """Whether a file could not be written because the disk is full or may not be written.
+
+    The text is looked at too: safetensors, HDF5 and Parquet have errors of their own that only quote the system's.
+    """
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+    return getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes)
+
+
 @contextmanager
 def partial_folder(out: Path, job: dict[str, Any]) -> Iterator[Path]:
     """`OUT.partial`, renamed to OUT at the end.
@@ -64,11 +73,11 @@ def partial_folder(out: Path, job: dict[str, Any]) -> Iterator[Path]:
             shutil.rmtree(partial)
             raise
         except OSError as error:
-            if error.errno != errno.ENOSPC and os.strerror(errno.ENOSPC) not in str(error):
+            if not is_disk_error(error):
                 raise
             raise EvaeError(
-                f"the disk of {partial} is full ({error}); free space there and give the same command again, it goes "
-                "on where it stopped."
+                f"could not write {partial} ({error}); free space there, or make it writable, and give the same "
+                "command again, it goes on where it stopped."
             ) from error
         (partial / JOB).unlink()
         if out.exists():

@@ -5,7 +5,6 @@ the published ones where these are known, and else stored beside it in `NAME.jso
 """
 
 import argparse
-import errno
 import hashlib
 import json
 import time
@@ -16,7 +15,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from evae.data.partial import appearing
+from evae.data.partial import appearing, is_disk_error
 from evae.data.prepare import prepare_dataset
 from evae.data.progress import Bar, progress_bar
 from evae.models.contract_evae import EvaeError
@@ -97,7 +96,7 @@ def _fetch_rest(file: RemoteFile, part: Path, size: int | None, bar: Bar) -> Non
                     f"{file.url} answers {error.code} ({error.reason}); fetch {part.stem} by hand."
                 ) from error
         except (OSError, HTTPException) as error:
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            if is_disk_error(error) and not isinstance(error, urllib.error.URLError):  # which quotes the network's
                 raise EvaeError(
                     f"cannot write {part} ({error}); free space there, or give another --downloads, and run it again, "
                     "it goes on from there."

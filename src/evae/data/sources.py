@@ -1,11 +1,10 @@
 """Several datasets as one: a union of the vocabularies, and batches that hold a fixed share of each.
 
 The datasets must count over the same gene panel and have the same control. Perturbations and cell types are united, and
-ids are translated while reading. A batch of all ranks holds as many cells of each dataset as the weights say, rounded
-to eights, fours, pairs or whole cells (see `Sources.quotas`), so every rank has its share and the place in all datasets
-follows from the number of batches. Each dataset
-is gone through in its own order, reshuffled whenever it has come to its end; an epoch of all together is one
-pass through the dataset that takes longest, the one with most training cells for its weight.
+ids are translated while reading. A batch holds as many cells of each dataset as the weights say, rounded (see
+`Sources.batch_quotas`), so every rank has its share and the place in all datasets follows from the number of batches.
+Each dataset is gone through in its own order, reshuffled whenever it has come to its end; an epoch of all together is
+one pass through the dataset that takes longest, the one with most training cells for its weight.
 """
 
 import math
@@ -99,19 +98,20 @@ class Sources:
     def batch_quotas(self, batch_size: int, world_size: int = 1) -> list[int]:
         """The cells of each dataset in a batch of one rank of several.
 
-        All ranks together get multiples of 8 cells, or of 4 or 2, wherever that keeps every share within 10 % of what
-        the weights say: so 1, 2, 4 or 8 ranks with as many cells a step have the same shares.
+        All ranks together get multiples of 8 cells where that keeps every share within 10 % of what the weights say
+        (always, where each is of 80 cells or more and all of a multiple of 8): then 1, 2, 4 or 8 ranks with as many
+        cells a step have the same shares. Elsewhere every rank rounds for itself to whole cells, and other numbers of
+        ranks may have other shares.
 
         Raises:
             EvaeError: a dataset would get none.
         """
         whole = batch_size * world_size
-        for unit in (8, 4, 2):
-            units = self._divided(whole // unit)
-            wanted = [share * whole for share in self.shares]
-            near = all(abs(n * unit - exact) <= ROUNDING * exact for n, exact in zip(units, wanted, strict=True))
-            if near and whole % unit == 0 and unit % world_size == 0:
-                return [n * unit // world_size for n in units]
+        eights = self._divided(whole // MOST_LANES)
+        wanted = [share * whole for share in self.shares]
+        near = all(abs(n * MOST_LANES - exact) <= ROUNDING * exact for n, exact in zip(eights, wanted, strict=True))
+        if near and whole % MOST_LANES == 0 and MOST_LANES % world_size == 0:
+            return [n * MOST_LANES // world_size for n in eights]
         return self.quotas(batch_size)
 
     def _divided(self, n: int) -> list[int]:
@@ -161,6 +161,8 @@ class Part(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
 
+    def rows_of(self, ago: int) -> np.ndarray: ...
+
 
 class Mixture:
     """Batches that hold a fixed number of cells of each of several sources.
@@ -204,6 +206,11 @@ class Mixture:
         """The place, and the order that it is a place in."""
         epoch, batch = divmod(self._done, self.batches_per_epoch)
         return {"epoch": epoch, "batch": batch, **self._order}
+
+    def places_of(self, ago: int) -> list[tuple[int, int]]:
+        """(number of the source, row in it) of the cells of a batch that was yielded; `ago` is 1 for the last one."""
+        joined = [(number, int(row)) for number, part in enumerate(self._parts) for row in part.rows_of(ago)]
+        return [joined[i] for i in self._rows.tolist()]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a place in this order.

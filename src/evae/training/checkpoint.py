@@ -12,7 +12,6 @@ is complete at whatever moment the process dies.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from evae.data.partial import is_disk_error
 from evae.models.contract_evae import EvaeError
 
 PARTIAL = ".partial-"
@@ -120,7 +120,7 @@ def writing(what: str, unfinished: Path | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # safetensors raises its own error type for a full disk
-        if not _is_disk_error(error):
+        if not is_disk_error(error):
             raise
         if unfinished is not None:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -211,11 +211,6 @@ def _sync(path: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _is_disk_error(error: Exception) -> bool:
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG)
-    return getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes)
 
 
 def _damaged(root: Path, step: int, what: str) -> EvaeError:

@@ -137,6 +137,11 @@ class CodeBatches:
             self.seen += self.world_size * self.batch_size
             yield self.cells.batch(rows)
 
+    def rows_of(self, ago: int) -> np.ndarray:
+        """Rows of the cells of a batch that this rank handed out; `ago` is 1 for the last one."""
+        start = self.seen - (ago * self.world_size - self.rank) * self.batch_size
+        return self._rows(start, start + self.batch_size)
+
     def _rows(self, start: int, stop: int) -> np.ndarray:
         """Rows of the cells `start` to `stop` of the stream; a batch may reach into the next epochs."""
         pieces = []

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
+import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
@@ -40,7 +41,8 @@ def save_offending_batches(
     """Save this rank's batches of the step if its loss is no number, or if every loss is one; then raise.
 
     The file `nonfinite-step-*-rank-*.safetensors` holds "part0/counts", "part0/gene_ids" and so on: one
-    part for every forward pass of the step. The JSON file beside it names the cells: file, row in it, name.
+    part for every forward pass of the step. The JSON file beside it names the cells: file, row in it, name; it is left
+    out where the dataset can no longer be read.
 
     Args:
         run: where the file goes.
@@ -58,15 +60,18 @@ def save_offending_batches(
     if not loss_is_bad or not bool(losses[accelerator.process_index].isfinite()):
         path = run.path / f"nonfinite-step-{step:08d}-rank-{accelerator.process_index:05d}.safetensors"
         save_file({f"part{i}/{k}": t.contiguous() for i, b in enumerate(batches) for k, t in b.items()}, path)
-        named = {f"part{i}": name_cells(i) for i in range(len(batches))}
-        path.with_suffix(".json").write_text(json.dumps(named, indent=1))
+        with contextlib.suppress(EvaeError, OSError, pa.ArrowException):  # all ranks wait for this one below
+            named = {f"part{i}": name_cells(i) for i in range(len(batches))}
+            path.with_suffix(".json").write_text(json.dumps(named, indent=1))
     accelerator.wait_for_everyone()
-    files = ", ".join(str(p) for p in sorted(run.path.glob(f"nonfinite-step-{step:08d}-*")))
+    files = sorted(run.path.glob(f"nonfinite-step-{step:08d}-*"))
+    named_too = all(file.with_suffix(".json") in files for file in files)
+    saved = f"its batch is saved {'and its cells are named ' if named_too else ''}in {', '.join(map(str, files))}"
     what = "the loss" if loss_is_bad else "the gradient"
     last = run.latest_checkpoint()
     since = f"resume=true goes on from step {last}" if last else "no checkpoint was written yet"
     raise EvaeError(
-        f"{what} became NaN or infinite at step {step}; its batch is saved and its cells are named in {files}; look at "
+        f"{what} became NaN or infinite at step {step}; {saved}; look at "
         f"those cells, or start anew with a lower learning_rate (now {settings.learning_rate:g}) or "
         f"mixed_precision=no ({since})."
     )
