@@ -141,6 +141,8 @@ def test_what_does_not_go_together(folder, other, simulated, keys, tmp_path):
         r"different controls \('control' and 'ctrl'\)": lambda: Sources([folder, renamed]),
         "1 dataset_weights for 2 datasets": lambda: Sources([folder, other], [1]),
         "give numbers above 0": lambda: Sources([folder, other], [1, 0]),
+        r"no such dataset folder: a,b; for several write \[a,b\]": lambda: Sources(["a,b"]),
+        "no such dataset folder: nowhere; make one with": lambda: Sources(["nowhere"]),
         "gets none with a share of 0.0099": lambda: Sources([folder, other], [100, 1]).training_batches(16),
     }
     for message, make in cases.items():
