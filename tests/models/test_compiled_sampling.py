@@ -1,8 +1,6 @@
 """Sampling with `compile=True`: the same codes, from one graph for all positions and for batches of all sizes."""
 
 import gc
-import os
-import shutil
 
 import pytest
 import torch
@@ -13,9 +11,7 @@ from evae.models.randomness_evae import CellStreams
 
 IDS = {"perturbation_ids": torch.tensor([0, 2, 1, 1, 0]), "cell_type_ids": torch.tensor([1, 0, 1, 0, 0])}
 
-pytestmark = pytest.mark.skipif(
-    shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler to compile with"
-)
+pytestmark = pytest.mark.usefixtures("compiler")
 
 
 @pytest.fixture
