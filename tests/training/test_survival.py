@@ -134,3 +134,4 @@ def test_two_ranks_equal_one_with_twice_the_batch_in_both_stages(tormented, pair
     assert found["losses"] is not None, stderr[-3000:]
     assert found["losses"] < 1e-5, f"{found}\n{stderr[-3000:]}"
     assert found["weights"] < 1e-4, found
+    assert found["mean"] < 5e-4, found

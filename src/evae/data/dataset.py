@@ -275,7 +275,7 @@ class CellLoader:
     def _batches(self, epoch: int, batch: int) -> Iterator[tuple[tuple[int, int], SparseBatch]]:
         """Pairs of the state after a batch and the batch."""
         keep_freed_memory()
-        rows = row_format(self.info)
+        rows = self._groups.format
         while self.epochs is None or epoch < self.epochs:
             order = self._order.epoch(epoch)
             tables = window_tables(self._groups, order, batch)

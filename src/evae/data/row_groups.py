@@ -51,7 +51,7 @@ class RowGroups:
     """
 
     def __init__(self, store: ShardStore, rows: RowFormat, room: int):
-        self.store, self._format, self._room = store, rows, room
+        self.store, self.format, self._room = store, rows, room
         self._kept: dict[tuple[str, int], pa.Table] = {}
         self._checked: set[tuple[str, int]] = set()
         self._files: dict[str, tuple[Path, pq.ParquetFile]] = {}  # the one opened last is the last
@@ -87,7 +87,7 @@ class RowGroups:
             table: pa.Table = file.read_row_group(row_group, columns=COLUMNS, use_threads=False)
             if (shard, row_group) not in self._checked:
                 first = sum(file.metadata.row_group(g).num_rows for g in range(row_group))
-                _check_rows(table, self._format, first, path)
+                _check_rows(table, self.format, first, path)
                 self._checked.add((shard, row_group))
         except (OSError, pa.ArrowException, KeyError, IndexError) as error:
             reason = " ".join(str(error).split())
@@ -99,8 +99,8 @@ class RowGroups:
         if shard not in self._files:
             path = self.store.path(shard)
             file = pq.ParquetFile(path)
-            panel = (file.schema_arrow.metadata or {}).get(PANEL_KEY, self._format.panel.encode()).decode()
-            if panel != self._format.panel:
+            panel = (file.schema_arrow.metadata or {}).get(PANEL_KEY, self.format.panel.encode()).decode()
+            if panel != self.format.panel:
                 raise EvaeError(f"{path} holds cells over another gene panel than its dataset; {MEND}")
             if len(self._files) == OPEN_SHARDS:
                 self._files.pop(next(iter(self._files)))[1].close()
