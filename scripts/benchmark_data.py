@@ -41,9 +41,9 @@ import torch
 from datasets import load_dataset
 
 from evae.data import dataset
-from evae.data.dataset import CellLoader
-from evae.data.prepare import prepare_dataset
-from evae.data.simulate import simulate_perturb_seq
+from evae.data.preparing.prepare import prepare_dataset
+from evae.data.simulation.perturb_seq import simulate_perturb_seq
+from evae.data.streaming.loader import CellLoader
 
 Batches = Iterator[torch.Tensor]
 Make = Callable[[Path, int], Batches]

@@ -30,9 +30,9 @@ import pandas as pd
 import scipy.sparse as sp
 
 from evae.evaluation import evaluate
-from evae.evaluation.cell_eval_adapter import SLOW_METRICS
-from evae.evaluation.cells import log1p_cp10k
-from evae.evaluation.inputs import require
+from evae.evaluation.cells.inputs import require
+from evae.evaluation.cells.normalised import log1p_cp10k
+from evae.evaluation.protocols.cell_eval_adapter import SLOW_METRICS
 
 
 def simulate(args: argparse.Namespace, seed: int, with_controls: bool) -> ad.AnnData:

@@ -11,7 +11,7 @@ from benchmark_reference import reference_tokenizer, sample_by_hand, sample_by_m
 from evae.models import EvaeARConfig, EvaeARForCausalLM, EvaeConfig, EvaeMDLMConfig, EvaeMDLMModel, EvaeModel
 from evae.models.coders_evae import to_sparse
 from evae.models.randomness_evae import CellStreams
-from evae.training.state import build_optimizer
+from evae.training.resume.state import build_optimizer
 
 TOY = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "n_latents": 6}
 # The published width, without what costs most: attention between genes, two layers, keys and values of every layer.

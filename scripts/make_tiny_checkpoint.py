@@ -12,8 +12,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from evae.data.prepare import prepare_dataset
-from evae.data.simulate import simulate_perturb_seq
+from evae.data.preparing.prepare import prepare_dataset
+from evae.data.simulation.perturb_seq import simulate_perturb_seq
 from evae.models import EvaeARForCausalLM, EvaeError, EvaeProcessor
 from evae.training.prior import train_prior
 from evae.training.settings import load_settings

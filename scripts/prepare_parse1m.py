@@ -11,7 +11,7 @@ the raw counts are unverified: where they are otherwise, the error says what the
 the file first arrives.
 """
 
-from evae.data.published import RemoteFile, published_main
+from evae.data.preparing.published import RemoteFile, published_main
 
 URL = "https://parse-wget.s3.us-west-2.amazonaws.com/10m/Parse_10M_PBMC_cytokines.h5ad"
 FILES = [RemoteFile("Parse_10M_PBMC_cytokines.h5ad", URL, 227_497_986_816)]

@@ -12,7 +12,7 @@ a file first arrives. All cells of the four files are taken; the authors' own fi
 known and not applied.
 """
 
-from evae.data.published import RemoteFile, published_main
+from evae.data.preparing.published import RemoteFile, published_main
 
 FIGSHARE = "https://plus.figshare.com/ndownloader/files"
 GEO = "https://ftp.ncbi.nlm.nih.gov/geo/series/GSE264nnn/GSE264667/suppl"

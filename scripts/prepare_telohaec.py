@@ -13,7 +13,7 @@ like the others here.
 import argparse
 import sys
 
-from evae.data.published import RemoteFile, published_main
+from evae.data.preparing.published import RemoteFile, published_main
 
 OPTIONS = {"perturbation_key": "gene_target", "cell_type_key": "condition", "control": "SAFE_TARGET"}
 

@@ -28,21 +28,20 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import evae
 from evae import reversion
-from evae.data.anndata_counts import AnnDataCounts
-from evae.data.prepare import prepare_dataset
-from evae.data.progress import progress_bar
-from evae.data.simulate_screen import (
+from evae.common.progress import progress_bar
+from evae.data.preparing.prepare import prepare_dataset
+from evae.data.reading.anndata_counts import AnnDataCounts
+from evae.data.simulation.screen import (
     CONTROLS,
     ReversionScreen,
     simulate_reversion_screen,
     write_reversion_screen,
 )
-from evae.embedding import CellEncoder
-from evae.embedding_files import embed_file
-from evae.evaluation.cells import log1p_cp10k
-from evae.evaluation.distances import fit_projection
-from evae.loading import Checkpoint
-from evae.presets import config_path
+from evae.evaluation.cells.normalised import log1p_cp10k
+from evae.evaluation.metrics.distances import fit_projection
+from evae.inference.checkpoint import Checkpoint
+from evae.inference.embedding import CellEncoder
+from evae.inference.embedding_files import embed_file
 from evae.reversion.benchmark import place_groups
 from evae.reversion.enrichment import enrichment
 from evae.reversion.names import ScreenNames
@@ -50,7 +49,7 @@ from evae.reversion.ranking import rank_targets
 from evae.reversion.screen import Screen
 from evae.reversion.sources import in_memory
 from evae.reversion.sums import calinski_harabasz, unit
-from evae.training.settings import load_settings
+from evae.training.settings import config_path, load_settings
 from evae.training.tokenizer import train_tokenizer
 
 KINDS = ("latents", "pooled", "codes")

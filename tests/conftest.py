@@ -30,8 +30,8 @@ import torch
 
 import evae
 from evae.cli import main
-from evae.data.prepare import prepare_dataset
-from evae.data.simulate import simulate_perturb_seq
+from evae.data.preparing.prepare import prepare_dataset
+from evae.data.simulation.perturb_seq import simulate_perturb_seq
 from evae.models.contract_evae import EvaeError
 from evae.models.prior_evae import check_compiler
 from evae.training.prior import train_prior

@@ -2,46 +2,61 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "evae"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 
-CONTRACT = ("evae.models.contract_evae", "evae.models.processing_evae")
-USE = ("evae.loading", "evae.prediction", "evae.drawing", "evae.pipeline", "evae.hold_out")
-# What the files of each part may import of our own; a part is a folder or a file of the package.
-ALLOWED: dict[str, tuple[str, ...]] = {
-    "models": ("evae.models",),
-    "data": ("evae.data", "evae.hub_errors", *CONTRACT),
-    "training": ("evae.training", "evae.data", "evae.models"),
-    "evaluation": ("evae.evaluation", "evae.data", *CONTRACT),
-    "reversion": (
-        "evae.reversion",
-        "evae.data",
-        "evae.evaluation",
-        "evae.embedding",
-        "evae.loading",
-        *CONTRACT,
-    ),
-    "hub": ("evae.hub", "evae.hub_errors", "evae.data", "evae.evaluation.model_index", *USE, *CONTRACT),
-    "hub_errors.py": CONTRACT,
-    "loading.py": ("evae.models", "evae.hub_errors"),
-    "prediction.py": ("evae.models",),
-    "drawing.py": ("evae.models", "evae.data", "evae.loading", "evae.prediction"),
-    "embedding.py": ("evae.models", "evae.data", "evae.loading"),
-    "embedding_parts.py": CONTRACT,
-    "embedding_files.py": ("evae.models", "evae.data", "evae.loading", "evae.embedding", "evae.embedding_parts"),
-    "pipeline.py": ("evae.models", "evae.loading", "evae.prediction", "evae.drawing", "evae.embedding"),
-    "hold_out.py": ("evae.models", "evae.data", *USE),
-    "presets.py": CONTRACT,
-    "__init__.py": ("evae.models", "evae.pipeline"),
-    "study": ("evae.study", "evae.training", "evae.evaluation", "evae.data", "evae.models", "evae.presets", *USE),
-    "cli": ("evae",),
+CONTRACT = {"evae.models.contract_evae", "evae.models.processing_evae"}
+# The rooms of the house, and which others each may import; every room may import the input contract and itself.
+# A room is a folder; where a folder has inner rooms, the files beside these are a room of the same name.
+ROOMS: dict[str, set[str]] = {
+    "models": set(),
+    "common": set(),
+    "data/reading": {"common"},
+    "data/simulation": set(),
+    "data": {"common"},
+    "data/preparing": {"data", "data/reading", "common"},
+    "data/streaming": {"data", "data/preparing", "common"},
+    "training/settings": set(),
+    "training/resume": {"training/settings", "common", "data/streaming", "data/preparing", "models"},
+    "training/loop": {"training/settings", "training/resume", "common", "models"},
+    "training": {"training/settings", "training/loop", "training/resume", "common", "data", "data/streaming", "models"},
+    "inference": {"common", "data", "data/reading", "data/streaming", "models"},
+    "evaluation/cells": {"common", "data", "data/streaming"},
+    "evaluation/metrics": {"evaluation/cells", "common"},
+    "evaluation/systems": {"evaluation/cells", "evaluation/metrics", "common"},
+    "evaluation/protocols": {"evaluation/cells", "evaluation/metrics", "evaluation/systems", "common"},
+    "evaluation/report": {f"evaluation/{room}" for room in ("cells", "metrics", "systems", "protocols")} | {"common"},
+    "evaluation": {f"evaluation/{room}" for room in ("cells", "metrics", "systems", "protocols", "report")}
+    | {"common"},
+    "reversion": {
+        *("common", "data/reading", "data/preparing", "inference"),
+        *("evaluation", "evaluation/cells", "evaluation/metrics", "evaluation/report"),
+    },
+    "study": {
+        *("common", "data", "data/streaming", "training", "training/loop", "training/resume", "training/settings"),
+        *("inference", "evaluation", "evaluation/metrics", "evaluation/report", "evaluation/systems", "models"),
+    },
+    "hub": {"common", "data", "data/streaming", "inference", "evaluation/report"},
+    "cli": {
+        *("common", "data", "data/reading", "data/preparing", "data/simulation", "data/streaming", "models"),
+        *(
+            "training",
+            "training/resume",
+            "training/settings",
+            "inference",
+            "evaluation",
+            "reversion",
+            "study",
+            "hub",
+            "",
+        ),
+    },
+    "": {"models", "inference"},
 }
 MAX_FILE = 300
 MAX_FUNCTION = 60
@@ -55,8 +70,21 @@ PICKLING = {
 }
 
 
+def module_of(path: Path) -> str:
+    """The dotted name of a file; of a package for its `__init__.py`."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_of(path): path for path in SOURCES}
+
+
+def room_of(path: Path) -> str:
+    return "/".join(path.relative_to(PACKAGE).parent.parts)
+
+
 def imported(path: Path) -> Iterator[str]:
-    """Absolute names of the modules that a file imports, of our own package only."""
+    """Dotted names of the modules of our own that a file imports, anywhere in it."""
     package = path.relative_to(PACKAGE.parent).parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -64,23 +92,55 @@ def imported(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*base, *([node.module] if node.module else [])])
-            if module.split(".")[0] == "evae":
-                yield from ([module] if node.module else [f"{module}.{a.name}" for a in node.names])
+            if module.split(".")[0] == "evae":  # a name taken from a package may be a module of it
+                yield from {f"{module}.{a.name}" if f"{module}.{a.name}" in FILES else module for a in node.names}
 
 
 def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_imports_run_one_way(path):
-    allowed = ALLOWED[path.relative_to(PACKAGE).parts[0]]
-    for module in imported(path):
-        assert any(module == a or module.startswith(a + ".") for a in allowed), f"imports {module}"
+def offenders(paths: Iterable[Path], faults: Callable[[Path], Iterable[str]]) -> list[str]:
+    return [f"{name(path)}: {fault}" for path in paths for fault in faults(path)]
 
 
-def test_every_part_is_used_by_the_rule():
-    assert {p.relative_to(PACKAGE).parts[0] for p in SOURCES} == set(ALLOWED)
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Every closed walk that a depth-first search meets."""
+    found: list[list[str]] = []
+    done: set[str] = set()
+
+    def visit(node: str, trail: list[str]) -> None:
+        if node in trail:
+            found.append([*trail[trail.index(node) :], node])
+        elif node not in done:
+            for other in sorted(arrows.get(node, ())):
+                visit(other, [*trail, node])
+            done.add(node)
+
+    for node in sorted(arrows):
+        visit(node, [])
+    return found
+
+
+def test_the_rooms_are_those_named_here():
+    assert {room_of(path) for path in SOURCES} == set(ROOMS)
+
+
+def test_a_room_imports_only_the_rooms_it_may():
+    def faults(path: Path) -> Iterator[str]:
+        room = room_of(path)
+        for module in imported(path):
+            other = room_of(FILES[module]) if module in FILES else "nowhere"
+            if other not in {room, *ROOMS[room]} and module not in CONTRACT:
+                yield f"imports {module}"
+
+    assert offenders(SOURCES, faults) == []
+
+
+def test_rooms_and_files_stand_in_no_circle():
+    assert circles(ROOMS) == []
+    arrows = {module: set(imported(path)) - {module} for module, path in FILES.items() if path.name != "__init__.py"}
+    assert circles(arrows) == []
 
 
 def test_models_import_flat_siblings_only():
@@ -93,34 +153,49 @@ def test_models_import_flat_siblings_only():
                 assert "." not in node.module, name(path)
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *SCRIPTS], ids=name)
-def test_nothing_is_pickled(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        assert not {m.split(".")[0] for m in modules} & {"pickle", "cloudpickle", "dill"}
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            assert node.attr not in PICKLING.get(node.value.id, ()), f"line {node.lineno}"
+def test_nothing_is_pickled():
+    def faults(path: Path) -> Iterator[str]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            yield from {m.split(".")[0] for m in modules} & {"pickle", "cloudpickle", "dill"}
+            owner = node.value if isinstance(node, ast.Attribute) else None
+            if isinstance(owner, ast.Name) and node.attr in PICKLING.get(owner.id, ()):
+                yield f"line {node.lineno}"
+
+    assert offenders([*SOURCES, *SCRIPTS], faults) == []
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *SCRIPTS], ids=name)
-def test_files_and_functions_fit_a_reader(path):
-    text = path.read_text()
-    assert len(text.splitlines()) <= MAX_FILE
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            body = node.body[1:] if ast.get_docstring(node) else node.body
-            length = body[-1].end_lineno - body[0].lineno + 1 if body else 0
-            assert length <= MAX_FUNCTION, f"{node.name} has {length} lines"
+def test_files_and_functions_fit_a_reader():
+    def faults(path: Path) -> Iterator[str]:
+        text = path.read_text()
+        lines = len(text.splitlines())
+        if lines > MAX_FILE:
+            yield f"has {lines} lines"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                length = (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+                if length > MAX_FUNCTION:
+                    yield f"{node.name} has {length} lines"
+
+    assert offenders([*SOURCES, *SCRIPTS], faults) == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_every_file_says_what_it_is(path):
-    assert ast.get_docstring(ast.parse(path.read_text()))
+def test_every_file_says_what_it_is():
+    assert (
+        offenders(SOURCES, lambda path: [] if ast.get_docstring(ast.parse(path.read_text())) else ["says nothing"])
+        == []
+    )
 
 
-def test_readme_tree_names_every_file_and_no_other():
+def test_only_the_front_door_is_loose():
+    assert [p.name for p in PACKAGE.glob("*.py")] == ["__init__.py"]
+
+
+def test_readme_tree_names_every_room_and_script():
     tree = (ROOT / "README.md").read_text().split("<!-- tree -->")[1].split("```")[1]
-    listed = set(re.findall(r"^ *([\w/.]+\.py) ", tree, flags=re.MULTILINE))
-    existing = {p.name for p in SOURCES if p.name not in ("__init__.py", "__main__.py")} | {p.name for p in SCRIPTS}
-    assert listed - {"__init__.py"} == existing
+    listed = set(re.findall(r"^ *([\w/.]+)/? ", tree, flags=re.MULTILINE))
+    rooms = {room.split("/")[-1] for room in ROOMS if room}
+    assert rooms <= {entry.rstrip("/").split("/")[-1] for entry in listed}
+    assert {p.name for p in SCRIPTS} <= listed

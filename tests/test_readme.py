@@ -12,8 +12,8 @@ import anndata as ad
 import pytest
 
 from evae.cli import main
-from evae.data.simulate import simulate_perturb_seq
-from evae.data.simulate_screen import simulate_reversion_screen
+from evae.data.simulation.perturb_seq import simulate_perturb_seq
+from evae.data.simulation.screen import simulate_reversion_screen
 from evae.reversion import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,6 +19,7 @@ from transformers import (
     AutoProcessor,
 )
 
+from evae.inference.pipeline import Pipeline, pipeline
 from evae.models import (
     EvaeARConfig,
     EvaeARForCausalLM,
@@ -32,7 +33,6 @@ from evae.models import (
     EvaeOutput,
     EvaeProcessor,
 )
-from evae.pipeline import Pipeline, pipeline
 
 __version__ = version("evae")
 __all__ = [

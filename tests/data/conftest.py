@@ -5,8 +5,8 @@ from pathlib import Path
 import anndata as ad
 import pytest
 
-from evae.data.prepare import prepare_dataset
-from evae.data.simulate import simulate_perturb_seq
+from evae.data.preparing.prepare import prepare_dataset
+from evae.data.simulation.perturb_seq import simulate_perturb_seq
 
 KEYS = {
     "perturbation_key": "perturbation",

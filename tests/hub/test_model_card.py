@@ -8,8 +8,7 @@ from huggingface_hub import ModelCard
 
 import evae
 from evae.hub.model_card import NOT_MEASURED, NOT_PUBLISHED, card_names, model_card
-from evae.presets import config_path
-from evae.training.settings import load_settings
+from evae.training.settings import config_path, load_settings
 
 CONFIGS = {
     config.model_type: config

@@ -10,7 +10,7 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard, HfApi
 
 import evae
-from evae.data.dataset import CellLoader, DatasetInfo
+from evae.data.streaming.loader import CellLoader, DatasetInfo
 from evae.hub import push_dataset
 
 WRITER = "hf_writer"

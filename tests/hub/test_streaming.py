@@ -9,8 +9,8 @@ import torch
 from huggingface_hub import HfApi
 
 import evae
-import evae.data.dataset as module
-from evae.data.dataset import CellLoader, DatasetInfo
+import evae.data.streaming.loader as module
+from evae.data.streaming.loader import CellLoader, DatasetInfo
 
 WRITER = "hf_writer"
 REPO = "evae/stream"

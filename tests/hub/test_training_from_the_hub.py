@@ -8,7 +8,7 @@ import yaml
 from datasets import load_dataset
 from huggingface_hub import ModelCard
 
-from evae.data.dataset import CellLoader, DatasetInfo
+from evae.data.streaming.loader import CellLoader, DatasetInfo
 from evae.hub import push_dataset, push_run
 
 WRITER = "hf_writer"

@@ -3,8 +3,8 @@
 import anndata as ad
 import pytest
 
-from evae.data.anndata_counts import AnnDataCounts
-from evae.data.simulate_screen import simulate_reversion_screen
+from evae.data.reading.anndata_counts import AnnDataCounts
+from evae.data.simulation.screen import simulate_reversion_screen
 from evae.reversion import ScreenNames
 from evae.reversion.screen import Screen
 

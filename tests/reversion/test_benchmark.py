@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from evae import reversion
-from evae.data.prepare import prepare_dataset
-from evae.data.simulate_screen import ReversionScreen, simulate_reversion_screen, write_reversion_screen
-from evae.embedding_files import embed_file
-from evae.evaluation.cells import log1p_cp10k
-from evae.evaluation.distances import fit_projection
-from evae.loading import load_checkpoint
+from evae.data.preparing.prepare import prepare_dataset
+from evae.data.simulation.screen import ReversionScreen, simulate_reversion_screen, write_reversion_screen
+from evae.evaluation.cells.normalised import log1p_cp10k
+from evae.evaluation.metrics.distances import fit_projection
+from evae.inference.checkpoint import load_checkpoint
+from evae.inference.embedding_files import embed_file
 from evae.models.contract_evae import EvaeError
 from evae.reversion import baselines as baselines_module
 from evae.training.settings import load_settings
@@ -122,7 +122,7 @@ def test_variable_genes_are_chosen_where_there_are_many(stressed, names, monkeyp
 
 
 def baselines_module_inputs(cells, names):
-    from evae.data.anndata_counts import AnnDataCounts
+    from evae.data.reading.anndata_counts import AnnDataCounts
     from evae.reversion.screen import Screen
 
     source = AnnDataCounts(cells)

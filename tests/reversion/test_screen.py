@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evae.data.anndata_counts import AnnDataCounts
-from evae.data.h5ad_reader import H5adCounts
+from evae.data.reading.anndata_counts import AnnDataCounts
+from evae.data.reading.h5ad import H5adCounts
 from evae.models.contract_evae import EvaeError
 from evae.reversion import PRESETS, ScreenNames
 from evae.reversion.ranking import control_distances, cosine_distances, rank_targets

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 
-from evae.data.anndata_counts import AnnDataCounts
-from evae.data.h5ad_reader import H5adCounts
+from evae.data.reading.anndata_counts import AnnDataCounts
+from evae.data.reading.h5ad import H5adCounts
 from evae.models.contract_evae import EvaeError
 from evae.reversion.sources import open_embedding
 

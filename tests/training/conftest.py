@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from evae.data.prepare import prepare_dataset
-from evae.data.simulate import simulate_perturb_seq
+from evae.data.preparing.prepare import prepare_dataset
+from evae.data.simulation.perturb_seq import simulate_perturb_seq
 
 TOY = Path(__file__).with_name("toy_run.py")
 

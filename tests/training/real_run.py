@@ -21,8 +21,8 @@ from toy_run import fork_ranks
 
 from evae.models import EvaeModel
 from evae.training import loop
-from evae.training.checkpoint import list_checkpoints
 from evae.training.prior import train_prior
+from evae.training.resume.checkpoint import list_checkpoints
 from evae.training.settings import load_settings
 from evae.training.tokenizer import train_tokenizer
 

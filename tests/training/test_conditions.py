@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import evae
-from evae.data.prepare import prepare_dataset
-from evae.data.simulate import simulate_perturb_seq
+from evae.data.preparing.prepare import prepare_dataset
+from evae.data.simulation.perturb_seq import simulate_perturb_seq
 from evae.models import EvaeError, EvaeModel
 from evae.training.conditions import N_SAMPLES, control_contexts, read_feature_table
 from evae.training.prior import train_prior

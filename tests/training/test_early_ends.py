@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 
 from evae.models import EvaeARForCausalLM, EvaeModel
 from evae.models.contract_evae import EvaeError
-from evae.training import run_folder
+from evae.training.loop.stopping import save_offending_batches
 from evae.training.prior import train_prior
+from evae.training.resume import run_folder
 from evae.training.settings import PriorSettings, TokenizerSettings
-from evae.training.stopping import save_offending_batches
 from evae.training.tokenizer import train_tokenizer
 
 SIZES = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import evae
-from evae.data.dataset import CellLoader
+from evae.data.streaming.loader import CellLoader
 from evae.models import EvaeFlowModel, EvaeMDLMModel, EvaeModel
 from evae.models.contract_evae import EvaeError
 from evae.training.codes import encode_cells

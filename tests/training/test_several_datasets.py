@@ -6,10 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from evae.data.dataset import DatasetInfo
-from evae.data.prepare import prepare_dataset
-from evae.data.simulate import simulate_perturb_seq
-from evae.data.sources import Sources
+from evae.data.preparing.prepare import prepare_dataset
+from evae.data.simulation.perturb_seq import simulate_perturb_seq
+from evae.data.streaming.loader import DatasetInfo
+from evae.data.streaming.mixture import Sources
 from evae.models import EvaeARForCausalLM, EvaeProcessor
 from evae.models.contract_evae import EvaeError
 from evae.training import loop

@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from evae.data.dataset import CellLoader, DatasetInfo
-from evae.data.sources import Sources
+from evae.data.streaming.loader import CellLoader, DatasetInfo
+from evae.data.streaming.mixture import Sources
 from evae.models import EvaeARForCausalLM, EvaeModel, EvaeProcessor
 from evae.models.contract_evae import EvaeError
 from evae.training import loop

@@ -23,12 +23,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from evae.training import checkpoint, run_folder
-from evae.training.loop import train
-from evae.training.run_folder import FINISHED, RunFolder
+from evae.training.loop.setup import make_accelerator
+from evae.training.loop.stage import Stage
+from evae.training.loop.train import train
+from evae.training.loop.validation import mean_loss
+from evae.training.resume.run_folder import FINISHED, RunFolder
 from evae.training.settings import Settings
-from evae.training.setup import make_accelerator
-from evae.training.stage import Stage
-from evae.training.validation import mean_loss
 
 FEATURES, ROWS = 6, 50
 

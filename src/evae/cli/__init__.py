@@ -8,14 +8,14 @@ import typer
 from typer.core import TyperGroup
 
 import evae
-from evae.cli.data import prepare
 from evae.cli.demo import demo
 from evae.cli.evaluate import evaluate
+from evae.cli.predict import embed, predict
+from evae.cli.prepare import prepare
 from evae.cli.push import push, push_dataset_folder
 from evae.cli.reversion import reversion
 from evae.cli.study import study
 from evae.cli.train import train
-from evae.cli.use import embed, predict
 from evae.models.contract_evae import EvaeError
 
 

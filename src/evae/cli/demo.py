@@ -12,21 +12,21 @@ from typing import Annotated, Any, cast
 import typer
 from rich.console import Console
 
-from evae.cli.data import CellTypeKey, PerturbationKey, SourceLayer
 from evae.cli.demo_plan import MAX_GENES, choose_data, claim_folder, stage_settings
 from evae.cli.evaluate import save_result
 from evae.cli.files import write_h5ad
-from evae.cli.report import summary_table
-from evae.data.anndata_io import read_split
-from evae.data.dataset import DatasetInfo
-from evae.data.prepare import prepare_dataset
-from evae.data.simulate import simulate_perturb_seq
+from evae.cli.prepare import CellTypeKey, PerturbationKey, SourceLayer
+from evae.cli.summary import summary_table
+from evae.data.preparing.prepare import prepare_dataset
+from evae.data.simulation.perturb_seq import simulate_perturb_seq
+from evae.data.streaming.loader import DatasetInfo
+from evae.data.streaming.split_anndata import read_split
 from evae.evaluation import evaluate
-from evae.hold_out import dataset_cells, predict_held_out
+from evae.inference.held_out import dataset_cells, predict_held_out
+from evae.inference.pipeline import pipeline
 from evae.models import EvaeError
-from evae.pipeline import pipeline
 from evae.training.prior import train_prior
-from evae.training.run_folder import FINISHED, RunFolder
+from evae.training.resume.run_folder import FINISHED, RunFolder
 from evae.training.settings import (
     PriorSettings,
     Settings,

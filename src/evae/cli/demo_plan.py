@@ -8,14 +8,20 @@ from typing import Any, cast
 import pandas as pd
 
 from evae.cli.files import check_folder
-from evae.data.h5ad_reader import H5adCounts
-from evae.hold_out import choose_split
+from evae.data.reading.h5ad import H5adCounts
+from evae.inference.held_out import choose_split
 from evae.models import EvaeConfig
 from evae.models.contract_evae import EvaeError, look_up
-from evae.presets import config_path, stored_splits
 from evae.training.prior import FROM_DATASET as PRIOR_GIVEN
 from evae.training.prior import PRIORS
-from evae.training.settings import PriorSettings, Settings, check_model_settings, load_settings
+from evae.training.settings import (
+    PriorSettings,
+    Settings,
+    check_model_settings,
+    config_path,
+    load_settings,
+    stored_splits,
+)
 from evae.training.tokenizer import FROM_DATASET as TOKENIZER_GIVEN
 
 MARKER = "demo.json"

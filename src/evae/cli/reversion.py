@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from evae.cli.files import check_folder, fresh_folder
-from evae.cli.use import Device, Layer, Overwrite
+from evae.cli.predict import Device, Layer, Overwrite
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.reversion import PRESETS, ScreenNames, run
 

@@ -6,9 +6,8 @@ from typing import Annotated, cast
 
 import typer
 
-from evae.presets import config_path
 from evae.training.prior import train_prior
-from evae.training.settings import PriorSettings, TokenizerSettings, load_settings
+from evae.training.settings import PriorSettings, TokenizerSettings, config_path, load_settings
 from evae.training.tokenizer import train_tokenizer
 
 train = typer.Typer(no_args_is_help=True, help="Train a tokenizer, then a prior over its codes.")

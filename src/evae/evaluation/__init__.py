@@ -1,8 +1,8 @@
 """Evaluation of predicted cells: metrics, baselines, tables, reports. `evaluate` is the way in."""
 
-from .distances import distribution_metrics
-from .evaluation import SUITES, evaluate
-from .model_index import model_index
-from .result import EvaluationResult
+from evae.evaluation.metrics.distances import distribution_metrics
+from evae.evaluation.report.model_index import model_index
+from evae.evaluation.result import EvaluationResult
+from evae.evaluation.run import SUITES, evaluate
 
 __all__ = ["SUITES", "EvaluationResult", "distribution_metrics", "evaluate", "model_index"]

@@ -11,9 +11,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from .baselines import MODEL, SPLIT_HALF
-from .comparison import Comparison
-from .labels import METRIC_LABELS, TABLES, cell_text, cells_text
+from evae.evaluation.cells.comparison import Comparison
+from evae.evaluation.metrics.labels import METRIC_LABELS, TABLES, cell_text, cells_text
+from evae.evaluation.systems.baselines import MODEL, SPLIT_HALF
 
 FORMAT_VERSION = 1
 
@@ -91,13 +91,13 @@ class EvaluationResult:
 
     def report(self, folder: str | Path) -> Path:
         """Write report.html, report.md, result.json and plots/ into a folder; returns the HTML file."""
-        from .report import write_report
+        from evae.evaluation.report.write import write_report
 
         return write_report(self, Path(folder))
 
     def plots(self, folder: str | Path) -> list[Path]:
         """Write all plots as PNG into a folder and return their paths."""
-        from .report import write_figures
+        from evae.evaluation.report.write import write_figures
 
         return write_figures(self, Path(folder))
 

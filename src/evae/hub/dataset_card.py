@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from evae.data.dataset import DatasetInfo
+from evae.data.streaming.loader import DatasetInfo
 from evae.models.contract_evae import EvaeError
 
 SHOWN = 12  # names of a vocabulary in the card; the rest is in its Parquet file

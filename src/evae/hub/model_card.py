@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from evae.evaluation.model_index import model_index
+from evae.evaluation.report.model_index import model_index
 from evae.models.contract_evae import EvaeError, near_matches
 
 # The wheel carries model_cards as evae/model_cards (see pyproject.toml).

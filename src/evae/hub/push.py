@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from evae.data.dataset import CellLoader, DatasetInfo
+from evae.data.streaming.loader import CellLoader, DatasetInfo
 from evae.hub.dataset_card import published_card
 from evae.hub.model_card import Described, card_names, model_card
 from evae.hub.upload import Bundle, upload
-from evae.loading import Checkpoint, load_checkpoint
+from evae.inference.checkpoint import Checkpoint, load_checkpoint
+from evae.inference.pipeline import Pipeline
 from evae.models.contract_evae import EvaeError
-from evae.pipeline import Pipeline
 
 MODEL_FILES = (
     *("config.json", "generation_config.json", "preprocessor_config.json", "*_evae*.py"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
-from evae.hub_errors import LOGIN, told_by_the_hub
+from evae.common.hub import LOGIN, told_by_the_hub
 from evae.models.contract_evae import EvaeError
 
 TEXT = (".json", ".py", ".md", ".yaml")

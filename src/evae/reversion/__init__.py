@@ -5,8 +5,8 @@ result = reversion.run("screen.h5ad", reversion.PRESETS["telohaec"], model="runs
 result.print()
 """
 
-from .benchmark import run
-from .names import PRESETS, ScreenNames
-from .result import ReversionResult
+from evae.reversion.benchmark import run
+from evae.reversion.names import PRESETS, ScreenNames
+from evae.reversion.result import ReversionResult
 
 __all__ = ["PRESETS", "ReversionResult", "ScreenNames", "run"]

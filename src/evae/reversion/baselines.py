@@ -12,16 +12,15 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.special import ndtri
 
-from evae.data.anndata_counts import Counts
-from evae.data.hvg import highly_variable_scores
-from evae.evaluation.cells import log1p_cp10k
-from evae.evaluation.differential import ControlRanks
-from evae.evaluation.distances import fit_projection
+from evae.data.preparing.hvg import highly_variable_scores
+from evae.data.reading.anndata_counts import Counts
+from evae.evaluation.cells.normalised import log1p_cp10k
+from evae.evaluation.metrics.differential import ControlRanks
+from evae.evaluation.metrics.distances import fit_projection
 from evae.models.contract_evae import EvaeError
-
-from .screen import TREATED, UNTREATED, Screen
-from .sources import Blocks, Embedding, in_memory
-from .sums import Place
+from evae.reversion.screen import TREATED, UNTREATED, Screen
+from evae.reversion.sources import Blocks, Embedding, in_memory
+from evae.reversion.sums import Place
 
 BASELINES = ("pca", "umap", "de")
 N_GENES = 2_000

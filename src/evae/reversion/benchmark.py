@@ -11,21 +11,20 @@ from typing import Any
 import anndata as ad
 import numpy as np
 
-from evae.data.anndata_counts import Counts, open_counts
-from evae.data.progress import Bar, progress_bar
-from evae.embedding import CellEncoder
-from evae.loading import load_checkpoint
+from evae.common.progress import Bar, progress_bar
+from evae.data.reading.anndata_counts import Counts, open_counts
+from evae.inference.checkpoint import load_checkpoint
+from evae.inference.embedding import CellEncoder
 from evae.models.contract_evae import EvaeError, check_unique, near_matches
-
-from .baselines import BASELINES, Expression, differential_profiles, pca, umap
-from .enrichment import agreement, enrichment
-from .names import ScreenNames
-from .ranking import control_distances, rank_targets
-from .reference import read_reference
-from .result import MethodResult, ReversionResult, stamp
-from .screen import Screen
-from .sources import Blocks, Embedding, open_embedding
-from .sums import N_SHUFFLES, Place, ScreenSums
+from evae.reversion.baselines import BASELINES, Expression, differential_profiles, pca, umap
+from evae.reversion.enrichment import agreement, enrichment
+from evae.reversion.names import ScreenNames
+from evae.reversion.ranking import control_distances, rank_targets
+from evae.reversion.reference import read_reference
+from evae.reversion.result import MethodResult, ReversionResult, stamp
+from evae.reversion.screen import Screen
+from evae.reversion.sources import Blocks, Embedding, open_embedding
+from evae.reversion.sums import N_SHUFFLES, Place, ScreenSums
 
 
 def run(

@@ -8,10 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from evae.evaluation.style import BACKGROUND, BASELINE, FLOOR, GENERATED, REAL, TEXT, look, new_figure, save
-
-from .enrichment import null_band, recovery_curve
-from .result import MethodResult, ReversionResult
+from evae.common.figures import BACKGROUND, BASELINE, FLOOR, GENERATED, REAL, TEXT, look, new_figure, save
+from evae.reversion.enrichment import null_band, recovery_curve
+from evae.reversion.result import MethodResult, ReversionResult
 
 # Okabe & Ito 2008, the encoder's vermillion first
 COLORS = (GENERATED, REAL, FLOOR, "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -4,10 +4,9 @@ import numpy as np
 import pandas as pd
 
 from evae.models.contract_evae import EvaeError
-
-from .enrichment import ranks_of
-from .screen import TREATED, UNTREATED, Screen
-from .sums import unit
+from evae.reversion.enrichment import ranks_of
+from evae.reversion.screen import TREATED, UNTREATED, Screen
+from evae.reversion.sums import unit
 
 
 def rank_targets(screen: Screen, centroids: np.ndarray, sizes: np.ndarray, min_cells: int = 1) -> pd.DataFrame:

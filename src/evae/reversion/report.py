@@ -4,10 +4,9 @@ import base64
 import html
 from pathlib import Path
 
-from evae.evaluation.report import STYLE
-
-from .figures import write_figures
-from .result import READING, ReversionResult
+from evae.evaluation.report.write import STYLE
+from evae.reversion.figures import write_figures
+from evae.reversion.result import READING, ReversionResult
 
 N_TOP = 25
 CAPTIONS = {

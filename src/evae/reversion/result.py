@@ -13,11 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from evae.evaluation.result import plain, write_json
-
-from .enrichment import Enrichment
-from .names import ScreenNames
-from .screen import Screen
-from .sums import Place
+from evae.reversion.enrichment import Enrichment
+from evae.reversion.names import ScreenNames
+from evae.reversion.screen import Screen
+from evae.reversion.sums import Place
 
 FORMAT_VERSION = 1
 HEADINGS = {
@@ -154,7 +153,7 @@ class ReversionResult:
 
     def report(self, folder: str | Path) -> Path:
         """Write report.html, result.json, rankings.csv and plots/ into a folder; returns the HTML file."""
-        from .report import write_report
+        from evae.reversion.report import write_report
 
         return write_report(self, Path(folder))
 

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evae.data.anndata_counts import Counts
+from evae.data.reading.anndata_counts import Counts
 from evae.models.contract_evae import EvaeError, near_matches
-
-from .names import ScreenNames
+from evae.reversion.names import ScreenNames
 
 UNTREATED, TREATED = 0, 1
 

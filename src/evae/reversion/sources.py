@@ -22,7 +22,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from anndata.io import read_elem
 
-from evae.data.anndata_counts import AnnDataCounts, Counts
+from evae.data.reading.anndata_counts import AnnDataCounts, Counts
 from evae.models.contract_evae import EvaeError, near_matches
 
 CHUNK_CELLS = 8_192

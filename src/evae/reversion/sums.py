@@ -14,8 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from evae.models.contract_evae import EvaeError
-
-from .screen import TREATED, UNTREATED, Screen
+from evae.reversion.screen import TREATED, UNTREATED, Screen
 
 N_SHUFFLES = 30
 

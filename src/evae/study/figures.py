@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from evae.evaluation.figures_metrics import RADAR
-from evae.evaluation.labels import METRIC_LABELS, format_number
-from evae.evaluation.style import FLOOR, new_figure
+from evae.common.figures import FLOOR, new_figure
+from evae.evaluation.metrics.labels import METRIC_LABELS, format_number
+from evae.evaluation.report.figures_metrics import RADAR
 from evae.study.results import badness, floor_and_copy
 
 Key: TypeAlias = tuple[str, str, str]  # group, level, metric

@@ -30,13 +30,12 @@ from typing import Any, cast
 
 import yaml
 
-from evae.data.dataset import DatasetInfo
+from evae.data.streaming.loader import DatasetInfo
 from evae.models.configuration_evae import HEADS, EvaeConfig
 from evae.models.contract_evae import EvaeError, look_up, near_matches
-from evae.presets import config_path
 from evae.training.prior import FROM_DATASET as PRIOR_GIVEN
 from evae.training.prior import NO_TOKENIZER, PRIORS
-from evae.training.settings import PriorSettings, Settings, check_model_settings, load_settings
+from evae.training.settings import PriorSettings, Settings, check_model_settings, config_path, load_settings
 from evae.training.tokenizer import FROM_DATASET as TOKENIZER_GIVEN
 from evae.training.tokenizer import fingerprint
 

@@ -12,9 +12,9 @@ import pandas as pd
 import yaml
 
 from evae.evaluation import EvaluationResult
-from evae.evaluation.baselines import MODEL, SPLIT_HALF
 from evae.evaluation.result import plain
-from evae.training.checkpoint import write_text_atomically
+from evae.evaluation.systems.baselines import MODEL, SPLIT_HALF
+from evae.training.resume.checkpoint import write_text_atomically
 
 ALONE = "tokenizer alone"
 NOT_OF_THE_DATA = (MODEL, "mean-collapsed model")  # systems that depend on the model that was evaluated

@@ -15,19 +15,19 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
-from evae.data.anndata_io import read_split
-from evae.data.dataset import DatasetInfo
+from evae.data.streaming.loader import DatasetInfo
+from evae.data.streaming.split_anndata import read_split
 from evae.evaluation import SUITES, evaluate
-from evae.hold_out import dataset_cells, held_out_cells, predict_held_out
+from evae.inference.held_out import dataset_cells, held_out_cells, predict_held_out
+from evae.inference.pipeline import pipeline
 from evae.models.contract_evae import EvaeError, look_up
-from evae.pipeline import pipeline
 from evae.study.plan import Study, Training, plan
 from evae.study.results import Evaluated, keep_result, read_results, result_name, result_path
 from evae.study.write import write_study
+from evae.training.loop.setup import make_accelerator
 from evae.training.prior import train_prior
-from evae.training.run_folder import FINISHED, RunFolder
+from evae.training.resume.run_folder import FINISHED, RunFolder
 from evae.training.settings import PriorSettings, TokenizerSettings
-from evae.training.setup import make_accelerator
 from evae.training.tokenizer import train_tokenizer
 
 

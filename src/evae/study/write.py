@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from evae.evaluation.baselines import SPLIT_HALF
-from evae.evaluation.labels import METRIC_LABELS, format_number
-from evae.evaluation.style import look, save
+from evae.common.figures import look, save
+from evae.evaluation.metrics.labels import METRIC_LABELS, format_number
+from evae.evaluation.systems.baselines import SPLIT_HALF
 from evae.study.figures import draw_head_axis, draw_radars
 from evae.study.plan import Study
 from evae.study.results import ALONE

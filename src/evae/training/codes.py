@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from evae.models.contract_evae import EvaeError
-from evae.training.validation import Batch
+from evae.training.loop.validation import Batch
 
 
 @dataclass

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from evae.data.dataset import DatasetInfo
-from evae.data.sources import Sources
+from evae.data.streaming.loader import DatasetInfo
+from evae.data.streaming.mixture import Sources
 from evae.models.contract_evae import EvaeError, parts_of
 from evae.models.processing_evae import EvaeProcessor
 from evae.training.codes import EncodedCells
-from evae.training.progress import console
+from evae.training.loop.progress import console
+from evae.training.loop.stopping import Ask, asking
 from evae.training.settings import PriorSettings
-from evae.training.stopping import Ask, asking
 
 MAX_CONTROLS = 2_000  # of a cell type, whose embeddings are kept while its contexts are made
 FEWEST_CONTROLS = 20  # in a sample: as few as a user may have
@@ -140,7 +140,7 @@ def set_conditions(
     Args:
         prior: built for `vocabulary`.
         cells: split -> encoded cells, changed in place.
-        ask: called at every batch that is read, see `evae.training.stopping`.
+        ask: called at every batch that is read, see `evae.training.loop.stopping`.
     """
     if len(vocabulary.features):
         prior.condition.perturbation.set_features(torch.from_numpy(vocabulary.features))

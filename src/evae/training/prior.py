@@ -13,8 +13,8 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch import nn
 
-from evae.data.dataset import DatasetInfo
-from evae.data.sources import Mixture, Sources
+from evae.data.streaming.loader import DatasetInfo
+from evae.data.streaming.mixture import Mixture, Sources
 from evae.models.configuration_evae import EvaeConfig
 from evae.models.configuration_evae_prior import EvaeARConfig, EvaeFlowConfig, EvaeMDLMConfig
 from evae.models.contract_evae import EvaeError, near_matches
@@ -24,18 +24,18 @@ from evae.models.modeling_evae_flow import EvaeFlowModel
 from evae.models.modeling_evae_mdlm import EvaeMDLMModel
 from evae.models.no_tokenizer_evae import NoTokenizer
 from evae.models.processing_evae import EvaeProcessor
+from evae.training.batch_cells import named_cells
 from evae.training.codes import CodeBatches, EncodedCells, cells_batches, encode_cells, joined, thinned
 from evae.training.conditions import perturbation_vocabulary, set_conditions
-from evae.training.loop import train
-from evae.training.progress import tracked
-from evae.training.run_folder import FINISHED, RunFolder
+from evae.training.loop.progress import tracked
+from evae.training.loop.setup import make_accelerator
+from evae.training.loop.stage import Stage
+from evae.training.loop.stopping import Ask, asking, leaving_together
+from evae.training.loop.train import train
+from evae.training.loop.validation import Batch, take_cells
+from evae.training.resume.run_folder import FINISHED, RunFolder
 from evae.training.settings import PriorSettings, check_model_settings
-from evae.training.setup import make_accelerator
-from evae.training.stage import Stage
-from evae.training.stopping import Ask, asking, leaving_together
 from evae.training.tokenizer import fingerprint, make_processor, save_with_processor, say_finished
-from evae.training.validation import Batch, take_cells
-from evae.training.whereabouts import named_cells
 
 PRIORS: dict[str, tuple[Any, Any]] = {
     "evae_ar": (EvaeARConfig, EvaeARForCausalLM),

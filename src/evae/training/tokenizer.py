@@ -12,21 +12,21 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from evae.data.dataset import DatasetInfo
-from evae.data.sources import Sources
+from evae.data.streaming.loader import DatasetInfo
+from evae.data.streaming.mixture import Sources
 from evae.models.configuration_evae import EvaeConfig
 from evae.models.modeling_evae import EvaeModel
 from evae.models.processing_evae import EvaeProcessor
-from evae.training.checkpoint import writing
-from evae.training.loop import train
-from evae.training.progress import console
-from evae.training.run_folder import FINISHED, RunFolder
+from evae.training.batch_cells import named_cells
+from evae.training.loop.progress import console
+from evae.training.loop.setup import make_accelerator
+from evae.training.loop.stage import Stage
+from evae.training.loop.stopping import Ask, leaving_together
+from evae.training.loop.train import train
+from evae.training.loop.validation import Batch, Tally, codebook_statistics, mean_loss, take_cells, tally_loss
+from evae.training.resume.checkpoint import writing
+from evae.training.resume.run_folder import FINISHED, RunFolder
 from evae.training.settings import Settings, TokenizerSettings, check_model_settings
-from evae.training.setup import make_accelerator
-from evae.training.stage import Stage
-from evae.training.stopping import Ask, leaving_together
-from evae.training.validation import Batch, Tally, codebook_statistics, mean_loss, take_cells, tally_loss
-from evae.training.whereabouts import named_cells
 
 INPUTS = ("counts", "gene_ids", "library_size")
 FROM_DATASET = ("n_genes", "median_library_size")

@@ -1,0 +1,4 @@
+"""Files of raw counts become a dataset folder: panel, split, statistics, shuffled Parquet shards, card.
+
+Enters: h5ad files. Leaves: a dataset folder. May import: `data.reading`, `common`, the input contract.
+"""

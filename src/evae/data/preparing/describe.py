@@ -1,0 +1,87 @@
+"""What dataset.json says: sizes, widths, statistics of the training cells, where the cells came from."""
+
+import hashlib
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evae.data.preparing.card import FORMAT_VERSION
+from evae.data.preparing.genes import Panel
+from evae.data.preparing.shards import SPLITS, RowPlan, row_group_rows
+from evae.data.reading.h5ad import H5adCounts
+from evae.models.contract_evae import EvaeError
+
+
+@dataclass
+class Cells:
+    """The labels of all cells of all files, in order: codes into the two vocabularies."""
+
+    perturbation: np.ndarray  # (cells,) int32
+    cell_type: np.ndarray  # (cells,) int32
+    perturbations: list[str]  # the control first, the others sorted
+    cell_types: list[str]
+
+
+@dataclass
+class Totals:
+    """What the first reading found: totals over the panel and over all genes, numbers of expressed genes."""
+
+    panel: np.ndarray  # (cells,) int64
+    full: np.ndarray  # (cells,) int64
+    expressed: np.ndarray  # (cells,) int32
+    max_count: int
+
+
+def describe(cells: Cells, panel: Panel, totals: Totals, plan: RowPlan, control: str) -> dict[str, Any]:
+    """The content of dataset.json, but for the sources."""
+    train = plan.split == SPLITS.index("train")
+    library = totals.panel[train]
+    width = next((w for w in (1, 2, 4) if totals.max_count < 1 << (8 * w)), None)
+    if width is None:
+        raise EvaeError(f"the largest count, {totals.max_count:,}, is no count of molecules; check the layer.")
+    shape = (len(cells.cell_types), len(cells.perturbations))
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for s, name in enumerate(SPLITS):
+        rows = plan.split == s
+        pairs = np.ravel_multi_index((cells.cell_type[rows], cells.perturbation[rows]), shape)
+        table = np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
+        counts[name] = {
+            kind: {p: int(n) for p, n in zip(cells.perturbations, row, strict=True) if n}
+            for kind, row in zip(cells.cell_types, table, strict=True)
+            if row.any()
+        }
+    return {
+        "format_version": FORMAT_VERSION,
+        "evae_version": version("evae"),
+        "n_cells": {name: int((plan.split == s).sum()) for s, name in enumerate(SPLITS)},
+        "n_genes": len(panel.genes),
+        "control": control,
+        "dropped_cells": int((plan.split < 0).sum()),
+        "gene_dtype": "<u2" if len(panel.genes) <= 1 << 16 else "<u4",
+        "count_dtype": f"<u{width}" if width > 1 else "|u1",
+        "row_group_rows": row_group_rows(len(panel.genes)),
+        "median_library_size": float(np.median(library)),
+        "library_size_quantiles": np.quantile(library, np.linspace(0, 1, 101)).tolist(),
+        "max_count": totals.max_count,
+        "nonzero_fraction": float(totals.expressed[train].mean() / len(panel.genes)),
+        "cell_counts": counts,
+    }
+
+
+def describe_source(source: H5adCounts, panel: Panel, index: int) -> dict[str, Any]:
+    return {
+        "file": source.path.name,
+        "sha256": sha256(source.path),
+        "n_cells": source.n_cells,
+        "n_genes": len(source.genes),
+        "panel_coverage": panel.coverage(index),
+        "genes_found": panel.matches[index],
+    }
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,184 @@
+"""The gene panel of a dataset: all shared genes, a panel file, or the highly variable ones.
+
+Genes match by symbol, then by Ensembl id, then by alias where a table of aliases is given. A panel gene that a
+file does not measure is left out of the panel (zeros are never invented), and the coverage is reported; below a
+threshold it raises.
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evae.data.reading.h5ad import H5adCounts
+from evae.models.contract_evae import EvaeError, check_unique, match_genes
+
+SHOWN = 100  # absent genes named in the report
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Genes, their Ensembl ids ("" where unknown), and where each of them stands in every source file."""
+
+    genes: list[str]
+    ensembl_ids: list[str]
+    positions: list[np.ndarray]  # per file (genes,) int64
+    matches: list[dict[str, Any]]  # per file, how many of the wanted genes were found by what, which are absent
+
+    def coverage(self, source: int) -> float:
+        """The share of the wanted genes that a file measures."""
+        found = self.matches[source]
+        n = found["by_symbol"] + found["by_ensembl_id"] + found["by_alias"]
+        return n / (n + found["absent"])
+
+    def take(self, chosen: np.ndarray) -> "Panel":
+        """The sub-panel of the given indices, in the given order."""
+        return Panel(
+            genes=[self.genes[i] for i in chosen],
+            ensembl_ids=[self.ensembl_ids[i] for i in chosen],
+            positions=[p[chosen] for p in self.positions],
+            matches=self.matches,
+        )
+
+
+def parse_genes(genes: str | Path) -> tuple[int | None, list[str] | None]:
+    """Read the `genes` argument: (number of highly variable genes or None, panel or None).
+
+    Args:
+        genes: "all", "hvg:2000", or a panel file.
+    """
+    text = str(genes)
+    if text == "all":
+        return None, None
+    if text.startswith("hvg:"):
+        count = text.partition(":")[2]
+        if not count.isdigit() or int(count) < 1:
+            raise EvaeError(f"'{text}' names no number of genes; write for example hvg:2000.")
+        return int(count), None
+    return None, read_panel(text)
+
+
+def read_panel(path: str | Path) -> list[str]:
+    """Gene names from a text file (one a line, # comments skipped) or JSON (a list, or key `genes`)."""
+    path = Path(path)
+    if not path.is_file():
+        raise EvaeError(f"'{path}' is neither 'all', 'hvg:N' nor a panel file that exists.")
+    text = path.read_text()
+    if path.suffix == ".json" or text.lstrip().startswith(("{", "[")):
+        try:
+            content: Any = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise EvaeError(f"panel file {path} is not JSON ({error}).") from None
+        names = content.get("genes") if isinstance(content, dict) else content
+        if not isinstance(names, list):
+            raise EvaeError(f"panel file {path} has no list under the key 'genes'.")
+        panel = [str(n) for n in names]
+    else:
+        panel = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if not panel:
+        raise EvaeError(f"panel file {path} names no genes.")
+    try:
+        check_unique(panel, "gene")
+    except EvaeError as error:
+        raise EvaeError(f"panel file {path}: {error}") from None
+    return panel
+
+
+def read_aliases(path: str | Path) -> dict[str, str]:
+    """Other names of genes, alias -> symbol, from a tab-separated table with a header.
+
+    Reads HGNC's complete set (columns `symbol`, `alias_symbol`, `prev_symbol`, several names between bars) and any
+    table with a column `symbol` and one of the other two. An alias of two genes, or one that is itself a symbol,
+    says nothing and is left out.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise EvaeError(f"no such file of gene aliases: {path}")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    columns = {"alias_symbol", "prev_symbol"} & set(rows[0] if rows else ())
+    if not columns or "symbol" not in rows[0]:
+        raise EvaeError(f"{path} needs tab-separated columns 'symbol' and 'alias_symbol' or 'prev_symbol'.")
+    meant: dict[str, set[str]] = {}
+    for row in rows:
+        for column in columns:
+            for alias in (row[column] or "").strip('"').split("|"):
+                meant.setdefault(alias.strip(), set()).add(row["symbol"])
+    symbols = {row["symbol"] for row in rows}
+    return {a: s for a, (s, *more) in ((a, sorted(s)) for a, s in meant.items()) if a and not more and a not in symbols}
+
+
+def match_panel(
+    sources: Sequence[H5adCounts], wanted: list[str] | None, min_coverage: float, aliases: str | Path | None = None
+) -> Panel:
+    """Align the files to one panel: the wanted genes, else the first file's, as far as all files have them.
+
+    Args:
+        sources: the files.
+        wanted: a panel, or None.
+        min_coverage: the least share of it that a file must measure.
+        aliases: a table for `read_aliases`; used for genes that match neither by symbol nor by Ensembl id.
+
+    Raises:
+        EvaeError: a file measures less than `min_coverage` of the genes.
+    """
+    first = sources[0]
+    if wanted is None:
+        genes, ids = first.genes, first.ensembl_ids
+    else:
+        genes, ids = wanted, _ids_of(wanted, first)
+    other_names = read_aliases(aliases) if aliases is not None else {}
+    matched = [_match(genes, _wanted_ids(genes, ids), s, other_names) for s in sources]
+    positions = [p for p, _ in matched]
+    origin = "the panel" if wanted is not None else f"the genes of {first.path}"
+    for source, position in zip(sources, positions, strict=True):
+        share = float((position >= 0).mean())
+        if share < min_coverage:
+            raise EvaeError(
+                f"{source.path} measures only {share:.0%} of {origin} ({len(genes):,} genes), below "
+                f"{min_coverage:.0%}; check gene names and species, give another panel, or lower "
+                "min_coverage."
+            )
+    shared = np.flatnonzero(np.all([p >= 0 for p in positions], axis=0))
+    if not len(shared):
+        raise EvaeError("the files share no gene; check that they use the same gene names.")
+    ids = [next((s.ensembl_ids[p[g]] for s, p in zip(sources, positions, strict=True)
+                 if p[g] >= 0 and s.ensembl_ids[p[g]]), ids[g]) for g in range(len(genes))]  # fmt: skip
+    panel = Panel(list(genes), ids, positions, [report for _, report in matched]).take(shared)
+    for source, position in zip(sources, panel.positions, strict=True):
+        if len(np.unique(position)) < len(position):
+            raise EvaeError(f"two genes of the panel are the same gene in {source.path}; name each gene once.")
+    return panel
+
+
+def _match(
+    genes: list[str], ids: list[str], source: H5adCounts, aliases: dict[str, str]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Where each gene stands in a file, -1 where it is absent, and by what it was found."""
+    by_symbol = match_genes(genes, None, source.genes)
+    position = match_genes(genes, ids, source.genes, source.ensembl_ids)
+    n_by_id = int((position >= 0).sum() - (by_symbol >= 0).sum())
+    by_alias = 0
+    if aliases:
+        taken = set(position.tolist())
+        known = {aliases.get(n, n): i for i, n in enumerate(source.genes) if i not in taken}
+        for g in np.flatnonzero(position < 0).tolist():
+            position[g] = known.get(aliases.get(genes[g], genes[g]), -1)
+            by_alias += int(position[g] >= 0)
+    absent = [genes[g] for g in np.flatnonzero(position < 0)]
+    found = {"by_symbol": int((by_symbol >= 0).sum()), "by_ensembl_id": n_by_id, "by_alias": by_alias}
+    return position, {**found, "absent": len(absent), "absent_genes": absent[:SHOWN]}
+
+
+def _ids_of(wanted: list[str], source: H5adCounts) -> list[str]:
+    """Ensembl ids of the wanted genes: what the file says, or the name itself where that is an id."""
+    by_symbol = dict(zip(source.genes, source.ensembl_ids, strict=True))
+    return [by_symbol.get(g, "") or (g if g.startswith("ENS") and g[-1].isdigit() else "") for g in wanted]
+
+
+def _wanted_ids(genes: list[str], ids: list[str]) -> list[str]:
+    return [i or (g if g.startswith("ENS") and g[-1].isdigit() else "") for g, i in zip(genes, ids, strict=True)]

@@ -1,0 +1,164 @@
+"""Writing the Parquet shards of a dataset folder: rows scattered to their shard, then permuted within it.
+
+A row is one cell: the bytes of its CSR block in two binary columns (`genes`: indices into the panel,
+`counts`), its labels as ClassLabel, its full library size, its name. Each block of rows is first written sorted by
+shard, then each shard is gathered from these files alone and put in order, so memory holds one block or one shard.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Features, Value
+
+from evae.data.preparing.card import PANEL_KEY, panel_digest
+from evae.data.preparing.partial import appearing
+from evae.models.contract_evae import EvaeError
+
+MANY_ROWS = 1 << 18
+SHARD_BYTES = 256 << 20  # before compression
+MAX_SHARDS = 768
+SHARDS_KEY = b"shards"  # in the schema of a scattered block: the shard of each of its batches
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Where every cell goes: its split (-1: dropped), its shard among all, its place within the split."""
+
+    split: np.ndarray  # (cells,) int8, index into SPLITS
+    shard: np.ndarray  # (cells,) int32
+    place: np.ndarray  # (cells,) int64
+    shards: list[tuple[str, int]]  # (path in the folder, number of rows)
+
+
+def plan_rows(kept: np.ndarray, held_out: np.ndarray, seed: int, row_bytes: float = 0.0) -> RowPlan:
+    """Shuffle all rows globally and deal them into shards; 5 % of what is not held out becomes `validation`.
+
+    Args:
+        kept: (cells,) bool, False for cells to drop.
+        held_out: (cells,) bool, the test cells.
+        seed: of the shuffle.
+        row_bytes: mean size of a row before compression, which bounds the rows of a shard.
+    """
+    rng = np.random.default_rng([seed, 2])
+    rest = rng.permutation(np.flatnonzero(kept & ~held_out))
+    n_validation = min(5_000, max(1, round(0.05 * len(rest))))
+    if len(rest) <= n_validation:
+        raise EvaeError(f"the split leaves {len(rest)} of {len(kept):,} cells, too few to train on; hold out less.")
+    rows_of = (rest[n_validation:], rest[:n_validation], rng.permutation(np.flatnonzero(kept & held_out)))
+    n = len(kept)
+    split, shard, place = np.full(n, -1, np.int8), np.zeros(n, np.int32), np.zeros(n, np.int64)
+    shards: list[tuple[str, int]] = []
+    for s, (name, rows) in enumerate(zip(SPLITS, rows_of, strict=True)):
+        n_shards = shard_count(len(rows), row_bytes)
+        own = np.arange(len(rows)) * n_shards // max(1, len(rows))
+        split[rows], shard[rows], place[rows] = s, len(shards) + own, np.arange(len(rows))
+        sizes = np.bincount(own, minlength=n_shards)
+        shards += [(f"data/{name}-{i:05d}-of-{n_shards:05d}.parquet", int(c)) for i, c in enumerate(sizes)]
+    return RowPlan(split, shard, place, shards)
+
+
+def shard_count(n_rows: int, row_bytes: float) -> int:
+    """8 shards of a split; 64, 128, ... where there are many rows or a shard would not fit well in memory.
+
+    Each shard is put in order in memory, hence the bound on its size.
+    """
+    if n_rows < 8:
+        return min(1, n_rows)
+    if n_rows <= MANY_ROWS and n_rows * row_bytes <= 8 * SHARD_BYTES:
+        return 8
+    least = max(-(-n_rows * row_bytes // SHARD_BYTES), 128 if n_rows > 16 * MANY_ROWS else 64)
+    return min(MAX_SHARDS, 64 * int(-(-least // 64)))
+
+
+def row_group_rows(n_genes: int) -> int:
+    """Rows of a row group, the unit in which shards are read: smaller for wide panels."""
+    return 4096 if n_genes <= 10_000 else 1024
+
+
+def cell_features(perturbations: Sequence[str], cell_types: Sequence[str]) -> Features:
+    """The columns of the cells, as HF `datasets` sees them."""
+    return Features(
+        {
+            "genes": Value("binary"),
+            "counts": Value("binary"),
+            "perturbation": ClassLabel(names=list(perturbations)),
+            "cell_type": ClassLabel(names=list(cell_types)),
+            "library_size": Value("int64"),
+            "cell_id": Value("string"),
+        }
+    )
+
+
+def binary_rows(values: np.ndarray, indptr: np.ndarray) -> pa.Array:
+    """A binary column whose rows are the bytes of values[indptr[i]:indptr[i + 1]], without a copy."""
+    offsets = (indptr * values.dtype.itemsize).astype(np.int32)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(values).view(np.uint8))]
+    return pa.Array.from_buffers(pa.binary(), len(indptr) - 1, buffers)
+
+
+def shard_schema(features: Features, genes: Sequence[str]) -> pa.Schema:
+    """The schema of the shards: what `datasets` reads, and which panel the gene indices count in."""
+    schema: pa.Schema = features.arrow_schema
+    return schema.with_metadata({**(schema.metadata or {}), PANEL_KEY: panel_digest(genes)})
+
+
+def scatter_rows(rows: pa.RecordBatch, shard: np.ndarray, place: np.ndarray, path: Path) -> None:
+    """Write cells sorted by shard: an Arrow file with one batch for each shard that they go to.
+
+    Args:
+        rows: (cells,) the columns of a shard.
+        shard: (cells,) the shard among all that each cell goes to, -1 for cells to drop.
+        place: (cells,) the cell's place within its split.
+        path: the file, which appears whole or not at all.
+    """
+    rows = rows.append_column("place", pa.array(place))
+    kept = np.flatnonzero(shard >= 0)
+    order = kept[np.argsort(shard[kept], kind="stable")]
+    targets, starts = np.unique(shard[order], return_index=True)
+    ordered = rows.take(pa.array(order))
+    schema = rows.schema.with_metadata({SHARDS_KEY: json.dumps(targets.tolist())})
+    with appearing(path) as unfinished, pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, schema) as out:
+        for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
+            out.write_batch(ordered.slice(int(start), int(end - start)).replace_schema_metadata(schema.metadata))
+
+
+def gather_shard(scattered: Sequence[Path], shard: int, schema: pa.Schema, group_rows: int, target: Path) -> int:
+    """Bring the rows of one shard together, in order, as Parquet; returns their number.
+
+    Args:
+        scattered: the files of `scatter_rows`.
+        shard: which one.
+        schema: of the shard.
+        group_rows: rows of a row group.
+        target: the file, which appears whole or not at all.
+    """
+    batches = []
+    for path in scattered:
+        with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
+            held = json.loads(reader.schema.metadata[SHARDS_KEY])
+            if shard in held:
+                batches.append(reader.get_batch(held.index(shard)))
+    table = pa.Table.from_batches(batches).combine_chunks()
+    order = pc.sort_indices(table["place"])
+    table = table.drop_columns(["place"]).replace_schema_metadata(schema.metadata)
+    with (
+        appearing(target) as unfinished,
+        pq.ParquetWriter(
+            unfinished,
+            schema,
+            compression="zstd",
+            compression_level=3,
+            use_dictionary=["perturbation", "cell_type"],
+            write_statistics=["perturbation", "cell_type", "library_size"],
+        ) as writer,
+    ):
+        for start in range(0, table.num_rows, group_rows):
+            writer.write_table(table.take(order.slice(start, group_rows)), group_rows)
+    return table.num_rows

@@ -1,0 +1,62 @@
+"""Work on h5ad files in this process or in several; the results come in the order of the tasks."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from evae.data.reading.h5ad import H5adCounts
+
+Task = tuple[Any, ...]
+Run = Callable[[Callable[..., Any], Iterable[Task]], Iterator[Any]]
+_opened: list[H5adCounts] = []  # of a worker process
+
+
+def open_sources(paths: list[Path], layer: str | None, scratch: Path | None) -> list[H5adCounts]:
+    """The files as sources of counts, each with its own scratch folder."""
+    return [H5adCounts(p, layer, scratch and scratch / f"file-{i:05d}") for i, p in enumerate(paths)]
+
+
+@contextmanager
+def workers(n: int, sources: list[H5adCounts], layer: str | None, scratch: Path) -> Iterator[Run]:
+    """Yield `run(function, tasks)`, which gives function(sources, *task) for every task, in order.
+
+    Args:
+        n: processes; 1 works in this one.
+        sources: the files, opened in this process.
+        layer, scratch: how other processes open them.
+    """
+    if n == 1:
+        yield lambda function, tasks: (function(sources, *task) for task in tasks)
+        return
+    paths = [s.path for s in sources]
+    context = get_context("forkserver")  # a copy of this process, with its open HDF5 files and threads, would not work
+    context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(n, context, initializer=_open, initargs=(paths, layer, scratch))
+    try:
+        yield lambda function, tasks: _in_order(pool, 2 * n, function, tasks)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_order(
+    pool: ProcessPoolExecutor, ahead: int, function: Callable[..., Any], tasks: Iterable[Task]
+) -> Iterator[Any]:
+    waiting: deque[Future] = deque()
+    for task in tasks:
+        waiting.append(pool.submit(_call, function, task))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _open(paths: list[Path], layer: str | None, scratch: Path) -> None:
+    _opened[:] = open_sources(paths, layer, scratch)
+
+
+def _call(function: Callable[..., Any], task: Task) -> Any:
+    return function(_opened, *task)

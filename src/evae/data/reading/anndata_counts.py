@@ -1,0 +1,87 @@
+"""Raw counts of an AnnData in blocks of cells, with the face of `H5adCounts`; a backed one is read in chunks."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from evae.data.reading.h5ad import H5adCounts
+from evae.models.contract_evae import EvaeError, check_raw_counts, check_unique, near_matches
+from evae.models.processing_evae import ENSEMBL_COLUMNS
+
+
+class AnnDataCounts:
+    """An AnnData as a source of raw counts.
+
+    Args:
+        adata: the cells; not changed.
+        layer: None for `X`, else the name of a layer.
+
+    Attributes: `name` (for messages), `n_cells`, `genes`, `ensembl_ids` ("" where unknown).
+
+    Raises:
+        EvaeError: no such layer, no cells, duplicate genes.
+    """
+
+    def __init__(self, adata: ad.AnnData, layer: str | None = None):
+        if adata.n_obs == 0:
+            raise EvaeError("there are no cells in the AnnData; give at least one.")
+        if layer is not None and layer not in adata.layers:
+            raise EvaeError(f"there is no layer '{layer}'; there are {list(adata.layers) or 'none'}.")
+        if layer is None and adata.X is None:
+            raise EvaeError("the AnnData has no X; name the layer that holds the raw counts.")
+        self.adata, self.layer = adata, layer
+        self.name = f"layer '{layer}'" if layer else "the counts"
+        self.n_cells = adata.n_obs
+        self.genes = [str(g) for g in adata.var_names]
+        check_unique(self.genes, "gene")
+        column = next((c for c in ENSEMBL_COLUMNS if c in adata.var.columns), None)
+        self.ensembl_ids = [str(i) for i in adata.var[column]] if column else list(self.genes)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def labels(self, key: str) -> tuple[np.ndarray, list[str]]:
+        """One obs column as codes (cells,) int32 and the names they stand for; missing labels raise."""
+        if key not in self.adata.obs:
+            known = [str(c) for c in self.adata.obs.columns]
+            raise EvaeError(f"the AnnData has no obs column '{key}'. {near_matches(key, known)}")
+        codes, names = pd.factorize(pd.Series(self.adata.obs[key]).astype(object), sort=False)
+        missing = int((codes < 0).sum())
+        if missing:
+            raise EvaeError(f"obs column '{key}' is missing (NaN) in {missing:,} cells; drop them first.")
+        return codes.astype(np.int32), [str(n) for n in names]
+
+    def cell_ids(self, start: int, stop: int) -> np.ndarray:
+        """The obs names of the cells start..stop, as strings."""
+        return self.adata.obs_names[start:stop].to_numpy().astype(str)
+
+    def blocks(self, chunk_size: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, sp.csr_matrix]]:
+        """Pairs (index of the first cell, counts (block, genes) CSR int64) of the cells start..stop, checked.
+
+        Raises:
+            EvaeError: the values are not raw counts.
+        """
+        for low in range(start, self.n_cells if stop is None else stop, chunk_size):
+            cells = self.adata[low : min(low + chunk_size, self.n_cells if stop is None else stop)]
+            matrix: Any = cells.layers[self.layer] if self.layer else cells.X
+            if hasattr(matrix, "to_memory"):  # a backed matrix
+                matrix = matrix.to_memory()
+            block = sp.csr_matrix(matrix, copy=True)  # NaN counts as a stored value, so that the check sees it
+            check_raw_counts(block.data, self.name)
+            block.data = block.data.astype(np.int64)
+            block.sum_duplicates()
+            block.eliminate_zeros()
+            yield low, block
+
+
+Counts = H5adCounts | AnnDataCounts
+
+
+def open_counts(data: ad.AnnData | str | Path, layer: str | None = None, scratch: Path | None = None) -> Counts:
+    """An AnnData or an h5ad file as a source of raw counts."""
+    return AnnDataCounts(data, layer) if isinstance(data, ad.AnnData) else H5adCounts(data, layer, scratch)

@@ -1,0 +1,207 @@
+"""Raw counts out of an h5ad file in blocks of cells, without ever holding the file in memory.
+
+CSR and dense matrices are sliced by rows; a CSC matrix is transposed on disk first. Labels are read whole (as small
+integer codes), cell names block by block.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata.io import read_elem
+
+from evae.data.reading.transpose import transposed
+from evae.models.contract_evae import EvaeError, check_raw_counts, check_unique, near_matches
+
+ENSEMBL_COLUMNS = ("ensembl_id", "gene_ids", "gene_id", "feature_id", "ensembl", "ensembl_ids", "ensemblid")
+SYMBOL_COLUMNS = ("gene_symbol", "gene_symbols", "gene_name", "gene_names", "feature_name", "symbol")
+MAX_BLOCK_ENTRIES = 1 << 21  # stored values held at once, whatever the chunk size says
+
+
+class H5adCounts:
+    """One h5ad file as a source of raw counts.
+
+    Args:
+        path: the file.
+        layer: None for `X`, "raw" for `raw/X`, else the name of a layer.
+        scratch: folder for the transposition of a CSC matrix, of this file alone.
+
+    Attributes: `name` (file and layer, for messages), `n_cells`, `genes`, `ensembl_ids` ("" where unknown).
+
+    Raises:
+        EvaeError: no such file or layer, not an h5ad file, no cells or genes, duplicate genes.
+    """
+
+    def __init__(self, path: str | Path, layer: str | None = None, scratch: Path | None = None):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise EvaeError(f"no such file: {self.path}")
+        try:
+            self._file = h5py.File(self.path, "r")
+        except OSError as error:
+            raise EvaeError(f"{self.path} is not a readable h5ad file ({error}).") from error
+        self._scratch = scratch
+        self._transposed: tuple[Any, Any, Any] | None = None
+        where, var = self._locate(layer)
+        self.name = f"the counts in {where} of {self.path}"
+        self._matrix: Any = self._file[where]
+        self.encoding = _encoding(self._matrix)
+        shape = self._matrix.attrs["shape"] if self.encoding != "dense" else self._matrix.shape
+        self.n_cells, n_genes = int(shape[0]), int(shape[1])
+        if not self.n_cells or not n_genes:
+            raise EvaeError(f"{self.name} hold {self.n_cells} cells and {n_genes} genes; give a file with cells.")
+        self.genes, self.ensembl_ids = _genes(self._file[var])
+        try:
+            check_unique(self.genes, "gene")
+        except EvaeError as error:
+            raise EvaeError(f"{self.path}: {error}") from None
+
+    def close(self) -> None:
+        self._transposed = None
+        self._file.close()
+
+    def put_by_cell(self) -> None:
+        """Transpose a CSC matrix on disk now; else the first reading does, which processes that share the scratch
+        folder must not do at once."""
+        if self.encoding == "csc":
+            self._csr_parts()
+
+    def labels(self, key: str) -> tuple[np.ndarray, list[str]]:
+        """One obs column as codes (cells,) int32 and the names they stand for; missing labels raise."""
+        obs = self._file["obs"]
+        if isinstance(obs, h5py.Dataset):
+            raise EvaeError(f"{self.path} was written by an anndata before 0.7; read and write it once anew.")
+        columns = [str(c) for c in obs.attrs.get("column-order", [k for k in obs if k != "__categories"])]
+        if key not in columns:
+            raise EvaeError(f"{self.path} has no obs column '{key}'. {near_matches(key, columns)}")
+        values = read_elem(obs)[key] if "__categories" in obs else read_elem(obs[key])
+        codes, names = pd.factorize(pd.Series(values), sort=False)
+        missing = int((codes < 0).sum())
+        if missing:
+            raise EvaeError(
+                f"obs column '{key}' of {self.path} is missing (NaN) in {missing:,} cells; drop them first."
+            )
+        return codes.astype(np.int32), [str(n) for n in names]
+
+    def cell_ids(self, start: int, stop: int) -> np.ndarray:
+        """The obs names of the cells start..stop, as strings."""
+        obs = self._file["obs"]
+        index = obs[obs.attrs.get("_index", "_index")]
+        if index.dtype.kind in "OS":
+            return index.asstr()[start:stop]
+        return index[start:stop].astype(str)
+
+    def blocks(self, chunk_size: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, sp.csr_matrix]]:
+        """Pairs (index of the first cell, counts (block, genes) CSR int64) of the cells start..stop (all by default),
+        in the file's order, checked.
+        """
+        for first, last in self.ranges(chunk_size, start, stop):
+            yield first, self.block(first, last)
+
+    def ranges(self, chunk_size: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
+        """The cells start..stop in runs of at most `chunk_size`, and of a bounded number of stored values."""
+        last = self.n_cells if stop is None else stop
+        while start < last:
+            end = min(last, self._block_end(start, chunk_size))
+            yield start, end
+            start = end
+
+    def block(self, start: int, stop: int) -> sp.csr_matrix:
+        """The counts of the cells start..stop, (cells, genes) CSR int64, without stored zeros.
+
+        Raises:
+            EvaeError: the values are not raw counts, or cannot be read.
+        """
+        try:
+            block = self._rows(start, stop)
+        except OSError as error:
+            raise EvaeError(
+                f"{self.name} cannot be read at the cells {start} to {stop} ({error}); fetch the file anew."
+            ) from error
+        check_raw_counts(block.data, self.name)
+        block.data = block.data.astype(np.int64)
+        block.sum_duplicates()
+        block.eliminate_zeros()
+        return block
+
+    def _locate(self, layer: str | None) -> tuple[str, str]:
+        if layer in (None, "X"):
+            if "X" not in self._file:
+                raise EvaeError(f"{self.path} has no X matrix; name a layer with counts.")
+            return "X", "var"
+        if layer == "raw":
+            if "raw" not in self._file:
+                raise EvaeError(f"{self.path} has no raw counts under adata.raw.")
+            return "raw/X", "raw/var"
+        layers = list(self._file["layers"]) if "layers" in self._file else []
+        if layer not in layers:
+            known = near_matches(str(layer), layers) if layers else "The file has no layers."
+            raise EvaeError(f"{self.path} has no layer '{layer}'. {known}")
+        return f"layers/{layer}", "var"
+
+    def _block_end(self, start: int, chunk_size: int) -> int:
+        if self.encoding == "dense":
+            return min(self.n_cells, start + max(1, min(chunk_size, MAX_BLOCK_ENTRIES // len(self.genes))))
+        stop = min(self.n_cells, start + chunk_size)
+        ends = self._csr_parts()[0][start : stop + 1]
+        bound = start + int(np.searchsorted(ends, ends[0] + MAX_BLOCK_ENTRIES, side="right")) - 1
+        return max(start + 1, min(stop, bound))
+
+    def _rows(self, start: int, stop: int) -> sp.csr_matrix:
+        if self.encoding == "dense":
+            values = self._matrix[start:stop]
+            return sp.csr_matrix(values)  # NaN counts as a stored value, so that the check sees it
+        indptr, indices, data = self._csr_parts()
+        ends = np.array(indptr[start : stop + 1])
+        low, high = int(ends[0]), int(ends[-1])
+        return sp.csr_matrix(
+            (np.array(data[low:high]), np.array(indices[low:high]), ends - low),
+            shape=(stop - start, len(self.genes)),
+        )
+
+    def _csr_parts(self) -> tuple[Any, Any, Any]:
+        """indptr, indices and data by row; in the file, or in memory-mapped files."""
+        if self.encoding == "csr":
+            return self._matrix["indptr"], self._matrix["indices"], self._matrix["data"]
+        if self._transposed is None:
+            if self._scratch is None:
+                raise EvaeError(f"{self.name} are stored by column (CSC); save them as CSR.")
+            self._transposed = transposed(self._matrix, self.n_cells, self._scratch)
+        return self._transposed
+
+
+def _encoding(matrix: Any) -> str:
+    """csr, csc or dense, from the attributes old and new anndata versions write."""
+    if isinstance(matrix, h5py.Dataset):
+        return "dense"
+    kind = str(matrix.attrs.get("encoding-type", matrix.attrs.get("h5sparse_format", "")))
+    if kind.startswith("csc"):
+        return "csc"
+    if kind.startswith("csr"):
+        return "csr"
+    raise EvaeError(f"a matrix stored as '{kind}' cannot be read; save it as CSR, CSC or dense.")
+
+
+def _genes(var: h5py.Group) -> tuple[list[str], list[str]]:
+    """Gene symbols and Ensembl ids ("" where unknown) from a var table."""
+    frame = read_elem(var)
+    names = [str(n) for n in frame.index]
+    by_lower = {str(c).lower(): c for c in frame.columns}
+    id_column = next((by_lower[c] for c in ENSEMBL_COLUMNS if c in by_lower), None)
+    if _are_ensembl(names):
+        symbol_column = next((by_lower[c] for c in SYMBOL_COLUMNS if c in by_lower), None)
+        symbols = [str(s) for s in frame[symbol_column]] if symbol_column is not None else names
+        twice = pd.Series(symbols).duplicated()  # the first of several genes of one symbol keeps it
+        return [i if again else s for s, i, again in zip(symbols, names, twice, strict=True)], names
+    if id_column is None:
+        return names, [""] * len(names)
+    ids = ["" if pd.isna(i) else str(i) for i in frame[id_column]]
+    return names, ids if _are_ensembl([i for i in ids if i]) else [""] * len(names)
+
+
+def _are_ensembl(names: list[str]) -> bool:
+    return bool(names) and sum(n.startswith("ENS") and n[-1].isdigit() for n in names) > 0.9 * len(names)

@@ -1,0 +1,196 @@
+"""What is compared: real cells, predicted cells, their controls and the training cells, checked once.
+
+The unit of evaluation is a pair (cell type, perturbation) of the real held-out cells. Controls are real cells
+of the same cell type, and stand on both sides: a model is never judged by controls that it generated.
+"""
+
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+
+from evae.evaluation.cells.inputs import Data, Progress, Source, open_source, silent
+from evae.evaluation.cells.normalised import Cells
+from evae.evaluation.cells.training_cells import TrainingCells, summarise_training
+from evae.models.contract_evae import EvaeError, near_matches
+
+Pair: TypeAlias = tuple[str, str]  # (cell type, perturbation)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that the metrics need.
+
+    Attributes:
+        real: held-out cells, without controls.
+        predicted: generated cells of the same pairs and gene order, without controls.
+        controls: real control cells of the evaluated cell types.
+        training: means and cells of the training set; None when no training cells were given.
+        pairs: the (cell type, perturbation) pairs, sorted.
+        control: the control's label.
+        notes: what was dropped or assumed, in sentences for the report.
+    """
+
+    real: Cells
+    predicted: Cells
+    controls: Cells
+    training: TrainingCells | None
+    pairs: list[Pair]
+    control: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def genes(self) -> np.ndarray:
+        """The gene panel, (genes,)."""
+        return self.real.genes
+
+    @property
+    def cell_types(self) -> list[str]:
+        """The evaluated cell types, sorted."""
+        return sorted({cell_type for cell_type, _ in self.pairs})
+
+    def perturbations(self, cell_type: str) -> list[str]:
+        """The evaluated perturbations of a cell type, sorted."""
+        return [p for c, p in self.pairs if c == cell_type]
+
+
+def rows_by_pair(cells: Cells) -> dict[Pair, np.ndarray]:
+    """Row indices of every (cell type, perturbation) pair."""
+    return group_rows(cells.cell_type, cells.perturbation)
+
+
+def group_rows(cell_type: np.ndarray, perturbation: np.ndarray) -> dict[Pair, np.ndarray]:
+    """Indices of every (cell type, perturbation) pair among labels of shape (cells,)."""
+    if len(cell_type) == 0:
+        return {}
+    types, type_codes = np.unique(cell_type.astype(str), return_inverse=True)
+    names, name_codes = np.unique(perturbation.astype(str), return_inverse=True)
+    codes = type_codes * len(names) + name_codes
+    order = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    groups = np.split(order, starts[1:])
+    return {(str(types[codes[g[0]] // len(names)]), str(names[codes[g[0]] % len(names)])): g for g in groups}
+
+
+def compare(
+    predicted: Data,
+    real: Data,
+    train: Data | None = None,
+    controls: Data | None = None,
+    *,
+    perturbation_key: str = "perturbation",
+    cell_type_key: str | None = "cell_type",
+    control: str = "control",
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Comparison:
+    """Read and check the inputs of an evaluation; see `evaluate` for the arguments.
+
+    Raises:
+        EvaeError: no control cells, no perturbed cells, pairs without predictions, genes that do not match,
+            or values that are neither raw counts nor log1p.
+    """
+    named = ((real, "the real cells"), (predicted, "the predicted cells"), (train, "the training cells"),
+             (controls, "the controls"))  # fmt: skip
+    with ExitStack() as stack:
+        sources: list[Source | None] = []
+        for data, name in named:
+            source = None if data is None else open_source(data, name, perturbation_key, cell_type_key)
+            sources.append(source if source is None else stack.enter_context(closing(source)))
+        truth, generated, trained, given = sources
+        assert truth is not None
+        assert generated is not None
+        return _read(truth, generated, trained, given, control, seed, progress)
+
+
+def _read(
+    source: Source,
+    generated: Source,
+    trained: Source | None,
+    given: Source | None,
+    control: str,
+    seed: int,
+    progress: Progress,
+) -> Comparison:
+    """Check the labels of all sources, then read their values."""
+    notes: list[str] = []
+    genes = source.genes
+    pairs = sorted(pair for pair in group_rows(source.cell_type, source.perturbation) if pair[1] != control)
+    if not pairs:
+        raise EvaeError(f"{source.name} hold no perturbed cells, only '{control}'; check perturbation_key and control.")
+    rows = _matching_predictions(generated, pairs, control, genes, notes)
+    home, control_rows = _find_controls(source, trained, given, {c for c, _ in pairs}, control, notes)
+    truth = source.cells(genes, np.flatnonzero(source.perturbation != control), progress)
+    prediction = generated.cells(genes, rows, progress)
+    control_cells = home.cells(genes, control_rows, progress)
+    training = None
+    if trained is not None:
+        perturbations = sorted({p for _, p in pairs})
+        training = summarise_training(trained, source, perturbations, genes, control, seed, progress)
+        if training.n_held_out:
+            notes.append(f"{training.n_held_out} held-out cells were found among the training cells and left out there")
+    single = sum(len(rows) < 2 for rows in rows_by_pair(truth).values())
+    if single:
+        notes.append(
+            f"{single} of {len(pairs)} pairs have a single real cell, so no split half and no robust distances"
+        )
+    for name, cells in (("real", truth), ("predicted", prediction), ("control", control_cells)):
+        if cells.n_empty:
+            notes.append(f"{cells.n_empty} {name} cells have no counts over the panel and stay empty")
+    notes.append(f"real cells came as {source.scale}, predicted cells as {generated.scale}; compared as log1p CP10K")
+    return Comparison(truth, prediction, control_cells, training, pairs, control, notes)
+
+
+def _matching_predictions(
+    generated: Source, pairs: list[Pair], control: str, genes: np.ndarray, notes: list[str]
+) -> np.ndarray:
+    """The rows of the predicted cells of the evaluated pairs, sorted."""
+    rows = group_rows(generated.cell_type, generated.perturbation)
+    missing = [pair for pair in pairs if pair not in rows]
+    if missing:
+        shown = ", ".join(f"{p} in {c}" for c, p in missing[:3])
+        cell_types, perturbations = (sorted({pair[i] for pair in rows}) for i in (0, 1))
+        c, p = missing[0]
+        hint = near_matches(p, perturbations) if p not in perturbations else ""
+        if c not in cell_types:
+            hint = f"The cell type '{c}' is not among theirs. {near_matches(c, cell_types)}"
+        raise EvaeError(
+            f"{generated.name} lack {len(missing)} of the {len(pairs)} perturbations to evaluate ({shown}); "
+            f"predict them or leave them out of the real cells. {hint}".strip()
+        )
+    extra = [pair for pair in rows if pair not in set(pairs) and pair[1] != control]
+    if extra:
+        notes.append(f"{len(extra)} predicted pairs have no real cells and were left out")
+    if any(p == control for _, p in rows):
+        notes.append("predicted control cells were ignored: the real controls stand on both sides")
+    if not np.array_equal(generated.genes, genes) and set(genes.tolist()) <= set(generated.genes.tolist()):
+        notes.append("the genes of the predicted cells were put into the order of the real cells")
+    return np.sort(np.concatenate([rows[pair] for pair in pairs]))
+
+
+def _find_controls(
+    real: Source,
+    train: Source | None,
+    given: Source | None,
+    cell_types: set[str],
+    control: str,
+    notes: list[str],
+) -> tuple[Source, np.ndarray]:
+    """Where the controls of the evaluated cell types are: those given, else the real file's, else training's."""
+    for source in (given, real, train):
+        if source is None:
+            continue
+        rows = np.flatnonzero((source.perturbation == control) & np.isin(source.cell_type, list(cell_types)))
+        found = set(source.cell_type[rows].tolist())
+        if found == cell_types:
+            notes.append(f"the {len(rows)} control cells were taken from {source.name}")
+            return source, rows
+        if source is given:
+            lacking = ", ".join(sorted(cell_types - found)[:3])
+            raise EvaeError(f"the controls hold no '{control}' cells of {lacking}; add them or check the labels.")
+    known = sorted({*real.perturbation.tolist(), *(train.perturbation.tolist() if train else [])})
+    raise EvaeError(
+        f"no '{control}' cells of every evaluated cell type ({', '.join(sorted(cell_types)[:3])}); pass "
+        f"controls=... or name the control's label. {near_matches(control, known)}"
+    )

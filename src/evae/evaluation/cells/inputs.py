@@ -1,0 +1,252 @@
+"""Reading cells for evaluation: any AnnData, h5ad file or dataset split, a block of rows at a time.
+
+The scale of the input is recognised and stated: raw counts are scaled to 10,000 a cell over the panel and
+log1p'd; log1p values are first taken back by expm1, so that everything is compared in one space, whoever
+predicted it. Cells that come from a file are kept in a temporary file, so that memory does not grow with it.
+"""
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from evae.data.streaming.split_anndata import DatasetSplit
+from evae.evaluation.cells.normalised import Cells, Rows, StoredRows, log1p_and_totals
+from evae.models.contract_evae import EvaeError, check_unique, near_matches
+
+Data: TypeAlias = ad.AnnData | DatasetSplit | str | Path
+Progress: TypeAlias = Callable[[Iterable, str], Iterable]
+LOG1P_CEILING = 20.0  # log1p(5e8); a larger fractional value cannot be a log1p of counts
+BLOCK_ROWS = 4_096
+BLOCK_VALUES = 1 << 23  # rows x genes of a block at most: 64 MiB where a file is dense
+
+
+def require(module: str, what: str, extra: str = "eval") -> None:
+    """Raise `EvaeError` unless a package of an extra can be imported."""
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise EvaeError(f"{what} needs {module}, which is not installed: pip install 'evae[{extra}]'") from error
+
+
+def silent(work: Iterable, description: str) -> Iterable:
+    """No progress bar."""
+    return work
+
+
+@dataclass(frozen=True)
+class Source:
+    """Cells somewhere, with their labels read and their scale recognised.
+
+    Attributes:
+        name: what to call it in messages.
+        perturbation, cell_type: labels, (cells,).
+        cell_names: names of the cells, (cells,).
+        genes: (genes of the source,).
+        scale: "raw counts" or "log1p".
+        read: (start, stop) -> the values of these rows, dense or sparse.
+        in_memory: whether the values lie in memory already.
+        close: lets go of the file.
+    """
+
+    name: str
+    perturbation: np.ndarray
+    cell_type: np.ndarray
+    cell_names: pd.Index
+    genes: np.ndarray
+    scale: str
+    read: Callable[[int, int], Any]
+    in_memory: bool
+    close: Callable[[], None] = lambda: None
+
+    def __len__(self) -> int:
+        return len(self.perturbation)
+
+    def blocks(
+        self, rows: np.ndarray, genes: np.ndarray, progress: Progress = silent
+    ) -> Iterator[tuple[np.ndarray, sp.csr_matrix, np.ndarray]]:
+        """Yield (row indices, log1p CP10K over `genes`, totals) of the sorted `rows`, block by block of the source."""
+        columns = self.columns(genes)
+        size = _block_rows(len(self.genes))
+        for first in progress(np.unique(rows // size) * size, f"reading {self.name}"):
+            low, high = np.searchsorted(rows, [first, first + size])
+            part = rows[low:high]
+            values = self.read(int(first), min(int(first) + size, len(self)))
+            if len(part) < values.shape[0]:
+                values = values[part - first]
+            check_values(values, self.scale, self.name)
+            yield part, *log1p_and_totals(values, self.scale, columns)
+
+    def columns(self, genes: np.ndarray) -> np.ndarray | None:
+        """Where the panel's genes stand in this source; None when it is the panel already."""
+        if np.array_equal(self.genes, genes):
+            return None
+        position = {g: i for i, g in enumerate(self.genes.tolist())}
+        missing = [g for g in genes.tolist() if g not in position]
+        if len(missing) == len(genes):
+            raise EvaeError(
+                f"{self.name} have no gene of the real cells (theirs: {', '.join(self.genes[:2])}; the real ones': "
+                f"{', '.join(genes[:2])}); give both the same kind of gene names in var_names."
+            )
+        if missing:
+            raise EvaeError(
+                f"{self.name} lack {len(missing)} of the {len(genes)} genes of the real cells (first: "
+                f"{', '.join(missing[:3])}); subset the real cells to the genes of both before evaluating."
+            )
+        return np.array([position[g] for g in genes.tolist()])
+
+    def cells(self, genes: np.ndarray, rows: np.ndarray | None = None, progress: Progress = silent) -> Cells:
+        """Read `rows` (all by default) over the panel `genes`."""
+        rows = np.arange(len(self)) if rows is None else rows
+        stored, parts, empty = StoredRows(len(genes)), [sp.csr_matrix((0, len(genes)), dtype=np.float32)], 0
+        sums = [np.empty(0)]
+        for _, block, totals in self.blocks(rows, genes, progress):
+            empty += int((np.diff(block.indptr) == 0).sum())
+            parts.append(block) if self.in_memory else stored.append(block)
+            sums.append(totals)
+        matrix: Rows = sp.vstack(parts, format="csr") if self.in_memory else stored
+        counted = np.concatenate(sums) if self.scale == "raw counts" else None
+        return Cells(matrix, self.perturbation[rows], self.cell_type[rows], genes, empty, counted)
+
+
+def open_source(data: Data, name: str, perturbation_key: str, cell_type_key: str | None) -> Source:
+    """Open an AnnData, an h5ad file or a dataset split and check it.
+
+    Args:
+        data: an AnnData (never changed), the path of an h5ad file, or a split of a dataset folder.
+        name: what to call it in messages ("the predicted cells").
+        perturbation_key: obs column of the perturbation; a dataset split knows its own.
+        cell_type_key: obs column of the cell type; None treats all cells as one type.
+
+    Raises:
+        EvaeError: a file, column or matrix is missing, a label is missing, genes stand twice, or the values
+            are neither raw counts nor log1p.
+    """
+    if isinstance(data, DatasetSplit):
+        return _open_split(data, name, cell_type_key)
+    from_file = isinstance(data, (str, Path))
+    if isinstance(data, (str, Path)):
+        name = f"{name} ({data})"
+        data = _open_file(data, name)
+    if data.X is None or data.n_obs == 0:
+        raise EvaeError(f"{name}: no cells in X; put raw counts or log1p values there.")
+    check_unique(data.var_names, "gene")
+    perturbation = _labels(data, perturbation_key, name, "perturbation_key")
+    if cell_type_key is None:
+        cell_type = np.full(data.n_obs, "all", dtype=object)
+    else:
+        cell_type = _labels(data, cell_type_key, name, "cell_type_key")
+    genes = np.asarray(data.var_names.astype(str), dtype=object)
+    scale = recognise_scale((_rows(data, start, stop) for start, stop in _spans(data.n_obs, len(genes))), name)
+    backed = from_file and data.isbacked
+    return Source(
+        name=name,
+        perturbation=perturbation,
+        cell_type=cell_type,
+        cell_names=data.obs_names,
+        genes=genes,
+        scale=scale,
+        read=lambda start, stop: _rows(data, start, stop),
+        in_memory=not backed,
+        close=data.file.close if backed else lambda: None,  # a file that the caller opened stays open
+    )
+
+
+def recognise_scale(blocks: Iterable[Any], name: str) -> str:
+    """ "raw counts" if the first values are integers, "log1p" if they lie below `LOG1P_CEILING`.
+
+    Only as many blocks are read as it takes to find a value; `check_values` holds every other block to it.
+    """
+    for block in blocks:
+        values = _values(block)
+        if np.any(values != 0):
+            finite = values[np.isfinite(values)]
+            scale = "raw counts" if (finite == np.floor(finite)).all() else "log1p"
+            check_values(block, scale, name)
+            return scale
+    return "raw counts"
+
+
+def check_values(block: Any, scale: str, name: str) -> None:
+    """Raise `EvaeError` unless all values of a block of cells are finite, not negative and of the scale."""
+    values = _values(block)
+    if values.size == 0:
+        return
+    if not np.isfinite(values).all():
+        dense = block.toarray() if sp.issparse(block) else block
+        n_bad = int((~np.isfinite(dense)).any(axis=1).sum())
+        raise EvaeError(f"{name}: {n_bad} cells hold NaN or infinite values; drop those cells first.")
+    if values.min() < 0:
+        raise EvaeError(f"{name}: negative values, so X looks scaled or centred; give raw counts or log1p values.")
+    whole = bool((values == np.floor(values)).all())
+    if scale == "raw counts" and not whole:
+        raise EvaeError(f"{name}: some cells hold raw counts, some fractions; give one kind, counts or log1p values.")
+    if scale == "log1p" and values.max() >= LOG1P_CEILING:
+        raise EvaeError(
+            f"{name}: fractional values up to {values.max():.4g} are neither raw counts nor log1p; "
+            "give integer counts or log1p of normalised counts in X."
+        )
+
+
+def _open_file(path: str | Path, name: str) -> ad.AnnData:
+    """An h5ad file opened for reading by rows; one stored by columns is read whole, for it has no rows."""
+    if not Path(path).exists():
+        raise EvaeError(f"{name}: no such file; check the path.")
+    try:
+        data = ad.read_h5ad(path, backed="r")
+        return data.to_memory() if getattr(data.X, "format", "") == "csc" else data
+    except (OSError, KeyError) as error:
+        raise EvaeError(f"{name} cannot be read as h5ad ({error}); write it with AnnData.write_h5ad.") from error
+
+
+def _open_split(data: DatasetSplit, name: str, cell_type_key: str | None) -> Source:
+    labels = data.labels()
+    perturbation, cell_type = _texts(labels["perturbation"]), _texts(labels["cell_type"])
+    if cell_type_key is None:
+        cell_type = np.full(len(labels), "all", dtype=object)
+    name = f"{name} (split {data.split} of the dataset)"
+    genes = np.asarray(data.info.genes, dtype=object)
+    return Source(name, perturbation, cell_type, labels.index, genes, "raw counts", data.counts, in_memory=False)
+
+
+def _labels(data: ad.AnnData, key: str, name: str, argument: str) -> np.ndarray:
+    if key not in data.obs:
+        raise EvaeError(
+            f"{name}: no column '{key}' in obs; name it with {argument}. {near_matches(key, list(data.obs.columns))}"
+        )
+    column = data.obs[key]
+    if column.isna().any():
+        raise EvaeError(f"{name}: {int(column.isna().sum())} cells have no '{key}'; drop them or fill the label in.")
+    return _texts(column)
+
+
+def _texts(column: pd.Series) -> np.ndarray:
+    """Labels as strings, one object for each different label."""
+    codes, names = pd.factorize(column)
+    return np.asarray(names.astype(str), dtype=object)[codes]
+
+
+def _spans(n_cells: int, n_genes: int) -> Iterator[tuple[int, int]]:
+    size = _block_rows(n_genes)
+    yield from ((start, min(start + size, n_cells)) for start in range(0, n_cells, size))
+
+
+def _block_rows(n_genes: int) -> int:
+    return max(1, min(BLOCK_ROWS, BLOCK_VALUES // max(n_genes, 1)))
+
+
+def _rows(data: ad.AnnData, start: int, stop: int) -> Any:
+    """A run of rows of X, in memory."""
+    # X of a view or of a backed file is materialised anew at each access, so those are sliced first
+    part: Any = data[start:stop].X if data.is_view or data.isbacked else data.X[start:stop]
+    return part if sp.issparse(part) else np.asarray(part)
+
+
+def _values(block: Any) -> np.ndarray:
+    return np.asarray(block.data if sp.issparse(block) else block)

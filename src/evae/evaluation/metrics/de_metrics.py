@@ -1,0 +1,109 @@
+"""How well a predicted table of differential expression recovers the real one.
+
+Definitions follow cell-eval (Arc Institute 2025) number by number, so that values can be compared across
+papers: a gene is significant below a false discovery rate of 0.05, genes are ranked by absolute fold change,
+tables are compared in float32. Where cell-eval leaves a perturbation out, the value is NaN here.
+
+overlap_at_k         share of the k top real genes among the k top predicted ones; k is at most the number of
+                     significant real genes ("N": exactly that); 0 where there are none
+precision_at_k       the same with k at most the number of significant predicted genes
+pr_auc, roc_auc      of -log10 predicted FDR against real significance; NaN where no or every gene is
+                     significant
+de_spearman_lfc_sig  Spearman correlation of fold changes over the significant real genes; NaN without any
+de_direction_match   share of the significant real genes whose fold change has the predicted sign; NaN without
+                     any
+de_sig_genes_recall  share of the significant real genes that are predicted significant; NaN without any
+de_nsig_counts       number of significant genes, real and predicted
+de_spearman_sig      Spearman correlation of those numbers over perturbations; 1 where no real gene is
+                     significant
+"""
+
+import numpy as np
+from scipy.stats import rankdata
+
+from evae.evaluation.metrics.differential import DETable
+from evae.evaluation.metrics.pseudobulk import pearson
+from evae.models.contract_evae import EvaeError
+
+TOP = (None, 50, 100, 200, 500)  # None is "N"
+THRESHOLD = np.float32(0.05)
+
+
+def de_metrics(predicted: DETable, real: DETable) -> dict[str, np.ndarray]:
+    """Every metric of the module, one value per perturbation, (perturbations,).
+
+    `de_spearman_sig` is one number and is repeated.
+
+    Raises:
+        EvaeError: the tables are of different perturbations or genes.
+    """
+    if predicted.perturbations.tolist() != real.perturbations.tolist():
+        raise EvaeError("the two tables of differential expression hold different perturbations; compute both anew.")
+    if predicted.genes.tolist() != real.genes.tolist():
+        raise EvaeError("the two tables of differential expression hold different genes; compute both anew.")
+    rows = [_one(predicted, real, i) for i in range(len(real.perturbations))]
+    values = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
+    counts = values["de_nsig_counts_real"], values["de_nsig_counts_pred"]
+    values["de_spearman_sig"] = np.full(len(rows), spearman_of_counts(*counts))
+    return values
+
+
+def spearman_of_counts(real: np.ndarray, predicted: np.ndarray) -> float:
+    """Spearman correlation of the numbers of significant genes, over perturbations with at least one real."""
+    some = real > 0
+    return spearman(real[some], predicted[some]) if some.any() else 1.0
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Rank correlation, average ranks for ties; NaN if one side is constant or shorter than two."""
+    return pearson(rankdata(x), rankdata(y))
+
+
+def _one(predicted: DETable, real: DETable, i: int) -> dict[str, float]:
+    q_real, q_predicted = real.fdr[i].astype(np.float32), predicted.fdr[i].astype(np.float32)
+    fold_real = real.log2_fold_change[i].astype(np.float32)
+    fold_predicted = predicted.log2_fold_change[i].astype(np.float32)
+    significant, called = q_real < THRESHOLD, q_predicted < THRESHOLD
+    found = _overlaps(_ranked(fold_real, significant), _ranked(fold_predicted, called))
+    found |= dict(zip(("pr_auc", "roc_auc"), _areas(significant, q_predicted), strict=True))
+    n = int(significant.sum())
+    found["de_spearman_lfc_sig"] = spearman(fold_real[significant], fold_predicted[significant])
+    same = np.sign(fold_real[significant]) == np.sign(fold_predicted[significant])
+    found["de_direction_match"] = float(same.mean()) if n else float("nan")
+    found["de_sig_genes_recall"] = int((significant & called).sum()) / n if n else float("nan")
+    found["de_nsig_counts_real"] = n
+    found["de_nsig_counts_pred"] = int(called.sum())
+    return found
+
+
+def _ranked(fold: np.ndarray, significant: np.ndarray) -> np.ndarray:
+    """Indices of the significant genes by falling absolute fold change; the first gene first on ties."""
+    genes = np.flatnonzero(significant)
+    return genes[np.argsort(-np.abs(fold[genes]), kind="stable")]
+
+
+def _overlaps(real: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    found = {}
+    for name, own in (("overlap", real), ("precision", predicted)):
+        for k in TOP:
+            n = len(own) if k is None else min(k, len(own))
+            shared = len(np.intersect1d(real[:n], predicted[:n], assume_unique=True))
+            found[f"{name}_at_{k or 'N'}"] = shared / n if n else 0.0
+    return found
+
+
+def _areas(significant: np.ndarray, fdr: np.ndarray) -> tuple[float, float]:
+    """Average precision and area under the ROC curve of -log10 fdr, in float32 like the tables."""
+    n_positive = int(significant.sum())
+    if not 0 < n_positive < len(significant):
+        return float("nan"), float("nan")
+    score = -(np.log(fdr.clip(1e-10, 1.0)) / np.log(np.float32(10)))
+    order = np.argsort(-score, kind="stable")
+    hits = np.cumsum(significant[order])
+    last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))  # the last gene of each run of equal scores
+    hits, called = hits[last], last + 1
+    recall, precision = hits / n_positive, hits / called
+    average_precision = float((np.diff(recall, prepend=0) * precision).sum())
+    ranks = rankdata(score)[significant].sum()
+    n_negative = len(significant) - n_positive
+    return average_precision, float((ranks - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))

@@ -1,0 +1,119 @@
+"""cell-eval itself (Arc Institute, extra `eval`), run on the same cells.
+
+What it would trip over is handled here: it wants the controls inside both files, and scores depend strongly
+on them, so the real controls are copied to the prediction; it normalises integer input in place, so it is
+given copies that are log1p CP10K already; it swallows a metric's exception unless told not to; its means turn
+NaN with one NaN perturbation, so only its values per perturbation are taken. Its energy distance and
+clustering cost most of its time and are left out unless asked for.
+"""
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from evae.evaluation.cells.comparison import Comparison, rows_by_pair
+from evae.evaluation.cells.inputs import Progress, require
+from evae.evaluation.cells.normalised import Cells
+from evae.evaluation.metrics.differential import DETable
+from evae.evaluation.protocols.distribution import Record
+from evae.evaluation.systems.baselines import MODEL
+
+GROUP = "cell-eval"
+SLOW_METRICS = ("pearson_edistance", "clustering_agreement")
+
+
+def cell_eval_protocol(comparison: Comparison, progress: Progress, skip: Sequence[str] = SLOW_METRICS) -> list[Record]:
+    """All of cell-eval's metrics for the model, one record per pair and metric."""
+    n_real = {pair: len(rows) for pair, rows in rows_by_pair(comparison.real).items()}
+    n_predicted = {pair: len(rows) for pair, rows in rows_by_pair(comparison.predicted).items()}
+    records: list[Record] = []
+    for cell_type in progress(comparison.cell_types, "cell-eval"):
+        table = run_cell_eval(*anndata_pair(comparison, cell_type), control=comparison.control, skip=skip)
+        for p, row in table.iterrows():
+            pair = (cell_type, str(p))
+            records += [
+                Record(GROUP, "pair", MODEL, str(m), float(v), -1, n_real[pair], n_predicted[pair], *pair)
+                for m, v in row.items()
+            ]
+    return records
+
+
+def anndata_pair(comparison: Comparison, cell_type: str) -> tuple[ad.AnnData, ad.AnnData]:
+    """(predicted, real) of one cell type as cell-eval wants them, both with the same real controls."""
+    controls = comparison.controls.take(np.flatnonzero(comparison.controls.cell_type == cell_type))
+    both = [
+        _with_controls(cells.take(np.flatnonzero(cells.cell_type == cell_type)), controls)
+        for cells in (comparison.predicted, comparison.real)
+    ]
+    return both[0], both[1]
+
+
+def run_cell_eval(
+    predicted: ad.AnnData,
+    real: ad.AnnData,
+    control: str,
+    skip: Sequence[str] = SLOW_METRICS,
+    de_predicted: DETable | None = None,
+    de_real: DETable | None = None,
+) -> pd.DataFrame:
+    """Run cell-eval on a pair of AnnData objects with obs "perturbation".
+
+    Args:
+        predicted: log1p cells with controls; not changed.
+        real: the same of the real cells.
+        control: the control's label.
+        skip: metrics to leave out.
+        de_predicted: differential expression to use instead of cell-eval's own.
+        de_real: the same for the real cells.
+
+    Returns:
+        One row per perturbation, one column per metric; a value that cell-eval leaves out is NaN.
+    """
+    require("cell_eval", "this suite")
+    from cell_eval import MetricsEvaluator
+
+    tables = {"de_pred": _polars(de_predicted), "de_real": _polars(de_real)}
+    # its progress bars, some per metric, go to stderr; what goes wrong is raised
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        evaluator = MetricsEvaluator(
+            predicted.copy(),
+            real.copy(),
+            control_pert=control,
+            pert_col="perturbation",
+            outdir=f"{folder}/cell-eval",
+            **tables,
+        )
+        values, _ = evaluator.compute(skip_metrics=list(skip), write_csv=False, break_on_error=True)
+    return values.to_pandas().set_index("perturbation").astype(np.float64)
+
+
+def _with_controls(cells: Cells, controls: Cells) -> ad.AnnData:
+    labels = np.concatenate([cells.perturbation, controls.perturbation]).astype(str)
+    obs = pd.DataFrame({"perturbation": labels}, index=np.arange(len(labels)).astype(str))
+    # float64, so that its pseudobulks are not rounded to float32
+    matrix = sp.vstack([cells.matrix, controls.matrix], format="csr", dtype=np.float64)
+    return ad.AnnData(matrix, obs=obs, var=pd.DataFrame(index=cells.genes.astype(str)))
+
+
+def _polars(table: DETable | None) -> Any:
+    if table is None:
+        return None
+    import polars as pl
+
+    n, g = table.p_value.shape
+    return pl.DataFrame(
+        {
+            "target": np.repeat(table.perturbations.astype(str), g),
+            "feature": np.tile(table.genes.astype(str), n),
+            "log2_fold_change": table.log2_fold_change.ravel(),
+            "p_value": table.p_value.ravel(),
+            "fdr": table.fdr.ravel(),
+        }
+    )

@@ -1,0 +1,202 @@
+"""Differential expression of real and predicted cells by cell type, with a cache for the real tables."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import scipy.sparse as sp
+
+from evae.evaluation.cells.comparison import Comparison, Pair, rows_by_pair
+from evae.evaluation.cells.inputs import Progress
+from evae.evaluation.metrics.de_metrics import de_metrics
+from evae.evaluation.metrics.differential import (
+    DE_ENGINES,
+    ControlRanks,
+    DETable,
+    PdexControls,
+    differential_expression,
+)
+from evae.evaluation.protocols.distribution import Record, split_halves
+from evae.evaluation.systems.baselines import SPLIT_HALF, System, sampled
+
+GROUP = "differential expression"
+_METHOD = "mann-whitney-asymptotic bh geometric-mean 1"  # raise the number when the tables change
+_BATCH_CELLS = 4_096
+
+
+def de_protocol(
+    comparison: Comparison,
+    systems: list[System],
+    seed: int,
+    progress: Progress,
+    cache: Path | None,
+    engine: str = "evae",
+) -> list[Record]:
+    """Metrics of differential expression for every system, and for two halves of the real cells.
+
+    Every system is tested with as many cells as it has (the model) or as there are real ones (the baselines),
+    against the same real controls. The real tables are kept in `cache`.
+    """
+    records: list[Record] = []
+    for cell_type in comparison.cell_types:
+        of_type = comparison.controls.cell_type == cell_type
+        controls = DE_ENGINES[engine](comparison.controls.matrix[of_type])
+        task = _Task(comparison, cell_type, controls, seed, cache, engine)
+        records += task.split_half()
+        truth = task.real_table()
+        for system in progress(systems, f"differential expression, {cell_type}"):
+            records += task.score(system, truth)
+    return records
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Differential expression of one cell type."""
+
+    comparison: Comparison
+    cell_type: str
+    controls: ControlRanks | PdexControls
+    seed: int
+    cache: Path | None
+    engine: str
+
+    @cached_property
+    def key(self) -> str:
+        """Of the tables that depend on real cells only."""
+        return _digest(self.comparison, self.cell_type, self.engine)
+
+    def real_table(self) -> DETable:
+        """The table of the real cells."""
+        real = sampled("real", self.comparison.real, rows_by_pair(self.comparison.real), own=True)
+        return cached(self.cache, self.key, lambda: self._table(real))
+
+    def split_half(self) -> list[Record]:
+        """Half B of the real cells as the prediction of half A."""
+        halves = split_halves(self.comparison, self.seed)
+        first, second = (sampled(SPLIT_HALF, self.comparison.real, half, own=True) for half in halves)
+        if not self._names(first):
+            return []
+        sizes = {pair: len(rows) for pair, rows in halves[0].items()}
+        key = f"{self.key}-seed{self.seed}"
+        truth = cached(self.cache, f"{key}-a", lambda: self._table(first))
+        predicted = cached(self.cache, f"{key}-b", lambda: self._table(second))
+        return self._records(second, predicted, truth, sizes)
+
+    def score(self, system: System, truth: DETable) -> list[Record]:
+        """A system against the real table."""
+        if not self._names(system):
+            return []
+        return self._records(system, self._table(system), truth, self._sizes())
+
+    def _records(self, system: System, predicted: DETable, truth: DETable, n_real: dict[Pair, int]) -> list[Record]:
+        names = self._names(system)
+        n_generated = system.available or self._sizes()
+        found = []
+        for metric, values in de_metrics(predicted, _subset(truth, names)).items():
+            for p, value in zip(names, values.tolist(), strict=True):
+                pair = (self.cell_type, p)
+                cells = n_real[pair], n_generated[pair]
+                found.append(Record(GROUP, "pair", system.name, metric, value, self.seed, *cells, *pair))
+        return found
+
+    def _names(self, system: System) -> list[str]:
+        answered = set(system.pairs)
+        return [p for p in self.comparison.perturbations(self.cell_type) if (self.cell_type, p) in answered]
+
+    def _sizes(self) -> dict[Pair, int]:
+        return {pair: len(rows) for pair, rows in rows_by_pair(self.comparison.real).items()}
+
+    def _table(self, system: System) -> DETable:
+        sizes = system.available or self._sizes()
+        batches = _batches(system, self.cell_type, self._names(system), sizes, self.seed)
+        return differential_expression(batches, self.controls, self.comparison.genes)
+
+
+def _batches(
+    system: System, cell_type: str, names: list[str], sizes: dict[Pair, int], seed: int
+) -> Iterator[tuple[list[str], sp.csr_matrix, np.ndarray]]:
+    """The cells of a few perturbations at a time: of a baseline only so many are dense at once."""
+    rng = np.random.default_rng(seed)
+    batch: list[str] = []
+    parts: list[sp.csr_matrix] = []
+    n_cells = 0
+    for i, name in enumerate(names):
+        pair = (cell_type, name)
+        parts.append(system.all_cells(pair, sizes[pair], rng))
+        batch.append(name)
+        n_cells += parts[-1].shape[0]
+        if n_cells >= _BATCH_CELLS or i == len(names) - 1:
+            codes = np.repeat(np.arange(len(batch)), [part.shape[0] for part in parts])
+            yield batch, sp.vstack(parts, format="csr"), codes
+            batch, parts, n_cells = [], [], 0
+
+
+def default_cache() -> Path:
+    """Where tables of real cells are kept: $EVAE_CACHE, else ~/.cache/evae."""
+    return Path(os.environ.get("EVAE_CACHE", Path.home() / ".cache" / "evae")) / "differential_expression"
+
+
+def cached(folder: Path | None, key: str, compute: Callable[[], DETable]) -> DETable:
+    """The table stored under `key`, else computed and stored as Parquet; None as folder stores nothing."""
+    if folder is None:
+        return compute()
+    path = folder / f"{key}.parquet"
+    if path.exists():
+        return read_table(path)
+    table = compute()
+    write_table(table, path)
+    return table
+
+
+def write_table(table: DETable, path: Path) -> None:
+    """Write a table of differential expression as Parquet, one row per perturbation and gene."""
+    n, g = table.p_value.shape
+    columns = {
+        "perturbation": pa.array(np.repeat(table.perturbations.astype(str), g)).dictionary_encode(),
+        "gene": pa.array(np.tile(table.genes.astype(str), n)).dictionary_encode(),
+        "log2_fold_change": table.log2_fold_change.ravel(),
+        "p_value": table.p_value.ravel(),
+        "fdr": table.fdr.ravel(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".partial{os.getpid()}")  # another run may be writing the same table
+    pq.write_table(pa.table(columns), partial, use_dictionary=["perturbation", "gene"])
+    partial.replace(path)
+
+
+def read_table(path: Path) -> DETable:
+    """Read a table written by `write_table`."""
+    columns = pq.read_table(path)
+    genes = columns["gene"].combine_chunks().to_pandas().to_numpy(dtype=object)
+    perturbations = columns["perturbation"].combine_chunks().to_pandas().to_numpy(dtype=object)
+    g = int(np.argmax(perturbations != perturbations[0])) or len(perturbations)
+    arrays = (columns[name].to_numpy().reshape(-1, g) for name in ("log2_fold_change", "p_value", "fdr"))
+    return DETable(perturbations[::g], genes[:g], *arrays)
+
+
+def _subset(table: DETable, names: list[str]) -> DETable:
+    if table.perturbations.tolist() == names:
+        return table
+    position = {p: i for i, p in enumerate(table.perturbations.tolist())}
+    rows = np.array([position[name] for name in names])
+    return DETable(
+        table.perturbations[rows],
+        table.genes,
+        table.log2_fold_change[rows],
+        table.p_value[rows],
+        table.fdr[rows],
+    )
+
+
+def _digest(comparison: Comparison, cell_type: str, engine: str) -> str:
+    """A key over everything that a real table depends on."""
+    sha = hashlib.sha256(f"{engine} {_METHOD}".encode())
+    for cells in (comparison.real, comparison.controls):
+        sha.update(cells.digest(np.flatnonzero(cells.cell_type == cell_type)).encode())
+    return sha.hexdigest()

@@ -1,0 +1,189 @@
+"""Figures of numbers: metrics beside baselines, per perturbation, and as a radar."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from evae.common.figures import BASELINE, FLOOR, GENERATED, TEXT, new_figure
+from evae.evaluation.metrics.labels import METRIC_LABELS, format_number
+from evae.evaluation.systems.baselines import MODEL, SPLIT_HALF
+
+MAX_PERTURBATIONS = 40
+RADAR = (
+    ("robust", "pooled", "fd"),
+    ("robust", "pooled", "mmd2_mix_unbiased"),
+    ("robust", "pooled", "w2"),
+    ("perturbation", "pair", "mse"),
+    ("perturbation", "pair", "discrimination_l1"),
+    ("perturbation", "pair", "discrimination_cosine"),
+    ("differential expression", "pair", "overlap_at_N"),
+    ("differential expression", "pair", "pr_auc"),
+    ("honesty", "pooled", "classifier_auc"),
+    ("honesty", "pooled", "correlation_error"),
+)
+
+
+def draw_metrics(summary: pd.DataFrame, metrics: tuple[str, ...], title: str) -> Figure | None:
+    """One panel a metric: a dot for every system, a line where two halves of real cells stand.
+
+    A metric that is defined nowhere has no panel; None where that holds of all.
+    """
+    metrics = tuple(m for m in metrics if summary.loc[summary["metric"] == m, "value"].notna().any())
+    if not metrics:
+        return None
+    systems = [MODEL, *[s for s in dict.fromkeys(summary["system"]) if s not in (MODEL, SPLIT_HALF)]]
+    figure = new_figure(3.3 * len(metrics) + 1.6, 0.32 * len(systems) + 1.5)
+    axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for ax, metric in zip(axes, metrics, strict=True):
+        part = summary[summary["metric"] == metric].set_index("system")
+        _metric_panel(ax, part, systems, metric)
+    axes[0].set_yticks(range(len(systems)), systems)
+    for label in axes[0].get_yticklabels():
+        if label.get_text() == MODEL:
+            label.set(color=GENERATED, fontweight="bold")
+    axes[0].set_ylim(len(systems) - 0.4, -0.9)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
+    return figure
+
+
+def _metric_panel(ax: Axes, part: pd.DataFrame, systems: list[str], metric: str) -> None:
+    values = part["value"]
+    shown = values[values.notna()]
+    positive = shown[shown > 0]
+    log = METRIC_LABELS[metric].best == "low" and len(positive) == len(shown) and shown.max() > 20 * shown.min()
+    if log:
+        ax.set_xscale("log")
+    for y, system in enumerate(systems):
+        value = values.get(system, np.nan)
+        if np.isnan(value):
+            ax.text(
+                0.02,
+                y,
+                "not defined",
+                transform=ax.get_yaxis_transform(),
+                va="center",
+                color=BASELINE,
+                fontsize=7,
+            )
+            continue
+        own = system == MODEL
+        ax.plot(value, y, "o", ms=8 if own else 6, color=GENERATED if own else BASELINE, zorder=3)
+        number = ax.annotate(
+            format_number(value),
+            (value, y),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8 if own else 7,
+            color=GENERATED if own else TEXT,
+            fontweight="bold" if own else "normal",
+        )
+        number.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+    limit = values.get(SPLIT_HALF, np.nan)
+    if not np.isnan(limit):
+        ax.axvline(limit, color=FLOOR, lw=1.6, zorder=1)
+        word = {"low": " (floor)", "high": " (ceiling)"}.get(METRIC_LABELS[metric].best, "")
+        ax.text(limit, -0.62, f" real split half{word} {format_number(limit)} ", color=FLOOR, fontsize=7.5,
+                va="center", ha=_side(ax, shown, limit, log))  # fmt: skip
+    ax.set_title(METRIC_LABELS[metric].heading)
+    ax.grid(axis="x")
+    ax.margins(x=0.22)
+
+
+def _side(ax: Axes, values: pd.Series, limit: float, log: bool) -> str:
+    """Write the line's label towards the side with more room."""
+    scale = np.log(values) if log else values
+    at = np.log(limit) if log else limit
+    return "left" if at < (scale.min() + scale.max()) / 2 else "right"
+
+
+def draw_per_perturbation(records: pd.DataFrame, metric: str = "pearson_delta") -> Figure:
+    """Pearson delta of every perturbation: model, training mean of the perturbation, real split half."""
+    part = records[(records["group"] == "perturbation") & (records["metric"] == metric)]
+    part = part.assign(pair=_pair_names(part))
+    table = part.groupby(["pair", "system"])["value"].mean().unstack("system")
+    order = SPLIT_HALF if SPLIT_HALF in table else MODEL
+    table = table.sort_values(order, ascending=True)
+    cut = len(table) > MAX_PERTURBATIONS
+    if cut:  # evenly spaced over the ranking, so that the picture is not of the best only
+        table = table.iloc[np.linspace(0, len(table) - 1, MAX_PERTURBATIONS).astype(int)]
+    figure = new_figure(6.4, 0.24 * len(table) + 1.4)
+    ax = figure.subplots()
+    y = np.arange(len(table))
+    ax.hlines(y, -1, 1, color="#F2F2F2", lw=1, zorder=0)
+    ax.axvline(0, color="#BBBBBB", lw=0.8, zorder=1)
+    marks = [
+        (SPLIT_HALF, "|", FLOOR, 11),
+        ("perturbation mean", "D", BASELINE, 4.5),
+        (MODEL, "o", GENERATED, 7),
+    ]
+    for system, marker, color, size in marks:
+        if system in table:
+            ax.plot(table[system], y, marker, color=color, ms=size, mew=2.2 if marker == "|" else 0, zorder=3,
+                    label=system)  # fmt: skip
+    ax.set_yticks(y, table.index)
+    low = min(-0.15, float(np.nanmin(table[[s for s, *_ in marks if s in table]].to_numpy())) - 0.05)
+    ax.set_xlim(low, 1.03)
+    ax.set_ylim(-0.7, len(table) - 0.3)
+    ax.set_xlabel(METRIC_LABELS[metric].text + " (correlation of shifts from control over genes)")
+    ax.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=3,
+        borderaxespad=0.2,
+        handletextpad=0.3,
+        columnspacing=1.4,
+    )
+    heading = "Pearson Δ per perturbation" + (f" ({MAX_PERTURBATIONS} of {part['pair'].nunique()})" if cut else "")
+    figure.suptitle(heading, x=0.01, ha="left", fontweight="bold", fontsize=11)
+    return figure
+
+
+def _pair_names(part: pd.DataFrame) -> pd.Series:
+    if part["cell_type"].nunique() == 1:
+        return part["perturbation"]
+    return part["perturbation"] + " · " + part["cell_type"]
+
+
+def draw_radar(summary: pd.DataFrame) -> Figure | None:
+    """Metrics scaled from control copy (0) to real split half (1, the rim); None below three metrics."""
+    axes = [a for a in (_radar_axis(summary, *spec) for spec in RADAR) if a is not None]
+    if len(axes) < 3:
+        return None
+    names = [METRIC_LABELS[metric].text for metric, _ in axes]
+    angles = np.linspace(0, 2 * np.pi, len(axes), endpoint=False)
+    closed = np.append(angles, angles[0])
+    figure = new_figure(6.4, 5.6)
+    ax = figure.add_subplot(projection="polar")
+    ax.set_theta_zero_location("N")  # type: ignore[attr-defined]
+    ax.set_theta_direction(-1)  # type: ignore[attr-defined]
+    for system, color, width in (("additive shift", BASELINE, 1.4), (MODEL, GENERATED, 2.4)):
+        scores = np.array([score.get(system, np.nan) for _, score in axes])
+        if np.isnan(scores).all():
+            continue
+        clipped = np.clip(np.nan_to_num(scores), -0.25, 1.15)
+        ax.plot(closed, np.append(clipped, clipped[0]), color=color, lw=width, label=system)
+        ax.fill(closed, np.append(clipped, clipped[0]), color=color, alpha=0.12 if system == MODEL else 0.05)
+    around = np.linspace(0, 2 * np.pi, 200)
+    ax.plot(around, np.ones(200), color=FLOOR, lw=1.6, label="real split half (1)")
+    ax.plot(around, np.zeros(200), color="#777777", lw=1.0, ls=(0, (3, 3)), label="control copy (0)")
+    ax.set_ylim(-0.3, 1.2)
+    ax.set_yticks([])
+    ax.set_xticks(angles, names, fontsize=9)
+    ax.tick_params(axis="x", pad=10)
+    ax.spines["polar"].set_visible(False)
+    ax.grid(axis="x", color="#E5E5E5")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, -0.24), ncols=2)
+    figure.suptitle("From control copy (0) to real cells (1)", x=0.01, ha="left", fontweight="bold", fontsize=11)
+    return figure
+
+
+def _radar_axis(summary: pd.DataFrame, group: str, level: str, metric: str) -> tuple[str, dict[str, float]] | None:
+    part = summary[(summary["group"] == group) & (summary["level"] == level) & (summary["metric"] == metric)]
+    values = part.set_index("system")["value"]
+    zero, one = values.get("control copy", np.nan), values.get(SPLIT_HALF, np.nan)
+    if np.isnan(zero) or np.isnan(one) or abs(one - zero) < 1e-12:
+        return None
+    return metric, {str(system): float((value - zero) / (one - zero)) for system, value in values.items()}

@@ -1,0 +1,196 @@
+"""`evaluate`: one call from predicted and real cells to numbers beside baselines, tables, files and plots."""
+
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from evae.evaluation.cells.comparison import Comparison, compare
+from evae.evaluation.cells.inputs import Data, Progress, require, silent
+from evae.evaluation.metrics.differential import DE_ENGINES
+from evae.evaluation.protocols.cell_eval_adapter import cell_eval_protocol
+from evae.evaluation.protocols.de_protocol import de_protocol, default_cache
+from evae.evaluation.protocols.distribution import (
+    Record,
+    honesty_protocol,
+    paper_protocol,
+    perturbation_protocol,
+    robust_protocol,
+    to_frame,
+)
+from evae.evaluation.result import EvaluationResult
+from evae.evaluation.systems.baselines import baselines, model_system
+from evae.evaluation.systems.scvi_baseline import scvi_shift
+from evae.models.contract_evae import EvaeError, near_matches
+
+SUITES = {
+    "paper": ("paper", "perturbation"),
+    "robust": ("robust", "perturbation", "honesty"),
+    "perturbation": ("perturbation", "differential expression"),
+    "cell-eval": ("perturbation", "differential expression", "cell-eval"),
+    "full": ("paper", "robust", "perturbation", "differential expression", "honesty", "cell-eval"),
+}
+EXTRA_BASELINES = {"scvi": scvi_shift}
+_STAMPED = ("evae", "anndata", "numpy", "scipy", "scikit-learn", "POT", "cell-eval", "pdex", "scvi-tools")
+
+
+def evaluate(
+    predicted: Data,
+    real: Data,
+    train: Data | None = None,
+    controls: Data | None = None,
+    *,
+    perturbation_key: str = "perturbation",
+    cell_type_key: str | None = "cell_type",
+    control: str = "control",
+    suite: str = "robust",
+    seeds: Sequence[int] = (0, 1, 2),
+    n_components: int = 30,
+    with_baselines: bool = True,
+    extra_baselines: Sequence[str] = (),
+    de: str = "evae",
+    cache: str | Path | None = "default",
+    progress: bool = True,
+) -> EvaluationResult:
+    """Compare predicted with real cells, beside baselines and the real cells' own split half.
+
+    Values are recognised as raw counts or log1p, whoever predicted them, and compared as log1p CP10K
+    over the real cells' genes. Inputs are never changed.
+
+    Args:
+        predicted: generated cells with obs perturbation and cell type: an AnnData, the path of an h5ad file,
+            or a `DatasetSplit`. What is not in memory yet is read in blocks and kept in a temporary file, so
+            that memory does not grow with it.
+        real: the held-out cells that were to be predicted, in the same form; it may hold controls.
+        train: training cells: needed for most baselines, for the components of the `robust` protocol and for
+            the memorisation check; read in blocks. Cells that are held out are left out of it.
+        controls: real control cells of the evaluated cell types; taken from `real`, else from `train`, when
+            None.
+        perturbation_key: obs column of the perturbation.
+        cell_type_key: obs column of the cell type; None treats all cells as one type.
+        control: label of the control.
+        suite: "paper" (as published), "robust", "perturbation" (pseudobulks and differential expression),
+            "cell-eval" (the same, and cell-eval itself beside it; needs the extra `eval`) or "full" (all).
+        seeds: of the draws and splits; the first alone serves where one draw is made.
+        n_components: principal components of W2, MMD2 and FD.
+        with_baselines: compute the baselines too.
+        extra_baselines: more of them, that other libraries give: "scvi", trained on the training cells (extra
+            `scvi`).
+        de: what computes differential expression: "evae", or "pdex" (extra `eval`), which gives the same tables
+            more slowly.
+        cache: folder that keeps the differential expression of real cells, by a hash of data and method, for
+            the next prediction; "default" is ~/.cache/evae, None keeps nothing.
+        progress: show progress bars.
+
+    Returns:
+        An `EvaluationResult`: `print()`, `to_json(path)`, `plots(folder)`, `report(folder)`.
+
+    Raises:
+        EvaeError: the input cannot be compared; the message says what to mend.
+    """
+    _check(suite, seeds, de)
+    _check_extra(extra_baselines, train)
+    started = time.perf_counter()
+    labels = perturbation_key, cell_type_key, control
+    keys: Any = dict(zip(("perturbation_key", "cell_type_key", "control"), labels, strict=True))
+    bar = _bar if progress else silent
+    comparison = compare(predicted, real, train, controls, seed=seeds[0], progress=bar, **keys)
+    tables = default_cache() if cache == "default" else None if cache is None else Path(cache)
+    plan = _Plan(SUITES[suite], seeds, n_components, with_baselines, tuple(extra_baselines), de, tables, bar)
+    records = _run(comparison, plan)
+    settings = {**keys, "suite": suite, "seeds": list(seeds), "n_components": n_components, "de": de}
+    if extra_baselines:
+        settings["extra_baselines"] = list(extra_baselines)
+    return EvaluationResult(to_frame(records), comparison, _stamp(comparison, settings, time.perf_counter() - started))
+
+
+def _check(suite: str, seeds: Sequence[int], de: str) -> None:
+    if suite not in SUITES:
+        raise EvaeError(f"unknown suite '{suite}'. {near_matches(suite, list(SUITES))}")
+    if not seeds:
+        raise EvaeError("seeds is empty; give at least one seed, for example seeds=(0,).")
+    if de not in DE_ENGINES:
+        raise EvaeError(f"unknown de '{de}'. {near_matches(de, list(DE_ENGINES))}")
+    if "cell-eval" in SUITES[suite]:
+        require("cell_eval", f"the suite {suite}")
+    if de == "pdex":
+        require("pdex", "de='pdex'")
+
+
+def _check_extra(extra_baselines: Sequence[str], train: Data | None) -> None:
+    for name in extra_baselines:
+        if name not in EXTRA_BASELINES:
+            raise EvaeError(f"unknown baseline '{name}'. {near_matches(name, list(EXTRA_BASELINES))}")
+        require(name, f"the baseline {name}", extra=name)
+        if train is None:
+            raise EvaeError(f"the baseline {name} is trained on training cells; give them as train, or name a dataset.")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    groups: tuple[str, ...]
+    seeds: Sequence[int]
+    n_components: int
+    with_baselines: bool
+    extra_baselines: tuple[str, ...]
+    de: str
+    cache: Path | None
+    bar: Progress
+
+
+def _run(comparison: Comparison, plan: _Plan) -> list[Record]:
+    groups, seeds, n_components, bar = plan.groups, plan.seeds, plan.n_components, plan.bar
+    systems = [model_system(comparison), *(baselines(comparison) if plan.with_baselines else [])]
+    names = bar(plan.extra_baselines, "training baselines") if plan.extra_baselines else ()
+    systems += [EXTRA_BASELINES[name](comparison, seeds[0]) for name in names]
+    records: list[Record] = []
+    if "paper" in groups:
+        records += paper_protocol(comparison, systems, seeds[0], bar, n_components)
+    if "robust" in groups:
+        records += robust_protocol(comparison, systems, seeds, bar, n_components)
+    if "perturbation" in groups:
+        records += perturbation_protocol(comparison, systems, seeds, bar)
+    if "differential expression" in groups:
+        records += de_protocol(comparison, systems, seeds[0], bar, plan.cache, plan.de)
+    if "cell-eval" in groups:
+        records += cell_eval_protocol(comparison, bar)
+    if "honesty" in groups:
+        records += honesty_protocol(comparison, systems, seeds[0], bar)
+    return records
+
+
+def _stamp(comparison: Comparison, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """What a reader needs to run it again: settings, versions, hashes, sizes and notes."""
+    training = comparison.training
+    return {
+        "settings": settings,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _STAMPED}},
+        "sha256": {name: getattr(comparison, name).digest() for name in ("real", "predicted", "controls")},
+        "n_cells": {
+            **{name: len(getattr(comparison, name)) for name in ("real", "predicted", "controls")},
+            "train": 0 if training is None else sum(training.counts.values()),
+        },
+        "n_genes": len(comparison.genes),
+        "n_pairs": len(comparison.pairs),
+        "notes": comparison.notes,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 2),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _bar(work: Iterable, description: str) -> Iterable:
+    items = list(work)
+    return track(items, description=description, transient=True)

@@ -1,0 +1,182 @@
+"""What stands beside the model in every table: baselines to beat, and the real cells' own agreement.
+
+control copy               real controls of the cell type, unchanged
+perturbation mean          every cell is the perturbation's mean over the training cell types
+mean of all perturbations  every cell is the mean over all perturbations in training
+additive shift             real controls + the perturbation's mean shift in the training cell types
+linear                     every cell is the mean that ridge regression across perturbations predicts from the
+                           shift seen in the training cell types; fitted on perturbations seen in both
+marginal resample          each gene drawn by itself from the perturbation's training cells: right marginals,
+                           no correlation between genes
+mean-collapsed model       every cell is the model's own mean: keeps Pearson delta and MAE, and nothing else
+other contexts             the perturbation's real cells in other cell types or batches
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+
+from evae.evaluation.cells.comparison import Comparison, Pair, rows_by_pair
+from evae.evaluation.cells.normalised import Cells, mean_of
+from evae.evaluation.metrics.distances import Matrix, dense
+
+MODEL = "model"
+SPLIT_HALF = "real split half"
+Draw = Callable[[Pair, int, np.random.Generator], Matrix]
+
+
+@dataclass(frozen=True)
+class System:
+    """Something that gives cells for a pair.
+
+    Attributes:
+        name: as it stands in tables.
+        draw: (pair, n, generator) -> log1p CP10K of n cells, (n, genes), sparse where they are stored cells.
+        mean: pair -> mean log1p CP10K, (genes,), exact where it is known.
+        pairs: the pairs that it has an answer for.
+        available: pair -> how many cells it has of its own; None where cells are drawn at will.
+        stored: pair -> all of its own cells, sparse; None where cells are drawn at will.
+    """
+
+    name: str
+    draw: Draw
+    mean: Callable[[Pair], np.ndarray]
+    pairs: list[Pair]
+    available: dict[Pair, int] | None = None
+    stored: Callable[[Pair], sp.csr_matrix] | None = None
+
+    def all_cells(self, pair: Pair, n: int, rng: np.random.Generator) -> sp.csr_matrix:
+        """Its own cells of a pair, all of them; n drawn ones where it has none of its own."""
+        return sp.csr_matrix(self.draw(pair, n, rng)) if self.stored is None else self.stored(pair)
+
+
+def sampled(name: str, cells: Cells, rows: dict[Pair, np.ndarray], own: bool = False) -> System:
+    """A system that draws from given cells: without replacement while they last, else with.
+
+    Args:
+        name: as it stands in tables.
+        cells: where the cells come from.
+        rows: the rows of `cells` that may stand for each pair.
+        own: the rows are the system's own cells, of which no more than there are may be drawn.
+    """
+
+    def draw(pair: Pair, n: int, rng: np.random.Generator) -> Matrix:
+        pool = rows[pair]
+        return cells.matrix[rng.choice(pool, n, replace=n > len(pool) and not own)]
+
+    def mean(pair: Pair) -> np.ndarray:
+        return mean_of(cells.matrix[rows[pair]])
+
+    pairs = [pair for pair, found in rows.items() if len(found)]
+    if not own:
+        return System(name, draw, mean, pairs)
+    return System(name, draw, mean, pairs, {p: len(rows[p]) for p in pairs}, lambda pair: cells.matrix[rows[pair]])
+
+
+def repeated(name: str, means: dict[Pair, np.ndarray]) -> System:
+    """A system whose cells are all the mean."""
+
+    def draw(pair: Pair, n: int, rng: np.random.Generator) -> np.ndarray:
+        return np.tile(means[pair], (n, 1))
+
+    return System(name, draw, lambda pair: means[pair], list(means))
+
+
+def model_system(comparison: Comparison) -> System:
+    """The predictions themselves."""
+    return sampled(MODEL, comparison.predicted, rows_by_pair(comparison.predicted), own=True)
+
+
+def baselines(comparison: Comparison) -> list[System]:
+    """All baselines that the given cells allow; those that need training cells are left out without them."""
+    pairs = comparison.pairs
+    control_rows = {c: np.flatnonzero(comparison.controls.cell_type == c) for c in comparison.cell_types}
+    model = model_system(comparison)
+    found = [
+        sampled("control copy", comparison.controls, {pair: control_rows[pair[0]] for pair in pairs}),
+        repeated("mean-collapsed model", {pair: model.mean(pair) for pair in pairs}),
+    ]
+    training = comparison.training
+    if training is None:
+        return found
+    by_perturbation = {
+        pair: np.flatnonzero((training.elsewhere.perturbation == pair[1]) & (training.elsewhere.cell_type != pair[0]))
+        for pair in pairs
+    }
+    seen = {pair: np.flatnonzero(training.elsewhere.perturbation == pair[1]) for pair in pairs}
+    found += [
+        repeated("perturbation mean", _known({pair: training.perturbation_mean(pair[1]) for pair in pairs})),
+        repeated("mean of all perturbations", _known({pair: training.overall_mean(pair[0]) for pair in pairs})),
+        _additive_shift(comparison, control_rows),
+        repeated("linear", linear_predictions(comparison)),
+        _marginal_resample(training.elsewhere, seen),
+        sampled("other contexts", training.elsewhere, by_perturbation),
+    ]
+    return [system for system in found if system.pairs]
+
+
+def _known(means: dict[Pair, np.ndarray | None]) -> dict[Pair, np.ndarray]:
+    return {pair: mean for pair, mean in means.items() if mean is not None}
+
+
+def _additive_shift(comparison: Comparison, control_rows: dict[str, np.ndarray]) -> System:
+    training, controls = comparison.training, comparison.controls
+    assert training is not None
+    found = training.shifts()
+    shifts = {pair: found[pair[1]] for pair in comparison.pairs if pair[1] in found}
+    base = sampled("", controls, {pair: control_rows[pair[0]] for pair in shifts})
+
+    def draw(pair: Pair, n: int, rng: np.random.Generator) -> np.ndarray:
+        return (dense(base.draw(pair, n, rng)) + shifts[pair]).clip(min=0)  # expression is never negative
+
+    def mean(pair: Pair) -> np.ndarray:
+        return (base.mean(pair) + shifts[pair]).clip(min=0)  # the additive model itself, before cells are clipped
+
+    return System("additive shift", draw, mean, list(shifts))
+
+
+def _marginal_resample(cells: Cells, rows: dict[Pair, np.ndarray]) -> System:
+    base = sampled("marginal resample", cells, rows)
+
+    def draw(pair: Pair, n: int, rng: np.random.Generator) -> np.ndarray:
+        drawn = dense(base.draw(pair, n, rng))
+        return np.take_along_axis(drawn, rng.random(drawn.shape).argsort(axis=0), axis=0)  # permute each gene by itself
+
+    return System(base.name, draw, base.mean, base.pairs)
+
+
+def linear_predictions(comparison: Comparison, penalty: float = 0.1, n_components: int = 10) -> dict[Pair, np.ndarray]:
+    """Mean of each pair predicted by a linear model across perturbations.
+
+    For a cell type, ridge regression maps a perturbation's embedding to its mean shift in this cell type,
+    fitted on the perturbations that training holds both here and elsewhere. The embedding is, as in
+    Ahlmann-Eltze et al. 2025, of the leading principal components of the training pseudobulks: here of the
+    mean shifts in the other cell types. Pairs whose cell type shares fewer than three perturbations with the
+    others have no answer.
+
+    Args:
+        comparison: with training cells.
+        penalty: of the ridge, in units of the embedding's mean variance.
+        n_components: of the embedding.
+    """
+    training = comparison.training
+    assert training is not None
+    answers: dict[Pair, np.ndarray] = {}
+    for cell_type in comparison.cell_types:
+        own = training.shifts({cell_type})
+        elsewhere = training.shifts(training.cell_types - {cell_type})
+        shared = sorted(set(own) & set(elsewhere))
+        wanted = [p for p in comparison.perturbations(cell_type) if p in elsewhere]
+        if len(shared) < 3 or not wanted:
+            continue
+        embedding = PCA(min(n_components, len(shared) - 1, len(comparison.genes)), svd_solver="full")
+        features = embedding.fit_transform([elsewhere[p] for p in shared])  # (shared perturbations, components)
+        model = Ridge(penalty * float((features**2).sum(axis=0).mean())).fit(features, [own[p] for p in shared])
+        shifts = model.predict(embedding.transform([elsewhere[p] for p in wanted]))  # (wanted, genes)
+        base = training.means[(cell_type, training.control)]
+        answers |= {(cell_type, p): (base + shift).clip(min=0) for p, shift in zip(wanted, shifts, strict=True)}
+    return answers

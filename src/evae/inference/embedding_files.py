@@ -1,0 +1,233 @@
+"""An h5ad file of counts becomes a file of embeddings, in bounded memory, resumable, on one process or several."""
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import PartialState
+from anndata.io import read_elem, write_elem
+
+from evae.common.progress import progress_bar
+from evae.data.reading.h5ad import H5adCounts
+from evae.inference.checkpoint import Checkpoint
+from evae.inference.embedding import CellEncoder
+from evae.inference.embedding_parts import EmbeddingParts, fingerprint
+from evae.models.contract_evae import EvaeError
+
+PART_CELLS = 16_384
+KEY = "X_evae"
+
+
+@dataclass(frozen=True)
+class EmbeddedFile:
+    """What `embed_file` did.
+
+    Attributes:
+        path: the file, or the folder of a Zarr store.
+        n_cells: cells in it.
+        width: numbers of a cell.
+        coverage: share of the model's gene panel, 0 to 1, that the cells measure.
+        n_empty: cells without counts over the panel; their rows are NaN.
+        n_resumed: cells that an earlier, stopped run had embedded already.
+    """
+
+    path: Path
+    n_cells: int
+    width: int
+    coverage: float
+    n_empty: int
+    n_resumed: int
+
+
+def embed_file(
+    checkpoint: Checkpoint,
+    file: str | Path,
+    out: str | Path,
+    kind: str = "latents",
+    *,
+    layer: str | None = None,
+    device: str | None = None,
+    overwrite: bool = False,
+    part_cells: int = PART_CELLS,
+    progress: bool = True,
+) -> EmbeddedFile | None:
+    """Embed all cells of an h5ad file.
+
+    Under `torchrun` or `accelerate launch` every process embeds a contiguous share of the cells. Whatever the number
+    of processes, and however often the run was killed and started again, the numbers are the same.
+
+    Args:
+        checkpoint: a loaded tokenizer or prior.
+        file: h5ad file of raw counts.
+        out: FILE.h5ad, a copy of the input with `obsm["X_evae"]`; FILE.zarr, an AnnData of obs and
+            `obsm["X_evae"]` only; or FILE.parquet, columns `cell_id` and `embedding`.
+        kind: "latents", "pooled" or "codes".
+        layer: layer of raw counts, or "raw"; X if None.
+        device: where to compute; a GPU if there is one, if None. With several processes each takes its own.
+        overwrite: replace `out` if it exists.
+        part_cells: cells that are stored, and redone after a kill, together.
+        progress: show a progress bar.
+
+    Returns:
+        What was done; None on all processes but the first.
+
+    Raises:
+        EvaeError: an unreadable file, counts that are not raw, too little gene coverage, or `out` is taken.
+    """
+    out = Path(out)
+    with ExitStack() as stack:
+        source = H5adCounts(file, layer, _parts_folder(out))  # scratch of a CSC matrix lies with the parts
+        stack.callback(source.close)
+        write = _writer(out, overwrite)
+        state = PartialState(cpu=not torch.cuda.is_available()) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+        rank, n_ranks = (state.process_index, state.num_processes) if state else (0, 1)
+        encoder = CellEncoder.align(checkpoint, source, kind, state.device if state and device is None else device)
+        parts = EmbeddingParts(_parts_folder(out), source.n_cells, encoder.width, part_cells)
+        if rank == 0:
+            parts.claim(_identity(checkpoint, source, kind, layer))
+            source.put_by_cell()  # for all processes, before they read
+        if state:
+            state.wait_for_everyone()
+        own = range(len(parts) * rank // n_ranks, len(parts) * (rank + 1) // n_ranks)
+        try:
+            n_resumed = _embed_parts(encoder, source, parts, own, progress and rank == 0)
+        except EvaeError:  # the file is at fault; once it is mended these parts are of another file
+            if n_ranks == 1:
+                _remove(parts.folder)
+            raise
+        if state:
+            state.wait_for_everyone()
+        if rank:
+            return None
+        partial = out.with_name(f".{out.name}.partial")
+        stack.callback(_remove, partial)
+        n_empty = write(source, parts, encoder.facts(), partial)
+        if out.exists():
+            _remove(out)
+        os.replace(partial, out)
+        _remove(parts.folder)
+    return EmbeddedFile(out, source.n_cells, encoder.width, encoder.coverage, n_empty, n_resumed)
+
+
+def _embed_parts(encoder: CellEncoder, source: H5adCounts, parts: EmbeddingParts, own: range, progress: bool) -> int:
+    """Embed the parts `own` that are not on disk yet; returns how many cells were."""
+    missing = [part for part in own if not parts.is_done(part)]
+    cells = {part: parts.bounds(part)[1] - parts.bounds(part)[0] for part in own}
+    with progress_bar(progress) as bar:
+        advance = bar.start("embedding cells", sum(cells[part] for part in missing))
+        for part in missing:
+            blocks = [values for _, values in encoder.blocks(source, *parts.bounds(part), advance)]
+            parts.write(part, np.concatenate(blocks))
+    return sum(cells.values()) - sum(cells[part] for part in missing)
+
+
+def _identity(checkpoint: Checkpoint, source: H5adCounts, kind: str, layer: str | None) -> dict[str, object]:
+    stat = source.path.stat()
+    return {
+        "model": fingerprint(checkpoint.tokenizer),
+        "panel": checkpoint.processor.genes,
+        "file": [str(source.path.resolve()), stat.st_size, stat.st_mtime_ns],
+        "layer": layer,
+        "kind": kind,
+    }
+
+
+Writer = Callable[[H5adCounts, EmbeddingParts, dict[str, object], Path], int]
+
+
+def _writer(out: Path, overwrite: bool) -> Writer:
+    writers: dict[str, Writer] = {".h5ad": _write_h5ad, ".zarr": _write_zarr, ".parquet": _write_parquet}
+    if out.suffix not in writers:
+        raise EvaeError(f"{out} is of no known kind; name an .h5ad, a .zarr or a .parquet file.")
+    if out.is_dir() and not (out.suffix == ".zarr" and any((out / f).is_file() for f in (".zgroup", "zarr.json"))):
+        raise EvaeError(f"{out} is a folder; name a file.")
+    if out.exists() and not overwrite:
+        raise EvaeError(f"{out} exists; choose another --out, or pass --overwrite.")
+    return writers[out.suffix]
+
+
+def _write_h5ad(source: H5adCounts, parts: EmbeddingParts, facts: dict[str, object], partial: Path) -> int:
+    """A copy of the file with the embedding in obsm."""
+    shutil.copyfile(source.path, partial)
+    n_empty = 0
+    with h5py.File(partial, "r+") as file:
+        for group in ("obsm", "uns"):
+            if group not in file:
+                file.create_group(group).attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+        if KEY in file["obsm"]:
+            del file["obsm"][KEY]
+        shape = (parts.n_cells, parts.width)
+        data = file["obsm"].create_dataset(KEY, shape, dtype="<f4", chunks=(min(parts.n_cells, 4096), parts.width))
+        data.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        for part, values in enumerate(parts):
+            data[slice(*parts.bounds(part))] = values
+            n_empty += _empty(values)
+        write_elem(file["uns"], KEY, facts)
+    return n_empty
+
+
+def _write_zarr(source: H5adCounts, parts: EmbeddingParts, facts: dict[str, object], partial: Path) -> int:
+    """An AnnData on Zarr: the obs of the file and the embedding in obsm, without counts."""
+    import zarr
+
+    _remove(partial)
+    with h5py.File(source.path, "r") as file:
+        obs = read_elem(file["obs"])
+    shell = ad.AnnData(obs=obs, var=pd.DataFrame(index=pd.Index([], dtype=str)), uns={KEY: facts})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # anndata tells of a later default
+        shell.write_zarr(partial)
+    n_empty = 0
+    root = zarr.open_group(partial, mode="r+", use_consolidated=False)
+    obsm = root["obsm"]
+    shape, chunks = (parts.n_cells, parts.width), (min(parts.n_cells, 4096), parts.width)
+    data = obsm.create_array(KEY, shape=shape, chunks=chunks, dtype="float32")  # type: ignore[union-attr]
+    data.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    for part, values in enumerate(parts):
+        data[slice(*parts.bounds(part))] = values
+        n_empty += _empty(values)
+    zarr.consolidate_metadata(str(partial))
+    return n_empty
+
+
+def _write_parquet(source: H5adCounts, parts: EmbeddingParts, facts: dict[str, object], partial: Path) -> int:
+    """Columns `cell_id` and `embedding`, one row group a part; the schema's metadata says what they are."""
+    schema = pa.schema(
+        [("cell_id", pa.string()), ("embedding", pa.list_(pa.float32(), parts.width))],
+        metadata={KEY: str(facts)},
+    )
+    n_empty = 0
+    with pq.ParquetWriter(partial, schema) as writer:
+        for part, values in enumerate(parts):
+            low, high = parts.bounds(part)
+            ids = pa.array(source.cell_ids(low, high).tolist(), pa.string())
+            embedded = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), parts.width)
+            writer.write_table(pa.table([ids, embedded], schema=schema))
+            n_empty += _empty(values)
+    return n_empty
+
+
+def _empty(values: np.ndarray) -> int:
+    return int(np.isnan(values[:, 0]).sum())
+
+
+def _parts_folder(out: Path) -> Path:
+    return out.with_name(f".{out.name}.parts")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,151 @@
+"""Held-out pairs: choosing them where the user names none, and predicting all of a dataset's.
+
+A pair is a (cell type, perturbation). What is held out is a cross product of one cell type with some
+perturbations: training sees each of these perturbations elsewhere, and the controls of this cell type.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from evae.data.streaming.loader import CellLoader, DatasetInfo
+from evae.data.streaming.split_anndata import DatasetSplit
+from evae.inference.pipeline import Pipeline
+from evae.inference.request import Pair
+from evae.models.contract_evae import EvaeError, look_up
+
+MIN_CELLS = 20  # of a perturbation in the held-out cell type and elsewhere, to be held out by default
+READ_BATCH = 2_048
+
+
+def choose_split(
+    cell_type: pd.Series,
+    perturbation: pd.Series,
+    control: str,
+    *,
+    hold_out_cell_type: str | None = None,
+    hold_out_perturbations: Sequence[str] = (),
+    stored: Sequence[Path] = (),
+) -> tuple[dict[str, Any] | str, str]:
+    """What to hold out of a data set.
+
+    What the user names is held out. Where nothing is named, a stored split whose names all occur in the data
+    is taken. Else the cell type with the most perturbed cells is held out with every third of its
+    perturbations, counted by falling number of cells, among those with at least `MIN_CELLS` cells both in it
+    and elsewhere. With a single cell type, a random tenth of the cells.
+
+    Args:
+        cell_type, perturbation: labels of all cells, str (cells,).
+        control: the control's label.
+        hold_out_cell_type, hold_out_perturbations: what the user named, if anything.
+        stored: split files to recognise.
+
+    Returns:
+        The split as `prepare_dataset` takes it, and one sentence that says where it comes from.
+
+    Raises:
+        EvaeError: a name that does not occur, or nothing that can be held out.
+    """
+    table = pd.crosstab(cell_type, perturbation).drop(columns=control, errors="ignore")
+    if hold_out_cell_type is not None:
+        look_up([hold_out_cell_type], [str(c) for c in table.index], "cell type")
+    look_up(hold_out_perturbations, [str(p) for p in table.columns], "perturbation")
+    if hold_out_cell_type is None and not hold_out_perturbations:
+        for path in stored:
+            split = json.loads(path.read_text())
+            if set(split["cell_type"]) <= set(table.index) and set(split["pert"]) <= set(table.columns):
+                return split, f"the stored split '{path.stem}', whose names occur in this file"
+        if len(table.index) < 2:
+            return "random:0.1", "a random tenth of the cells, as there is a single cell type"
+    among = table[list(hold_out_perturbations)] if hold_out_perturbations else table
+    kind = hold_out_cell_type or str(among.sum(axis=1).idxmax())
+    if hold_out_perturbations:
+        return {"cell_type": [kind], "pert": list(hold_out_perturbations)}, "as asked for"
+    inside = table.to_numpy()[list(table.index).index(kind)]  # (perturbations,)
+    elsewhere = table.to_numpy().sum(axis=0) - inside
+    eligible = np.flatnonzero(np.minimum(inside, elsewhere) >= MIN_CELLS)
+    if not len(eligible):
+        raise EvaeError(
+            f"no perturbation has {MIN_CELLS} cells both in '{kind}' and elsewhere; name the held-out "
+            "perturbations yourself."
+        )
+    chosen = table.columns[eligible[np.argsort(-inside[eligible], kind="stable")][::3]]
+    reason = f"a third of the perturbations in '{kind}', " + (
+        "as asked for" if hold_out_cell_type else "the cell type with the most perturbed cells"
+    )
+    return {"cell_type": [kind], "pert": sorted(str(p) for p in chosen)}, reason
+
+
+def held_out_cells(info: DatasetInfo) -> dict[Pair, int]:
+    """Number of real test cells of every held-out pair, the control left out."""
+    table = info.statistics["cell_counts"].get("test", {})
+    return {(c, p): n for c, row in table.items() for p, n in row.items() if p != info.control}
+
+
+def read_controls(dataset: str | Path, cell_types: Sequence[str]) -> ad.AnnData:
+    """The training controls of some cell types, read batch by batch.
+
+    Returns:
+        AnnData of raw counts, CSR float32, with obs `perturbation` and `cell_type`.
+
+    Raises:
+        EvaeError: a cell type has no control in the training split.
+    """
+    loader = CellLoader(dataset, "train", READ_BATCH, shuffle=False, epochs=1, drop_last=False)
+    info = loader.info
+    control = info.perturbations.index(info.control)
+    wanted = look_up(cell_types, info.cell_types, "cell type")
+    blocks, labels = [], []
+    for batch in loader:
+        kinds = batch["cell_type_ids"].numpy()
+        keep = (batch["perturbation_ids"].numpy() == control) & np.isin(kinds, wanted)
+        counts, genes = batch["counts"].numpy()[keep], batch["gene_ids"].numpy()[keep]
+        rows, columns = np.nonzero(counts)
+        shape = (int(keep.sum()), len(info.genes))
+        blocks.append(sp.csr_matrix((counts[rows, columns], (rows, genes[rows, columns])), shape=shape))
+        labels.append(kinds[keep])
+    kinds = np.concatenate(labels)
+    for kind, name in zip(wanted, cell_types, strict=True):
+        if not (kinds == kind).any():
+            raise EvaeError(
+                f"{dataset} has no training control '{info.control}' of '{name}'; hold out a cell type that "
+                "has controls."
+            )
+    obs = pd.DataFrame({"perturbation": info.control, "cell_type": np.array(info.cell_types)[kinds]})
+    obs.index = obs.index.astype(str)
+    return ad.AnnData(X=sp.vstack(blocks, format="csr"), obs=obs, var=pd.DataFrame(index=info.genes))
+
+
+def dataset_cells(dataset: str | Path) -> dict[str, Any]:
+    """What `evae.evaluation.evaluate` needs of a dataset folder: `real`, `train` and the name of the `control`.
+
+    The cells are named, not read: `evaluate` reads them in blocks.
+    """
+    train = DatasetSplit(dataset, "train")
+    return {"real": DatasetSplit(dataset, "test"), "train": train, "control": train.info.control}
+
+
+def predict_held_out(
+    pipe: Pipeline, dataset: str | Path, *, seed: int = 0, batch_size: int = 256, progress: bool = True, **sampling: Any
+) -> ad.AnnData:
+    """One predicted cell for every held-out cell; library sizes from the training controls of its cell type.
+
+    Args:
+        pipe: a prior.
+        dataset: the dataset folder or Hub id whose `test` split is to be predicted; no held-out cell is read.
+        seed, batch_size, progress, **sampling: as in `Pipeline.predict`.
+
+    Raises:
+        EvaeError: the dataset holds nothing out, or names what the model does not know.
+    """
+    pairs = held_out_cells(DatasetInfo.load(dataset))
+    if not pairs:
+        raise EvaeError(f"{dataset} holds out no perturbed cells; prepare it with --split.")
+    controls = read_controls(dataset, list(dict.fromkeys(c for c, _ in pairs)))
+    return pipe.predict(controls, n_cells=pairs, seed=seed, batch_size=batch_size, progress=progress, **sampling)

@@ -1,0 +1,227 @@
+"""AnnData in, AnnData out: predict perturbed cells and embed cells with a trained checkpoint.
+
+pipe = evae.pipeline("evae/replogle-ar")
+predicted = pipe.predict(controls, perturbation="STAT1", n_cells=500)
+pipe.embed(cells)                                      # adds obsm["X_evae"]
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from evae.inference.checkpoint import Checkpoint, load_checkpoint
+from evae.inference.embedding import embed_cells
+from evae.inference.request import (
+    Pair,
+    cell_type_labels,
+    check_controls,
+    pairs_asked_for,
+    planned_cells,
+    whole_counts,
+)
+from evae.inference.sampling import draw_cells, knows_by_context, panel_batches, read_control_facts
+from evae.models.contract_evae import EvaeError
+from evae.models.processing_evae import ENSEMBL_COLUMNS
+
+
+def pipeline(
+    path_or_id: str | Path, device: str | torch.device | None = None, revision: str | None = None
+) -> "Pipeline":
+    """Load a checkpoint for use on AnnData.
+
+    Args:
+        path_or_id: a folder written by training, or a Hub id such as "evae/replogle-ar".
+        device: where to compute; a GPU if there is one, else the CPU, if None.
+        revision: branch, tag or commit of a Hub id.
+
+    Returns:
+        A `Pipeline`.
+
+    Raises:
+        EvaeError: nothing there, or a file that is missing or damaged; the message names it.
+    """
+    return Pipeline(load_checkpoint(path_or_id, revision), device)
+
+
+class Pipeline:
+    """A loaded checkpoint that reads and writes AnnData; made by `evae.pipeline`.
+
+    Attributes:
+        model: the tokenizer or the prior, in evaluation mode.
+        processor: its `EvaeProcessor`: gene panel, vocabularies, control.
+        device: where it computes.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str | torch.device | None = None):
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.checkpoint = checkpoint
+        self.model = checkpoint.model.to(self.device)
+        self.processor = checkpoint.processor
+
+    def __repr__(self) -> str:
+        p = self.processor
+        return (
+            f"Pipeline({self.checkpoint.name}: {type(self.model).__name__}, {len(p.genes):,} genes, "
+            f"{len(p.perturbations):,} perturbations, {len(p.cell_types)} cell types, on {self.device})"
+        )
+
+    def predict(
+        self,
+        controls: ad.AnnData | None,
+        perturbation: str | Sequence[str] | None = None,
+        cell_type: str | Sequence[str] | None = None,
+        n_cells: int | Mapping[Pair, int] | None = None,
+        *,
+        seed: int = 0,
+        batch_size: int = 256,
+        cell_type_key: str | None = "cell_type",
+        perturbation_key: str = "perturbation",
+        layer: str | None = None,
+        progress: bool = True,
+        **sampling: Any,
+    ) -> ad.AnnData:
+        """Draw cells as they would be after a perturbation.
+
+        Args:
+            controls: unperturbed cells, raw counts. Every predicted cell takes the library size of one of the controls
+                of its cell type (with repetition only if there are fewer controls than cells). A prior that knows
+                cell types by context takes that from them too, so their cell type may be one never seen. None takes
+                library sizes from the training cells; then give `cell_type` and `n_cells`.
+            perturbation: one name or several; `A+B` is both at once, where training saw such combinations.
+            cell_type: one name or several. None predicts for every cell type in
+                `controls.obs[cell_type_key]`; where controls have that column, only those of the given
+                cell types are used.
+            n_cells: cells for every pair of cell type and perturbation; as many as its cell type has controls if None.
+                For chosen pairs, a mapping from (cell type, perturbation) to a number, and no `perturbation` and
+                `cell_type`.
+            seed: the same seed (with the same inputs) gives the same cells, whatever the batch size.
+            batch_size: cells drawn at once.
+            cell_type_key: obs column of the controls' cell types; None if all are of the one `cell_type`.
+            perturbation_key: obs column that, where the controls have it, must say that they are controls.
+            layer: the layer of `controls` that holds raw counts; X if None.
+            progress: show a progress bar.
+            **sampling: options of the prior's `sample`, for example `guidance_scale=2`.
+
+        Returns:
+            AnnData. X: raw counts over the model's gene panel, CSR float32, (cells, genes). obs:
+            `perturbation`, `cell_type`, `support` (what training saw of the pair: "seen together", "seen
+            apart" or "unseen"), `library_size` (the total counts the cell was drawn for). uns["evae"]:
+            model, seed, share of the panel that the controls cover, versions.
+
+        Raises:
+            EvaeError: the checkpoint is a tokenizer only, a name or an option that it does not know, controls
+                that are not raw counts or not controls, or too little gene coverage.
+        """
+        self._check_prior(batch_size)
+        processor = self.processor
+        asked = (controls, perturbation, cell_type, n_cells, cell_type_key)
+        any_cell_type = controls is not None and knows_by_context(self.checkpoint)
+        pairs = pairs_asked_for(processor, *asked, any_cell_type)
+        cell_types = list(dict.fromkeys(c for c, _ in pairs))
+        obs = planned_cells(pairs, processor)
+        rng = np.random.default_rng(seed)
+        facts: dict[str, Any] = {"seed": seed, "control": str(processor.control)}
+        contexts: dict[str, Tensor] = {}
+        if controls is None:
+            obs["library_size"] = processor.sample_library_size(len(obs), rng)
+            facts["library_size_source"] = "training cells"
+        else:
+            check_controls(controls, processor, perturbation_key)
+            labels = cell_type_labels(controls, cell_types, cell_type_key)
+            used = np.flatnonzero(np.isin(labels, cell_types))
+            found = read_control_facts(self.checkpoint, controls[used], labels[used], layer=layer, device=self.device)
+            obs["library_size"], contexts = found.draw_library_sizes(pairs, rng), found.contexts
+            facts |= {"library_size_source": "controls", "gene_coverage": self.gene_coverage(controls)}
+        X = draw_cells(
+            self.checkpoint, obs, contexts, seed=seed, batch_size=batch_size, device=self.device,
+            progress=progress, sampling=sampling,
+        )  # fmt: skip
+        return ad.AnnData(X=X, obs=obs, var=self._var(), uns={"evae": facts | self._provenance()})
+
+    def embed(
+        self,
+        adata: ad.AnnData,
+        kind: str = "latents",
+        *,
+        layer: str | None = None,
+        key: str = "X_evae",
+        progress: bool = True,
+    ) -> ad.AnnData:
+        """Embed cells with the tokenizer's encoder; the counts are read in chunks.
+
+        Args:
+            adata: cells of raw counts. As scverse functions do, this writes into it: `obsm[key]`, float32
+                (cells, features), and `uns[key]` with the model, the kind and the gene coverage.
+            kind: "latents" (before quantization, flattened), "pooled" (mean of the encoder's tokens) or
+                "codes" (quantized latents, flattened).
+            layer: the layer that holds raw counts; X if None.
+            key: where to write.
+            progress: show a progress bar.
+
+        Returns:
+            `adata` itself.
+
+        Raises:
+            EvaeError: counts that are not raw, cells without counts, too little gene coverage, unknown kind.
+        """
+        adata.obsm[key], facts = embed_cells(self.checkpoint, adata, kind, layer, self.device, progress)
+        adata.uns[key] = facts
+        return adata
+
+    def reconstruct(
+        self, adata: ad.AnnData, *, seed: int = 0, layer: str | None = None, progress: bool = True
+    ) -> ad.AnnData:
+        """Encode cells and draw them back from their codes: what the tokenizer alone keeps and loses.
+
+        Args:
+            adata: cells of raw counts.
+            seed: of the draws from the output head.
+            layer: the layer that holds raw counts; X if None.
+            progress: show a progress bar.
+
+        Returns:
+            AnnData of the same cells and obs, raw counts over the gene panel. Unlike a prediction, each cell
+            keeps its own library size.
+        """
+        tokenizer, generator = self.checkpoint.tokenizer, self._generator(seed)
+        blocks = []
+        with torch.inference_mode():
+            for batch in panel_batches(
+                self.processor, adata, layer=layer, device=self.device, title="reconstructing cells", progress=progress
+            ):
+                codes = tokenizer.encode(batch["counts"], batch["gene_ids"])
+                counts = tokenizer.sample_counts(codes, batch["library_size"], generator)
+                blocks.append(whole_counts(counts, generator))
+        facts = {"seed": seed, "gene_coverage": self.gene_coverage(adata)} | self._provenance()
+        X = sp.vstack(blocks, format="csr")
+        return ad.AnnData(X=X, obs=adata.obs.copy(), var=self._var(), uns={"evae": facts})
+
+    def gene_coverage(self, adata: ad.AnnData) -> float:
+        """Share of the model's gene panel, 0 to 1, that `adata` measures."""
+        column = next((c for c in ENSEMBL_COLUMNS if c in adata.var.columns), None)
+        ids = [str(i) for i in adata.var[column]] if column else None
+        return self.processor.coverage([str(g) for g in adata.var_names], ids)
+
+    def _check_prior(self, batch_size: int) -> None:
+        if not self.checkpoint.is_prior:
+            raise EvaeError(f"{self.checkpoint.name} is a tokenizer, which embeds but does not predict; give a prior.")
+        if batch_size < 1:
+            raise EvaeError(f"batch_size is {batch_size}; give at least 1.")
+
+    def _generator(self, seed: int) -> torch.Generator:
+        return torch.Generator(device=self.device).manual_seed(seed)
+
+    def _var(self) -> pd.DataFrame:
+        ids = self.processor.ensembl_ids
+        columns = {"ensembl_id": ids} if ids is not None else {}
+        return pd.DataFrame(columns, index=pd.Index(self.processor.genes))
+
+    def _provenance(self) -> dict[str, Any]:
+        return self.checkpoint.provenance()

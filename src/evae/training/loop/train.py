@@ -1,0 +1,300 @@
+"""The one training loop of both stages: Accelerate underneath, exact checkpoints, nothing hidden.
+
+One step is one optimiser update: `gradient_accumulation_steps` forward passes of `batch_size` cells a rank,
+the gradient averaged over all of them, clipped, and applied by AdamW at the rate of schedule.py. Between
+the lines of the log the host never waits for the device.
+
+What survives: a kill at any moment (the run goes on from the last checkpoint and ends with the same weights,
+bit for bit on a CPU and wherever the device's own kernels are deterministic), SIGTERM (checkpoint, exit code
+0), a loss that is no number (the run stops and the batch is saved). With another number of ranks or another
+batch size, weights, optimiser and schedule go on exactly; see snapshot.py for the rest.
+
+1, 2, 4 or 8 ranks with as many cells a step together see the same cells with the same random draws, and in float32
+end with the same weights up to rounding. The masks of dropout are the exception: each rank draws its own; and of
+several datasets, the cells of each in a step must divide among the ranks (see `Sources.batch_quotas`).
+"""
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType
+from torch import Tensor, nn
+
+from evae.models.contract_evae import EvaeError
+from evae.training.loop.progress import TrainingProgress
+from evae.training.loop.schedule import learning_rate_at
+from evae.training.loop.setup import compile_blocks, start_trackers
+from evae.training.loop.stage import Batches, Stage
+from evae.training.loop.step_clock import StepClock
+from evae.training.loop.stopping import StopOnTerminate, save_offending_batches
+from evae.training.loop.validation import Batch, validate
+from evae.training.resume.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
+from evae.training.resume.run_folder import RESUMED, RunFolder
+from evae.training.resume.snapshot import Running, agreed_step, capture, cell_streams, restore, seed_rank
+from evae.training.resume.state import MovingAverage, build_optimizer, load_weights, reshard, weights_of, whole
+from evae.training.settings import Settings
+
+
+def train(
+    model: nn.Module,
+    batches: Batches,
+    settings: Settings,
+    *,
+    accelerator: Accelerator,
+    run: RunFolder,
+    stage: Stage,
+) -> Path:
+    """Train `model` to the end and save it.
+
+    Args:
+        model: built with the same seed on every rank; ready for its first step.
+        batches: this rank's training batches.
+        settings: steps, rates and intervals.
+        accelerator: from `make_accelerator`.
+        run: the output folder, fresh or to be resumed.
+        stage: inputs, validation and saving.
+
+    Returns:
+        The run folder, which now holds the finished model.
+
+    Raises:
+        EvaeError: a loss that is no number, a damaged checkpoint, a full disk, other data than before.
+        SystemExit: code 0, after SIGTERM and the checkpoint.
+    """
+    return _Loop(model, batches, settings, accelerator, run, stage).run_to_end()
+
+
+class _Loop:
+    """The state of one call of `train`; `now` is the part that checkpoints remember."""
+
+    def __init__(
+        self, model: nn.Module, batches: Batches, settings: Settings, accelerator: Accelerator, run: RunFolder,
+        stage: Stage,
+    ):  # fmt: skip
+        self.settings, self.accelerator, self.run, self.stage = settings, accelerator, run, stage
+        model.to(accelerator.device).train()
+        if settings.compile:
+            compile_blocks(model)
+        self.sharded = accelerator.distributed_type == DistributedType.FSDP
+        self.whole = copy.deepcopy(model) if self.sharded else model  # what is saved at the end
+        if self.sharded:  # what is not trained takes no part
+            frozen = [m for m in model.children() if not any(p.requires_grad for p in m.parameters())]
+            accelerator.state.fsdp_plugin.ignored_modules = frozen
+        optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        average = MovingAverage(model, settings.ema_decay) if settings.ema_decay else None
+        self.now = Running(model, self.optimizer, batches, average)
+        self.pending: list[tuple[Tensor, Tensor, list[Batch]]] = []  # steps whose loss the host has not seen
+        self.waited, self.since = 0.0, time.monotonic()
+        self.notes: list[str] = []
+        self.clock = StepClock(accelerator.device, settings.time_steps)
+
+    def run_to_end(self) -> Path:
+        every = self.settings
+        self.accelerator.wait_for_everyone()  # until every rank has looked at the folder as it was
+        if self.accelerator.is_main_process:
+            self.run.begin()
+        self.accelerator.wait_for_everyone()
+        self._restore()
+        title, main = self.stage.title, self.accelerator.is_main_process
+        source = iter(self.now.batches)
+        with (
+            StopOnTerminate() as stop,
+            TrainingProgress(title, self.now.step, every.max_steps, main) as self.progress,
+        ):
+            if self.now.step:
+                self.progress.say("; ".join([f"resumed after step {self.now.step}", *self.notes]))
+            self.since = time.monotonic()
+            while self.now.step < every.max_steps:
+                self._update(source)
+                last = self.now.step == every.max_steps
+                stopping = self._all_agree_to_stop(stop)
+                evaluating = bool(self.stage.validation) and (last or self.now.step % every.eval_every == 0)
+                saving = last or stopping or self.now.step % every.save_every == 0
+                if evaluating or saving or self.now.step % every.log_every == 0:
+                    self._look_at_losses()
+                improved = evaluating and self._evaluate()
+                if saving or improved:
+                    self._save()
+                if stopping and not last:
+                    self.progress.say(f"stopped by SIGTERM after step {self.now.step}; resume=true goes on from here")
+                    self._close_trackers()
+                    raise SystemExit(0)
+        return self._finish()
+
+    def _update(self, source: Iterator[Batch]) -> None:
+        parts = self.settings.gradient_accumulation_steps
+        rate = learning_rate_at(
+            self.now.step,
+            peak=self.settings.learning_rate,
+            warmup_steps=self.settings.warmup_steps,
+            max_steps=self.settings.max_steps,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        losses, seen = [], []
+        self.clock.mark()
+        for part in range(parts):
+            batch = self._next(source)
+            seen.append(batch)
+            moved = self._to_device(batch)
+            self.clock.mark("data")
+            own = contextlib.nullcontext() if part == parts - 1 else self.accelerator.no_sync(self.model)
+            with own:
+                draws = cell_streams(self.settings, self.accelerator, self.now.step, part)
+                loss = self.model(**{key: moved[key] for key in self.stage.inputs}, generator=draws).loss
+                self.clock.mark("forward")
+                self.accelerator.backward(loss / parts)
+                self.clock.mark("backward")
+            losses.append(loss.detach())
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        norm = whole({"norm": norm})["norm"]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.now.step += 1
+        if self.now.average:
+            self.now.average.update(self.now.step)
+        self.clock.mark("optimizer")
+        self.pending.append((torch.stack(losses).mean().float(), norm.detach().float(), seen))
+
+    def _next(self, source: Iterator[Batch]) -> Batch:
+        started = time.monotonic()
+        try:
+            return next(source)
+        except StopIteration:
+            raise EvaeError("the training data ended before max_steps; give a dataset with training cells.") from None
+        finally:
+            self.waited += time.monotonic() - started
+
+    def _to_device(self, batch: Batch) -> Batch:
+        if self.accelerator.device.type != "cuda":
+            return {key: tensor.to(self.accelerator.device) for key, tensor in batch.items()}
+        return {k: t.pin_memory().to(self.accelerator.device, non_blocking=True) for k, t in batch.items()}
+
+    def _all_agree_to_stop(self, stop: StopOnTerminate) -> bool:
+        """Whether to stop now. Several ranks stop at the same step: they ask each other when they log."""
+        if self.accelerator.num_processes == 1:
+            return stop.requested
+        if self.now.step % self.settings.log_every:
+            return False
+        flag = torch.tensor(float(stop.requested), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    def _look_at_losses(self) -> None:
+        """Fetch the losses since the last look, stop at one that is no number, log their mean."""
+        if not self.pending:
+            return
+        values = torch.stack([torch.stack((loss, norm)) for loss, norm, _ in self.pending])  # (steps, 2)
+        table = self.accelerator.gather(values[None]).cpu()  # (ranks, steps, 2)
+        bad = (~table.isfinite()).any(dim=(0, 2)).nonzero()
+        if len(bad):
+            first = int(bad[0])
+            step = self.now.step - len(self.pending) + first + 1
+            ago = (len(self.pending) - first) * self.settings.gradient_accumulation_steps
+            save_offending_batches(
+                self.run, self.accelerator, step, table[:, first, 0], self.pending[first][2], self.settings,
+                lambda part: self.stage.named_cells(self.now.batches, ago - part),
+            )  # fmt: skip
+        elapsed = max(time.monotonic() - self.since, 1e-9)
+        cells = sum(len(next(iter(b.values()))) for _, _, seen in self.pending for b in seen)
+        line = {
+            "step": self.now.step,
+            "loss": float(table[..., 0].mean()),
+            "grad_norm": float(table[..., 1].mean()),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "cells_per_second": cells * self.accelerator.num_processes / elapsed,
+            "data_wait": self.waited / elapsed,
+        } | {"seconds": elapsed, **self.clock.read()}
+        self._log(line)
+        self.progress.update(self.now.step, line)
+        self.pending, self.waited, self.since = [], 0.0, time.monotonic()
+
+    def _log(self, line: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            self.run.log(**line)
+        self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=self.now.step)
+
+    @contextlib.contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        if self.now.average:
+            self.now.average.swap()
+        yield
+        if self.now.average:
+            self.now.average.swap()
+
+    def _evaluate(self) -> bool:
+        """Validate; returns whether the loss is the lowest so far."""
+        with self._averaged_weights():
+            sums = validate(
+                self.now.model,
+                self.stage.validation,
+                self.accelerator,
+                inputs=self.stage.inputs,
+                tally=self.stage.tally,
+                seed=self.settings.seed,
+            )
+            reshard(self.now.model)
+        metrics = self.stage.summarise(sums)
+        self._log({"step": self.now.step} | {f"validation_{k}": v for k, v in metrics.items()})
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+        self.progress.say(f"step {self.now.step}/{self.settings.max_steps}  validation {shown}")
+        self.since = time.monotonic()
+        best = math.inf if self.now.best is None else self.now.best["loss"]
+        improved = metrics["loss"] < best  # never true of NaN
+        if improved:
+            self.now.best = {"step": self.now.step, "loss": metrics["loss"]}
+        return improved
+
+    def _save(self) -> None:
+        content = capture(self.now, self.accelerator, self.settings, self.stage.fingerprint)
+        wait = self.accelerator.wait_for_everyone
+        rank = self.accelerator.process_index
+        save_checkpoint(self.run.checkpoints, self.now.step, content, rank=rank, barrier=wait)
+        if rank == 0:
+            best = None if self.now.best is None else int(self.now.best["step"])
+            prune_checkpoints(self.run.checkpoints, self.settings.keep_checkpoints, best)
+
+    def _restore(self) -> None:
+        stored = self.run.latest_checkpoint() if self.run.status == RESUMED else None
+        step = agreed_step(stored, self.accelerator)
+        if step is None:
+            seed_rank(self.settings, self.accelerator)
+        else:
+            content = load_checkpoint(self.run.checkpoints, step, rank=self.accelerator.process_index)
+            self.notes = restore(self.now, content, self.accelerator, self.settings, self.stage.fingerprint)
+        if self.accelerator.is_main_process:
+            self.run.cut_log(self.now.step)
+        start_trackers(self.accelerator, self.settings, self.stage.title)
+
+    def _finish(self) -> Path:
+        """Put the weights that were asked for into the model and save it."""
+        average, best = self.now.average, self.now.best
+        if self.settings.final_weights == "best" and best is not None and best["step"] != self.now.step:
+            stored = load_checkpoint(self.run.checkpoints, int(best["step"])).shared
+            load_weights(self.now.model, stored["model"])
+            if average:
+                average.load(stored["average"])
+        if average:
+            average.swap()
+        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        if self.sharded:
+            load_weights(self.whole, whole(weights_of(model)))
+            model = self.whole
+        model.eval()
+        if self.accelerator.is_main_process:
+            folder = self.run.final_folder()
+            self.stage.save(model, folder)
+            self.run.publish(folder, self.now.step)
+        self.accelerator.wait_for_everyone()
+        self._close_trackers()
+        return self.run.path
+
+    def _close_trackers(self) -> None:
+        for tracker in self.accelerator.trackers:  # `end_training` would part the ranks, who may train again
+            tracker.finish()

@@ -1,0 +1,147 @@
+"""From a running training to the content of a checkpoint and back."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+
+from evae.data.streaming.order import PLACE
+from evae.models.contract_evae import EvaeError
+from evae.models.randomness_evae import CellStreams
+from evae.training.resume.checkpoint import Checkpoint
+from evae.training.resume.state import (
+    MovingAverage,
+    load_optimizer,
+    load_weights,
+    optimizer_tensors,
+    random_states,
+    restore_random_states,
+    weights_of,
+    whole,
+)
+from evae.training.settings import Settings
+
+
+@dataclass
+class Running:
+    """Everything of a run that a checkpoint remembers, for one rank.
+
+    Attributes:
+        model: the model, not wrapped for distribution.
+        optimizer: AdamW over the trained parameters.
+        batches: the data source, with `state_dict` and `load_state_dict`.
+        average: the moving average, if there is one.
+        step: updates made.
+        best: "step" and "loss" of the lowest validation loss so far.
+    """
+
+    model: nn.Module
+    optimizer: Any
+    batches: Any
+    average: MovingAverage | None
+    step: int = 0
+    best: dict[str, float] | None = None
+
+
+def capture(running: Running, accelerator: Accelerator, settings: Settings, fingerprint: str) -> Checkpoint:
+    """The content of this rank's checkpoint; the tensors are the live ones, written before the next step, but whole
+    where FSDP has cut them into shards. All ranks call this together."""
+    shared = {
+        "model": whole(weights_of(running.model)),
+        "optimizer": whole(optimizer_tensors(running.model, running.optimizer)),
+    }
+    if running.average:
+        shared["average"] = whole(running.average.average)
+    tensors, randomness = random_states(accelerator.device)
+    record = {
+        "step": running.step,
+        "best": running.best,
+        "ranks": accelerator.num_processes,
+        "batch_size": settings.batch_size,
+        "threads": torch.get_num_threads(),
+        "fingerprint": fingerprint,
+        "data": running.batches.state_dict(),
+    }
+    return Checkpoint(record, shared, tensors, {"random": randomness})
+
+
+def restore(
+    running: Running, stored: Checkpoint, accelerator: Accelerator, settings: Settings, fingerprint: str
+) -> list[str]:
+    """Put a run back to where a checkpoint was taken.
+
+    With the same ranks and batch size everything is as it was. With other ranks that share as many cells a step, all
+    but the masks of dropout are, where the source deals the cells to them alike (see `evae.data.streaming.order`).
+    Otherwise weights, optimiser, average and step are, and the data goes on with the next epoch: the cells that were
+    left of the interrupted one are skipped once.
+
+    Returns:
+        What is not exactly as it was, for the user.
+
+    Raises:
+        EvaeError: the checkpoint belongs to other data, another tokenizer or another model.
+    """
+    record = stored.record
+    if record["fingerprint"] != fingerprint:
+        raise EvaeError(
+            "the dataset or the tokenizer is not the one this run was started with; point dataset= and "
+            "tokenizer= "
+            "to the old ones, or set overwrite=true to start anew."
+        )
+    try:
+        load_weights(running.model, stored.shared["model"])
+        load_optimizer(running.model, running.optimizer, stored.shared["optimizer"])
+        if running.average:
+            running.average.load(stored.shared["average"])
+    except (KeyError, RuntimeError) as error:
+        raise EvaeError(
+            f"the checkpoint does not fit this model ({str(error).splitlines()[0]}); it was written by "
+            "another version, "
+            "set overwrite=true to start anew."
+        ) from None
+    running.step, running.best = record["step"], record["best"]
+    notes = []
+    same_ranks = record["ranks"] == accelerator.num_processes
+    if same_ranks and stored.rank_tensors:
+        restore_random_states(stored.rank_tensors, stored.rank_record["random"], accelerator.device)
+    else:
+        seed_rank(settings, accelerator, running.step)
+        notes.append(f"{accelerator.num_processes} ranks instead of {record['ranks']}: other masks of dropout")
+    place = running.batches.state_dict()
+    if all(record["data"].get(key) == value for key, value in place.items() if key not in PLACE):
+        running.batches.load_state_dict(record["data"])
+    else:
+        running.batches.load_state_dict(place | {"epoch": record["data"]["epoch"] + 1, "batch": 0})
+        notes.append("the ranks share the cells in another way: the data goes on with the next epoch")
+    if accelerator.device.type == "cpu" and record["threads"] != torch.get_num_threads():
+        notes.append(f"{torch.get_num_threads()} CPU threads instead of {record['threads']}: other last bits")
+    return notes
+
+
+def cell_streams(settings: Settings, accelerator: Accelerator, step: int, part: int) -> CellStreams:
+    """The random numbers of this rank's cells in forward pass `part` after `step` updates.
+
+    They are a function of the seed and of the cells' numbers among all that are trained on, so that they do not
+    depend on how many ranks share the cells.
+    """
+    number = step * settings.gradient_accumulation_steps + part
+    first = (number * accelerator.num_processes + accelerator.process_index) * settings.batch_size
+    return CellStreams(settings.seed % 2**32, range(first, first + settings.batch_size), number)
+
+
+def seed_rank(settings: Settings, accelerator: Accelerator, step: int = 0) -> None:
+    """Seed the generators from which dropout draws, differently on every rank."""
+    set_seed((settings.seed * 1_000_003 + accelerator.process_index * 7_919 + step) % 2**32)
+
+
+def agreed_step(step: int | None, accelerator: Accelerator) -> int | None:
+    """The main rank's answer, on all ranks: a file system may show a new checkpoint to some ranks later."""
+    if accelerator.num_processes == 1:
+        return step
+    own = -1 if step is None else step
+    told = torch.tensor(own if accelerator.is_main_process else 0, device=accelerator.device)
+    agreed = int(accelerator.reduce(told, "sum"))
+    return None if agreed < 0 else agreed

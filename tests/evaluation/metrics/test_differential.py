@@ -1,0 +1,139 @@
+"""Differential expression against scipy and pdex."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from scipy.stats import false_discovery_control, mannwhitneyu
+
+from evae.evaluation.metrics.differential import ControlRanks, PdexControls, differential_expression
+from evae.evaluation.protocols.de_protocol import cached, read_table, write_table
+from evae.models.contract_evae import EvaeError
+
+GENES = np.array([f"g{i}" for i in range(12)], dtype=object)
+
+
+@pytest.fixture
+def cells():
+    """Log1p values with ties and zeros; a gene zero everywhere, one constant, one only in controls."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(3), [25, 40, 7])
+    values = rng.poisson(rng.gamma(1, 1, 12), (72, 12)).astype(float)
+    controls = rng.poisson(rng.gamma(1, 1.3, 12), (50, 12)).astype(float)
+    values[:, 3] = controls[:, 3] = 0
+    values[:, 4] = controls[:, 4] = 2
+    values[:, 5] = 0
+    controls[:, 5] = np.arange(50) % 2
+    return np.log1p(values).astype(np.float32), groups, np.log1p(controls).astype(np.float32)
+
+
+@pytest.fixture
+def table(cells):
+    values, groups, controls = cells
+    ranks = ControlRanks(sp.csr_matrix(controls))
+    return differential_expression([(["x", "y", "z"], sp.csr_matrix(values), groups)], ranks, GENES)
+
+
+def scipy_p(values, controls):
+    """In float64; where all values are tied scipy gives NaN, which stands for 1."""
+    with np.errstate(all="ignore"):
+        found = mannwhitneyu(values.astype(float), controls.astype(float), method="asymptotic", axis=0)
+    return np.nan_to_num(found.pvalue, nan=1.0)
+
+
+def test_p_values_and_fdr_are_scipys(cells, table):
+    values, groups, controls = cells
+    for i in range(3):
+        expected = scipy_p(values[groups == i], controls)
+        np.testing.assert_allclose(table.p_value[i], expected, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(table.fdr[i], false_discovery_control(expected), rtol=1e-9, atol=1e-12)
+
+
+def test_tables_are_pdexs(cells, table):
+    pytest.importorskip("pdex", reason="pdex is in the extra eval")
+    from pdex import pdex
+
+    values, groups, controls = cells
+    labels = np.concatenate([np.array(["x", "y", "z"])[groups], np.full(len(controls), "control")])
+    adata = ad.AnnData(
+        sp.csr_matrix(np.concatenate([values, controls]).astype(np.float64)),
+        obs=pd.DataFrame({"p": labels}, index=np.arange(len(labels)).astype(str)),
+        var=pd.DataFrame(index=GENES.astype(str)),
+    )
+    expected = pdex(adata, groupby="p", reference="control", is_log1p=True, epsilon=0.0, threads=1)
+    np.testing.assert_allclose(table.p_value.ravel(), expected["p_value"].to_numpy(), rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(table.fdr.ravel(), expected["fdr"].to_numpy(), rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(table.log2_fold_change.ravel(), expected["log2_fold_change"].to_numpy(), atol=1e-9)
+
+
+def test_pdex_is_an_engine(cells, table):
+    pytest.importorskip("pdex", reason="pdex is in the extra eval")
+    values, groups, controls = cells
+    batch = (["x", "y", "z"], sp.csr_matrix(values), groups)
+    found = differential_expression([batch], PdexControls(sp.csr_matrix(controls)), GENES)
+    for name in ("log2_fold_change", "p_value", "fdr"):
+        np.testing.assert_allclose(getattr(found, name), getattr(table, name), rtol=1e-9, atol=1e-12)
+
+
+def test_fold_change_is_of_geometric_means(cells, table):
+    values, groups, controls = cells
+    values, controls = values.astype(np.float64), controls.astype(np.float64)
+    expected = np.log2(np.expm1(values[groups == 1, 0].mean()) / np.expm1(controls[:, 0].mean()))
+    assert table.log2_fold_change[1, 0] == pytest.approx(expected, abs=1e-9)
+    assert table.log2_fold_change[1, 3] == 0  # nobody expresses it
+    assert table.log2_fold_change[1, 5] == -np.inf  # only the controls do
+
+
+def test_batches_do_not_change_the_table(cells, table):
+    values, groups, controls = cells
+    ranks = ControlRanks(sp.csr_matrix(controls))
+    batches = [
+        (["x"], sp.csr_matrix(values[groups == 0]), np.zeros(25, dtype=int)),
+        (["y", "z"], sp.csr_matrix(values[groups > 0]), groups[groups > 0] - 1),
+    ]
+    split = differential_expression(batches, ranks, GENES)
+    np.testing.assert_array_equal(split.p_value, table.p_value)
+    np.testing.assert_array_equal(split.log2_fold_change, table.log2_fold_change)
+
+
+def test_one_cell_and_csr_arrays(cells):
+    values, _, controls = cells
+    ranks = ControlRanks(sp.csr_matrix(controls))
+    table = differential_expression([(["x"], sp.csr_matrix(values[:1]), np.zeros(1, dtype=int))], ranks, GENES)
+    np.testing.assert_allclose(table.p_value[0], scipy_p(values[:1], controls), rtol=1e-9)
+
+
+def test_no_controls_raise():
+    with pytest.raises(EvaeError, match="needs control cells"):
+        ControlRanks(sp.csr_matrix((0, 3), dtype=np.float32))
+
+
+def test_stored_tables_come_back_exactly(table, tmp_path):
+    write_table(table, tmp_path / "deep" / "t.parquet")
+    back = read_table(tmp_path / "deep" / "t.parquet")
+    for name in ("perturbations", "genes", "log2_fold_change", "p_value", "fdr"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(table, name))
+    assert not list(tmp_path.rglob("*.partial*"))
+
+
+def test_a_table_is_computed_once_per_key(table, tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return table
+
+    for key in ("a", "a", "b"):
+        cached(tmp_path, key, compute)
+    assert len(calls) == 2
+    cached(None, "a", compute)
+    assert len(calls) == 3
+
+
+def test_one_perturbation_survives_storing(cells, tmp_path):
+    values, _, controls = cells
+    batch = (["x"], sp.csr_matrix(values[:9]), np.zeros(9, dtype=int))
+    table = differential_expression([batch], ControlRanks(sp.csr_matrix(controls)), GENES)
+    write_table(table, tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet").p_value.shape == (1, len(GENES))

@@ -1,0 +1,87 @@
+"""Our numbers are cell-eval's, perturbation by perturbation; its traps are handled."""
+
+import anndata as ad
+import numpy as np
+import pytest
+
+pytest.importorskip("cell_eval", reason="cell-eval is in the extra eval")
+
+from evae.evaluation import evaluate
+from evae.evaluation.cells.comparison import compare
+from evae.evaluation.protocols.cell_eval_adapter import anndata_pair, run_cell_eval
+from evae.models.contract_evae import EvaeError
+
+TOLERANCE = {"pearson_delta": 1e-6, "mae": 1e-6, "mse": 1e-6, "mae_delta": 1e-6, "mse_delta": 1e-6}
+
+
+@pytest.fixture(scope="module")
+def result(screen, real, perfect):
+    return evaluate(perfect, real, screen, suite="cell-eval", seeds=(0,), progress=False, cache=None)
+
+
+def own_values(result, metric):
+    records = result.records.query("system == 'model' and group != 'cell-eval' and metric == @metric")
+    return records.set_index("perturbation")["value"]
+
+
+def test_every_metric_equals_cell_evals(result):
+    theirs = result.records.query("group == 'cell-eval'")
+    metrics = theirs["metric"].unique()
+    assert len(metrics) == 26
+    for metric in metrics:
+        expected = theirs[theirs["metric"] == metric].set_index("perturbation")["value"]
+        found = own_values(result, metric.replace("discrimination_score", "discrimination"))
+        tolerance = TOLERANCE.get(metric, 0 if "discrimination" in metric else 1e-12)
+        np.testing.assert_allclose(found[expected.index], expected, rtol=0, atol=tolerance, err_msg=metric)
+
+
+def test_both_sides_hold_the_same_real_controls(screen, real, perfect):
+    pair = anndata_pair(compare(perfect, real, screen), "B")
+    controls = [cells[cells.obs.perturbation == "control"].X.toarray() for cells in pair]
+    np.testing.assert_array_equal(*controls)
+    expected = screen[(screen.obs.perturbation == "control") & (screen.obs.cell_type == "B")].X
+    assert (np.count_nonzero(controls[0], axis=1) == np.diff(expected.indptr)).all()
+
+
+def test_the_pair_is_not_mutated(screen, real, perfect):
+    pair = anndata_pair(compare(perfect, real, screen), "B")
+    before = [cells.X.copy() for cells in pair]
+    run_cell_eval(*pair, control="control")
+    for cells, old in zip(pair, before, strict=True):
+        assert (old != cells.X).nnz == 0
+
+
+def test_an_exception_in_a_metric_is_not_swallowed(screen, real, perfect, monkeypatch):
+    from cell_eval.metrics import metrics_registry
+
+    def broken(data, **kwargs):
+        raise RuntimeError("broken metric")
+
+    monkeypatch.setattr(metrics_registry.get_metric("mae"), "func", broken)
+    with pytest.raises(RuntimeError, match="broken metric"):
+        run_cell_eval(*anndata_pair(compare(perfect, real, screen), "B"), control="control")
+
+
+def test_a_perturbation_without_de_genes_does_not_spoil_the_mean(screen, real, perfect):
+    controls = screen[(screen.obs.perturbation == "control") & (screen.obs.cell_type == "B")]
+    none, predicted_none = controls[::2].copy(), controls[1::2].copy()
+    for cells, prefix in ((none, "x"), (predicted_none, "y")):
+        cells.obs["perturbation"] = "none"
+        cells.obs_names = prefix + cells.obs_names
+    train = screen[~((screen.obs.cell_type == "B") & (screen.obs.perturbation == "none"))].copy()
+    found = evaluate(
+        ad.concat([perfect, predicted_none]), ad.concat([real, none]), train, suite="cell-eval", seeds=(0,),
+        progress=False, cache=None, with_baselines=False,
+    )  # fmt: skip
+    rows = found.summary().query("system == 'model' and metric == 'de_direction_match'")
+    assert rows["n_pairs"].tolist() == [4, 4]
+    assert rows["n_valid"].tolist() == [3, 3]
+    assert np.isfinite(rows["value"]).all()
+
+
+def test_missing_cell_eval_is_named(screen, real, perfect, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "cell_eval", None)
+    with pytest.raises(EvaeError, match=r"pip install 'evae\[eval\]'"):
+        evaluate(perfect, real, screen, suite="cell-eval", progress=False)

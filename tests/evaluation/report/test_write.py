@@ -1,0 +1,135 @@
+"""Reports, figures and the model card's numbers."""
+
+import base64
+import json
+import re
+import sys
+
+import pandas as pd
+import pytest
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from evae.evaluation import evaluate, model_index
+from evae.evaluation.cells.comparison import compare
+from evae.evaluation.metrics.labels import format_number
+from evae.evaluation.report.figures_cells import draw_umap
+from evae.evaluation.report.write import CAPTIONS, brief
+from evae.models.contract_evae import EvaeError
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def folder(screen, real, perfect, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    result = evaluate(perfect, real, screen, suite="robust", seeds=(0, 1), progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "umap", None)  # as if it were not installed: it compiles for half a minute
+        assert result.report(folder) == folder / "report.html"
+    return folder
+
+
+def test_all_figures_are_written(folder):
+    names = {path.name for path in (folder / "plots").iterdir()}
+    expected = {"distances_robust.png", "perturbation_metrics.png", "honesty.png", "per_perturbation.png"}
+    assert names == expected | {"radar.png", "cells_pca.png", "top_genes.png"}
+    assert names <= set(CAPTIONS)
+    for path in (folder / "plots").iterdir():
+        assert path.read_bytes().startswith(PNG)
+
+
+def test_what_is_defined_nowhere_has_no_panel_and_no_line(screen, real, perfect, tmp_path):
+    one = real[real.obs.perturbation == "G1"][:1].copy()  # no halves, and none to discriminate from
+    result = evaluate(perfect, one, screen, seeds=(0,), progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "umap", None)
+        page = result.report(tmp_path).read_text()
+    assert {path.name for path in (tmp_path / "plots").iterdir()} >= {"perturbation_metrics.png", "cells_pca.png"}
+    assert not (tmp_path / "plots" / "distances_robust.png").exists()
+    assert [row[0] for row in brief(result.summary())] == ["Pearson Δ ↑"]
+    assert "In brief" in page
+
+
+def test_the_brief_names_the_best_baseline(folder):
+    summary = pd.DataFrame(json.loads((folder / "result.json").read_text())["summary"])
+    rows = {row[0]: row for row in brief(summary)}
+    values = summary.query("group == 'robust' and level == 'pooled' and metric == 'fd'").set_index("system")["value"]
+    best = values.drop(["model", "real split half", "mean-collapsed model"]).idxmin()
+    assert f"({best})" in rows["FD ↓"][2]
+    assert rows["FD ↓"][1].startswith(format_number(values["model"]))
+    auc = summary.query("group == 'honesty' and metric == 'classifier_auc'").set_index("system")["value"]
+    nearest = (auc.drop(["model", "real split half", "mean-collapsed model"]) - 0.5).abs().idxmin()
+    assert f"({nearest})" in rows["classifier AUC →0.5"][2]
+
+
+@pytest.mark.slow
+def test_umap_is_drawn_where_it_is_installed(screen, real, perfect, tmp_path):
+    pytest.importorskip("umap", reason="umap-learn is in the extra eval")
+    figure = draw_umap(compare(perfect, real, screen))
+    assert [len(collection.get_offsets()) for collection in figure.axes[0].collections] == [120, 120]
+
+
+def test_the_html_needs_no_other_file(folder):
+    page = (folder / "report.html").read_text()
+    images = re.findall(r'src="([^"]+)"', page)
+    assert len(images) == len(list((folder / "plots").iterdir()))
+    for image in images:
+        assert base64.b64decode(image.removeprefix("data:image/png;base64,")).startswith(PNG)
+    assert "http" not in re.sub(r'src="[^"]+"', "", page)
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.html"])
+def test_the_numbers_stand_in_the_report(folder, name):
+    stored = json.loads((folder / "result.json").read_text())
+    text = (folder / name).read_text()
+    row = next(r for r in stored["summary"] if (r["system"], r["metric"], r["level"]) == ("model", "fd", "pooled"))
+    assert f"{format_number(row['value'])} ±" in text
+    for system in ("control copy", "additive shift", "real split half"):
+        assert system in text
+    assert stored["sha256"]["real"] in text
+    assert "seeds" in text
+
+
+def test_markdown_tables_are_whole(folder):
+    lines = [line for line in (folder / "report.md").read_text().splitlines() if line.startswith("|")]
+    blocks = re.split(r"\n\n", (folder / "report.md").read_text())
+    assert lines
+    for block in (b.splitlines() for b in blocks if b.startswith("|")):
+        assert len({line.count("|") for line in block}) == 1
+
+
+def test_model_index_is_what_the_hub_reads(folder):
+    found = model_index(folder / "result.json", "toy", "Toy screen", "toy-screen")
+    name, results = model_index_to_eval_results(found)
+    assert name == "toy"
+    stored = json.loads((folder / "result.json").read_text())
+    fd = next(r for r in results if r.metric_type == "fd")
+    row = next(r for r in stored["summary"] if (r["system"], r["metric"], r["level"]) == ("model", "fd", "pooled"))
+    assert fd.metric_value == row["value"]
+    assert fd.dataset_config == "robust"
+    assert model_index(stored, "toy", "Toy screen", "toy-screen") == found
+
+
+def test_model_index_of_something_else_raises(tmp_path):
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(EvaeError, match="no summary"):
+        model_index(tmp_path / "x.json", "m", "d", "i")
+    with pytest.raises(EvaeError, match="is no result of an evaluation"):
+        model_index(tmp_path / "none.json", "m", "d", "i")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (1.8912, "1.89"),
+        (0.00664, "0.00664"),
+        (157.3, "157"),
+        (-0.000012, "-0.00001"),
+        (3e-7, "3e-07"),
+        (0.09996, "0.100"),
+        (float("nan"), "–"),
+    ],
+)
+def test_format_number(value, text):
+    assert format_number(value) == text

@@ -1,0 +1,221 @@
+"""The pipeline: what predictions hold, what they take from the controls, and what is refused."""
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+import evae
+from evae.inference.checkpoint import Checkpoint
+from evae.inference.pipeline import Pipeline
+
+QUIET = {"progress": False}
+
+
+def totals(adata: ad.AnnData) -> np.ndarray:
+    return np.asarray(adata.X.sum(1)).ravel()
+
+
+def test_predicted_cells_are_raw_counts_over_the_panel(pipe, controls, screen_split):
+    names = screen_split["pert"]
+    predicted = pipe.predict(controls, perturbation=names, n_cells=20, **QUIET)
+    assert predicted.shape == (2 * 2 * 20, 60)
+    assert sp.issparse(predicted.X)
+    assert predicted.X.format == "csr"
+    assert (predicted.X.data > 0).all()
+    assert (predicted.X.data == np.floor(predicted.X.data)).all()
+    assert list(predicted.var_names) == pipe.processor.genes
+    pairs = predicted.obs.groupby(["cell_type", "perturbation"], observed=True).size()
+    assert set(pairs) == {20}
+    assert set(pairs.index) == {(c, p) for c in ("type_A", "type_B") for p in names}
+    facts = predicted.uns["evae"]
+    assert facts["seed"] == 0
+    assert facts["gene_coverage"] == 1.0
+    assert facts["versions"]["evae"] == evae.__version__
+
+
+def test_support_says_what_training_saw(pipe, controls, screen_split):
+    held_out, seen = screen_split["pert"][0], pipe.processor.perturbations[-1]
+    support = pipe.predict(controls, [held_out, seen], n_cells=1, **QUIET).obs.set_index(["cell_type", "perturbation"])[
+        "support"
+    ]
+    assert support["type_B", held_out] == "seen apart"
+    assert support["type_A", held_out] == "seen together"
+    assert support["type_B", seen] == "seen together"
+
+
+def test_library_sizes_are_those_of_the_controls_of_the_cell_type(pipe, controls, screen_split):
+    predicted = pipe.predict(controls, screen_split["pert"][0], **QUIET)
+    for kind in ("type_A", "type_B"):
+        own = totals(controls[controls.obs["cell_type"] == kind])
+        drawn = predicted.obs.loc[predicted.obs["cell_type"] == kind, "library_size"]
+        np.testing.assert_array_equal(np.sort(drawn), np.sort(own))  # default n_cells: each control once
+
+
+def test_more_cells_than_controls_repeat_library_sizes(pipe, controls, screen_split):
+    few = controls[:5]
+    predicted = pipe.predict(few, screen_split["pert"][0], "type_A", n_cells=30, cell_type_key=None, **QUIET)
+    assert set(predicted.obs["library_size"]) <= set(totals(few))
+    assert predicted.n_obs == 30
+
+
+def test_same_seed_same_cells(pipe, controls, screen_split):
+    def draw(seed: int) -> np.ndarray:
+        return pipe.predict(controls, screen_split["pert"], n_cells=9, seed=seed, **QUIET).X.toarray()
+
+    np.testing.assert_array_equal(draw(3), draw(3))
+    assert (draw(3) != draw(4)).any()
+
+
+def test_gene_order_and_further_genes_do_not_matter(pipe, controls, screen_split):
+    extra = ad.AnnData(X=sp.csr_matrix(np.full((controls.n_obs, 3), 50.0)))
+    extra.var_names, extra.obs_names = ["x", "y", "z"], controls.obs_names
+    wider = ad.concat([extra, controls], axis=1)
+    wider.obs = controls.obs
+    wider = wider[:, np.random.default_rng(0).permutation(wider.n_vars)].copy()
+    one = pipe.predict(controls, screen_split["pert"][0], n_cells=7, **QUIET)
+    other = pipe.predict(wider, screen_split["pert"][0], n_cells=7, **QUIET)
+    np.testing.assert_array_equal(one.X.toarray(), other.X.toarray())
+
+
+def test_without_controls_library_sizes_come_from_training(pipe, screen_split):
+    predicted = pipe.predict(None, screen_split["pert"][0], "type_A", n_cells=200, **QUIET)
+    quantiles = pipe.processor.library_size_quantiles
+    drawn = predicted.obs["library_size"]
+    assert drawn.between(np.floor(quantiles[0]), np.ceil(quantiles[-1])).all()
+    assert abs(drawn.median() - quantiles[50]) < 0.3 * quantiles[50]
+    assert predicted.uns["evae"]["library_size_source"] == "training cells"
+    assert "gene_coverage" not in predicted.uns["evae"]
+
+
+def test_predictions_are_written_and_read(pipe, controls, screen_split, tmp_path):
+    predicted = pipe.predict(controls, screen_split["pert"], n_cells=3, **QUIET)
+    predicted.write_h5ad(tmp_path / "predicted.h5ad")
+    read = ad.read_h5ad(tmp_path / "predicted.h5ad")
+    assert read.uns["evae"]["model"] == pipe.checkpoint.name
+    np.testing.assert_array_equal(read.X.toarray(), predicted.X.toarray())
+
+
+class EchoPrior(torch.nn.Module):
+    """Any prior will do that has `sample_cells`; this one writes its conditions into the counts."""
+
+    config = None
+
+    def sample_cells(self, perturbation_ids, cell_type_ids, library_size, generator):
+        counts = torch.zeros(len(library_size), 60)
+        counts[:, 0], counts[:, 1], counts[:, 2] = perturbation_ids, cell_type_ids, library_size
+        return counts
+
+
+def test_conditions_reach_any_prior_row_by_row(pipe, controls):
+    echo = Pipeline(Checkpoint(EchoPrior(), pipe.processor, "echo", ""), "cpu")
+    p, c = pipe.processor.perturbations, pipe.processor.cell_types
+    wanted = {("type_B", p[3]): 4, ("type_A", p[1]): 3, ("type_B", p[1]): 2}
+    predicted = echo.predict(controls, n_cells=wanted, batch_size=5, **QUIET)
+    X = predicted.X.toarray()
+    np.testing.assert_array_equal(X[:, 0], [p.index(name) for name in predicted.obs["perturbation"]])
+    np.testing.assert_array_equal(X[:, 1], [c.index(name) for name in predicted.obs["cell_type"]])
+    np.testing.assert_array_equal(X[:, 2], predicted.obs["library_size"])
+    assert predicted.obs.groupby(["cell_type", "perturbation"], observed=True).size().to_dict() == wanted
+
+
+def test_embedding_is_written_in_place_and_cell_by_cell(pipe, screen):
+    cells = screen.copy()
+    assert pipe.embed(cells, **QUIET) is cells
+    assert cells.obsm["X_evae"].shape == (900, 6 * 2)
+    assert cells.obsm["X_evae"].dtype == np.float32
+    some = [5, 700, 899]  # in other chunks than before
+    alone = pipe.embed(screen[some].copy(), **QUIET).obsm["X_evae"]
+    np.testing.assert_allclose(alone, cells.obsm["X_evae"][some], atol=1e-5)
+    assert cells.uns["X_evae"]["kind"] == "latents"
+    pooled = pipe.embed(cells, "pooled", key="X_pooled", **QUIET).obsm["X_pooled"]
+    assert pooled.shape == (900, 32)
+
+
+def test_embedding_is_the_tokenizers_own(pipe, screen):
+    dense = torch.from_numpy(screen.X[:6].toarray()).float()
+    with torch.no_grad():
+        expected = pipe.model.tokenizer.embed(dense)
+    found = pipe.embed(screen[:6].copy(), **QUIET).obsm["X_evae"]
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+
+
+def test_layer_is_read_instead_of_x(pipe, screen):
+    cells = screen[:10].copy()
+    expected = pipe.embed(cells.copy(), **QUIET).obsm["X_evae"]
+    cells.layers["counts"] = cells.X.copy()
+    cells.X = np.log1p(cells.X.toarray())
+    np.testing.assert_array_equal(pipe.embed(cells, layer="counts", **QUIET).obsm["X_evae"], expected)
+    with pytest.raises(evae.EvaeError, match="log-normalised"):
+        pipe.embed(cells, **QUIET)
+
+
+def test_reconstruction_keeps_cells_and_their_library_size(pipe, screen):
+    cells = screen[:40]
+    back = pipe.reconstruct(cells, **QUIET)
+    assert list(back.obs_names) == list(cells.obs_names)
+    assert (back.X.data == np.floor(back.X.data)).all()
+    np.testing.assert_array_equal(back.X.toarray(), pipe.reconstruct(cells, **QUIET).X.toarray())
+
+
+def test_tokenizer_alone_embeds_but_does_not_predict(trained_tokenizer, screen, controls, screen_split):
+    tokenizer = evae.pipeline(trained_tokenizer, device="cpu")
+    assert tokenizer.embed(screen[:3].copy(), **QUIET).obsm["X_evae"].shape == (3, 8)
+    with pytest.raises(evae.EvaeError, match="give a prior"):
+        tokenizer.predict(controls, screen_split["pert"][0], n_cells=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"perturbation": "KO-GENE"}, "unknown perturbation 'KO-GENE'. Did you mean 'KO-GENE"),
+        ({"perturbation": []}, "no perturbation was named"),
+        ({"cell_type": "type_Q"}, "unknown cell type 'type_Q'. Did you mean 'type_"),
+        ({"n_cells": 0}, "n_cells is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"cell_type_key": "line"}, "no obs column 'line'"),
+        ({"controls": None}, "without controls, name the cell_type"),
+        ({"controls": None, "cell_type": "type_A"}, "how many cells"),
+        ({"cell_type": ["type_A", "type_B"], "cell_type_key": None}, "name one cell_type"),
+        ({"layer": "counts"}, "no layer 'counts'"),
+    ],
+)
+def test_bad_requests_raise_with_the_mend(pipe, controls, screen_split, change, message):
+    request = {"controls": controls, "perturbation": screen_split["pert"][0], **QUIET, **change}
+    with pytest.raises(evae.EvaeError) as caught:
+        pipe.predict(**request)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_perturbed_cells_are_no_controls(pipe, screen, screen_split):
+    with pytest.raises(evae.EvaeError, match="are perturbed according to obs\\['perturbation'\\]"):
+        pipe.predict(screen, screen_split["pert"][0], n_cells=2, **QUIET)
+
+
+def test_controls_of_another_label_must_be_renamed_knowingly(pipe, controls, screen_split):
+    controls.obs["cell_type"] = "PBMC"
+    with pytest.raises(evae.EvaeError, match="set cell_type_key=None"):
+        pipe.predict(controls, screen_split["pert"][0], "type_A", n_cells=2, **QUIET)
+    predicted = pipe.predict(controls, screen_split["pert"][0], "type_A", n_cells=2, cell_type_key=None, **QUIET)
+    assert set(predicted.obs["cell_type"]) == {"type_A"}
+
+
+def test_too_little_gene_coverage_raises(pipe, controls, screen_split):
+    with pytest.raises(evae.EvaeError, match="only 20 of 60 panel genes"):
+        pipe.predict(controls[:, :20], screen_split["pert"][0], n_cells=2, **QUIET)
+
+
+def test_progress_bar_counts_cells(pipe, controls, screen_split, capsys):
+    pipe.predict(controls, screen_split["pert"][0], n_cells=4)
+    assert "8/8" in capsys.readouterr().out
+    pipe.predict(controls, screen_split["pert"][0], n_cells=4, **QUIET)
+    assert capsys.readouterr().out == ""
+
+
+def test_loads_from_a_relative_path(trained_prior: Path, monkeypatch, tmp_path):
+    monkeypatch.chdir(trained_prior.parent)
+    assert evae.pipeline(trained_prior.name, device="cpu").checkpoint.is_prior
