@@ -40,9 +40,9 @@ import scipy.sparse as sp
 import torch
 from datasets import load_dataset
 
-from evae.data import dataset
 from evae.data.preparing.prepare import prepare_dataset
 from evae.data.simulation.perturb_seq import simulate_perturb_seq
+from evae.data.streaming import loader as dataset
 from evae.data.streaming.loader import CellLoader
 
 Batches = Iterator[torch.Tensor]

@@ -22,11 +22,11 @@ from accelerate.utils import set_seed
 from safetensors.torch import save_file
 from torch import nn
 
-from evae.training import checkpoint, run_folder
 from evae.training.loop.setup import make_accelerator
 from evae.training.loop.stage import Stage
 from evae.training.loop.train import train
 from evae.training.loop.validation import mean_loss
+from evae.training.resume import checkpoint, run_folder
 from evae.training.resume.run_folder import FINISHED, RunFolder
 from evae.training.settings import Settings
 
