@@ -1,6 +1,6 @@
 """What the benchmark compares with: the published tokenizer and the plain sampling loops, without short cuts.
 
-Source: bioRxiv 2026.06.15.732063.
+Source: doi:10.64898/2026.06.15.732063.
 """
 
 from typing import Any

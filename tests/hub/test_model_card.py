@@ -52,7 +52,8 @@ def test_card_is_valid_and_complete(name):
     assert text.count(f'"evae/{name}"') == 3  # with the package, and model and processor without it
     assert "trust_remote_code=True" in text
     assert "evae train tokenizer" in text if name.endswith("tokenizer") else "evae train prior" in text
-    assert "10.1101/2026.06.15.732063" in text
+    assert "10.64898/2026.06.15.732063" in text
+    assert "Bhattacharya, Sanjukta and Gensbigler, Christian" in text
 
 
 @pytest.mark.parametrize("name", card_names())

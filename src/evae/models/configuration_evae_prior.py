@@ -1,7 +1,7 @@
 """Configurations of the priors, field by field.
 
 The defaults are the published sizes of "Elucidating the Design Space of Generative Models for Single-Cell
-Perturbation Prediction" (bioRxiv 2026.06.15.732063).
+Perturbation Prediction" (doi:10.64898/2026.06.15.732063).
 """
 
 from typing import Any

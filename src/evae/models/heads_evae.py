@@ -9,7 +9,7 @@ that give every gene the distribution it has over some cells. With c the counts,
     mse           MSE(x); sampling emits the mean
     nb            negative binomial, mean l softmax(outputs), one dispersion a gene; sampling draws
 
-Source: bioRxiv 2026.06.15.732063. "nb" sums over genes, the others average.
+Source: doi:10.64898/2026.06.15.732063. "nb" sums over genes, the others average.
 
 A loss over some genes, `loss(outputs, counts, library_size, genes)` with `outputs` of `genes` only, has the expectation
 of the loss over all genes when the genes are drawn at random. That of "nb" needs all genes (`needs_all_genes`).

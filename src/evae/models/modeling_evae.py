@@ -2,7 +2,7 @@
 
 A gene's token is `gene_embedding[g] * f(count)`. Learned latent tokens attend to the gene tokens; each latent token is
 quantized to one code; gene queries attend to the codes and an output head turns their features into counts.
-Source: bioRxiv 2026.06.15.732063.
+Source: doi:10.64898/2026.06.15.732063.
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 p(codes | perturbation, cell type) = prod_i p(code_i | codes before i, perturbation, cell type). The condition enters
 every block through adaLN-Zero. The frozen tokenizer is nested, so that one checkpoint holds everything.
-Source: bioRxiv 2026.06.15.732063.
+Source: doi:10.64898/2026.06.15.732063.
 """
 
 from typing import Any

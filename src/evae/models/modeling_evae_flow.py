@@ -5,7 +5,7 @@ With noise e and a standardised latent x, the path is z_t = (1 - t) e + t x, and
     loss = E | v(z_t, t, condition) - (x - e) |^2
 
 To sample, z' = v is followed from t = 0 to 1. Lipman et al., "Flow Matching for Generative Modeling", 2023.
-Source: bioRxiv 2026.06.15.732063.
+Source: doi:10.64898/2026.06.15.732063.
 """
 
 from typing import Any

@@ -7,7 +7,7 @@ the codes in sight, the condition and, in MDLM but not in RADD, the time, the bo
 
 MDLM: Sahoo et al., "Simple and Effective Masked Diffusion Language Models", 2024. RADD: Ou et al., "Your Absorbing
 Discrete Diffusion Secretly Models the Conditional Distributions of Clean Data", 2024.
-Source: bioRxiv 2026.06.15.732063.
+Source: doi:10.64898/2026.06.15.732063.
 """
 
 from collections.abc import Callable

@@ -6,7 +6,7 @@ Every prior is called as `prior(codes=... or latents=..., perturbation_ids, cell
     null + g (conditional - null)
 
 of the network's outputs, where null leaves the perturbation out, or all conditions; g = 1 is the model as trained.
-Source: bioRxiv 2026.06.15.732063.
+Source: doi:10.64898/2026.06.15.732063.
 """
 
 import inspect

@@ -40,7 +40,7 @@ class ScreenNames:
             raise EvaeError(f"'{both[0]}' is named as a positive control and as a control target; name it as one.")
 
 
-# CRISPRi in TeloHAEC under IL-1b + TNFa: bioRxiv 2026.06.15.732063.
+# CRISPRi in TeloHAEC under IL-1b + TNFa: doi:10.64898/2026.06.15.732063.
 PRESETS = {
     "telohaec": ScreenNames(positives=("TNFRSF1A", "TRADD", "JUNB", "JUND", "NFKB1", "NFKB2")),
 }
