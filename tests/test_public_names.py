@@ -1,4 +1,4 @@
-"""What users have written down keeps working: names they import, and datasets and checkpoints that are on their disks."""
+"""What users have written down keeps working: names they import, datasets and checkpoints on their disks."""
 
 import importlib
 import json
@@ -36,7 +36,7 @@ def test_public_names_can_be_imported(module):
 def test_a_dataset_of_the_first_version_is_read():
     info = DatasetInfo.load(STORED)
     assert info.n_cells == {"train": 93, "validation": 5, "test": 22}
-    seen = {name: 0.0 for name in info.n_cells}
+    seen = dict.fromkeys(info.n_cells, 0.0)
     for split in seen:
         for batch in CellLoader(STORED, split, batch_size=16, epochs=1, drop_last=False, prefetch=0):
             seen[split] += float(batch["counts"].sum())
