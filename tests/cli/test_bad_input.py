@@ -1,4 +1,4 @@
-"""The command line on bad input: exit code 2, one line that names the mend, nothing half written."""
+"""The command line on bad input: exit code 2, one line that says how to fix it, nothing half written."""
 
 import json
 import shutil

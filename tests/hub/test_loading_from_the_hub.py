@@ -1,4 +1,4 @@
-"""Loading from a Hub: with the package and without it, and one line with the mend for all that can go wrong."""
+"""Loading from a Hub: with the package and without it, and one line with the fix for all that can go wrong."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""What the processor refuses, and how genes and names are matched: one clear line with the mend, for each."""
+"""What the processor refuses, and how genes and names are matched: one clear line with the fix, for each."""
 
 import anndata as ad
 import numpy as np

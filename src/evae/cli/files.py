@@ -22,7 +22,7 @@ def read_h5ad(path: Path, backed: bool = False) -> ad.AnnData:
         raise EvaeError(f"no such file: {path}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # duplicate names raise later, with the mend
+            warnings.simplefilter("ignore")  # duplicate names raise later, with the fix
             return ad.read_h5ad(path, backed="r" if backed else None)
     except Exception as error:  # anndata raises whatever its readers raise; it is a damaged file all the same
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,4 +1,4 @@
-"""What went wrong with the Hub, in one line that names the mend."""
+"""What went wrong with the Hub, in one line that says how to fix it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,10 +30,10 @@ def told_by_the_hub(
     except EvaeError:
         raise
     except Exception as error:
-        mend = explain(error, name, kind, revision, pushing)
-        if mend is None:
+        advice = explain(error, name, kind, revision, pushing)
+        if advice is None:
             raise
-        raise EvaeError(mend) from error
+        raise EvaeError(advice) from error
 
 
 def explain(
@@ -77,9 +77,9 @@ def _explain_class(error: BaseException, name: str, kind: str, revision: str | N
         first = "ask for access" if logged_in else f"{LOGIN}, then ask for access"
         return f"'{name}' is gated; {first} at {page}"
     if isinstance(error, errors.RepositoryNotFoundError):
-        mend = "ask its owner for access" if logged_in else LOGIN
+        advice = "ask its owner for access" if logged_in else LOGIN
         where = f"there is no folder '{name}', and no {kind} of that name on the Hub, or it is private"
-        return f"{where}; check the name, or {mend}."
+        return f"{where}; check the name, or {advice}."
     if isinstance(error, errors.RevisionNotFoundError):
         return f"'{name}' has no revision '{revision or 'main'}'; give a branch, tag or commit of {page}/tree/main"
     if isinstance(error, errors.LocalTokenNotFoundError):

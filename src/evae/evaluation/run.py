@@ -92,7 +92,7 @@ def evaluate(
         An `EvaluationResult`: `print()`, `to_json(path)`, `plots(folder)`, `report(folder)`.
 
     Raises:
-        EvaeError: the input cannot be compared; the message says what to mend.
+        EvaeError: the input cannot be compared; the message says what to fix.
     """
     _check(suite, seeds, de)
     _check_extra(extra_baselines, train)

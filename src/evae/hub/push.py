@@ -118,7 +118,7 @@ def smoke_test(checkpoint: Checkpoint) -> None:
     """Draw a few cells (a prior), or encode and rebuild some (a tokenizer).
 
     Raises:
-        EvaeError: weights that are no numbers, or what comes out is not cells.
+        EvaeError: weights that are not finite, or what comes out is not cells.
     """
     broken = [name for name, tensor in checkpoint.model.state_dict().items() if not bool(tensor.isfinite().all())]
     if broken:

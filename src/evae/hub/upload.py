@@ -64,7 +64,7 @@ def upload(bundle: Bundle, private: bool = False, message: str = "Upload with ev
         The commit's address.
 
     Raises:
-        EvaeError: any failure of the Hub, with the mend.
+        EvaeError: any failure of the Hub, with the fix.
     """
     if get_token() is None:
         raise EvaeError(f"pushing needs a login; {LOGIN}, with a token of role write.")

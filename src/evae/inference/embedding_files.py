@@ -102,7 +102,7 @@ def embed_file(
         own = range(len(parts) * rank // n_ranks, len(parts) * (rank + 1) // n_ranks)
         try:
             n_resumed = _embed_parts(encoder, source, parts, own, progress and rank == 0)
-        except EvaeError:  # the file is at fault; once it is mended these parts are of another file
+        except EvaeError:  # the file is at fault; once it is fixed these parts are of another file
             if n_ranks == 1:
                 _remove(parts.folder)
             raise

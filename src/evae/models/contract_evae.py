@@ -11,7 +11,7 @@ import numpy as np
 
 
 class EvaeError(ValueError):
-    """Bad input that the user can mend; the message says how.
+    """Bad input that the user can fix; the message says how.
 
     The command line prints it as one line and exits with code 2.
     """

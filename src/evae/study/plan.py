@@ -90,7 +90,7 @@ class Study:
             if axis == "tokenizers" and isinstance(value, dict):
                 value = {k: {NO_TOKENIZER: True} if v == NO_TOKENIZER else v for k, v in value.items()}
             if not isinstance(value, dict) or not all(isinstance(v or {}, dict) for v in value.values()):
-                raise EvaeError(f"{axis} must hold lines `name: {{setting: value}}`; mend the study's YAML file.")
+                raise EvaeError(f"{axis} must hold lines `name: {{setting: value}}`; fix the study's YAML file.")
             setattr(self, axis, {str(name): dict(own or {}) for name, own in value.items()})
         look_up(self.heads, HEADS, "head")
 
@@ -138,9 +138,9 @@ def read_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         changes = {key: yaml.safe_load(text) for key, _, text in given}
     except yaml.YAMLError as error:
         reason = str(error).splitlines()[0]
-        raise EvaeError(f"{path} or an override is no valid YAML ({reason}); mend it.") from None
+        raise EvaeError(f"{path} or an override is no valid YAML ({reason}); fix it.") from None
     if not isinstance(values, dict):
-        raise EvaeError(f"{path} must hold `key: value` lines; mend the file.")
+        raise EvaeError(f"{path} must hold `key: value` lines; fix the file.")
     for key, separator, _ in given:
         if not separator:
             raise EvaeError(f"'{key}' is no setting; write key=value.")

@@ -1,4 +1,4 @@
-"""Which cells of the datasets a training batch held: for the message about a loss that is no number."""
+"""Which cells of the datasets a training batch held: for the message about a loss that is not finite."""
 
 from pathlib import Path
 from typing import Any

@@ -84,7 +84,7 @@ def read_feature_table(path: Path) -> tuple[list[str], np.ndarray]:
         path: npz with `genes` (names) and `emb` (vectors); or csv, tsv or parquet whose first column is the names.
 
     Raises:
-        EvaeError: no such file, another format, names that stand twice, values that are no numbers.
+        EvaeError: no such file, another format, names that stand twice, values that are not numbers.
     """
     if not path.is_file():
         raise EvaeError(f"the feature table {path} does not exist; give an npz, csv, tsv or parquet file.")
@@ -96,9 +96,9 @@ def read_feature_table(path: Path) -> tuple[list[str], np.ndarray]:
         features = np.asarray(values, dtype=np.float32)
     except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise EvaeError(f"the feature table {path} cannot be read ({reason}); mend the file.") from None
+        raise EvaeError(f"the feature table {path} cannot be read ({reason}); fix the file.") from None
     if features.ndim != 2 or len(names) != len(features) or not features.size or not np.isfinite(features).all():
-        raise EvaeError(f"the feature table {path} must hold one row of finite numbers for every name; mend the file.")
+        raise EvaeError(f"the feature table {path} must hold one row of finite numbers for every name; fix the file.")
     if len(set(names)) != len(names):
         raise EvaeError(f"the feature table {path} names something twice; make its names unique.")
     return names, features

@@ -63,7 +63,7 @@ def train_prior(settings: PriorSettings) -> Path:
 
     Raises:
         EvaeError: bad settings, a tokenizer that is damaged or of another gene panel, an output folder that
-            holds a run, a loss that is no number, a full disk.
+            holds a run, a loss that is not finite, a full disk.
         SystemExit: code 0, after SIGTERM and a checkpoint, or before the first step.
     """
     settings.require("tokenizer")

@@ -42,7 +42,7 @@ def train_tokenizer(settings: TokenizerSettings) -> Path:
         The run folder; `EvaeModel.from_pretrained` and `EvaeProcessor.from_pretrained` read it.
 
     Raises:
-        EvaeError: bad settings, an output folder that holds a run, a loss that is no number, a full disk.
+        EvaeError: bad settings, an output folder that holds a run, a loss that is not finite, a full disk.
         SystemExit: code 0, after SIGTERM and a checkpoint, or before the first step.
     """
     fields = check_model_settings(settings.model, EvaeConfig, FROM_DATASET)
@@ -112,7 +112,7 @@ def tally_codes(codebook_size: int | None) -> Tally:
         sums = tally_loss(output, batch)
         sums["reconstruction_loss"] = output.reconstruction_loss.detach().double().cpu() * sums["cells"]
         if codebook_size is not None:
-            codes = output.codes.flatten().clamp_min(0)  # of weights that are no numbers, of which the next step tells
+            codes = output.codes.flatten().clamp_min(0)  # NaN weights give codes below 0; the next step stops at them
             sums["code_counts"] = torch.bincount(codes, minlength=codebook_size).double()
         return sums
 

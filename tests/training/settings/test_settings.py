@@ -59,7 +59,7 @@ def test_bad_override(override, message):
 
 @pytest.mark.parametrize("text", ["- 1\n", "model: 3\n", "a: [\n"])
 def test_bad_file(tmp_path, text):
-    with pytest.raises(EvaeError, match="mend the file"):
+    with pytest.raises(EvaeError, match="fix the file"):
         load_settings("tokenizer", write(tmp_path, text))
 
 

@@ -42,8 +42,8 @@ def resolve_dataset(path_or_id: str | Path, split: str | None = None) -> Path:
     parts = str(path_or_id).split("/")
     if len(parts) != 2 or not all(parts) or parts[0] in (".", ".."):
         several = "," in str(path_or_id)
-        mend = f"for several write [{path_or_id}]" if several else "make one with `evae prepare`, or give a Hub id"
-        raise EvaeError(f"no such dataset folder: {path_or_id}; {mend}.")
+        fix = f"for several write [{path_or_id}]" if several else "make one with `evae prepare`, or give a Hub id"
+        raise EvaeError(f"no such dataset folder: {path_or_id}; {fix}.")
     from huggingface_hub import snapshot_download  # slow to import, and not needed for folders
 
     wanted = ["*.json", "genes.parquet", "perturbations.parquet", "cell_types.parquet"]

@@ -1,9 +1,9 @@
-"""The two early ends of a run: SIGTERM, as pre-emptible machines send it, and a loss that is no number.
+"""The two early ends of a run: SIGTERM, as pre-emptible machines send it, and a loss that is not finite.
 
 After SIGTERM the step is finished, a checkpoint written, and the exit code is 0; before the first step there is nothing
 to write. On several ranks it is enough that one of them gets it. A launcher has an exit code of its own: told to stop,
-`torchrun` and `accelerate launch` tell their ranks, wait 30 seconds for them and end with 1. A loss or gradient that is
-no number leaves the cells that caused it and a message that says what to do.
+`torchrun` and `accelerate launch` tell their ranks, wait 30 seconds for them and end with 1. A loss or gradient that
+is not finite leaves the cells that caused it and a message that says what to do.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ def save_offending_batches(
     settings: Settings,
     name_cells: Callable[[int], list[dict[str, Any]]],
 ) -> NoReturn:
-    """Save this rank's batches of the step if its loss is no number, or if every loss is one; then raise.
+    """Save this rank's batches of the step where its loss, or else the gradient, is not finite; then raise.
 
     The file `nonfinite-step-*-rank-*.safetensors` holds "part0/counts", "part0/gene_ids" and so on: one
     part for every forward pass of the step. The JSON file beside it names the cells: file, row in it, name; it is left

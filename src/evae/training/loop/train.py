@@ -6,7 +6,7 @@ the lines of the log the host never waits for the device.
 
 What survives: a kill at any moment (the run goes on from the last checkpoint and ends with the same weights,
 bit for bit on a CPU and wherever the device's own kernels are deterministic), SIGTERM (checkpoint, exit code
-0), a loss that is no number (the run stops and the batch is saved). With another number of ranks or another
+0), a loss that is not finite (the run stops and the batch is saved). With another number of ranks or another
 batch size, weights, optimiser and schedule go on exactly; see snapshot.py for the rest.
 
 1, 2, 4 or 8 ranks with as many cells a step together see the same cells with the same random draws, and in float32
@@ -64,7 +64,7 @@ def train(
         The run folder, which now holds the finished model.
 
     Raises:
-        EvaeError: a loss that is no number, a damaged checkpoint, a full disk, other data than before.
+        EvaeError: a loss that is not finite, a damaged checkpoint, a full disk, other data than before.
         SystemExit: code 0, after SIGTERM and the checkpoint.
     """
     return _Loop(model, batches, settings, accelerator, run, stage).run_to_end()
@@ -187,7 +187,7 @@ class _Loop:
         return bool(self.accelerator.reduce(flag, "sum") > 0)
 
     def _look_at_losses(self) -> None:
-        """Fetch the losses since the last look, stop at one that is no number, log their mean."""
+        """Fetch the losses since the last look, stop at one that is not finite, log their mean."""
         if not self.pending:
             return
         values = torch.stack([torch.stack((loss, norm)) for loss, norm, _ in self.pending])  # (steps, 2)

@@ -174,11 +174,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" (line {where.line + 1})" if where else ""
-        raise EvaeError(f"{path} is no valid YAML{line}; mend the file.") from None
+        raise EvaeError(f"{path} is no valid YAML{line}; fix the file.") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not isinstance(values.get("model") or {}, dict):
-        raise EvaeError(f"{path} must hold `key: value` lines (and `model:` such lines below it); mend the file.")
+        raise EvaeError(f"{path} must hold `key: value` lines (and `model:` such lines below it); fix the file.")
     return values
 
 
