@@ -1,151 +1,39 @@
-"""The result of an evaluation: numbers as a table, as JSON, and as plots."""
+"""The result of an evaluation: its numbers, printed, plotted, or written as a report."""
 
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from evae.evaluation.cells.comparison import Comparison
-from evae.evaluation.metrics.labels import METRIC_LABELS, TABLES, cell_text, cells_text
+from evae.evaluation.metrics.labels import METRIC_LABELS, cell_text, cells_text
+from evae.evaluation.report.tables import EvaluationNumbers
+from evae.evaluation.report.write import write_figures, write_report
 from evae.evaluation.systems.baselines import MODEL, SPLIT_HALF
-
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class EvaluationResult:
-    """What `evaluate` returns.
-
-    Attributes:
-        records: every number, one row each; the columns are those of `protocols.Record`.
-        comparison: the cells that were compared, for plots.
-        stamp: settings, versions, hashes, sizes, notes.
-    """
-
-    records: pd.DataFrame
-    comparison: Comparison
-    stamp: dict[str, Any]
-
-    def summary(self) -> pd.DataFrame:
-        """Means per table, system and metric, see `summarise`."""
-        return summarise(self.records)
-
-    def value(self, metric: str, system: str = MODEL, group: str = "robust", level: str = "pooled") -> float:
-        """One mean value; raises KeyError if the suite did not compute it."""
-        found = self.summary().query("group == @group and level == @level and system == @system and metric == @metric")
-        if found.empty:
-            raise KeyError(f"no {metric} of {system} in {group}, {level}")
-        return float(found["value"].iloc[0])
-
-    def per_perturbation(self, metric: str, group: str = "perturbation") -> pd.DataFrame:
-        """Mean over seeds of a metric for every pair, one column a system."""
-        part = self.records[
-            (self.records["group"] == group) & (self.records["level"] == "pair") & (self.records["metric"] == metric)
-        ]
-        return part.pivot_table(values="value", index=["cell_type", "perturbation"], columns="system", dropna=False)
+class EvaluationResult(EvaluationNumbers):
+    """What `evaluate` returns: the numbers of `EvaluationNumbers`, and ways to show them."""
 
     def table(self) -> Group:
         """All tables, for `rich.print`."""
         notes = [Text(f"· {note}", style="dim") for note in self.stamp["notes"]]
         return Group(*[_rich_table(title, rows, columns) for title, columns, rows in self.tables()], *notes)
 
-    def tables(self) -> list[tuple[str, tuple[str, ...], list[tuple[str, dict[str, pd.Series]]]]]:
-        """(title, metrics, [(system, {metric: row of the summary})]) of every table that has numbers."""
-        summary = self.summary()
-        found = []
-        for (group, level), (title, metrics) in TABLES.items():
-            part = summary[(summary["group"] == group) & (summary["level"] == level)]
-            if part.empty:
-                continue
-            systems = list(dict.fromkeys(part["system"]))
-            systems.sort(key=lambda s: (s != MODEL, s == SPLIT_HALF))
-            rows = [
-                (system, {row["metric"]: row for _, row in part[part["system"] == system].iterrows()})
-                for system in systems
-            ]
-            found.append((title, metrics, rows))
-        return found
-
     def print(self) -> None:
         """Print the tables to the terminal."""
         Console().print(self.table())
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values; a value that is not defined is None."""
-        return {
-            "format_version": FORMAT_VERSION,
-            **self.stamp,
-            "summary": plain(self.summary()),
-            "records": plain(self.records),
-        }
-
-    def to_json(self, path: str | Path) -> Path:
-        """Write everything to a JSON file."""
-        return write_json(self.to_dict(), path)
-
     def report(self, folder: str | Path) -> Path:
         """Write report.html, report.md, result.json and plots/ into a folder; returns the HTML file."""
-        from evae.evaluation.report.write import write_report
-
         return write_report(self, Path(folder))
 
     def plots(self, folder: str | Path) -> list[Path]:
         """Write all plots as PNG into a folder and return their paths."""
-        from evae.evaluation.report.write import write_figures
-
         return write_figures(self, Path(folder))
-
-
-def summarise(records: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds, then over pairs, of every metric.
-
-    A value that is not defined is left out of a mean, and counted: `n_valid` of `n_pairs` pairs went into it.
-    `sd` is over seeds for pooled values, over pairs else.
-    """
-    if records.empty:
-        return pd.DataFrame(
-            columns=[
-                "group",
-                "level",
-                "system",
-                "metric",
-                "value",
-                "sd",
-                "n_valid",
-                "n_pairs",
-                "n_real",
-                "n_generated",
-            ]
-        )
-    keys = ["group", "level", "system", "metric"]
-    pooled = records[records["level"] == "pooled"].groupby(keys, sort=False)
-    pairs = records[records["level"] == "pair"].groupby([*keys, "cell_type", "perturbation"], sort=False)
-    per_pair = pairs.agg(value=("value", "mean"), n_real=("n_real", "mean"), n_generated=("n_generated", "mean"))
-    parts = [
-        _collapse(pooled, counted=False),
-        _collapse(per_pair.reset_index().groupby(keys, sort=False), counted=True),
-    ]
-    return pd.concat([part for part in parts if not part.empty], ignore_index=True)
-
-
-def _collapse(groups: Any, counted: bool) -> pd.DataFrame:
-    table = groups.agg(
-        value=("value", "mean"),
-        sd=("value", "std"),
-        n_valid=("value", "count"),
-        n_pairs=("value", "size"),
-        n_real=("n_real", "mean"),
-        n_generated=("n_generated", "mean"),
-    ).reset_index()
-    if not counted:
-        table[["n_valid", "n_pairs"]] = 1
-    return table
 
 
 def _rich_table(title: str, rows: list[tuple[str, dict[str, pd.Series]]], metrics: tuple[str, ...]) -> Table:
@@ -160,23 +48,3 @@ def _rich_table(title: str, rows: list[tuple[str, dict[str, pd.Series]]], metric
         style = "bold cyan" if system == MODEL else "green" if system == SPLIT_HALF else None
         table.add_row(system, *[cell_text(values.get(m)) for m in metrics], cells_text(values), style=style)
     return table
-
-
-def plain(value: Any) -> Any:
-    """Plain Python values, a table as a list of its rows; what JSON has no word for becomes None."""
-    if isinstance(value, pd.DataFrame):
-        value = value.astype(object).to_dict(orient="records")
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_json(content: Any, path: str | Path) -> Path:
-    """Write plain values to a JSON file; returns its path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    return path

@@ -19,9 +19,10 @@ from evae.models.contract_evae import EvaeError, check_unique, near_matches
 from evae.reversion.baselines import BASELINES, Expression, differential_profiles, pca, umap
 from evae.reversion.enrichment import agreement, enrichment
 from evae.reversion.names import ScreenNames
+from evae.reversion.numbers import MethodResult, stamp
 from evae.reversion.ranking import control_distances, rank_targets
 from evae.reversion.reference import read_reference
-from evae.reversion.result import MethodResult, ReversionResult, stamp
+from evae.reversion.result import ReversionResult
 from evae.reversion.screen import Screen
 from evae.reversion.sources import Blocks, Embedding, open_embedding
 from evae.reversion.sums import N_SHUFFLES, Place, ScreenSums

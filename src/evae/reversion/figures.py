@@ -10,14 +10,14 @@ from matplotlib.patheffects import withStroke
 
 from evae.common.figures import BACKGROUND, BASELINE, FLOOR, GENERATED, REAL, TEXT, look, new_figure, save
 from evae.reversion.enrichment import null_band, recovery_curve
-from evae.reversion.result import MethodResult, ReversionResult
+from evae.reversion.numbers import MethodResult, ReversionNumbers
 
 # Okabe & Ito 2008, the encoder's vermillion first
 COLORS = (GENERATED, REAL, FLOOR, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MAX_COLUMNS = 3
 
 
-def write_figures(result: ReversionResult, folder: Path) -> list[Path]:
+def write_figures(result: ReversionNumbers, folder: Path) -> list[Path]:
     """Draw all figures as PNG; returns their paths."""
     with look():
         return [
@@ -26,7 +26,7 @@ def write_figures(result: ReversionResult, folder: Path) -> list[Path]:
         ]
 
 
-def draw_enrichment(result: ReversionResult) -> Figure:
+def draw_enrichment(result: ReversionNumbers) -> Figure:
     """Recovered positives against rank of every method, by distance and by selectivity, over the band of chance."""
     figure = new_figure(10.6, 4.3)
     axes = figure.subplots(1, 2, sharey=True)
@@ -59,7 +59,7 @@ def draw_enrichment(result: ReversionResult) -> Figure:
     return figure
 
 
-def draw_selectivity(result: ReversionResult) -> Figure:
+def draw_selectivity(result: ReversionNumbers) -> Figure:
     """Distance to rest of every target without and with the stress, one panel a method; positives are labelled."""
     methods = list(result.methods.values())
     columns = min(MAX_COLUMNS, len(methods))

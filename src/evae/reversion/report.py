@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evae.evaluation.report.write import STYLE
 from evae.reversion.figures import write_figures
-from evae.reversion.result import READING, ReversionResult
+from evae.reversion.numbers import READING, ReversionNumbers
 
 N_TOP = 25
 CAPTIONS = {
@@ -18,7 +18,7 @@ CAPTIONS = {
 _MORE = "td.positive { color: #D55E00; font-weight: 700; } table.top td { text-align: left; }"
 
 
-def write_report(result: ReversionResult, folder: Path) -> Path:
+def write_report(result: ReversionNumbers, folder: Path) -> Path:
     """Write report.html, result.json, rankings.csv and plots/; returns the path of report.html."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = write_figures(result, folder / "plots")
@@ -29,7 +29,7 @@ def write_report(result: ReversionResult, folder: Path) -> Path:
     return page
 
 
-def html_page(result: ReversionResult, figures: list[Path]) -> str:
+def html_page(result: ReversionNumbers, figures: list[Path]) -> str:
     """The report as one HTML page that needs no other file."""
     e = html.escape
     n = result.stamp["n_cells"]
@@ -57,7 +57,7 @@ def html_page(result: ReversionResult, figures: list[Path]) -> str:
     )
 
 
-def _top(result: ReversionResult) -> str:
+def _top(result: ReversionNumbers) -> str:
     """The first targets of every method beside one another; positives in colour."""
     e, top, positives = html.escape, result.top(N_TOP), set(result.names.positives)
     heads = "".join(f"<th>{e(str(c))}</th>" for c in top.columns)
@@ -71,7 +71,7 @@ def _top(result: ReversionResult) -> str:
     return "".join(lines) + "</table></div>"
 
 
-def _provenance(result: ReversionResult) -> list[tuple[str, str]]:
+def _provenance(result: ReversionNumbers) -> list[tuple[str, str]]:
     s = result.stamp
     skipped = [(f"{name}, cells not embedded", f"{m.place.n_skipped:,}") for name, m in result.methods.items()
                if m.place.n_skipped]  # fmt: skip

@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from evae.evaluation import EvaluationResult
-from evae.evaluation.result import plain
+from evae.evaluation.report.tables import plain
 from evae.evaluation.systems.baselines import MODEL, SPLIT_HALF
 from evae.training.resume.checkpoint import write_text_atomically
 

@@ -5,7 +5,7 @@ import html
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -13,10 +13,8 @@ from evae.common.figures import DPI, look, save
 from evae.evaluation.metrics.labels import BRIEF, METRIC_LABELS, cell_text, cells_text
 from evae.evaluation.report.figures_cells import draw_cells, draw_top_genes, draw_umap
 from evae.evaluation.report.figures_metrics import draw_metrics, draw_per_perturbation, draw_radar
+from evae.evaluation.report.tables import EvaluationNumbers
 from evae.evaluation.systems.baselines import MODEL, SPLIT_HALF
-
-if TYPE_CHECKING:
-    from evae.evaluation.result import EvaluationResult
 
 # group, level, metrics, title, file
 METRIC_FIGURES = (
@@ -111,10 +109,10 @@ dd { margin: 0; overflow-wrap: anywhere; }
 """
 
 
-def write_report(result: "EvaluationResult", folder: Path) -> Path:
+def write_report(result: EvaluationNumbers, folder: Path) -> Path:
     """Write report.html, report.md, result.json and plots/; returns the path of report.html."""
     folder.mkdir(parents=True, exist_ok=True)
-    figures = result.plots(folder / "plots")
+    figures = write_figures(result, folder / "plots")
     result.to_json(folder / "result.json")
     (folder / "report.md").write_text(markdown(result, figures))
     page = folder / "report.html"
@@ -122,7 +120,7 @@ def write_report(result: "EvaluationResult", folder: Path) -> Path:
     return page
 
 
-def write_figures(result: "EvaluationResult", folder: Path) -> list[Path]:
+def write_figures(result: EvaluationNumbers, folder: Path) -> list[Path]:
     """Draw every figure that the result has numbers for; returns the paths of the PNG files."""
     summary = result.summary()
     written: list[Path] = []
@@ -170,7 +168,7 @@ def _best(values: dict[str, float], goal: str) -> str | None:
     return min(values, key=lambda s: abs(values[s] - float(goal)))
 
 
-def markdown(result: "EvaluationResult", figures: list[Path]) -> str:
+def markdown(result: EvaluationNumbers, figures: list[Path]) -> str:
     """The report in Markdown; figures are linked as plots/NAME."""
     lines = ["# Evaluation of predicted cells", "", _lead(result.stamp), "", "## In brief", ""]
     lines += [_row(list(BRIEF_HEADS)), _row(["---", *["---:"] * 4, "---"])]
@@ -190,7 +188,7 @@ def markdown(result: "EvaluationResult", figures: list[Path]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def html_page(result: "EvaluationResult", figures: list[Path]) -> str:
+def html_page(result: EvaluationNumbers, figures: list[Path]) -> str:
     """The report as one HTML page that needs no other file."""
     e = html.escape
     body = [f"<h1>Evaluation of predicted cells</h1><p class=lead>{e(_lead(result.stamp))}</p><h2>In brief</h2>"]
