@@ -1,0 +1,164 @@
+"""Files and folders that are there whole or not at all, and what to say when the disk cannot take them.
+
+Everything is written under a temporary name beside its place, forced to the disk and renamed. The temporary name
+holds the process, so two processes that write the same file do not disturb each other: the last one wins. What a
+killed process left is removed by the next one that writes to the same folder.
+"""
+
+import errno
+import functools
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from evae.models.contract_evae import EvaeError
+
+UNFINISHED = ".partial-"  # how the names of all unfinished files and folders begin
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Write a file or a folder so that it is there whole or not at all.
+
+    Args:
+        path: the file or folder to make; replaced if it exists. Folders above it are made.
+
+    Yields:
+        A temporary path with the same ending, where nothing is yet. Make a file or a folder there. When the block
+        ends it is renamed to `path`; when the block raises it is removed, and `path` is left as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path.parent.resolve(), os.getpid())
+    temporary = path.with_name(f"{_mark(os.getpid())}{path.name}")
+    remove(temporary)
+    try:
+        yield temporary
+        publish(temporary, path)
+    finally:
+        remove(temporary)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """`atomic_write` of a folder: the temporary folder is there already, and empty."""
+    with atomic_write(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+
+
+def write_bytes(path: str | Path, content: Any) -> Path:
+    """Write bytes, or any buffer of them, whole or not at all; returns the path."""
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
+    return Path(path)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write text as UTF-8, whole or not at all; returns the path."""
+    return write_bytes(path, text.encode())
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = 1) -> Path:
+    """Write plain values as JSON, whole or not at all; returns the path.
+
+    Raises:
+        ValueError: NaN or infinity among the values, which JSON does not have (see `evae.common.numbers.plain`).
+    """
+    return write_text(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
+
+
+def publish(unfinished: Path, path: Path) -> None:
+    """Force a finished file or folder to the disk and give it its name, in place of what has that name now."""
+    for entry in [*unfinished.rglob("*"), unfinished]:
+        sync(entry)
+    if path.is_dir():  # a folder cannot be renamed over another one
+        old = path.with_name(f"{_mark(os.getpid())}old-{path.name}")
+        remove(old)
+        os.rename(path, old)
+        os.rename(unfinished, path)
+        remove(old)
+    else:
+        os.replace(unfinished, path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove all that was left unfinished in a folder, by whichever process: for folders that one run owns."""
+    for entry in folder.glob(f"{UNFINISHED}*"):
+        remove(entry)
+
+
+def sync(path: Path) -> None:
+    """Force a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether a file could not be written because the disk is full or may not be written.
+
+    The text is looked at too: safetensors, HDF5 and Parquet have errors of their own that only quote the system's.
+    """
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+    return getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes)
+
+
+@contextmanager
+def explain_disk_errors(what: str, then: str = "run it again") -> Iterator[None]:
+    """Turn a full disk, or one that may not be written, into one line for the user.
+
+    Args:
+        what: is written, e.g. "the checkpoint runs/a/checkpoints/step-00000100".
+        then: what to do once there is space.
+
+    Raises:
+        EvaeError: in place of the error of the disk; other errors are left as they are.
+    """
+    try:
+        yield
+    except Exception as error:  # libraries raise errors of their own for a full disk
+        if isinstance(error, EvaeError) or not is_disk_error(error):
+            raise
+        raise EvaeError(
+            f"could not write {what} ({error}); free space there, or make it writable, then {then}."
+        ) from error
+
+
+def _mark(process: int) -> str:
+    return f"{UNFINISHED}{process}-{socket.gethostname()}-"
+
+
+@functools.cache  # once is enough: what this process leaves, it removes itself
+def _remove_leftovers(folder: Path, process: int) -> None:
+    """Remove what dead processes of this machine left unfinished in a folder."""
+    for entry in folder.glob(f"{UNFINISHED}*-{socket.gethostname()}-*"):
+        number = entry.name.removeprefix(UNFINISHED).split("-")[0]
+        if number.isdecimal() and int(number) != process and not _is_alive(int(number)):
+            with suppress(OSError):  # another process was faster, or it belongs to another user
+                remove(entry)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        pass
+    return True
