@@ -14,7 +14,7 @@ from evae.inference.checkpoint import load_checkpoint
 from evae.inference.embedding_files import embed_file
 from evae.inference.held_out import predict_held_out
 from evae.inference.pipeline import Pipeline, pipeline
-from evae.models.contract_evae import EvaeError, near_matches
+from evae.models.contract_evae import EvaeError, near_matches, split_names
 
 Model = Annotated[str, typer.Argument(help="Folder of a trained model, or a Hub id.", metavar="MODEL")]
 Layer = Annotated[str | None, typer.Option(help="Layer of raw counts; X if left out.")]
@@ -74,8 +74,8 @@ def predict(
     else:
         predicted = pipe.predict(
             None if controls is None else _controls(controls, pipe, perturbation_key, control),
-            _split_names(perturbation or [], pipe.processor.perturbations),
-            _split_names(cell_type, pipe.processor.cell_types) if cell_type else None,
+            _names(perturbation or [], [*pipe.processor.perturbations, *pipe.processor.known_units()]),
+            _names(cell_type, pipe.processor.cell_types) if cell_type else None,
             n_cells,
             cell_type_key=cell_type_key,
             perturbation_key=perturbation_key,
@@ -141,10 +141,9 @@ def _controls(path: Path, pipe: Pipeline, key: str, label: str | None) -> ad.Ann
     return cells[chosen].to_memory()
 
 
-def _split_names(given: list[str], known: list[str]) -> list[str]:
-    """Names separated by commas, where the whole is not a name itself."""
-    names = [n for text in given for n in ([text] if text in known else text.split(","))]
-    return list(dict.fromkeys(n.strip() for n in names if n.strip()))
+def _names(given: list[str], known: list[str]) -> list[str]:
+    """The names in options that may be repeated and may hold several names each."""
+    return list(dict.fromkeys(name for text in given for name in split_names(text, set(known))))
 
 
 def _say_predicted(predicted: ad.AnnData, out: Path) -> None:

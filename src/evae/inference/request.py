@@ -137,7 +137,7 @@ def planned_cells(n_cells: Mapping[Pair, int], processor: Any) -> pd.DataFrame:
     columns = {
         "perturbation": [p for _, p in n_cells],
         "cell_type": [c for c, _ in n_cells],
-        "support": [processor.support(c, p) for c, p in n_cells],
+        "support": processor.supports(list(n_cells)),
     }
     repeats = np.array(list(n_cells.values()))
     obs = pd.DataFrame(

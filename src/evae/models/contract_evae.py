@@ -5,7 +5,7 @@ This file needs numpy only; the processor and the data conversion share it.
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 import numpy as np
 
@@ -76,15 +76,61 @@ def look_up(names: Iterable[str], known: Sequence[str], kind: str) -> np.ndarray
     return np.array([index[n] for n in names], dtype=np.int64)
 
 
-def parts_of(name: str, control: str | None = None) -> list[str]:
+def split_names(text: str, known: Container[str], sign: str = ",") -> list[str]:
+    """Several names in one text, such as `STAT1,JAK2`. A name may hold the sign itself: the longest known one is taken.
+
+    `1,10-decanediol,JAK2` is two names where `1,10-decanediol` is known. What is not known is cut at every sign.
+    """
+    pieces = _pieces(text, known, sign)
+    names = [n for piece, is_known in pieces for n in ([piece] if is_known else piece.split(sign))]
+    return list(dict.fromkeys(n.strip() for n in names if n.strip()))
+
+
+def parts_of(name: str, known: Container[str], control: str | None = None, sign: str = "+") -> list[str]:
     """The perturbations that a name combines: `KLF1+TGFBR2` is KLF1 and TGFBR2; the control counts for nothing.
 
-    A name without a `+` between two others is one perturbation.
+    A name is a combination where at least one part between the signs is a known name; the longest known name is
+    taken first, and what is left between two known names is one part. So `(+)-ibuprofen` is one compound, and
+    `TNF+(+)-ibuprofen` is TNF with that compound.
+
+    Args:
+        name: a label.
+        known: names of perturbations, with or without `name` itself.
+        control: the control's name; it is always known.
+        sign: what stands between the parts; "" where no name is a combination.
     """
-    parts = [part.strip() for part in name.split("+")]
-    if len(parts) == 1 or not all(parts):
+    pieces = _pieces(name, known, sign, control, whole=False) if sign else []
+    if len(pieces) < 2 or not all(piece for piece, _ in pieces):
         return [name]
+    parts = [p for piece, is_known in pieces for p in (parts_of(piece, known, control, sign) if is_known else [piece])]
     return [part for part in parts if part != control] or [name]
+
+
+def _pieces(
+    text: str, known: Container[str], sign: str, control: str | None = None, whole: bool = True
+) -> list[tuple[str, bool]]:
+    """`text` cut at signs into known names, the longest first, and what is left between them; True marks known ones.
+
+    Args:
+        whole: whether `text` as a whole may be the known name.
+    """
+    tokens, pieces, start = text.split(sign), list[tuple[str, bool]](), 0
+    rest: list[str] = []
+    while start < len(tokens):
+        stops = range(len(tokens), start, -1)
+        spans = [
+            (stop, sign.join(tokens[start:stop]).strip())
+            for stop in stops
+            if whole or (start, stop) != (0, len(tokens))
+        ]
+        stop, piece = next(((s, p) for s, p in spans if p and (p in known or p == control)), (0, ""))
+        if stop:
+            pieces += [(sign.join(rest).strip(), False)] * bool(rest) + [(piece, True)]
+            rest, start = [], stop
+        else:
+            rest.append(tokens[start])
+            start += 1
+    return pieces + [(sign.join(rest).strip(), False)] * bool(rest)
 
 
 def check_unique(names: Sequence[str], kind: str) -> None:

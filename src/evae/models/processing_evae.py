@@ -31,6 +31,7 @@ class EvaeProcessor(FeatureExtractionMixin):
             panel; the source of library sizes where no controls are given.
         training_pairs: for each cell type the perturbations seen with it in training.
         min_coverage: smallest share of the panel that the user's genes must cover.
+        combination_sign: what stands between the parts of a combination in `perturbations`; "" for no combinations.
     """
 
     model_input_names = ["counts", "gene_ids", "library_size"]  # noqa: RUF012
@@ -46,6 +47,7 @@ class EvaeProcessor(FeatureExtractionMixin):
         library_size_quantiles: Sequence[float] | None = None,
         training_pairs: Mapping[str, Sequence[str]] | None = None,
         min_coverage: float = 0.5,
+        combination_sign: str = "+",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -62,6 +64,7 @@ class EvaeProcessor(FeatureExtractionMixin):
             {str(c): [str(p) for p in ps] for c, ps in training_pairs.items()} if training_pairs else None
         )
         self.min_coverage = float(min_coverage)
+        self.combination_sign = str(combination_sign)
         check_unique(self.genes, "panel gene")
         if control is not None:
             look_up([control], self.perturbations, "control perturbation")
@@ -119,12 +122,11 @@ class EvaeProcessor(FeatureExtractionMixin):
         Raises:
             EvaeError: a name, or a part of it, that the prior was not trained for.
         """
-        units = self.perturbations if self.perturbation_units is None else self.perturbation_units
+        units = self.known_units()
         known = list(dict.fromkeys([*self.perturbations, *units]))  # near matches begin with what training saw
-        combines = any(len(parts_of(p, self.control)) > 1 for p in self.perturbations)
         rows: dict[str, np.ndarray] = {}
         for name in dict.fromkeys(map(str, names)):
-            parts = [name] if name in units or not combines else parts_of(name, self.control)
+            parts = self.parts(name)
             look_up(parts, known, "perturbation")
             rows[name] = look_up(parts, units, "perturbation")
         width = max((len(row) for row in rows.values()), default=1)
@@ -133,14 +135,44 @@ class EvaeProcessor(FeatureExtractionMixin):
             row[: len(rows[str(name)])] = rows[str(name)]
         return torch.from_numpy(ids[:, 0] if width == 1 else ids)
 
+    def known_units(self) -> list[str]:
+        """What the prior has an id for, in that order: `perturbations`, or the parts that they are made of."""
+        return self.perturbations if self.perturbation_units is None else self.perturbation_units
+
+    def parts(self, perturbation: str) -> list[str]:
+        """The units that a name stands for: of a combination its parts, else the name itself.
+
+        Several parts are found only where training saw combinations.
+        """
+        units = set(self.known_units())
+        if perturbation in units:
+            return [perturbation]
+        parts = parts_of(perturbation, units, self.control, self.combination_sign)
+        return parts if len(parts) == 1 or self._saw_combinations(units) else [perturbation]
+
+    def _saw_combinations(self, units: set[str]) -> bool:
+        made = (p for p in self.perturbations if p not in units)
+        return any(len(parts_of(p, units, self.control, self.combination_sign)) > 1 for p in made)
+
     def support(self, cell_type: str, perturbation: str) -> str:
-        """What training saw of a pair: "seen together", "seen apart" or "unseen"."""
+        """What training saw of a pair: "seen together", "seen apart" or "unseen"; see `supports`."""
+        return self.supports([(cell_type, perturbation)])[0]
+
+    def supports(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
+        """What training saw of each (cell type, perturbation): "seen together", "seen apart" or "unseen".
+
+        Names that stand for the same parts are the same perturbation: `B+A` is `A+B`, `A` is `A+control`.
+        """
         if self.training_pairs is None:
-            return "unknown"
-        if perturbation in self.training_pairs.get(cell_type, ()):
-            return "seen together"
-        anywhere = any(perturbation in seen for seen in self.training_pairs.values())
-        return "seen apart" if anywhere and self.training_pairs.get(cell_type) else "unseen"
+            return ["unknown"] * len(pairs)
+        seen = {kind: {frozenset(self.parts(n)) for n in names} for kind, names in self.training_pairs.items()}
+        anywhere = frozenset[frozenset[str]]().union(*seen.values())
+        found = []
+        for cell_type, perturbation in pairs:
+            asked = frozenset(self.parts(perturbation))
+            apart = "seen apart" if asked in anywhere and seen.get(cell_type) else "unseen"
+            found.append("seen together" if asked in seen.get(cell_type, ()) else apart)
+        return found
 
     def sample_library_size(self, n_cells: int, rng: np.random.Generator) -> np.ndarray:
         """Library sizes over the panel from the training distribution, float32 (cells,)."""

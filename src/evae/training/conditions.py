@@ -48,21 +48,21 @@ class Vocabulary:
         return [*self.units, hashlib.sha256(self.features.tobytes()).hexdigest()]
 
 
-def perturbation_vocabulary(info: DatasetInfo, table: str = "") -> Vocabulary:
+def perturbation_vocabulary(info: DatasetInfo, table: str = "", sign: str = "+") -> Vocabulary:
     """The parts of the dataset's perturbations, and all names of a feature table where there is one.
 
     Args:
-        info: the dataset. A perturbation `A+B` is the sum of A and B.
+        info: the dataset. `A+B` is the sum of A and B, where A or B is a name by itself (see `parts_of`).
         table: file of feature vectors by name; "" for learned vectors only.
+        sign: what stands between the parts of a combination; "" where there are none.
 
     Raises:
         EvaeError: a table that cannot be read, or that names none of the perturbations.
     """
-    parts = list(dict.fromkeys(part for name in info.perturbations for part in parts_of(name, info.control)))
+    names, features = read_feature_table(Path(table)) if table else ([], np.zeros((0, 0), dtype=np.float32))
+    parts = _parts(info, set(names), sign)
     if not table:
-        units = None if parts == list(info.perturbations) else parts
-        return Vocabulary(units, len(parts), np.zeros((0, 0), dtype=np.float32))
-    names, features = read_feature_table(Path(table))
+        return Vocabulary(None if parts == list(info.perturbations) else parts, len(parts), features)
     known = set(names)
     learned = [part for part in parts if part not in known]
     lacking = [part for part in learned if part != info.control]
@@ -75,6 +75,21 @@ def perturbation_vocabulary(info: DatasetInfo, table: str = "") -> Vocabulary:
             highlight=False,
         )  # fmt: skip
     return Vocabulary([*learned, *names], len(learned) + len(names), features)
+
+
+def _parts(info: DatasetInfo, featured: set[str], sign: str) -> list[str]:
+    """The parts of all perturbations of a dataset; says which names hold the sign and are taken as one."""
+    with_control = [p for name in info.perturbations for p in parts_of(name, (), info.control, sign)]  # A of A+control
+    known = {*info.perturbations, *featured, *with_control}
+    parts = {name: parts_of(name, known, info.control, sign) for name in info.perturbations}
+    uncut = [name for name in parts if sign and sign in name.strip(sign) and parts[name] == [name]]
+    if uncut:
+        shown = ", ".join(uncut[:3]) + (", ..." if len(uncut) > 3 else "")
+        console().print(
+            f"{len(uncut)} perturbations with a '{sign}' are each one, as no part is a name by itself: {shown}",
+            highlight=False,
+        )
+    return list(dict.fromkeys(part for name in info.perturbations for part in parts[name]))
 
 
 def read_feature_table(path: Path) -> tuple[list[str], np.ndarray]:

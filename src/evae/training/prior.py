@@ -92,8 +92,8 @@ def _train_on(
     else:
         tokenizer = load_tokenizer(settings.tokenizer, info)
     set_seed(settings.seed)
-    vocabulary = perturbation_vocabulary(info, settings.perturbation_features)
-    processor = make_processor(info, vocabulary.units)
+    vocabulary = perturbation_vocabulary(info, settings.perturbation_features, settings.combination_sign)
+    processor = make_processor(info, vocabulary.units, settings.combination_sign)
     config = config_class(
         tokenizer_config=tokenizer.config,
         n_perturbations=vocabulary.n_units,

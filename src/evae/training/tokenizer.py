@@ -135,14 +135,15 @@ def save_with_processor(model: Any, folder: Path, processor: EvaeProcessor) -> N
         processor.save_pretrained(folder)
 
 
-def make_processor(info: DatasetInfo, units: Sequence[str] | None = None) -> EvaeProcessor:
-    """The processor of a model trained on a dataset; `units` names a prior's perturbation ids, see `EvaeProcessor`."""
+def make_processor(info: DatasetInfo, units: Sequence[str] | None = None, sign: str = "+") -> EvaeProcessor:
+    """The processor of a model trained on a dataset; for `units` and `sign` of combinations see `EvaeProcessor`."""
     return EvaeProcessor(
         genes=list(info.genes),
         ensembl_ids=list(info.ensembl_ids),
         perturbations=list(info.perturbations),
         cell_types=list(info.cell_types),
         perturbation_units=units,
+        combination_sign=sign,
         control=info.control,
         library_size_quantiles=info.statistics["library_size_quantiles"],
         training_pairs={kind: list(row) for kind, row in info.statistics["cell_counts"]["train"].items()},

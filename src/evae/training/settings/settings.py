@@ -121,6 +121,7 @@ class PriorSettings(Settings):
     tokenizer: str = ""  # folder or Hub id of a trained tokenizer; "counts" for a prior without latents
     model_type: str = "evae_ar"  # which prior
     perturbation_features: str = ""  # npz, csv, tsv or parquet of vectors by name: then unseen names can be asked for
+    combination_sign: str = "+"  # A+B is A and B at once, where one of them is a name by itself; "" for no combinations
     thinned_copies: int = 0  # further encodings of every training cell, with fewer molecules: for small sets
     learning_rate: float = 2e-4
     weight_decay: float = 0.0
