@@ -6,7 +6,7 @@ import pytest
 from scipy import sparse
 
 from evae.models import EvaeError, EvaeProcessor
-from evae.models.contract_evae import check_raw_counts, look_up, match_genes, near_matches
+from evae.models.contract_evae import check_raw_counts, look_up, near_matches
 from evae.models.modeling_evae import to_dense
 
 GENES = [f"GENE{i}" for i in range(30)]
@@ -110,12 +110,6 @@ class TestGenes:
         by_argument = processor(matrix[:, order], genes=[f"s{i}" for i in order], ensembl_ids=versions)
         for given in (by_column, by_name, by_argument):
             np.testing.assert_array_equal(dense(given), matrix)
-
-    def test_the_symbol_wins_over_the_id(self):
-        position = match_genes(["A", "B"], ["ENSG1", "ENSG2"], ["B", "A", "C"], ["ENSG1", "ENSG9", "ENSG2"])
-        assert position.tolist() == [1, 0]
-        assert match_genes(["A", "B"], ["", ""], ["B", "C"], ["", ""]).tolist() == [-1, 0]
-        assert match_genes(["A", "B"], None, ["B"]).tolist() == [-1, 0]
 
     def test_coverage(self, processor, matrix):
         assert processor.coverage(GENES[:12]) == pytest.approx(0.4)

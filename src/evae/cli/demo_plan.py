@@ -36,7 +36,7 @@ def choose_data(source: Path, given: dict[str, Any]) -> tuple[Any, str, str]:
         for key in ("perturbation_key", "cell_type_key"):
             codes, names = file.labels(given[key])
             labels[key] = pd.Series([names[c] for c in codes])
-        n_genes = len(file.genes)
+        n_genes = file.n_genes
     finally:
         file.close()
     genes = given["genes"] or ("all" if n_genes <= MAX_GENES else f"hvg:{MAX_GENES}")

@@ -16,8 +16,9 @@ import torch
 from evae.common.prefetch import ahead
 from evae.common.progress import Advance, progress_bar
 from evae.data.reading.anndata_counts import AnnDataCounts, Counts
+from evae.data.reading.panel import over_panel
 from evae.inference.checkpoint import Checkpoint
-from evae.models.contract_evae import EvaeError, check_unique
+from evae.models.contract_evae import EvaeError
 
 KINDS = ("latents", "pooled", "codes")
 BATCH_CELLS = 512  # cells encoded at once
@@ -57,9 +58,8 @@ class CellEncoder:
         if kind not in KINDS:
             raise EvaeError(f"embedding '{kind}' does not exist; choose {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        check_unique(source.genes, "gene")
         processor = checkpoint.processor
-        columns = processor.panel_index(source.genes, source.ensembl_ids, len(source.genes))
+        columns = processor.panel_index(source.gene_columns)
         coverage = float((columns >= 0).sum() / len(processor.genes))
         checkpoint.model.to(place).eval()
         return cls(checkpoint, kind, columns, coverage, place)
@@ -84,7 +84,7 @@ class CellEncoder:
 
     def encode(self, counts: sp.csr_matrix) -> np.ndarray:
         """Embeddings, float32 (cells, width), of raw counts over the source's genes; NaN rows where all are zero."""
-        panel = self._over_panel(counts)
+        panel = over_panel(counts, self.columns, len(self.checkpoint.processor.genes))
         embedded = np.full((panel.shape[0], self.width), np.nan, dtype=np.float32)
         full = np.flatnonzero(np.diff(panel.indptr) > 0)
         tokenizer, processor = self.checkpoint.tokenizer, self.checkpoint.processor
@@ -99,13 +99,6 @@ class CellEncoder:
     def facts(self) -> dict[str, Any]:
         """What the numbers are and where they come from, for results to carry."""
         return {"kind": self.kind, "gene_coverage": self.coverage} | self.checkpoint.provenance()
-
-    def _over_panel(self, counts: sp.csr_matrix) -> sp.csr_matrix:
-        place = self.columns[counts.indices]
-        inside = place >= 0
-        ends = np.concatenate([[0], np.cumsum(inside)])[counts.indptr]
-        shape = (counts.shape[0], len(self.checkpoint.processor.genes))
-        return sp.csr_matrix((counts.data[inside], place[inside], ends), shape=shape)
 
 
 def embed_cells(

@@ -28,7 +28,7 @@ from evae.inference.request import (
 )
 from evae.inference.sampling import draw_cells, knows_by_context, panel_batches, read_control_facts
 from evae.models.contract_evae import EvaeError
-from evae.models.processing_evae import ENSEMBL_COLUMNS
+from evae.models.genes_evae import gene_columns
 
 
 def pipeline(
@@ -205,9 +205,8 @@ class Pipeline:
 
     def gene_coverage(self, adata: ad.AnnData) -> float:
         """Share of the model's gene panel, 0 to 1, that `adata` measures."""
-        column = next((c for c in ENSEMBL_COLUMNS if c in adata.var.columns), None)
-        ids = [str(i) for i in adata.var[column]] if column else None
-        return self.processor.coverage([str(g) for g in adata.var_names], ids)
+        position = self.processor.gene_positions(gene_columns(adata.var_names, adata.var))
+        return float((position >= 0).mean())
 
     def _check_prior(self, batch_size: int) -> None:
         if not self.checkpoint.is_prior:

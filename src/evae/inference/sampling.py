@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from evae.common.progress import progress_bar
+from evae.data.reading.anndata_counts import AnnDataCounts
+from evae.data.reading.panel import over_panel
 from evae.inference.checkpoint import Checkpoint
 from evae.inference.request import Pair, whole_counts
-from evae.models.contract_evae import EvaeError, look_up
+from evae.models.contract_evae import look_up
 from evae.models.randomness_evae import CellStreams
 
 READ_BATCH = 512
@@ -49,14 +51,14 @@ def panel_batches(
     progress: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
     """Sparse batches of all cells, in order, on the device."""
-    if adata.n_obs == 0:
-        raise EvaeError("there are no cells in the AnnData; give at least one.")
+    source = AnnDataCounts(adata, layer)
+    columns = processor.panel_index(source.gene_columns)
     with progress_bar(progress) as bar:
         advance = bar.start(title, adata.n_obs)
-        for start in range(0, adata.n_obs, READ_BATCH):
-            cells = adata[start : start + READ_BATCH]
-            yield {k: v.to(device) for k, v in processor(cells, layer=layer).items()}
-            advance(cells.n_obs)
+        for _, counts in source.blocks(READ_BATCH):
+            batch = processor(over_panel(counts, columns, len(processor.genes)))
+            yield {name: values.to(device) for name, values in batch.items()}
+            advance(counts.shape[0])
 
 
 @torch.inference_mode()

@@ -143,24 +143,3 @@ def check_unique(names: Sequence[str], kind: str) -> None:
             f"{len(twice)} {kind}s stand more than once ({shown}); make the names unique first, "
             "for example with adata.var_names_make_unique()."
         )
-
-
-def match_genes(
-    panel: Sequence[str],
-    panel_ids: Sequence[str] | None,
-    names: Sequence[str],
-    ids: Sequence[str] | None = None,
-) -> np.ndarray:
-    """Where each gene of the panel stands among `names`, int64 of shape (panel,), -1 where it is absent.
-
-    Symbols are matched first; where the panel knows Ensembl ids, what is left is matched by id (versions such as
-    the `.3` of ENSG00000115415.3 are ignored). `names` may themselves be Ensembl ids.
-    """
-    by_symbol = {str(n): i for i, n in enumerate(names)}
-    position = np.array([by_symbol.get(str(g), -1) for g in panel], dtype=np.int64)
-    if panel_ids is not None and len(panel_ids):
-        by_id = {str(n).split(".")[0]: i for i, n in enumerate(ids if ids is not None else names)}
-        for g in np.flatnonzero(position < 0).tolist():
-            if panel_ids[g]:
-                position[g] = by_id.get(str(panel_ids[g]).split(".")[0], -1)
-    return position

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
-from .contract_evae import EvaeError, check_raw_counts, check_unique, look_up, match_genes, parts_of
-
-ENSEMBL_COLUMNS = ("ensembl_id", "gene_ids", "gene_id", "feature_id", "ensembl")
+from .contract_evae import EvaeError, check_raw_counts, check_unique, look_up, parts_of
+from .genes_evae import GeneColumns, gene_columns, match_genes
 
 
 class EvaeProcessor(FeatureExtractionMixin):
@@ -82,7 +81,8 @@ class EvaeProcessor(FeatureExtractionMixin):
         """Check cells and bring them to the model's sparse batch.
 
         Args:
-            data: AnnData, a scipy sparse matrix or an array of raw counts, (cells, genes).
+            data: AnnData, a scipy sparse matrix or an array of raw counts, (cells, genes). The genes of an AnnData
+                are found in `var` as `gene_columns` says.
             genes: names of the columns where `data` is not AnnData; the panel itself if None.
             ensembl_ids: their Ensembl ids, where known.
             perturbation: one name for all cells or one a cell; adds `perturbation_ids`.
@@ -95,14 +95,14 @@ class EvaeProcessor(FeatureExtractionMixin):
             `library_size` float32 (cells,), total counts over the panel; and the ids asked for, int64 (cells,).
 
         Raises:
-            EvaeError: counts that are not raw, genes that stand twice or cover too little, unknown names.
+            EvaeError: counts that are not raw, genes that have no name, stand twice or cover too little, unknown names.
         """
         if return_tensors != "pt":
             raise EvaeError(f"return_tensors '{return_tensors}' is not available; use 'pt'.")
-        matrix, names, ids = self._columns(data, genes, ensembl_ids, layer)
-        rows, columns, values, n_cells = _entries(matrix)
+        matrix, columns = self._columns(data, genes, ensembl_ids, layer)
+        rows, places, values, n_cells = _entries(matrix)
         check_raw_counts(values, f"layer '{layer}'" if layer else "the counts")
-        batch = self._batch(rows, self.panel_index(names, ids, matrix.shape[1])[columns], values, n_cells)
+        batch = self._batch(rows, self.panel_index(columns)[places], values, n_cells)
         if perturbation is not None:
             batch["perturbation_ids"] = self.perturbation_ids(_one_each(perturbation, n_cells, "perturbation"))
         if cell_type is not None:
@@ -112,7 +112,11 @@ class EvaeProcessor(FeatureExtractionMixin):
 
     def coverage(self, genes: Sequence[str], ensembl_ids: Sequence[str] | None = None) -> float:
         """Share of the panel, 0 to 1, found among the given genes."""
-        return float((match_genes(self.genes, self.ensembl_ids, genes, ensembl_ids) >= 0).mean())
+        return float((self.gene_positions(_named(genes, ensembl_ids)) >= 0).mean())
+
+    def gene_positions(self, columns: GeneColumns) -> np.ndarray:
+        """Where each gene of the panel stands among the given ones, int64 (panel,), -1 where it is absent."""
+        return match_genes(GeneColumns.of_panel(self.genes, self.ensembl_ids), columns)
 
     def perturbation_ids(self, names: Sequence[str]) -> torch.Tensor:
         """The prior's ids of perturbations, int64 (names,); with combinations (names, parts), padded with -1.
@@ -192,45 +196,42 @@ class EvaeProcessor(FeatureExtractionMixin):
 
     def _columns(
         self, data: Any, genes: Sequence[str] | None, ensembl_ids: Sequence[str] | None, layer: str | None
-    ) -> tuple[Any, list[str], list[str] | None]:
-        """The matrix, the names of its columns, and their Ensembl ids where known."""
+    ) -> tuple[Any, GeneColumns]:
+        """The matrix, and the genes of its columns."""
         if hasattr(data, "var_names") and hasattr(data, "obs"):
             if layer is not None and layer not in data.layers:
                 raise EvaeError(f"there is no layer '{layer}'; there are {list(data.layers) or 'none'}.")
-            column = next((c for c in ENSEMBL_COLUMNS if c in data.var.columns), None)
-            ids = [str(i) for i in data.var[column]] if column else None
-            matrix, names = data.layers[layer] if layer else data.X, [str(g) for g in data.var_names]
+            matrix, columns = data.layers[layer] if layer else data.X, gene_columns(data.var_names, data.var)
         else:
             matrix = data.numpy() if isinstance(data, torch.Tensor) else data
-            names = [str(g) for g in genes] if genes is not None else self.genes
-            ids = list(ensembl_ids) if ensembl_ids is not None else None
+            panel = GeneColumns.of_panel(self.genes, self.ensembl_ids)
+            columns = panel if genes is None else _named(genes, ensembl_ids)
         if matrix is None:
             raise EvaeError("the AnnData has no X; name the layer that holds the raw counts.")
         if not hasattr(matrix, "shape"):
             matrix = np.asarray(matrix)
         if len(matrix.shape) != 2 or matrix.shape[0] == 0:
             raise EvaeError(f"counts must be (cells, genes) with at least one cell, not {matrix.shape}.")
-        if matrix.shape[1] != len(names):
-            raise EvaeError(f"counts have {matrix.shape[1]} columns but {len(names)} gene names; give `genes`.")
-        check_unique(names, "gene")
-        return matrix, names, ids
+        if matrix.shape[1] != len(columns):
+            raise EvaeError(f"counts have {matrix.shape[1]} columns but {len(columns)} gene names; give `genes`.")
+        return matrix, columns
 
-    def panel_index(self, names: Sequence[str], ids: Sequence[str] | None, n_columns: int) -> np.ndarray:
-        """For every column its place in the panel, int64 (n_columns,), -1 where the panel has no such gene.
+    def panel_index(self, columns: GeneColumns) -> np.ndarray:
+        """For every gene of a count matrix its place in the panel, int64 (genes,), -1 where the panel has no such gene.
 
         Raises:
             EvaeError: the columns cover less of the panel than `min_coverage`.
         """
-        position = match_genes(self.genes, self.ensembl_ids, names, ids)
+        position = self.gene_positions(columns)
         found = position >= 0
         if found.mean() < self.min_coverage:
             missing = ", ".join(self.genes[g] for g in np.flatnonzero(~found)[:3])
             raise EvaeError(
                 f"only {found.sum()} of {len(self.genes)} panel genes are in the data (missing: {missing}, ...), "
-                f"below min_coverage {self.min_coverage}; check that var_names are gene symbols or Ensembl ids "
-                "of the same species, or lower processor.min_coverage."
+                f"below min_coverage {self.min_coverage}; check that var holds gene symbols or Ensembl ids of "
+                "the same species, or lower processor.min_coverage."
             )
-        index = np.full(n_columns, -1, dtype=np.int64)
+        index = np.full(len(columns), -1, dtype=np.int64)
         index[position[found]] = np.flatnonzero(found)
         return index
 
@@ -252,6 +253,10 @@ class EvaeProcessor(FeatureExtractionMixin):
             "gene_ids": torch.from_numpy(gene_ids),
             "library_size": torch.from_numpy(counts.sum(1)),
         }
+
+
+def _named(genes: Sequence[str], ensembl_ids: Sequence[str] | None) -> GeneColumns:
+    return gene_columns(genes, {} if ensembl_ids is None else {"ensembl_id": ensembl_ids})
 
 
 def _one_each(given: str | Sequence[str], n_cells: int, kind: str) -> list[str]:

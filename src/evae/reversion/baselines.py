@@ -52,9 +52,9 @@ class Expression:
     @classmethod
     def of(cls, source: Counts, screen: Screen, n_genes: int = N_GENES, seed: int = 0) -> "Expression":
         """Find the variable genes: two passes, unless there are few genes anyway."""
-        if len(source.genes) <= n_genes:
+        if source.n_genes <= n_genes:
             return cls(source, source.genes, None, screen, seed)
-        scores = highly_variable_scores(lambda: (b for _, b in source.blocks(BLOCK_CELLS)), len(source.genes))
+        scores = highly_variable_scores(lambda: (b for _, b in source.blocks(BLOCK_CELLS)), source.n_genes)
         columns = np.sort(np.argsort(-scores, kind="stable")[:n_genes])
         return cls(source, [source.genes[c] for c in columns], columns, screen, seed)
 

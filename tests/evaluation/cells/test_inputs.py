@@ -110,6 +110,7 @@ def test_memory_does_not_grow_with_the_training_cells(tmp_path, monkeypatch):
     for n in (1_000, 5_000):
         rng = np.random.default_rng(n)
         many = ad.AnnData(sp.csr_matrix(rng.poisson(1, (n, 300)).astype(np.float32)))
+        many.var_names = [f"G{i}" for i in range(300)]
         many.obs["perturbation"] = [f"G{i % 4}" for i in range(n)]
         many.obs["cell_type"] = "A"
         path = tmp_path / f"{n}.h5ad"

@@ -19,6 +19,7 @@ from evae.data.preparing.partial import appearing
 from evae.data.preparing.shards import RowPlan, binary_rows, cell_features, gather_shard, scatter_rows, shard_schema
 from evae.data.preparing.workers import Run
 from evae.data.reading.h5ad import H5adCounts
+from evae.data.reading.panel import over_panel
 from evae.models.contract_evae import EvaeError
 
 
@@ -55,15 +56,9 @@ def all_blocks(sources: list[H5adCounts], chunk_size: int) -> list[Block]:
 def panel_counts(source: H5adCounts, position: np.ndarray, block: Block) -> tuple[sp.csr_matrix, np.ndarray]:
     """Counts over the panel (cells, panel) CSR int64, and totals over all genes (cells,) int64."""
     counts = source.block(block.start, block.stop)
-    column = np.full(len(source.genes), -1, dtype=np.int64)
+    column = np.full(source.n_genes, -1, dtype=np.int64)
     column[position] = np.arange(len(position))
-    full = np.asarray(counts.sum(1)).ravel()
-    new = column[counts.indices]
-    inside = new >= 0
-    ends = np.concatenate([[0], np.cumsum(inside)])[counts.indptr]
-    kept = sp.csr_matrix((counts.data[inside], new[inside], ends), shape=(counts.shape[0], len(position)))
-    kept.sort_indices()
-    return kept, full
+    return over_panel(counts, column, len(position)), np.asarray(counts.sum(1)).ravel()
 
 
 def most_variable(

@@ -76,7 +76,7 @@ def describe_source(source: H5adCounts, panel: Panel, index: int) -> dict[str, A
         "file": source.path.name,
         "sha256": sha256(source.path),
         "n_cells": source.n_cells,
-        "n_genes": len(source.genes),
+        "n_genes": source.n_genes,
         "panel_coverage": panel.coverage(index),
         "genes_found": panel.matches[index],
     }

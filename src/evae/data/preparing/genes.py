@@ -1,8 +1,8 @@
 """The gene panel of a dataset: all shared genes, a panel file, or the highly variable ones.
 
-Genes match by symbol, then by Ensembl id, then by alias where a table of aliases is given. A panel gene that a
-file does not measure is left out of the panel (zeros are never invented), and the coverage is reported; below a
-threshold it raises.
+Genes match by Ensembl id where both sides have one, else by symbol, then by alias where a table of aliases is given. A
+panel gene that a file does not measure is left out of the panel (zeros are never invented), and the coverage is
+reported; below a threshold it raises.
 """
 
 import csv
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from evae.data.reading.h5ad import H5adCounts
-from evae.models.contract_evae import EvaeError, check_unique, match_genes
+from evae.models.contract_evae import EvaeError, check_unique
+from evae.models.genes_evae import GeneColumns, ensembl_id, match_genes
 
 SHOWN = 100  # absent genes named in the report
 
@@ -121,18 +122,26 @@ def match_panel(
         sources: the files.
         wanted: a panel, or None.
         min_coverage: the least share of it that a file must measure.
-        aliases: a table for `read_aliases`; used for genes that match neither by symbol nor by Ensembl id.
+        aliases: a table for `read_aliases`; used for genes that match neither by Ensembl id nor by symbol.
 
     Raises:
-        EvaeError: a file measures less than `min_coverage` of the genes.
+        EvaeError: a file measures less than `min_coverage` of the genes, or a symbol of the panel is that of several
+            genes of a file.
     """
     first = sources[0]
     if wanted is None:
-        genes, ids = first.genes, first.ensembl_ids
+        genes, ids = first.genes, first.gene_columns.ensembl_ids
     else:
-        genes, ids = wanted, _ids_of(wanted, first)
+        genes, ids = wanted, [ensembl_id(name) for name in wanted]
+        for source in sources:  # a symbol that is ambiguous in any file is refused, whatever the order of the files
+            match_genes(GeneColumns.of_panel(genes), source.gene_columns, str(source.path))
     other_names = read_aliases(aliases) if aliases is not None else {}
-    matched = [_match(genes, _wanted_ids(genes, ids), s, other_names) for s in sources]
+    matched = []
+    for source in sources:
+        position, report = _match(GeneColumns.of_panel(genes, ids), source, other_names)
+        matched.append((position, report))
+        known = [*source.gene_columns.ensembl_ids, ""]  # -1, an absent gene, has none
+        ids = [i or known[p] for i, p in zip(ids, position.tolist(), strict=True)]
     positions = [p for p, _ in matched]
     origin = "the panel" if wanted is not None else f"the genes of {first.path}"
     for source, position in zip(sources, positions, strict=True):
@@ -146,8 +155,6 @@ def match_panel(
     shared = np.flatnonzero(np.all([p >= 0 for p in positions], axis=0))
     if not len(shared):
         raise EvaeError("the files share no gene; check that they use the same gene names.")
-    ids = [next((s.ensembl_ids[p[g]] for s, p in zip(sources, positions, strict=True)
-                 if p[g] >= 0 and s.ensembl_ids[p[g]]), ids[g]) for g in range(len(genes))]  # fmt: skip
     panel = Panel(list(genes), ids, positions, [report for _, report in matched]).take(shared)
     for source, position in zip(sources, panel.positions, strict=True):
         if len(np.unique(position)) < len(position):
@@ -155,30 +162,21 @@ def match_panel(
     return panel
 
 
-def _match(
-    genes: list[str], ids: list[str], source: H5adCounts, aliases: dict[str, str]
-) -> tuple[np.ndarray, dict[str, Any]]:
+def _match(panel: GeneColumns, source: H5adCounts, aliases: dict[str, str]) -> tuple[np.ndarray, dict[str, Any]]:
     """Where each gene stands in a file, -1 where it is absent, and by what it was found."""
-    by_symbol = match_genes(genes, None, source.genes)
-    position = match_genes(genes, ids, source.genes, source.ensembl_ids)
-    n_by_id = int((position >= 0).sum() - (by_symbol >= 0).sum())
+    genes, symbols = panel.names, source.gene_columns.symbols
+    position = match_genes(panel, source.gene_columns, str(source.path))
+    by_symbol = sum(p >= 0 and symbols[p] == gene for gene, p in zip(genes, position.tolist(), strict=True))
+    by_id = int((position >= 0).sum()) - by_symbol
     by_alias = 0
     if aliases:
         taken = set(position.tolist())
         known = {aliases.get(n, n): i for i, n in enumerate(source.genes) if i not in taken}
         for g in np.flatnonzero(position < 0).tolist():
-            position[g] = known.get(aliases.get(genes[g], genes[g]), -1)
-            by_alias += int(position[g] >= 0)
+            found = known.get(aliases.get(genes[g], genes[g]), -1)
+            if found >= 0 and not (panel.ensembl_ids[g] and source.gene_columns.ensembl_ids[found]):
+                position[g] = found
+                by_alias += 1
     absent = [genes[g] for g in np.flatnonzero(position < 0)]
-    found = {"by_symbol": int((by_symbol >= 0).sum()), "by_ensembl_id": n_by_id, "by_alias": by_alias}
-    return position, {**found, "absent": len(absent), "absent_genes": absent[:SHOWN]}
-
-
-def _ids_of(wanted: list[str], source: H5adCounts) -> list[str]:
-    """Ensembl ids of the wanted genes: what the file says, or the name itself where that is an id."""
-    by_symbol = dict(zip(source.genes, source.ensembl_ids, strict=True))
-    return [by_symbol.get(g, "") or (g if g.startswith("ENS") and g[-1].isdigit() else "") for g in wanted]
-
-
-def _wanted_ids(genes: list[str], ids: list[str]) -> list[str]:
-    return [i or (g if g.startswith("ENS") and g[-1].isdigit() else "") for g, i in zip(genes, ids, strict=True)]
+    by = {"by_symbol": by_symbol, "by_ensembl_id": by_id, "by_alias": by_alias}
+    return position, {**by, "absent": len(absent), "absent_genes": absent[:SHOWN]}

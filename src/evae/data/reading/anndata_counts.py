@@ -1,6 +1,7 @@
 """Raw counts of an AnnData in blocks of cells, with the face of `H5adCounts`; a backed one is read in chunks."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import pandas as pd
 import scipy.sparse as sp
 
 from evae.data.reading.h5ad import H5adCounts
-from evae.models.contract_evae import EvaeError, check_raw_counts, check_unique, near_matches
-from evae.models.processing_evae import ENSEMBL_COLUMNS
+from evae.models.contract_evae import EvaeError, check_raw_counts, near_matches
+from evae.models.genes_evae import GeneColumns, gene_columns
 
 
 class AnnDataCounts:
@@ -21,10 +22,11 @@ class AnnDataCounts:
         adata: the cells; not changed.
         layer: None for `X`, else the name of a layer.
 
-    Attributes: `name` (for messages), `n_cells`, `genes`, `ensembl_ids` ("" where unknown).
+    Attributes: `name` (for messages), `n_cells`, `n_genes`, and, read when first asked for, `gene_columns` and
+    `genes`, their names.
 
     Raises:
-        EvaeError: no such layer, no cells, duplicate genes.
+        EvaeError: no such layer, no cells.
     """
 
     def __init__(self, adata: ad.AnnData, layer: str | None = None):
@@ -36,11 +38,16 @@ class AnnDataCounts:
             raise EvaeError("the AnnData has no X; name the layer that holds the raw counts.")
         self.adata, self.layer = adata, layer
         self.name = f"layer '{layer}'" if layer else "the counts"
-        self.n_cells = adata.n_obs
-        self.genes = [str(g) for g in adata.var_names]
-        check_unique(self.genes, "gene")
-        column = next((c for c in ENSEMBL_COLUMNS if c in adata.var.columns), None)
-        self.ensembl_ids = [str(i) for i in adata.var[column]] if column else list(self.genes)
+        self.n_cells, self.n_genes = adata.shape
+
+    @cached_property
+    def gene_columns(self) -> GeneColumns:
+        """The genes; raises `EvaeError` where `var` does not tell them apart."""
+        return gene_columns(self.adata.var_names, self.adata.var, "the AnnData")
+
+    @property
+    def genes(self) -> list[str]:
+        return self.gene_columns.names
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -5,6 +5,7 @@ integer codes), cell names block by block.
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,12 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from anndata.io import read_elem
 
+from evae.data.reading.stored_frame import StoredFrame
 from evae.data.reading.transpose import transposed
-from evae.models.contract_evae import EvaeError, check_raw_counts, check_unique, near_matches
+from evae.models.contract_evae import EvaeError, check_raw_counts, near_matches
+from evae.models.genes_evae import GeneColumns, gene_columns
 
-ENSEMBL_COLUMNS = ("ensembl_id", "gene_ids", "gene_id", "feature_id", "ensembl", "ensembl_ids", "ensemblid")
-SYMBOL_COLUMNS = ("gene_symbol", "gene_symbols", "gene_name", "gene_names", "feature_name", "symbol")
 MAX_BLOCK_ENTRIES = 1 << 21  # stored values held at once, whatever the chunk size says
 
 
@@ -30,10 +30,11 @@ class H5adCounts:
         layer: None for `X`, "raw" for `raw/X`, else the name of a layer.
         scratch: folder for the transposition of a CSC matrix, of this file alone.
 
-    Attributes: `name` (file and layer, for messages), `n_cells`, `genes`, `ensembl_ids` ("" where unknown).
+    Attributes: `name` (file and layer, for messages), `n_cells`, `n_genes`, and, read when first asked for,
+    `gene_columns` and `genes`, their names.
 
     Raises:
-        EvaeError: no such file or layer, not an h5ad file, no cells or genes, duplicate genes.
+        EvaeError: no such file or layer, not an h5ad file, no cells or genes.
     """
 
     def __init__(self, path: str | Path, layer: str | None = None, scratch: Path | None = None):
@@ -46,19 +47,24 @@ class H5adCounts:
             raise EvaeError(f"{self.path} is not a readable h5ad file ({error}).") from error
         self._scratch = scratch
         self._transposed: tuple[Any, Any, Any] | None = None
-        where, var = self._locate(layer)
+        where, self._var = self._locate(layer)
         self.name = f"the counts in {where} of {self.path}"
         self._matrix: Any = self._file[where]
         self.encoding = _encoding(self._matrix)
         shape = self._matrix.attrs["shape"] if self.encoding != "dense" else self._matrix.shape
-        self.n_cells, n_genes = int(shape[0]), int(shape[1])
-        if not self.n_cells or not n_genes:
-            raise EvaeError(f"{self.name} hold {self.n_cells} cells and {n_genes} genes; give a file with cells.")
-        self.genes, self.ensembl_ids = _genes(self._file[var])
-        try:
-            check_unique(self.genes, "gene")
-        except EvaeError as error:
-            raise EvaeError(f"{self.path}: {error}") from None
+        self.n_cells, self.n_genes = int(shape[0]), int(shape[1])
+        if not self.n_cells or not self.n_genes:
+            raise EvaeError(f"{self.name} hold {self.n_cells} cells and {self.n_genes} genes; give a file with cells.")
+
+    @cached_property
+    def gene_columns(self) -> GeneColumns:
+        """The genes; raises `EvaeError` where `var` does not tell them apart."""
+        var = StoredFrame(self._file[self._var], f"{self._var} of {self.path}")
+        return gene_columns(var.index(), var, str(self.path))
+
+    @property
+    def genes(self) -> list[str]:
+        return self.gene_columns.names
 
     def close(self) -> None:
         self._transposed = None
@@ -72,14 +78,10 @@ class H5adCounts:
 
     def labels(self, key: str) -> tuple[np.ndarray, list[str]]:
         """One obs column as codes (cells,) int32 and the names they stand for; missing labels raise."""
-        obs = self._file["obs"]
-        if isinstance(obs, h5py.Dataset):
-            raise EvaeError(f"{self.path} was written by an anndata before 0.7; read and write it once anew.")
-        columns = [str(c) for c in obs.attrs.get("column-order", [k for k in obs if k != "__categories"])]
-        if key not in columns:
-            raise EvaeError(f"{self.path} has no obs column '{key}'. {near_matches(key, columns)}")
-        values = read_elem(obs)[key] if "__categories" in obs else read_elem(obs[key])
-        codes, names = pd.factorize(pd.Series(values), sort=False)
+        obs = self._obs()
+        if key not in obs:
+            raise EvaeError(f"{self.path} has no obs column '{key}'. {near_matches(key, list(obs))}")
+        codes, names = pd.factorize(pd.Series(obs[key]), sort=False)
         missing = int((codes < 0).sum())
         if missing:
             raise EvaeError(
@@ -89,11 +91,7 @@ class H5adCounts:
 
     def cell_ids(self, start: int, stop: int) -> np.ndarray:
         """The obs names of the cells start..stop, as strings."""
-        obs = self._file["obs"]
-        index = obs[obs.attrs.get("_index", "_index")]
-        if index.dtype.kind in "OS":
-            return index.asstr()[start:stop]
-        return index[start:stop].astype(str)
+        return self._obs().index(slice(start, stop))
 
     def blocks(self, chunk_size: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, sp.csr_matrix]]:
         """Pairs (index of the first cell, counts (block, genes) CSR int64) of the cells start..stop (all by default),
@@ -128,6 +126,9 @@ class H5adCounts:
         block.eliminate_zeros()
         return block
 
+    def _obs(self) -> StoredFrame:
+        return StoredFrame(self._file["obs"], f"obs of {self.path}")
+
     def _locate(self, layer: str | None) -> tuple[str, str]:
         if layer in (None, "X"):
             if "X" not in self._file:
@@ -145,7 +146,7 @@ class H5adCounts:
 
     def _block_end(self, start: int, chunk_size: int) -> int:
         if self.encoding == "dense":
-            return min(self.n_cells, start + max(1, min(chunk_size, MAX_BLOCK_ENTRIES // len(self.genes))))
+            return min(self.n_cells, start + max(1, min(chunk_size, MAX_BLOCK_ENTRIES // self.n_genes)))
         stop = min(self.n_cells, start + chunk_size)
         ends = self._csr_parts()[0][start : stop + 1]
         bound = start + int(np.searchsorted(ends, ends[0] + MAX_BLOCK_ENTRIES, side="right")) - 1
@@ -160,7 +161,7 @@ class H5adCounts:
         low, high = int(ends[0]), int(ends[-1])
         return sp.csr_matrix(
             (np.array(data[low:high]), np.array(indices[low:high]), ends - low),
-            shape=(stop - start, len(self.genes)),
+            shape=(stop - start, self.n_genes),
         )
 
     def _csr_parts(self) -> tuple[Any, Any, Any]:
@@ -184,24 +185,3 @@ def _encoding(matrix: Any) -> str:
     if kind.startswith("csr"):
         return "csr"
     raise EvaeError(f"a matrix stored as '{kind}' cannot be read; save it as CSR, CSC or dense.")
-
-
-def _genes(var: h5py.Group) -> tuple[list[str], list[str]]:
-    """Gene symbols and Ensembl ids ("" where unknown) from a var table."""
-    frame = read_elem(var)
-    names = [str(n) for n in frame.index]
-    by_lower = {str(c).lower(): c for c in frame.columns}
-    id_column = next((by_lower[c] for c in ENSEMBL_COLUMNS if c in by_lower), None)
-    if _are_ensembl(names):
-        symbol_column = next((by_lower[c] for c in SYMBOL_COLUMNS if c in by_lower), None)
-        symbols = [str(s) for s in frame[symbol_column]] if symbol_column is not None else names
-        twice = pd.Series(symbols).duplicated()  # the first of several genes of one symbol keeps it
-        return [i if again else s for s, i, again in zip(symbols, names, twice, strict=True)], names
-    if id_column is None:
-        return names, [""] * len(names)
-    ids = ["" if pd.isna(i) else str(i) for i in frame[id_column]]
-    return names, ids if _are_ensembl([i for i in ids if i]) else [""] * len(names)
-
-
-def _are_ensembl(names: list[str]) -> bool:
-    return bool(names) and sum(n.startswith("ENS") and n[-1].isdigit() for n in names) > 0.9 * len(names)

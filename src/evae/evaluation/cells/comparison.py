@@ -14,6 +14,7 @@ from evae.evaluation.cells.inputs import Data, Progress, Source, open_source, si
 from evae.evaluation.cells.normalised import Cells
 from evae.evaluation.cells.training_cells import TrainingCells, summarise_training
 from evae.models.contract_evae import EvaeError, near_matches
+from evae.models.genes_evae import GeneColumns
 
 Pair: TypeAlias = tuple[str, str]  # (cell type, perturbation)
 
@@ -143,7 +144,7 @@ def _read(
 
 
 def _matching_predictions(
-    generated: Source, pairs: list[Pair], control: str, genes: np.ndarray, notes: list[str]
+    generated: Source, pairs: list[Pair], control: str, genes: GeneColumns, notes: list[str]
 ) -> np.ndarray:
     """The rows of the predicted cells of the evaluated pairs, sorted."""
     rows = group_rows(generated.cell_type, generated.perturbation)
@@ -164,7 +165,7 @@ def _matching_predictions(
         notes.append(f"{len(extra)} predicted pairs have no real cells and were left out")
     if any(p == control for _, p in rows):
         notes.append("predicted control cells were ignored: the real controls stand on both sides")
-    if not np.array_equal(generated.genes, genes) and set(genes.tolist()) <= set(generated.genes.tolist()):
+    if generated.columns(genes) is not None:
         notes.append("the genes of the predicted cells were put into the order of the real cells")
     return np.sort(np.concatenate([rows[pair] for pair in pairs]))
 

@@ -18,7 +18,8 @@ import scipy.sparse as sp
 
 from evae.data.streaming.split_anndata import DatasetSplit
 from evae.evaluation.cells.normalised import Cells, Rows, StoredRows, log1p_and_totals
-from evae.models.contract_evae import EvaeError, check_unique, near_matches
+from evae.models.contract_evae import EvaeError, near_matches
+from evae.models.genes_evae import GeneColumns, gene_columns, match_genes
 
 Data: TypeAlias = ad.AnnData | DatasetSplit | str | Path
 Progress: TypeAlias = Callable[[Iterable, str], Iterable]
@@ -48,7 +49,7 @@ class Source:
         name: what to call it in messages.
         perturbation, cell_type: labels, (cells,).
         cell_names: names of the cells, (cells,).
-        genes: (genes of the source,).
+        genes: those of the source.
         scale: "raw counts" or "log1p".
         read: (start, stop) -> the values of these rows, dense or sparse.
         in_memory: whether the values lie in memory already.
@@ -59,7 +60,7 @@ class Source:
     perturbation: np.ndarray
     cell_type: np.ndarray
     cell_names: pd.Index
-    genes: np.ndarray
+    genes: GeneColumns
     scale: str
     read: Callable[[int, int], Any]
     in_memory: bool
@@ -69,7 +70,7 @@ class Source:
         return len(self.perturbation)
 
     def blocks(
-        self, rows: np.ndarray, genes: np.ndarray, progress: Progress = silent
+        self, rows: np.ndarray, genes: GeneColumns, progress: Progress = silent
     ) -> Iterator[tuple[np.ndarray, sp.csr_matrix, np.ndarray]]:
         """Yield (row indices, log1p CP10K over `genes`, totals) of the sorted `rows`, block by block of the source."""
         columns = self.columns(genes)
@@ -83,25 +84,26 @@ class Source:
             check_values(values, self.scale, self.name)
             yield part, *log1p_and_totals(values, self.scale, columns)
 
-    def columns(self, genes: np.ndarray) -> np.ndarray | None:
+    def columns(self, genes: GeneColumns) -> np.ndarray | None:
         """Where the panel's genes stand in this source; None when it is the panel already."""
-        if np.array_equal(self.genes, genes):
+        position = match_genes(genes, self.genes, self.name)
+        if len(self.genes) == len(genes) and (position == np.arange(len(genes))).all():
             return None
-        position = {g: i for i, g in enumerate(self.genes.tolist())}
-        missing = [g for g in genes.tolist() if g not in position]
+        missing = [genes.names[g] for g in np.flatnonzero(position < 0).tolist()]
         if len(missing) == len(genes):
             raise EvaeError(
-                f"{self.name} have no gene of the real cells (theirs: {', '.join(self.genes[:2])}; the real ones': "
-                f"{', '.join(genes[:2])}); give both the same kind of gene names in var_names."
+                f"{self.name} have no gene of the real cells (theirs: {', '.join(self.genes.names[:2])}; the real "
+                f"ones': {', '.join(genes.names[:2])}); give both the same kind of gene names, or symbols and Ensembl "
+                "ids in var."
             )
         if missing:
             raise EvaeError(
                 f"{self.name} lack {len(missing)} of the {len(genes)} genes of the real cells (first: "
                 f"{', '.join(missing[:3])}); subset the real cells to the genes of both before evaluating."
             )
-        return np.array([position[g] for g in genes.tolist()])
+        return position
 
-    def cells(self, genes: np.ndarray, rows: np.ndarray | None = None, progress: Progress = silent) -> Cells:
+    def cells(self, genes: GeneColumns, rows: np.ndarray | None = None, progress: Progress = silent) -> Cells:
         """Read `rows` (all by default) over the panel `genes`."""
         rows = np.arange(len(self)) if rows is None else rows
         stored, parts, empty = StoredRows(len(genes)), [sp.csr_matrix((0, len(genes)), dtype=np.float32)], 0
@@ -112,7 +114,8 @@ class Source:
             sums.append(totals)
         matrix: Rows = sp.vstack(parts, format="csr") if self.in_memory else stored
         counted = np.concatenate(sums) if self.scale == "raw counts" else None
-        return Cells(matrix, self.perturbation[rows], self.cell_type[rows], genes, empty, counted)
+        names = np.asarray(genes.names, dtype=object)
+        return Cells(matrix, self.perturbation[rows], self.cell_type[rows], names, empty, counted)
 
 
 def open_source(data: Data, name: str, perturbation_key: str, cell_type_key: str | None) -> Source:
@@ -125,8 +128,8 @@ def open_source(data: Data, name: str, perturbation_key: str, cell_type_key: str
         cell_type_key: obs column of the cell type; None treats all cells as one type.
 
     Raises:
-        EvaeError: a file, column or matrix is missing, a label is missing, genes stand twice, or the values
-            are neither raw counts nor log1p.
+        EvaeError: a file, column or matrix is missing, a label is missing, genes have no names or stand twice, or the
+            values are neither raw counts nor log1p.
     """
     if isinstance(data, DatasetSplit):
         return _open_split(data, name, cell_type_key)
@@ -136,13 +139,12 @@ def open_source(data: Data, name: str, perturbation_key: str, cell_type_key: str
         data = _open_file(data, name)
     if data.X is None or data.n_obs == 0:
         raise EvaeError(f"{name}: no cells in X; put raw counts or log1p values there.")
-    check_unique(data.var_names, "gene")
+    genes = gene_columns(data.var_names, data.var, name)
     perturbation = _labels(data, perturbation_key, name, "perturbation_key")
     if cell_type_key is None:
         cell_type = np.full(data.n_obs, "all", dtype=object)
     else:
         cell_type = _labels(data, cell_type_key, name, "cell_type_key")
-    genes = np.asarray(data.var_names.astype(str), dtype=object)
     scale = recognise_scale((_rows(data, start, stop) for start, stop in _spans(data.n_obs, len(genes))), name)
     backed = from_file and data.isbacked
     return Source(
@@ -211,7 +213,7 @@ def _open_split(data: DatasetSplit, name: str, cell_type_key: str | None) -> Sou
     if cell_type_key is None:
         cell_type = np.full(len(labels), "all", dtype=object)
     name = f"{name} (split {data.split} of the dataset)"
-    genes = np.asarray(data.info.genes, dtype=object)
+    genes = GeneColumns.of_panel(data.info.genes, data.info.ensembl_ids)
     return Source(name, perturbation, cell_type, labels.index, genes, "raw counts", data.counts, in_memory=False)
 
 

@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from evae.evaluation.cells.inputs import Progress, Source, silent
 from evae.evaluation.cells.normalised import Cells, StoredRows
 from evae.models.contract_evae import EvaeError
+from evae.models.genes_evae import GeneColumns
 
 Pair = tuple[str, str]  # (cell type, perturbation)
 MAX_REFERENCE = 20_000
@@ -74,7 +75,7 @@ def summarise_training(
     source: Source,
     held_out: Source,
     perturbations: list[str],
-    genes: np.ndarray,
+    genes: GeneColumns,
     control: str,
     seed: int = 0,
     progress: Progress = silent,
@@ -118,7 +119,8 @@ def summarise_training(
 
     def kept(matrix: StoredRows, rows: np.ndarray) -> Cells:
         labels = source.perturbation[rows], source.cell_type[rows]
-        return Cells(matrix, *labels, genes, totals=None if known is None else known[rows])
+        names = np.asarray(genes.names, dtype=object)
+        return Cells(matrix, *labels, names, totals=None if known is None else known[rows])
 
     return TrainingCells(
         means=dict(zip(pairs, sums, strict=True)),
