@@ -4,6 +4,7 @@
 
 K562 and RPE1 come from Figshare+ (article 20029387, CC BY 4.0), HepG2 and Jurkat from GEO (GSE264667). The published
 panel and split files are read as they are (keys `genes`, `labels`); by default the 2,000 most variable genes are taken.
+A symbol of the panel that two genes of a file share is refused; the message says by which Ensembl ids to name it.
 
 Schema relied on: raw counts in `X`; `obs["gene"]` is the target, `non-targeting` the control; `var` is indexed by
 Ensembl id, with the symbol in `gene_name`. Addresses, and the sizes and checksums given, are as public code states

@@ -115,7 +115,7 @@ class TestMatching:
 
     def test_an_ambiguous_symbol_is_named(self):
         given = gene_columns(IDS, {"symbol": ["DUP", "JAK2", "DUP"]})
-        message = rf"'DUP' is the symbol of 2 genes of a\.h5ad \({IDS[0]}, {IDS[2]}\)"
+        message = rf"1 symbols .* stand for several genes of a\.h5ad: DUP \({IDS[0]}, {IDS[2]}\); .* Ensembl ids"
         with pytest.raises(EvaeError, match=message):
             match_genes(GeneColumns.of_panel(["JAK2", "DUP"]), given, "a.h5ad")
         assert match_genes(GeneColumns.of_panel(["JAK2", IDS[2]]), given).tolist() == [1, 2]

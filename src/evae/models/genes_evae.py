@@ -124,18 +124,21 @@ def match_genes(panel: GeneColumns, given: GeneColumns, source: str = "the data"
         by_symbol.setdefault(symbol, []).append(g)
     by_symbol.pop("", None)
     position = np.full(len(panel), -1, dtype=np.int64)
+    ambiguous = []
     for g, (name, own) in enumerate(zip(panel.names, panel.ensembl_ids, strict=True)):
         if own in by_id:
             position[g] = by_id[own]
             continue
         found = [other for other in by_symbol.get(name, ()) if not (own and given.ensembl_ids[other])]
         if len(found) > 1:
-            which = ", ".join(given.names[other] for other in found[:SHOWN])
-            raise EvaeError(
-                f"'{name}' is the symbol of {len(found)} genes of {source} ({which}), and the panel does not say which "
-                "is meant; name the gene by its Ensembl id in the panel, or keep one of them."
-            )
-        position[g] = found[0] if found else -1
+            ambiguous.append(f"{name} ({', '.join(given.names[other] for other in found)})")
+        elif found:
+            position[g] = found[0]
+    if ambiguous:
+        raise EvaeError(
+            f"{len(ambiguous)} symbols of the panel stand for several genes of {source}: {', '.join(ambiguous[:8])}; "
+            "name these genes by their Ensembl ids in the panel, or keep one of each."
+        )
     _check_one_each(panel.names, position, source)
     return position
 

@@ -171,16 +171,22 @@ def test_replogle(server, tmp_path, real_data):
     server.cut = 200_000
     out = tmp_path / "out"
     places = ["--out", str(out), "--downloads", str(tmp_path / "downloads"), "--split", str(tmp_path / "split.json")]
-    published.published_main(files, "", argv=[*places, "--genes", str(tmp_path / "split.json")], **script.OPTIONS)
+    twice = sorted({frame.columns[0] for frame, _ in counted.values()}, key=panel.index)
+    with pytest.raises(SystemExit, match=rf"genes of .*{script.FILES[0].name}: .*Ensembl ids"):
+        published.published_main(files, "", argv=[*places, "--genes", str(tmp_path / "split.json")], **script.OPTIONS)
+    (tmp_path / "panel.json").write_text(json.dumps([ids[g] if g in twice else g for g in panel]))
+    published.published_main(files, "", argv=[*places, "--genes", str(tmp_path / "panel.json")], **script.OPTIONS)
     info = DatasetInfo.load(out)
     assert info.cell_types == ["hepg2", "jurkat", "k562", "rpe1"]
     assert info.perturbations[0] == "non-targeting"
     assert set(info.held_out_pairs()) == {("hepg2", g) for g in held}
-    assert info.genes == [g for g in panel if all(g in frame.columns for frame, _ in counted.values())]
+    found = [g for g in panel if all(g in frame.columns for frame, _ in counted.values())]
+    assert info.genes == [ids[g] if g in twice else g for g in found]
+    assert info.ensembl_ids == [ids[g] for g in found]
     assert [s["genes_found"]["absent"] for s in info.statistics["sources"]] == [10, 9, 8, 7]
     for name in ("train", "test"):
         for kind, cells in read_split(out, name).to_df().groupby(lambda cell: cell.split("-")[0]):
-            np.testing.assert_array_equal(cells, counted[kind][0].loc[cells.index, info.genes])
+            np.testing.assert_array_equal(cells, counted[kind][0].loc[cells.index, found])
     cells = read_split(out, "train").obs
     for kind, (_, gene) in counted.items():
         own = cells[cells["cell_type"] == kind]
