@@ -210,6 +210,18 @@ def test_report_and_json_and_rankings(result, tmp_path):
     assert result.top(5).shape == (5, 3)
 
 
+def test_cells_without_a_vector_are_counted(stressed, names, tmp_path):
+    vectors = pd.DataFrame(np.random.default_rng(0).normal(size=(stressed.n_obs, 3)), index=stressed.obs_names)
+    vectors.iloc[7:].to_csv(tmp_path / "some.csv")
+    result = reversion.run(stressed, names, embeddings={"some": str(tmp_path / "some.csv")}, **FAST)
+    cells = result.stamp["n_cells"]
+    total = cells["treated"] + cells["untreated"]
+    skipped = result.methods["some"].place.n_skipped
+    assert 0 < skipped <= 7
+    assert f"some: {skipped:,} of {total:,} cells have no vector and are left out" in result.notes()
+    assert all(not note.startswith("pca") for note in result.notes())
+
+
 def test_command(run, stressed_file, names, encoder, tmp_path):
     cells = ad.read_h5ad(stressed_file)
     cells.obs = cells.obs.rename(columns={"condition": "arm", "gene_target": "ko"})

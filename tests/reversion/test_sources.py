@@ -115,6 +115,20 @@ def test_cells_that_one_side_lacks_are_left_out(source, tmp_path):
     assert np.isnan(found[ORDER[20:]]).all()
 
 
+@pytest.mark.parametrize("names", ["{:03d}", "{}e5", "{}.0", "NA{}"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@pytest.mark.parametrize("heading", ["", "cell"])
+def test_cell_names_of_a_table_are_text(source, tmp_path, names, suffix, heading):
+    """pandas 2.3.3 reads the names 007, 1e5 and NA of a CSV file as numbers and as missing."""
+    own = ["NA" if names == "NA{}" and i == 0 else names.format(i) for i in range(N)]
+    source.adata.obs_names = own
+    frame = pd.DataFrame(VALUES[ORDER], index=pd.Index([own[i] for i in ORDER], name=heading))
+    frame.to_csv(tmp_path / f"a{suffix}", sep="\t" if suffix == ".tsv" else ",")
+    embedding = open_embedding("a", tmp_path / f"a{suffix}", source)
+    assert embedding.n_cells == N
+    np.testing.assert_allclose(collected(embedding), VALUES)
+
+
 def bad(path, how):
     if how == "other cells":
         adata = shell(["X_scgpt"])

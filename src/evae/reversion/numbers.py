@@ -102,6 +102,15 @@ class ReversionNumbers:
             rows.append([name, *[texts[c] for c in shown]])
         return ["method", *[HEADINGS[c] for c in shown]], rows
 
+    def notes(self) -> list[str]:
+        """What a reader must know of the methods: cells of the two arms that one of them lacks."""
+        cells = self.stamp["n_cells"]["untreated"] + self.stamp["n_cells"]["treated"]
+        return [
+            f"{name}: {m.place.n_skipped:,} of {cells:,} cells have no vector and are left out"
+            for name, m in self.methods.items()
+            if m.place.n_skipped
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values; a value that is not defined is None."""
         methods = {}

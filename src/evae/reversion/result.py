@@ -36,7 +36,8 @@ class ReversionResult(ReversionNumbers):
                     (", " if i else "") + str(target), style="bold green" if target in positives else "not bold"
                 )
             lines.append(line)
-        return Group(table, *lines)
+        notes = [Text(note, style="yellow") for note in self.notes()]
+        return Group(table, *notes, *lines)
 
     def report(self, folder: str | Path) -> Path:
         """Write report.html, result.json, rankings.csv and plots/ into a folder; returns the HTML file."""

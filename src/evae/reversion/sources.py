@@ -10,6 +10,7 @@
 Cells are matched by name where the file has names, else by order. Files are read in chunks, tables and .npz whole.
 """  # noqa: E501
 
+import csv
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def _open_file(name: str, path: Path, key: str | None) -> Vectors:
         if path.suffix == ".parquet":
             return _parquet(path)
         if path.suffix in (".csv", ".tsv"):
-            return _table(pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", index_col=0), path)
+            return _csv(path, "\t" if path.suffix == ".tsv" else ",")
         return _npz(path) if path.suffix == ".npz" else _array(np.lib.format.open_memmap(path, mode="r"))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise EvaeError(f"embedding '{name}' cannot be read from {path} ({error}).") from error
@@ -195,6 +196,18 @@ def _table(frame: pd.DataFrame, path: Path) -> Vectors:
     if numbers.shape[1] < max(1, frame.shape[1]):
         raise EvaeError(f"{path} has columns that are not numbers; keep cell names and the embedding only.")
     return _array(numbers.to_numpy(), frame.index.to_numpy().astype(str))
+
+
+def _csv(path: Path, separator: str) -> Vectors:
+    """A table as text. Cell names are taken as they are written: pandas reads 000 as 0, 1e5 as a number, NA as none."""
+    frame = pd.read_csv(path, sep=separator, index_col=0)
+    with path.open(newline="") as file:
+        names = [row[0] for row in csv.reader(file, delimiter=separator) if row][1:]
+    if len(names) != len(frame):
+        raise EvaeError(
+            f"{path} has {len(frame):,} rows of numbers and {len(names):,} cell names; write one row a cell."
+        )
+    return _table(frame.set_axis(names, axis=0), path)
 
 
 def _parquet(path: Path) -> Vectors:
