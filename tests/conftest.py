@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import anndata as ad
+import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 import evae
@@ -151,6 +153,24 @@ def pipe(tiny_checkpoint: Path) -> evae.Pipeline:
 @pytest.fixture
 def controls(screen: ad.AnnData) -> ad.AnnData:
     return screen[screen.obs["perturbation"] == "control"].copy()
+
+
+@pytest.fixture(scope="session")
+def repeat_entries() -> Callable[[ad.AnnData], ad.AnnData]:
+    """A copy of cells whose CSR rows hold many columns twice, with halves of a count: valid, and the same matrix."""
+
+    def repeated(cells: ad.AnnData) -> ad.AnnData:
+        dense = np.asarray(cells.X.toarray(), dtype=np.float32)
+        rows, columns = np.nonzero(dense)
+        values = dense[rows, columns]
+        data = np.stack([values - 0.5, np.full_like(values, 0.5)], axis=1).ravel()
+        ends = np.concatenate([[0], np.cumsum(2 * np.bincount(rows, minlength=len(dense)))])
+        matrix = sp.csr_matrix((data, np.repeat(columns, 2), ends), shape=dense.shape)
+        assert not matrix.has_canonical_format
+        assert (matrix.toarray() == dense).all()
+        return ad.AnnData(matrix, obs=cells.obs.copy(), var=cells.var.copy())
+
+    return repeated
 
 
 @pytest.fixture

@@ -256,3 +256,10 @@ def test_duplicate_names_of_cells_do_no_harm(screen, real, perfect):
     twice = ad.concat([perfect, perfect])
     result = evaluate(twice, real, screen, suite="perturbation", with_baselines=False, **QUIET)
     assert result.comparison.predicted.matrix.shape[0] == 240
+
+
+def test_one_seed_may_be_a_number(screen, real, perfect):
+    options = {"suite": "robust", "progress": False, "n_components": 8, "with_baselines": False}
+    one, listed = (evaluate(perfect, real, screen, seeds=seeds, **options) for seeds in (1, (1,)))
+    assert one.records.equals(listed.records)
+    assert one.stamp["settings"]["seeds"] == [1]

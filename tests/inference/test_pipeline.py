@@ -4,11 +4,14 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 import torch
 
 import evae
+from evae.data.preparing.prepare import prepare_dataset
+from evae.data.streaming.loader import DatasetInfo
 from evae.inference.checkpoint import Checkpoint
 from evae.inference.pipeline import Pipeline
 
@@ -219,3 +222,23 @@ def test_progress_bar_counts_cells(pipe, controls, screen_split, capsys):
 def test_loads_from_a_relative_path(trained_prior: Path, monkeypatch, tmp_path):
     monkeypatch.chdir(trained_prior.parent)
     assert evae.pipeline(trained_prior.name, device="cpu").checkpoint.is_prior
+
+
+def test_repeated_entries_are_summed_at_every_entrance(
+    pipe, controls, screen, screen_dataset, repeat_entries, tmp_path
+):
+    again = repeat_entries(controls)
+    names = pipe.processor.perturbations[1]
+    drawn = [pipe.predict(cells, names, n_cells=10, **QUIET) for cells in (controls, again)]
+    assert (drawn[0].X != drawn[1].X).nnz == 0
+    assert drawn[0].obs.equals(drawn[1].obs)
+    embedded = [pipe.embed(cells.copy(), **QUIET).obsm["X_evae"] for cells in (controls, again)]
+    np.testing.assert_array_equal(*embedded)
+    repeat_entries(screen).write_h5ad(tmp_path / "again.h5ad")
+    info = DatasetInfo.load(screen_dataset)
+    folder = prepare_dataset(
+        tmp_path / "again.h5ad", tmp_path / "dataset", perturbation_key="perturbation", cell_type_key="cell_type",
+        control="control", split=info.split, progress=False,
+    )  # fmt: skip
+    for shard in info.statistics["shards"]:
+        assert pq.read_table(folder / shard["path"]).equals(pq.read_table(screen_dataset / shard["path"]))

@@ -50,7 +50,7 @@ def evaluate(
     cell_type_key: str | None = "cell_type",
     control: str = "control",
     suite: str = "robust",
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds: int | Sequence[int] = (0, 1, 2),
     n_components: int = 30,
     with_baselines: bool = True,
     extra_baselines: Sequence[str] = (),
@@ -77,7 +77,7 @@ def evaluate(
         control: label of the control.
         suite: "paper" (as published), "robust", "perturbation" (pseudobulks and differential expression),
             "cell-eval" (the same, and cell-eval itself beside it; needs the extra `eval`) or "full" (all).
-        seeds: of the draws and splits; the first alone serves where one draw is made.
+        seeds: of the draws and splits, one or several; the first alone serves where one draw is made.
         n_components: principal components of W2, MMD2 and FD.
         with_baselines: compute the baselines too.
         extra_baselines: more of them, that other libraries give: "scvi", trained on the training cells (extra
@@ -94,6 +94,7 @@ def evaluate(
     Raises:
         EvaeError: the input cannot be compared; the message says what to fix.
     """
+    seeds = (seeds,) if isinstance(seeds, int) else tuple(seeds)
     _check(suite, seeds, de)
     _check_extra(extra_baselines, train)
     started = time.perf_counter()

@@ -52,6 +52,15 @@ def test_every_storage_gives_the_same_cells(real, kind):
     assert before.dtype == other.X.dtype
 
 
+def test_repeated_entries_are_summed(real, repeat_entries, tmp_path):
+    again = repeat_entries(real)
+    stored = again.X.copy()
+    assert read(again).digest() == read(real).digest()
+    assert np.array_equal(again.X.data, stored.data)  # the input was not changed
+    again.write_h5ad(tmp_path / "cells.h5ad")
+    assert read(tmp_path / "cells.h5ad").digest() == read(real).digest()
+
+
 def test_log1p_input_is_recognised_and_brought_to_the_same_values(real):
     logged = real.copy()
     logged.X = sp.csr_matrix(np.log1p(real.X.toarray() / real.X.sum(axis=1).A1[:, None] * 3_000))

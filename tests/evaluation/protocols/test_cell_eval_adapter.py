@@ -1,5 +1,7 @@
 """Our numbers are cell-eval's, perturbation by perturbation; its traps are handled."""
 
+import os
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -41,6 +43,13 @@ def test_both_sides_hold_the_same_real_controls(screen, real, perfect):
     np.testing.assert_array_equal(*controls)
     expected = screen[(screen.obs.perturbation == "control") & (screen.obs.cell_type == "B")].X
     assert (np.count_nonzero(controls[0], axis=1) == np.diff(expected.indptr)).all()
+
+
+def test_no_more_threads_than_numba_may_have(screen, real, perfect, monkeypatch):
+    """cell-eval 0.8.2 asks numba for as many threads as there are CPUs; above NUMBA_NUM_THREADS numba 0.68 refuses."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(10_000)))
+    pair = anndata_pair(compare(perfect, real, screen), "B")
+    assert run_cell_eval(*pair, control="control")["pearson_delta"].notna().all()
 
 
 def test_the_pair_is_not_mutated(screen, real, perfect):

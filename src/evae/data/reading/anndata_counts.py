@@ -79,9 +79,9 @@ class AnnDataCounts:
             if hasattr(matrix, "to_memory"):  # a backed matrix
                 matrix = matrix.to_memory()
             block = sp.csr_matrix(matrix, copy=True)  # NaN counts as a stored value, so that the check sees it
+            block.sum_duplicates()
             check_raw_counts(block.data, self.name)
             block.data = block.data.astype(np.int64)
-            block.sum_duplicates()
             block.eliminate_zeros()
             yield low, block
 

@@ -120,9 +120,9 @@ class H5adCounts:
             raise EvaeError(
                 f"{self.name} cannot be read at the cells {start} to {stop} ({error}); fetch the file anew."
             ) from error
+        block.sum_duplicates()
         check_raw_counts(block.data, self.name)
         block.data = block.data.astype(np.int64)
-        block.sum_duplicates()
         block.eliminate_zeros()
         return block
 

@@ -244,10 +244,15 @@ def _block_rows(n_genes: int) -> int:
 
 
 def _rows(data: ad.AnnData, start: int, stop: int) -> Any:
-    """A run of rows of X, in memory."""
+    """A run of rows of X, in memory. An entry that a sparse row holds twice is valid and means the sum."""
     # X of a view or of a backed file is materialised anew at each access, so those are sliced first
     part: Any = data[start:stop].X if data.is_view or data.isbacked else data.X[start:stop]
-    return part if sp.issparse(part) else np.asarray(part)
+    if not sp.issparse(part):
+        return np.asarray(part)
+    if not part.has_canonical_format:
+        part = part.copy()  # it may be the caller's own
+        part.sum_duplicates()
+    return part
 
 
 def _values(block: Any) -> np.ndarray:

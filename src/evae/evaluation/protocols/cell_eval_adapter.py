@@ -9,6 +9,7 @@ clustering cost most of its time and are left out unless asked for.
 
 import contextlib
 import io
+import os
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -88,10 +89,19 @@ def run_cell_eval(
             control_pert=control,
             pert_col="perturbation",
             outdir=f"{folder}/cell-eval",
+            num_threads=_threads(),
             **tables,
         )
         values, _ = evaluator.compute(skip_metrics=list(skip), write_csv=False, break_on_error=True)
     return values.to_pandas().set_index("perturbation").astype(np.float64)
+
+
+def _threads() -> int:
+    """Every processor, but no more than NUMBA_NUM_THREADS, beyond which numba 0.68 raises."""
+    from numba import config
+
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    return min(available, int(getattr(config, "NUMBA_NUM_THREADS")))  # noqa: B009  # set as the module is imported
 
 
 def _with_controls(cells: Cells, controls: Cells) -> ad.AnnData:
