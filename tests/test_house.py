@@ -22,7 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "data/preparing": {"data", "data/reading", "common"},
     "data/streaming": {"data", "data/preparing", "common"},
     "training/settings": set(),
-    "training/resume": {"training/settings", "common", "data/streaming", "data/preparing", "models"},
+    "training/resume": {"training/settings", "common", "data/streaming", "models"},
     "training/loop": {"training/settings", "training/resume", "common", "models"},
     "training": {"training/settings", "training/loop", "training/resume", "common", "data", "data/streaming", "models"},
     "inference": {"common", "data", "data/reading", "data/streaming", "models"},

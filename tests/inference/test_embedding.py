@@ -11,6 +11,7 @@ import pytest
 import scipy.sparse as sp
 
 import evae
+from evae.common.files import UNFINISHED
 from evae.inference import embedding_files
 from evae.inference.checkpoint import load_checkpoint
 from evae.inference.embedding_files import embed_file
@@ -88,7 +89,7 @@ def kill_after(monkeypatch, n_parts):
 
     def write_or_die(self, part, embedded):
         if len(done) == n_parts:
-            (self.folder / f"part-{part:06d}.f32.1.partial").write_bytes(b"half")
+            (self.folder / f"{UNFINISHED}1-elsewhere-part-{part:06d}.f32").write_bytes(b"half")
             raise Killed
         done.append(part)
         write(self, part, embedded)

@@ -45,7 +45,7 @@ def test_a_full_disk_is_one_line_at_any_moment(dataset, tmp_path, monkeypatch, m
     settings = tokenizer_settings(dataset, tmp_path / "run")
     with monkeypatch.context() as patched:
         if moment == "begin":
-            patched.setattr(run_folder, "write_text_atomically", full)
+            patched.setattr(run_folder, "write_text", full)
         elif moment == "log":
             patched.setattr(run_folder, "json", SimpleNamespace(dumps=full))
         else:

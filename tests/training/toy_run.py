@@ -8,6 +8,7 @@ Children are forked after the slow imports, so that a kill point costs a fractio
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -26,7 +27,7 @@ from evae.training.loop.setup import make_accelerator
 from evae.training.loop.stage import Stage
 from evae.training.loop.train import train
 from evae.training.loop.validation import mean_loss
-from evae.training.resume import checkpoint, run_folder
+from evae.training.resume import checkpoint
 from evae.training.resume.run_folder import FINISHED, RunFolder
 from evae.training.settings import Settings
 
@@ -123,7 +124,7 @@ def run_to_a_kill_point(**values):
 
 
 def install_kill_points():
-    save, rename, replace, rmtree = checkpoint.save_file, os.rename, os.replace, run_folder.shutil.rmtree
+    save, rename, replace, rmtree = checkpoint.save_file, os.rename, os.replace, shutil.rmtree
 
     def save_half(tensors, path):
         save(tensors, path)
@@ -140,6 +141,7 @@ def install_kill_points():
     def replace_late(source, target):
         kill_if("replace")
         replace(source, target)
+        kill_if("replaced")
 
     def remove_half(path, **keywords):
         files = [f for f in Path(path).rglob("*") if f.is_file()] if Path(path).is_dir() else []
@@ -149,7 +151,7 @@ def install_kill_points():
             kill_if("remove")
         rmtree(path, **keywords)
 
-    checkpoint.save_file, checkpoint.shutil.rmtree = save_half, remove_half
+    checkpoint.save_file, shutil.rmtree = save_half, remove_half
     os.rename, os.replace = rename_late, replace_late
 
 
@@ -167,12 +169,17 @@ KILLS = [
     "batch:23",
     "write:2",
     "write:6",
-    "rename:1",
-    "renamed:2",
-    "rename:3",
+    "rename:1",  # the checkpoint of step 4 is set aside
+    "renamed:1",
     "remove:1",
+    "replace:1",  # the settings
+    "replace:2",  # the log
+    "replace:5",  # the manifest of the first checkpoint
+    "replace:6",  # the first checkpoint gets its name
+    "replaced:6",
+    "replace:10",  # a later one does
+    "replace:20",  # the second file of the finished model
 ]
-KILLS += ["replace:1", "replace:2", "replace:3", "replace:4"]
 
 
 def fork_ranks(world, environment, work, kill=None, **values):
@@ -238,7 +245,7 @@ def suite(folder):
     for world in (1, 2):
         fork_ranks(world, {}, run_toy, output_dir=f"{folder}/whole-{world}", **SUITE)
         last = str(world - 1)
-        for kill in KILLS if world == 1 else ["batch:13", "write:9", "rename:2"]:
+        for kill in KILLS if world == 1 else ["batch:13", "write:9", "replace:6"]:
             interrupt(kill, world, KILL=kill, KILL_RANK=last if kill.startswith("batch") else "0")
         interrupt("term", world, KILL="batch:13", KILL_SIGNAL=str(int(signal.SIGTERM)), KILL_RANK=last)
     hand_over(folder)

@@ -1,7 +1,5 @@
 """Files of the command line: h5ad in, results out whole or not at all."""
 
-import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +7,7 @@ from pathlib import Path
 
 import anndata as ad
 
+from evae.common.files import atomic_folder, atomic_write
 from evae.models.contract_evae import EvaeError
 
 
@@ -38,14 +37,9 @@ def check_free(out: Path, overwrite: bool) -> None:
 
 
 def write_h5ad(adata: ad.AnnData, out: Path) -> None:
-    """Write an h5ad file under a temporary name, then rename it."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        adata.write_h5ad(partial, compression="gzip")
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write an h5ad file, whole or not at all."""
+    with atomic_write(out) as temporary:
+        adata.write_h5ad(temporary, compression="gzip")
 
 
 @contextmanager
@@ -61,16 +55,8 @@ def fresh_folder(out: Path, marker: str, overwrite: bool) -> Iterator[Path]:
         EvaeError: `out` is taken.
     """
     check_folder(out, marker, overwrite)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with atomic_folder(out) as folder:
+        yield folder
 
 
 def check_folder(out: Path, marker: str, overwrite: bool) -> None:

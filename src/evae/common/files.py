@@ -39,7 +39,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     remove(temporary)
     try:
         yield temporary
-        publish(temporary, path)
+        put_in_place(temporary, path)
     finally:
         remove(temporary)
 
@@ -73,7 +73,7 @@ def write_json(path: str | Path, content: Any, indent: int | None = 1) -> Path:
     return write_text(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
 
 
-def publish(unfinished: Path, path: Path) -> None:
+def put_in_place(unfinished: Path, path: Path) -> None:
     """Force a finished file or folder to the disk and give it its name, in place of what has that name now."""
     for entry in [*unfinished.rglob("*"), unfinished]:
         sync(entry)
@@ -96,9 +96,10 @@ def remove(path: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove all that was left unfinished in a folder, by whichever process: for folders that one run owns."""
-    for entry in folder.glob(f"{UNFINISHED}*"):
-        remove(entry)
+    """Remove what was left unfinished in a folder, by whichever process: for folders that one run owns."""
+    for entry in list(folder.rglob(f"{UNFINISHED}*")):
+        with suppress(OSError):  # a file that someone still reads; the next run tries again
+            remove(entry)
 
 
 def sync(path: Path) -> None:
@@ -120,12 +121,13 @@ def is_disk_error(error: BaseException) -> bool:
 
 
 @contextmanager
-def explain_disk_errors(what: str, then: str = "run it again") -> Iterator[None]:
+def explain_disk_errors(what: str, then: str = "run it again", unfinished: Path | None = None) -> Iterator[None]:
     """Turn a full disk, or one that may not be written, into one line for the user.
 
     Args:
         what: is written, e.g. "the checkpoint runs/a/checkpoints/step-00000100".
         then: what to do once there is space.
+        unfinished: a file or folder to remove then: it takes up space.
 
     Raises:
         EvaeError: in place of the error of the disk; other errors are left as they are.
@@ -135,6 +137,8 @@ def explain_disk_errors(what: str, then: str = "run it again") -> Iterator[None]
     except Exception as error:  # libraries raise errors of their own for a full disk
         if isinstance(error, EvaeError) or not is_disk_error(error):
             raise
+        if unfinished is not None:
+            remove(unfinished)
         raise EvaeError(
             f"could not write {what} ({error}); free space there, or make it writable, then {then}."
         ) from error

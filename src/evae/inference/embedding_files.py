@@ -18,11 +18,13 @@ import torch
 from accelerate import PartialState
 from anndata.io import read_elem, write_elem
 
+from evae.common.digests import weights_digest
+from evae.common.files import atomic_write, remove
 from evae.common.progress import progress_bar
 from evae.data.reading.h5ad import H5adCounts
 from evae.inference.checkpoint import Checkpoint
 from evae.inference.embedding import CellEncoder
-from evae.inference.embedding_parts import EmbeddingParts, fingerprint
+from evae.inference.embedding_parts import EmbeddingParts
 from evae.models.contract_evae import EvaeError
 
 PART_CELLS = 16_384
@@ -104,19 +106,15 @@ def embed_file(
             n_resumed = _embed_parts(encoder, source, parts, own, progress and rank == 0)
         except EvaeError:  # the file is at fault; once it is fixed these parts are of another file
             if n_ranks == 1:
-                _remove(parts.folder)
+                remove(parts.folder)
             raise
         if state:
             state.wait_for_everyone()
         if rank:
             return None
-        partial = out.with_name(f".{out.name}.partial")
-        stack.callback(_remove, partial)
-        n_empty = write(source, parts, encoder.facts(), partial)
-        if out.exists():
-            _remove(out)
-        os.replace(partial, out)
-        _remove(parts.folder)
+        with atomic_write(out) as temporary:
+            n_empty = write(source, parts, encoder.facts(), temporary)
+        remove(parts.folder)
     return EmbeddedFile(out, source.n_cells, encoder.width, encoder.coverage, n_empty, n_resumed)
 
 
@@ -135,7 +133,7 @@ def _embed_parts(encoder: CellEncoder, source: H5adCounts, parts: EmbeddingParts
 def _identity(checkpoint: Checkpoint, source: H5adCounts, kind: str, layer: str | None) -> dict[str, object]:
     stat = source.path.stat()
     return {
-        "model": fingerprint(checkpoint.tokenizer),
+        "model": weights_digest(checkpoint.tokenizer),
         "panel": checkpoint.processor.genes,
         "file": [str(source.path.resolve()), stat.st_size, stat.st_mtime_ns],
         "layer": layer,
@@ -157,11 +155,11 @@ def _writer(out: Path, overwrite: bool) -> Writer:
     return writers[out.suffix]
 
 
-def _write_h5ad(source: H5adCounts, parts: EmbeddingParts, facts: dict[str, object], partial: Path) -> int:
+def _write_h5ad(source: H5adCounts, parts: EmbeddingParts, facts: dict[str, object], temporary: Path) -> int:
     """A copy of the file with the embedding in obsm."""
-    shutil.copyfile(source.path, partial)
+    shutil.copyfile(source.path, temporary)
     n_empty = 0
-    with h5py.File(partial, "r+") as file:
+    with h5py.File(temporary, "r+") as file:
         for group in ("obsm", "uns"):
             if group not in file:
                 file.create_group(group).attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
@@ -177,19 +175,18 @@ def _write_h5ad(source: H5adCounts, parts: EmbeddingParts, facts: dict[str, obje
     return n_empty
 
 
-def _write_zarr(source: H5adCounts, parts: EmbeddingParts, facts: dict[str, object], partial: Path) -> int:
+def _write_zarr(source: H5adCounts, parts: EmbeddingParts, facts: dict[str, object], temporary: Path) -> int:
     """An AnnData on Zarr: the obs of the file and the embedding in obsm, without counts."""
     import zarr
 
-    _remove(partial)
     with h5py.File(source.path, "r") as file:
         obs = read_elem(file["obs"])
     shell = ad.AnnData(obs=obs, var=pd.DataFrame(index=pd.Index([], dtype=str)), uns={KEY: facts})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # anndata tells of a later default
-        shell.write_zarr(partial)
+        shell.write_zarr(temporary)
     n_empty = 0
-    root = zarr.open_group(partial, mode="r+", use_consolidated=False)
+    root = zarr.open_group(temporary, mode="r+", use_consolidated=False)
     obsm = root["obsm"]
     shape, chunks = (parts.n_cells, parts.width), (min(parts.n_cells, 4096), parts.width)
     data = obsm.create_array(KEY, shape=shape, chunks=chunks, dtype="float32")  # type: ignore[union-attr]
@@ -197,18 +194,18 @@ def _write_zarr(source: H5adCounts, parts: EmbeddingParts, facts: dict[str, obje
     for part, values in enumerate(parts):
         data[slice(*parts.bounds(part))] = values
         n_empty += _empty(values)
-    zarr.consolidate_metadata(str(partial))
+    zarr.consolidate_metadata(str(temporary))
     return n_empty
 
 
-def _write_parquet(source: H5adCounts, parts: EmbeddingParts, facts: dict[str, object], partial: Path) -> int:
+def _write_parquet(source: H5adCounts, parts: EmbeddingParts, facts: dict[str, object], temporary: Path) -> int:
     """Columns `cell_id` and `embedding`, one row group a part; the schema's metadata says what they are."""
     schema = pa.schema(
         [("cell_id", pa.string()), ("embedding", pa.list_(pa.float32(), parts.width))],
         metadata={KEY: str(facts)},
     )
     n_empty = 0
-    with pq.ParquetWriter(partial, schema) as writer:
+    with pq.ParquetWriter(temporary, schema) as writer:
         for part, values in enumerate(parts):
             low, high = parts.bounds(part)
             ids = pa.array(source.cell_ids(low, high).tolist(), pa.string())
@@ -224,10 +221,3 @@ def _empty(values: np.ndarray) -> int:
 
 def _parts_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.parts")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

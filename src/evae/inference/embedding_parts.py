@@ -4,17 +4,15 @@ A part is a fixed range of cells, whatever the number of processes, and is writt
 a part that is there is whole. The manifest says what the parts are parts of.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from evae.common.files import write_bytes, write_json
 from evae.models.contract_evae import EvaeError
 
 MANIFEST = "manifest.json"
@@ -57,7 +55,7 @@ class EmbeddingParts:
                 )
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(manifest, json.dumps(identity, indent=1).encode())
+        write_json(manifest, identity)
 
     def __len__(self) -> int:
         return -(-self.n_cells // self.part_cells)
@@ -72,7 +70,7 @@ class EmbeddingParts:
 
     def write(self, part: int, embedded: np.ndarray) -> None:
         """Store a part, float32 (cells of the part, width); it is there whole or not at all."""
-        _write_whole(self._path(part), np.ascontiguousarray(embedded, dtype="<f4").data)
+        write_bytes(self._path(part), np.ascontiguousarray(embedded, dtype="<f4").data)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """All parts in order, float32 (cells of the part, width)."""
@@ -85,24 +83,3 @@ class EmbeddingParts:
 
     def _path(self, part: int) -> Path:
         return self.folder / f"part-{part:06d}.f32"
-
-
-def fingerprint(module: torch.nn.Module) -> str:
-    """A sha256 over the names and values of all weights and buffers."""
-    sha = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        sha.update(name.encode())
-        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return sha.hexdigest()
-
-
-def _write_whole(path: Path, content: Any) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from evae.common.files import write_json
+from evae.common.numbers import plain
 from evae.evaluation import EvaluationResult
-from evae.evaluation.report.tables import plain
 from evae.evaluation.systems.baselines import MODEL, SPLIT_HALF
-from evae.training.resume.checkpoint import write_text_atomically
 
 ALONE = "tokenizer alone"
 NOT_OF_THE_DATA = (MODEL, "mean-collapsed model")  # systems that depend on the model that was evaluated
@@ -56,9 +56,7 @@ def keep_result(out: Path, name: str, result: EvaluationResult, own: bool) -> No
     is_model = summary["system"].isin([MODEL] if own else NOT_OF_THE_DATA)
     rows = summary[is_model if own else ~is_model]
     stamp = {k: result.stamp[k] for k in ("settings", "versions", "sha256", "n_cells", "created", "seconds")}
-    path = result_path(out, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(path, json.dumps({**stamp, "summary": plain(rows)}, indent=1) + "\n")
+    write_json(result_path(out, name), plain({**stamp, "summary": rows}))
 
 
 def read_results(out: Path, wanted: Iterable[Evaluated], baselines: str) -> pd.DataFrame:

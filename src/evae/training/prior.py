@@ -1,6 +1,5 @@
 """Stage 2: train a prior over the codes of a frozen tokenizer, conditioned on perturbation and cell type."""
 
-import hashlib
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +12,7 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch import nn
 
+from evae.common.digests import weights_digest
 from evae.data.streaming.loader import DatasetInfo
 from evae.data.streaming.mixture import Mixture, Sources
 from evae.models.configuration_evae import EvaeConfig
@@ -201,12 +201,3 @@ def validation_codes(cells: EncodedCells, sources: Sources, settings: PriorSetti
     for part, quota in zip(_of_each(cells, sources, "validation"), quotas, strict=True):
         taken += take_cells(cells_batches(part, settings.batch_size), quota)
     return taken
-
-
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over all weights: a prior may be resumed only over the tokenizer it began with."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
+from evae.common.files import explain_disk_errors
 from evae.data.streaming.loader import DatasetInfo
 from evae.data.streaming.mixture import Sources
 from evae.models.configuration_evae import EvaeConfig
@@ -24,7 +25,7 @@ from evae.training.loop.stage import Stage
 from evae.training.loop.stopping import Ask, leaving_together
 from evae.training.loop.train import train
 from evae.training.loop.validation import Batch, Tally, codebook_statistics, mean_loss, take_cells, tally_loss
-from evae.training.resume.checkpoint import writing
+from evae.training.resume.checkpoint import THEN_RESUME
 from evae.training.resume.run_folder import FINISHED, RunFolder
 from evae.training.settings import Settings, TokenizerSettings, check_model_settings
 
@@ -130,7 +131,7 @@ def summarise_codes(sums: dict[str, Tensor]) -> dict[str, float]:
 
 def save_with_processor(model: Any, folder: Path, processor: EvaeProcessor) -> None:
     """Write a self-contained model folder inside the run's: weights, configuration, code, processor."""
-    with writing(f"the finished model to {folder.parent}", folder):
+    with explain_disk_errors(f"the finished model to {folder.parent}", THEN_RESUME, folder):
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
 

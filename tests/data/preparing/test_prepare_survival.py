@@ -8,6 +8,7 @@ from pathlib import Path
 import anndata as ad
 import pytest
 
+from evae.common.files import UNFINISHED
 from evae.data.preparing import convert
 from evae.data.preparing.prepare import prepare_dataset
 from evae.models.contract_evae import EvaeError
@@ -21,7 +22,7 @@ def _killed_after(monkeypatch, step: str, n_pieces: int) -> None:
         if len(done) == n_pieces:
             path = next(a for a in reversed(args) if isinstance(a, Path))
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_name(path.name + ".unfinished").write_text("half")
+            path.with_name(f"{UNFINISHED}1-elsewhere-{path.name}").write_text("half")
             raise KeyboardInterrupt
         done.append(args)
         return real(*args)

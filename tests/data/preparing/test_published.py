@@ -112,7 +112,7 @@ def test_a_full_disk_is_not_taken_for_the_network(server, tmp_path, monkeypatch,
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "open", full)
-        with pytest.raises(EvaeError, match=r"cannot write .*a\.part .*free space there"):
+        with pytest.raises(EvaeError, match=r"could not write .*a\.part .*free space there"):
             fetch(file, tmp_path, Bar(None))
 
     def walled(*args, **keywords):

@@ -60,7 +60,7 @@ def test_half_written_is_ignored_and_replaced(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_seal", die)
+        patch.setattr(checkpoint, "_write_manifest", die)
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(tmp_path, 8, content())
     assert list_checkpoints(tmp_path) == [4]
@@ -76,7 +76,7 @@ def test_full_disk_is_one_error_and_keeps_the_earlier_checkpoint(tmp_path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(EvaeError, match="free space there, then start again with resume=true"):
+    with pytest.raises(EvaeError, match="free space there, or make it writable, then start again with resume=true"):
         save_checkpoint(tmp_path, 8, content())
     assert list_checkpoints(tmp_path) == [4]
     assert not list(tmp_path.glob(".partial*"))
@@ -129,10 +129,10 @@ def test_an_interrupted_deletion_leaves_no_damaged_checkpoint(tmp_path, monkeypa
         next(path.iterdir()).unlink()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", half)
+    monkeypatch.setattr(shutil, "rmtree", half)
     with pytest.raises(KeyboardInterrupt):
         prune_checkpoints(tmp_path, keep=1)
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", whole)
+    monkeypatch.setattr(shutil, "rmtree", whole)
     assert list_checkpoints(tmp_path) == [20]
     prune_checkpoints(tmp_path, keep=1)
     assert not list(tmp_path.glob(".partial*"))

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
+from evae.common.files import atomic_write, write_json
 from evae.common.progress import Bar
 from evae.data.preparing.describe import Cells, Totals
 from evae.data.preparing.genes import Panel
 from evae.data.preparing.hvg import Sums, block_sums, scores_of_sums
-from evae.data.preparing.partial import appearing
 from evae.data.preparing.shards import RowPlan, binary_rows, cell_features, gather_shard, scatter_rows, shard_schema
 from evae.data.preparing.workers import Run
 from evae.data.reading.h5ad import H5adCounts
@@ -116,8 +116,8 @@ def _measure(sources: list[H5adCounts], block: Block, position: np.ndarray, path
         "expressed": np.diff(counts.indptr).astype(np.int32),
         "largest": np.full(len(full), counts.data.max(initial=0)),
     }
-    with appearing(path) as unfinished:
-        pq.write_table(pa.table(columns), unfinished)
+    with atomic_write(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
 
 
 def write_cells(
@@ -196,5 +196,4 @@ def remembered_panel(path: Path, panel: Panel) -> Panel | None:
 
 
 def remember_panel(path: Path, panel: Panel) -> None:
-    with appearing(path) as unfinished:
-        unfinished.write_text(json.dumps(panel.genes))
+    write_json(path, panel.genes)

@@ -1,13 +1,12 @@
 """What dataset.json says: sizes, widths, statistics of the training cells, where the cells came from."""
 
-import hashlib
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from evae.common.digests import file_digest
 from evae.data.preparing.card import FORMAT_VERSION
 from evae.data.preparing.genes import Panel
 from evae.data.preparing.shards import SPLITS, RowPlan, row_group_rows
@@ -74,14 +73,9 @@ def describe(cells: Cells, panel: Panel, totals: Totals, plan: RowPlan, control:
 def describe_source(source: H5adCounts, panel: Panel, index: int) -> dict[str, Any]:
     return {
         "file": source.path.name,
-        "sha256": sha256(source.path),
+        "sha256": file_digest(source.path),
         "n_cells": source.n_cells,
         "n_genes": source.n_genes,
         "panel_coverage": panel.coverage(index),
         "genes_found": panel.matches[index],
     }
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

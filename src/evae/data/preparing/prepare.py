@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from evae.common.digests import file_digest
 from evae.common.progress import Bar, progress_bar
 from evae.data.preparing.card import dataset_card
 from evae.data.preparing.convert import (
@@ -29,11 +30,11 @@ from evae.data.preparing.convert import (
     remembered_panel,
     write_cells,
 )
-from evae.data.preparing.describe import Cells, describe, describe_source, sha256
+from evae.data.preparing.describe import Cells, describe, describe_source
 from evae.data.preparing.genes import Panel, match_panel, parse_genes
-from evae.data.preparing.partial import partial_folder, partial_of
 from evae.data.preparing.shards import RowPlan, plan_rows
 from evae.data.preparing.splits import Split, read_split
+from evae.data.preparing.work_folder import work_folder, work_folder_of
 from evae.data.preparing.workers import Run, open_sources, workers
 from evae.data.reading.h5ad import H5adCounts
 from evae.models.contract_evae import EvaeError, look_up, near_matches
@@ -90,7 +91,7 @@ def prepare_dataset(
     if not paths or chunk_size < 1 or n_workers < 1:
         raise EvaeError("give at least one h5ad file, and a chunk size and a number of workers of at least 1.")
     out = Path(out)
-    partial = partial_of(out)
+    partial = work_folder_of(out)
     with ExitStack() as stack:
         sources = open_sources(paths, layer, partial / "scratch" / "transposed")
         for source in sources:
@@ -117,7 +118,7 @@ def prepare_dataset(
             "where": where and dict(where), "split": rule.to_dict(),
             "genes": panel.genes, "variable": n_variable, "chunk_size": chunk_size,
         }  # fmt: skip
-        folder = stack.enter_context(partial_folder(out, job))
+        folder = stack.enter_context(work_folder(out, job))
         run = stack.enter_context(workers(n_workers, sources, layer, folder / "scratch" / "transposed"))
         bar = stack.enter_context(progress_bar(progress))
         _convert(
@@ -224,7 +225,7 @@ def _write_rest(
     pq.write_table(genes, folder / "genes.parquet")
     pq.write_table(pa.table({"name": cells.perturbations}), folder / "perturbations.parquet")
     pq.write_table(pa.table({"name": cells.cell_types}), folder / "cell_types.parquet")
-    meta["shards"] = [{"path": path, "rows": rows, "sha256": sha256(folder / path)} for path, rows in plan.shards]
+    meta["shards"] = [{"path": path, "rows": rows, "sha256": file_digest(folder / path)} for path, rows in plan.shards]
     split = rule.to_dict()
     (folder / "split.json").write_text(json.dumps(split, indent=1))
     (folder / "dataset.json").write_text(json.dumps(meta, indent=1))

@@ -5,7 +5,6 @@ the published ones where these are known, and else stored beside it in `NAME.jso
 """
 
 import argparse
-import hashlib
 import json
 import time
 import urllib.error
@@ -15,8 +14,9 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from evae.common.digests import file_digest
+from evae.common.files import explain_disk_errors, put_in_place, write_json
 from evae.common.progress import Bar, progress_bar
-from evae.data.preparing.partial import appearing, is_disk_error
 from evae.data.preparing.prepare import prepare_dataset
 from evae.models.contract_evae import EvaeError
 
@@ -64,16 +64,15 @@ def fetch(file: RemoteFile, folder: Path, bar: Bar) -> Path:
     found = {
         "url": file.url,
         "size": part.stat().st_size,
-        "md5": _digest(part, "md5"),
-        "sha256": _digest(part, "sha256"),
+        "md5": file_digest(part, "md5"),
+        "sha256": file_digest(part),
     }
     for key, wanted in (("size", size), ("md5", file.md5 or learned.get("md5"))):
         if wanted is not None and found[key] != wanted:
             part.unlink()
             raise EvaeError(f"{file.name} from {file.url} has the {key} {found[key]}, not {wanted}; run it again.")
-    with appearing(note) as unfinished:
-        unfinished.write_text(json.dumps(found, indent=1))
-    part.rename(target)
+    write_json(note, found)
+    put_in_place(part, target)
     return target
 
 
@@ -95,12 +94,8 @@ def _fetch_rest(file: RemoteFile, part: Path, size: int | None, bar: Bar) -> Non
                 raise EvaeError(
                     f"{file.url} answers {error.code} ({error.reason}); fetch {part.stem} by hand."
                 ) from error
-        except (OSError, HTTPException) as error:
-            if is_disk_error(error) and not isinstance(error, urllib.error.URLError):  # which quotes the network's
-                raise EvaeError(
-                    f"cannot write {part} ({error}); free space there, or give another --downloads, and run it again, "
-                    "it goes on from there."
-                ) from error
+        except (OSError, HTTPException):
+            pass  # the network; try again
         grown = part.is_file() and part.stat().st_size > done
         failures = 0 if grown else failures + 1
         if failures == ATTEMPTS:
@@ -119,16 +114,12 @@ def _append(file: RemoteFile, part: Path, done: int, bar: Bar) -> int | None:
         size = done + int(length) if length is not None else None
         advance = bar.start(f"fetching {file.name}", size or 0)
         advance(done)
-        with part.open("ab" if done else "wb") as out:
+        then = "run it again, it goes on from there; or give another --downloads"
+        with explain_disk_errors(str(part), then), part.open("ab" if done else "wb") as out:
             while piece := answer.read(PIECE):
                 out.write(piece)
                 advance(len(piece))
     return size
-
-
-def _digest(path: Path, kind: str) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def prepare_published(

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Features, Value
 
+from evae.common.files import atomic_write
 from evae.data.preparing.card import PANEL_KEY, panel_digest
-from evae.data.preparing.partial import appearing
 from evae.models.contract_evae import EvaeError
 
 MANY_ROWS = 1 << 18
@@ -124,7 +124,7 @@ def scatter_rows(rows: pa.RecordBatch, shard: np.ndarray, place: np.ndarray, pat
     targets, starts = np.unique(shard[order], return_index=True)
     ordered = rows.take(pa.array(order))
     schema = rows.schema.with_metadata({SHARDS_KEY: json.dumps(targets.tolist())})
-    with appearing(path) as unfinished, pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, schema) as out:
+    with atomic_write(path) as temporary, pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, schema) as out:
         for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
             out.write_batch(ordered.slice(int(start), int(end - start)).replace_schema_metadata(schema.metadata))
 
@@ -149,9 +149,9 @@ def gather_shard(scattered: Sequence[Path], shard: int, schema: pa.Schema, group
     order = pc.sort_indices(table["place"])
     table = table.drop_columns(["place"]).replace_schema_metadata(schema.metadata)
     with (
-        appearing(target) as unfinished,
+        atomic_write(target) as temporary,
         pq.ParquetWriter(
-            unfinished,
+            temporary,
             schema,
             compression="zstd",
             compression_level=3,

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
+from evae.common.files import atomic_write
 from evae.evaluation.cells.comparison import Comparison, Pair, rows_by_pair
 from evae.evaluation.cells.inputs import Progress
 from evae.evaluation.metrics.de_metrics import de_metrics
@@ -164,10 +165,8 @@ def write_table(table: DETable, path: Path) -> None:
         "p_value": table.p_value.ravel(),
         "fdr": table.fdr.ravel(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".partial{os.getpid()}")  # another run may be writing the same table
-    pq.write_table(pa.table(columns), partial, use_dictionary=["perturbation", "gene"])
-    partial.replace(path)
+    with atomic_write(path) as temporary:
+        pq.write_table(pa.table(columns), temporary, use_dictionary=["perturbation", "gene"])
 
 
 def read_table(path: Path) -> DETable:

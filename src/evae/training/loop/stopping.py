@@ -7,7 +7,6 @@ is not finite leaves the cells that caused it and a message that says what to do
 """
 
 import contextlib
-import json
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
 
+from evae.common.files import atomic_write, write_json
 from evae.models.contract_evae import EvaeError
 from evae.training.loop.progress import console
 from evae.training.loop.validation import Batch
@@ -59,10 +59,11 @@ def save_offending_batches(
     loss_is_bad = not bool(losses.isfinite().all())
     if not loss_is_bad or not bool(losses[accelerator.process_index].isfinite()):
         path = run.path / f"nonfinite-step-{step:08d}-rank-{accelerator.process_index:05d}.safetensors"
-        save_file({f"part{i}/{k}": t.contiguous() for i, b in enumerate(batches) for k, t in b.items()}, path)
+        with atomic_write(path) as temporary:
+            save_file({f"part{i}/{k}": t.contiguous() for i, b in enumerate(batches) for k, t in b.items()}, temporary)
         with contextlib.suppress(EvaeError, OSError, pa.ArrowException):  # all ranks wait for this one below
             named = {f"part{i}": name_cells(i) for i in range(len(batches))}
-            path.with_suffix(".json").write_text(json.dumps(named, indent=1))
+            write_json(path.with_suffix(".json"), named)
     accelerator.wait_for_everyone()
     files = sorted(run.path.glob(f"nonfinite-step-{step:08d}-*"))
     named_too = all(file.with_suffix(".json") in files for file in files)

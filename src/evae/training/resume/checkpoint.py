@@ -11,13 +11,10 @@ A checkpoint is written into a hidden folder, synced to the disk and renamed, so
 is complete at whatever moment the process dies.
 """
 
-import contextlib
-import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +22,11 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from evae.data.preparing.partial import is_disk_error
+from evae.common.digests import file_digest
+from evae.common.files import UNFINISHED, explain_disk_errors, put_in_place, remove, remove_unfinished, sync, write_json
 from evae.models.contract_evae import EvaeError
 
-PARTIAL = ".partial-"
+THEN_RESUME = "start again with resume=true"  # what to do once the disk can be written
 
 
 @dataclass
@@ -84,49 +82,28 @@ def save_checkpoint(
     Raises:
         EvaeError: the disk is full or the folder cannot be written; earlier checkpoints are untouched.
     """
-    final, partial = checkpoint_path(root, step), root / f"{PARTIAL}step-{step:08d}"
-    with writing(f"the checkpoint {final}", partial):
+    final, partial = checkpoint_path(root, step), root / f"{UNFINISHED}step-{step:08d}"  # one name for all ranks
+    with explain_disk_errors(f"the checkpoint {final}", THEN_RESUME, partial):
         if rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove(partial)
             partial.mkdir(parents=True)
         barrier()
         save_file(content.rank_tensors, partial / f"rank-{rank:05d}.safetensors")
-        _write_json(partial / f"rank-{rank:05d}.json", content.rank_record)
+        write_json(partial / f"rank-{rank:05d}.json", content.rank_record, indent=None)
         if rank == 0:
             for name, tensors in content.shared.items():
                 save_file(
                     {key: tensor.contiguous() for key, tensor in tensors.items()},
                     partial / f"{name}.safetensors",
                 )
-            _write_json(partial / "record.json", content.record)
+            write_json(partial / "record.json", content.record)
         barrier()
         if rank == 0:
-            _seal(partial)
-            shutil.rmtree(final, ignore_errors=True)  # only there when a damaged one was resumed past
-            os.rename(partial, final)
-            _sync(root)
+            _write_manifest(partial)
+            put_in_place(partial, final)  # a checkpoint is there only when a damaged one was resumed past
+            sync(root)
         barrier()
     return final
-
-
-@contextlib.contextmanager
-def writing(what: str, unfinished: Path | None = None) -> Iterator[None]:
-    """A context in which a full disk, or one that may not be written, becomes one line that says what to do.
-
-    Args:
-        what: is written.
-        unfinished: folder to delete then, whose files would take up the space.
-    """
-    try:
-        yield
-    except Exception as error:  # safetensors raises its own error type for a full disk
-        if not is_disk_error(error):
-            raise
-        if unfinished is not None:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        raise EvaeError(
-            f"could not write {what} ({error}); free space there, then start again with resume=true."
-        ) from error
 
 
 def load_checkpoint(root: Path, step: int, *, rank: int = 0) -> Checkpoint:
@@ -148,7 +125,7 @@ def load_checkpoint(root: Path, step: int, *, rank: int = 0) -> Checkpoint:
             raise _damaged(root, step, f"{name} is missing")
         if file.stat().st_size != expected["bytes"]:
             raise _damaged(root, step, f"{name} has {file.stat().st_size} of {expected['bytes']} bytes")
-        if _sha256(file) != expected["sha256"]:
+        if file_digest(file) != expected["sha256"]:
             raise _damaged(root, step, f"{name} does not match its checksum")
     return Checkpoint(
         record=json.loads((folder / "record.json").read_text()),
@@ -164,53 +141,14 @@ def prune_checkpoints(root: Path, keep: int, best: int | None = None) -> None:
     for step in steps[: max(len(steps) - keep, 0)]:
         if step != best:
             # Renamed first: a kill half-way through the deletion must not leave a damaged checkpoint.
-            doomed = root / f"{PARTIAL}old-{step:08d}"
-            os.rename(checkpoint_path(root, step), doomed)
-    clear_partial(root)
+            os.rename(checkpoint_path(root, step), root / f"{UNFINISHED}old-{step:08d}")
+    remove_unfinished(root)
 
 
-def clear_partial(root: Path) -> None:
-    """Delete what a killed process left half written or half deleted."""
-    for entry in root.glob(f"{PARTIAL}*"):
-        shutil.rmtree(entry, ignore_errors=True)
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a small file so that it is there either whole or not at all."""
-    temporary = path.with_name(f"{PARTIAL}{path.name}")
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value))
-
-
-def _seal(folder: Path) -> None:
-    """Sync every file to the disk and write the manifest last."""
-    manifest = {}
-    for file in sorted(folder.iterdir()):
-        _sync(file)
-        manifest[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-    _write_json(folder / "manifest.json", manifest)
-    _sync(folder / "manifest.json")
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _write_manifest(folder: Path) -> None:
+    files = sorted(folder.iterdir())
+    manifest = {file.name: {"bytes": file.stat().st_size, "sha256": file_digest(file)} for file in files}
+    write_json(folder / "manifest.json", manifest)
 
 
 def _damaged(root: Path, step: int, what: str) -> EvaeError:

@@ -8,15 +8,14 @@ output_dir/
 """
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from evae.common.files import UNFINISHED, explain_disk_errors, put_in_place, remove, remove_unfinished, write_text
 from evae.models.contract_evae import EvaeError
-from evae.training.resume.checkpoint import PARTIAL, clear_partial, list_checkpoints, write_text_atomically, writing
+from evae.training.resume.checkpoint import THEN_RESUME, list_checkpoints
 from evae.training.settings import Settings
 
 FRESH, RESUMED, FINISHED = "fresh", "resumed", "finished"
@@ -94,14 +93,14 @@ class RunFolder:
         if self.status == FRESH and (self.path / "settings.yaml").exists():
             for pattern in WRITTEN_BY_A_RUN:
                 for entry in self.path.glob(pattern):
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                    remove(entry)
             (self.path / "settings.yaml").unlink()  # last, so that a kill here still leaves a known run
         text = yaml.safe_dump(self.settings.to_dict(), sort_keys=False)
-        with writing(f"the settings to {self.path}"):
+        with explain_disk_errors(f"the settings to {self.path}", THEN_RESUME):
             self.path.mkdir(parents=True, exist_ok=True)
-            write_text_atomically(self.path / "settings.yaml", text)  # first: it marks the folder as a run
+            write_text(self.path / "settings.yaml", text)  # first: it marks the folder as a run
             self.checkpoints.mkdir(exist_ok=True)
-        clear_partial(self.checkpoints)
+        remove_unfinished(self.checkpoints)
 
     def latest_checkpoint(self) -> int | None:
         """The newest checkpoint's step, or none."""
@@ -123,24 +122,24 @@ class RunFolder:
     def cut_log(self, step: int) -> None:
         """Drop the lines after `step`: the resumed run writes them again."""
         kept = [line for line in self.read_log() if line["step"] <= step]
-        with writing(f"the log {self.log_path}"):
-            write_text_atomically(self.log_path, "".join(json.dumps(line) + "\n" for line in kept))
+        with explain_disk_errors(f"the log {self.log_path}", THEN_RESUME):
+            write_text(self.log_path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, **values: Any) -> None:
         """Append one line to log.jsonl."""
-        with writing(f"the log {self.log_path}"), self.log_path.open("a") as stream:
+        with explain_disk_errors(f"the log {self.log_path}", THEN_RESUME), self.log_path.open("a") as stream:
             stream.write(json.dumps(values) + "\n")
 
     def final_folder(self) -> Path:
         """An empty hidden folder for the finished model, inside the run folder."""
-        folder = self.path / f"{PARTIAL}final"
-        shutil.rmtree(folder, ignore_errors=True)
+        folder = self.path / f"{UNFINISHED}final"
+        remove(folder)
         folder.mkdir()
         return folder
 
     def publish(self, folder: Path, step: int) -> None:
         """Move the finished model's files into place and write the line that marks the run as finished."""
         for file in sorted(folder.iterdir()):
-            os.replace(file, self.path / file.name)
+            put_in_place(file, self.path / file.name)
         folder.rmdir()
         self.log(step=step, finished=True)
