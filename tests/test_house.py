@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "training/loop": {"training/settings", "training/resume", "common", "models"},
     "training": {"training/settings", "training/loop", "training/resume", "common", "data", "data/streaming", "models"},
     "inference": {"common", "data", "data/reading", "data/streaming", "models"},
-    "evaluation/cells": {"common", "data", "data/streaming"},
+    "evaluation/cells": {"common", "data", "data/reading", "data/streaming"},
     "evaluation/metrics": {"evaluation/cells", "common"},
     "evaluation/systems": {"evaluation/cells", "evaluation/metrics", "common"},
     "evaluation/protocols": {"evaluation/cells", "evaluation/metrics", "evaluation/systems", "common"},

@@ -1,6 +1,5 @@
 """Files of the command line: h5ad in, results out whole or not at all."""
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,23 +8,6 @@ import anndata as ad
 
 from evae.common.files import atomic_folder, atomic_write
 from evae.models.contract_evae import EvaeError
-
-
-def read_h5ad(path: Path, backed: bool = False) -> ad.AnnData:
-    """Read an h5ad file, or open it with X left on disk.
-
-    Raises:
-        EvaeError: no such file, or not an h5ad file.
-    """
-    if not path.is_file():
-        raise EvaeError(f"no such file: {path}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # duplicate names raise later, with the fix
-            return ad.read_h5ad(path, backed="r" if backed else None)
-    except Exception as error:  # anndata raises whatever its readers raise; it is a damaged file all the same
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise EvaeError(f"{path} is not a readable h5ad file ({reason}); write it with anndata.") from error
 
 
 def check_free(out: Path, overwrite: bool) -> None:

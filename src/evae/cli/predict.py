@@ -8,8 +8,9 @@ import anndata as ad
 import typer
 from rich.console import Console
 
-from evae.cli.files import check_free, read_h5ad, write_h5ad
+from evae.cli.files import check_free, write_h5ad
 from evae.cli.prepare import CellTypeKey, PerturbationKey
+from evae.data.reading.anndata_file import read_h5ad
 from evae.inference.checkpoint import load_checkpoint
 from evae.inference.embedding_files import embed_file
 from evae.inference.held_out import predict_held_out

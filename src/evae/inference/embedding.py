@@ -18,6 +18,7 @@ from evae.common.progress import Advance, progress_bar
 from evae.data.reading.anndata_counts import AnnDataCounts, Counts
 from evae.data.reading.panel import over_panel
 from evae.inference.checkpoint import Checkpoint
+from evae.inference.devices import choose_device
 from evae.models.contract_evae import EvaeError
 
 KINDS = ("latents", "pooled", "codes")
@@ -57,7 +58,7 @@ class CellEncoder:
         """
         if kind not in KINDS:
             raise EvaeError(f"embedding '{kind}' does not exist; choose {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = choose_device(device)
         processor = checkpoint.processor
         columns = processor.panel_index(source.gene_columns)
         coverage = float((columns >= 0).sum() / len(processor.genes))

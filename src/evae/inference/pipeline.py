@@ -16,7 +16,9 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from evae.data.reading.anndata_file import as_anndata
 from evae.inference.checkpoint import Checkpoint, load_checkpoint
+from evae.inference.devices import choose_device
 from evae.inference.embedding import embed_cells
 from evae.inference.request import (
     Pair,
@@ -45,9 +47,10 @@ def pipeline(
         A `Pipeline`.
 
     Raises:
-        EvaeError: nothing there, or a file that is missing or damaged; the message names it.
+        EvaeError: nothing there, a file that is missing or damaged, or a device that cannot be used.
     """
-    return Pipeline(load_checkpoint(path_or_id, revision), device)
+    place = choose_device(device)  # before the weights are read
+    return Pipeline(load_checkpoint(path_or_id, revision), place)
 
 
 class Pipeline:
@@ -60,7 +63,7 @@ class Pipeline:
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str | torch.device | None = None):
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = choose_device(device)
         self.checkpoint = checkpoint
         self.model = checkpoint.model.to(self.device)
         self.processor = checkpoint.processor
@@ -74,7 +77,7 @@ class Pipeline:
 
     def predict(
         self,
-        controls: ad.AnnData | None,
+        controls: ad.AnnData | str | Path | None,
         perturbation: str | Sequence[str] | None = None,
         cell_type: str | Sequence[str] | None = None,
         n_cells: int | Mapping[Pair, int] | None = None,
@@ -90,10 +93,11 @@ class Pipeline:
         """Draw cells as they would be after a perturbation.
 
         Args:
-            controls: unperturbed cells, raw counts. Every predicted cell takes the library size of one of the controls
-                of its cell type (with repetition only if there are fewer controls than cells). A prior that knows
-                cell types by context takes that from them too, so their cell type may be one never seen. None takes
-                library sizes from the training cells; then give `cell_type` and `n_cells`.
+            controls: unperturbed cells, raw counts, or the path of their h5ad file. Every predicted cell takes the
+                library size of one of the controls of its cell type (with repetition only if there are fewer controls
+                than cells). A prior that knows cell types by context takes that from them too, so their cell type may
+                be one never seen. None takes library sizes from the training cells; then give `cell_type` and
+                `n_cells`.
             perturbation: one name or several; `A+B` is both at once, where training saw such combinations.
             cell_type: one name or several. None predicts for every cell type in
                 `controls.obs[cell_type_key]`; where controls have that column, only those of the given
@@ -120,6 +124,7 @@ class Pipeline:
                 that are not raw counts or not controls, or too little gene coverage.
         """
         self._check_prior(batch_size)
+        controls = None if controls is None else as_anndata(controls, "controls")
         processor = self.processor
         asked = (controls, perturbation, cell_type, n_cells, cell_type_key)
         any_cell_type = controls is not None and knows_by_context(self.checkpoint)
@@ -171,17 +176,22 @@ class Pipeline:
         Raises:
             EvaeError: counts that are not raw, cells without counts, too little gene coverage, unknown kind.
         """
+        if as_anndata(adata, "the cells") is not adata:
+            raise EvaeError(
+                "embed writes into the cells, which it cannot into a file or a part of a backed AnnData; give cells "
+                "in memory (adata.to_memory()), or embed a file with `evae embed`."
+            )
         adata.obsm[key], facts = embed_cells(self.checkpoint, adata, kind, layer, self.device, progress)
         adata.uns[key] = facts
         return adata
 
     def reconstruct(
-        self, adata: ad.AnnData, *, seed: int = 0, layer: str | None = None, progress: bool = True
+        self, adata: ad.AnnData | str | Path, *, seed: int = 0, layer: str | None = None, progress: bool = True
     ) -> ad.AnnData:
         """Encode cells and draw them back from their codes: what the tokenizer alone keeps and loses.
 
         Args:
-            adata: cells of raw counts.
+            adata: cells of raw counts, or the path of their h5ad file.
             seed: of the draws from the output head.
             layer: the layer that holds raw counts; X if None.
             progress: show a progress bar.
@@ -190,6 +200,7 @@ class Pipeline:
             AnnData of the same cells and obs, raw counts over the gene panel. Unlike a prediction, each cell
             keeps its own library size.
         """
+        adata = as_anndata(adata, "the cells")
         tokenizer, generator = self.checkpoint.tokenizer, self._generator(seed)
         blocks = []
         with torch.inference_mode():

@@ -1,5 +1,6 @@
 """What a prediction asks for, checked against the model and the controls, and the cells it gives."""
 
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,14 +49,13 @@ def pairs_asked_for(
             raise EvaeError("no (cell type, perturbation) pair was given; name at least one.")
         cell_types, perturbations = ([pair[i] for pair in n_cells] for i in (0, 1))
         _check_names(processor, perturbations, cell_types, any_cell_type)
-        return dict(n_cells)
+        return {pair: _whole(n, 0) for pair, n in n_cells.items()}
     if perturbation is None:
         raise EvaeError("no perturbation was named; name at least one.")
     perturbations = listed(perturbation, "perturbation")
     cell_types = wanted_cell_types(processor.cell_types, controls, cell_type, cell_type_key)
     _check_names(processor, perturbations, cell_types, any_cell_type)
-    if n_cells is not None and n_cells < 1:
-        raise EvaeError(f"n_cells is {n_cells}; give at least 1.")
+    n_cells = None if n_cells is None else _whole(n_cells, 1)
     if n_cells is None and controls is None:
         raise EvaeError("without controls, say how many cells to draw with n_cells.")
     counts = dict.fromkeys(cell_types, n_cells or 0)
@@ -63,6 +63,15 @@ def pairs_asked_for(
         labels = cell_type_labels(controls, cell_types, cell_type_key)
         counts = {c: int((labels == c).sum()) for c in cell_types}
     return {(c, p): counts[c] for c in cell_types for p in perturbations}
+
+
+def _whole(n: Any, least: int) -> int:
+    """A number of cells."""
+    if isinstance(n, bool) or not isinstance(n, numbers.Integral):
+        raise EvaeError(f"n_cells is {n!r}, a {type(n).__name__}; give a whole number.")
+    if n < least:
+        raise EvaeError(f"n_cells is {n}; give at least {max(1, least)}.")
+    return int(n)
 
 
 def _check_names(processor: Any, perturbations: list[str], cell_types: list[str], any_cell_type: bool) -> None:

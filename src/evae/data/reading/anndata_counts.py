@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from evae.data.reading.anndata_file import as_anndata
 from evae.data.reading.h5ad import H5adCounts
 from evae.models.contract_evae import EvaeError, check_raw_counts, near_matches
 from evae.models.genes_evae import GeneColumns, gene_columns
@@ -91,4 +92,6 @@ Counts = H5adCounts | AnnDataCounts
 
 def open_counts(data: ad.AnnData | str | Path, layer: str | None = None, scratch: Path | None = None) -> Counts:
     """An AnnData or an h5ad file as a source of raw counts."""
-    return AnnDataCounts(data, layer) if isinstance(data, ad.AnnData) else H5adCounts(data, layer, scratch)
+    if isinstance(data, str | Path):
+        return H5adCounts(data, layer, scratch)
+    return AnnDataCounts(as_anndata(data, "the cells"), layer)

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from evae.data.reading.anndata_file import as_anndata
 from evae.data.streaming.split_anndata import DatasetSplit
 from evae.evaluation.cells.normalised import Cells, Rows, StoredRows, log1p_and_totals
 from evae.models.contract_evae import EvaeError, near_matches
@@ -137,6 +138,8 @@ def open_source(data: Data, name: str, perturbation_key: str, cell_type_key: str
     if isinstance(data, (str, Path)):
         name = f"{name} ({data})"
         data = _open_file(data, name)
+    else:
+        data = as_anndata(data, name)
     if data.X is None or data.n_obs == 0:
         raise EvaeError(f"{name}: no cells in X; put raw counts or log1p values there.")
     genes = gene_columns(data.var_names, data.var, name)
