@@ -11,7 +11,6 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from evae.inference.request import (
     check_controls,
     pairs_asked_for,
     planned_cells,
+    planned_genes,
     whole_counts,
 )
 from evae.inference.sampling import draw_cells, knows_by_context, panel_batches, read_control_facts
@@ -116,8 +116,8 @@ class Pipeline:
         Returns:
             AnnData. X: raw counts over the model's gene panel, CSR float32, (cells, genes). obs:
             `perturbation`, `cell_type`, `support` (what training saw of the pair: "seen together", "seen
-            apart" or "unseen"), `library_size` (the total counts the cell was drawn for). uns["evae"]:
-            model, seed, share of the panel that the controls cover, versions.
+            apart" or "unseen"), `library_size` (the total counts the cell was drawn for). var: genes are named as the
+            controls name them. uns["evae"]: model, seed, share of the panel that the controls cover, versions.
 
         Raises:
             EvaeError: the checkpoint is a tokenizer only, a name or an option that it does not know, controls
@@ -148,7 +148,8 @@ class Pipeline:
             self.checkpoint, obs, contexts, seed=seed, batch_size=batch_size, device=self.device,
             progress=progress, sampling=sampling,
         )  # fmt: skip
-        return ad.AnnData(X=X, obs=obs, var=self._var(), uns={"evae": facts | self._provenance()})
+        var = planned_genes(processor, controls)
+        return ad.AnnData(X=X, obs=obs, var=var, uns={"evae": facts | self._provenance()})
 
     def embed(
         self,
@@ -174,7 +175,8 @@ class Pipeline:
             `adata` itself.
 
         Raises:
-            EvaeError: counts that are not raw, cells without counts, too little gene coverage, unknown kind.
+            EvaeError: counts that are not raw, cells without counts, too little gene coverage, unknown kind, or a view
+                of a backed AnnData.
         """
         if as_anndata(adata, "the cells") is not adata:
             raise EvaeError(
@@ -197,8 +199,8 @@ class Pipeline:
             progress: show a progress bar.
 
         Returns:
-            AnnData of the same cells and obs, raw counts over the gene panel. Unlike a prediction, each cell
-            keeps its own library size.
+            AnnData of the same cells and obs, raw counts over the gene panel, genes named as in `adata`. Unlike a
+            prediction, each cell keeps its own library size.
         """
         adata = as_anndata(adata, "the cells")
         tokenizer, generator = self.checkpoint.tokenizer, self._generator(seed)
@@ -212,7 +214,8 @@ class Pipeline:
                 blocks.append(whole_counts(counts, generator))
         facts = {"seed": seed, "gene_coverage": self.gene_coverage(adata)} | self._provenance()
         X = sp.vstack(blocks, format="csr")
-        return ad.AnnData(X=X, obs=adata.obs.copy(), var=self._var(), uns={"evae": facts})
+        var = planned_genes(self.processor, adata)
+        return ad.AnnData(X=X, obs=adata.obs.copy(), var=var, uns={"evae": facts})
 
     def gene_coverage(self, adata: ad.AnnData) -> float:
         """Share of the model's gene panel, 0 to 1, that `adata` measures."""
@@ -227,11 +230,6 @@ class Pipeline:
 
     def _generator(self, seed: int) -> torch.Generator:
         return torch.Generator(device=self.device).manual_seed(seed)
-
-    def _var(self) -> pd.DataFrame:
-        ids = self.processor.ensembl_ids
-        columns = {"ensembl_id": ids} if ids is not None else {}
-        return pd.DataFrame(columns, index=pd.Index(self.processor.genes))
 
     def _provenance(self) -> dict[str, Any]:
         return self.checkpoint.provenance()

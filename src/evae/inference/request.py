@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from torch import Tensor
 
 from evae.models.contract_evae import EvaeError, check_unique, look_up, near_matches
+from evae.models.genes_evae import ensembl_id, gene_columns
 from evae.models.randomness_evae import Randomness, draw_uniform
 
 Pair = tuple[str, str]  # (cell type, perturbation)
@@ -157,6 +158,26 @@ def planned_cells(n_cells: Mapping[Pair, int], processor: Any) -> pd.DataFrame:
     )
     obs.index = pd.Index([f"predicted-{i}" for i in range(len(obs))])
     return obs
+
+
+def planned_genes(processor: Any, cells: ad.AnnData | None) -> pd.DataFrame:
+    """The var table of cells over the model's panel, with the names of genes that the user's own cells have.
+
+    So `anndata.concat([cells, predicted])` has genes in common. Genes that the cells do not measure are named in the
+    same way, by symbol or by Ensembl id. The column `gene_symbol`, where the index holds other names, and the column
+    `ensembl_id`, where the model knows ids, tell the rest.
+    """
+    panel, ids = processor.genes, processor.ensembl_ids
+    columns = {} if ids is None else {"ensembl_id": ids}
+    if cells is not None:
+        own = [str(name) for name in cells.var_names]
+        by_id = sum(bool(ensembl_id(name)) for name in own) > len(own) / 2
+        position = processor.gene_positions(gene_columns(own, cells.var)).tolist()
+        others = [i or g for g, i in zip(panel, ids, strict=True)] if by_id and ids is not None else panel
+        names = [own[p] if p >= 0 else other for p, other in zip(position, others, strict=True)]
+        if names != panel and len(set(names)) == len(names) and not all(name.isdigit() for name in own):
+            return pd.DataFrame({"gene_symbol": panel, **columns}, index=pd.Index(names))
+    return pd.DataFrame(columns, index=pd.Index(panel))
 
 
 def whole_counts(counts: Tensor, generator: Randomness) -> sp.csr_matrix:

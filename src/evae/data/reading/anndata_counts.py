@@ -31,6 +31,7 @@ class AnnDataCounts:
     """
 
     def __init__(self, adata: ad.AnnData, layer: str | None = None):
+        adata = as_anndata(adata, "the cells")
         if adata.n_obs == 0:
             raise EvaeError("there are no cells in the AnnData; give at least one.")
         if layer is not None and layer not in adata.layers:
@@ -94,4 +95,4 @@ def open_counts(data: ad.AnnData | str | Path, layer: str | None = None, scratch
     """An AnnData or an h5ad file as a source of raw counts."""
     if isinstance(data, str | Path):
         return H5adCounts(data, layer, scratch)
-    return AnnDataCounts(as_anndata(data, "the cells"), layer)
+    return AnnDataCounts(data, layer)
