@@ -38,7 +38,7 @@ from evae.data.simulation.screen import (
     write_reversion_screen,
 )
 from evae.evaluation.cells.normalised import log1p_cp10k
-from evae.evaluation.metrics.distances import fit_projection
+from evae.evaluation.cells.projection import fit_projection
 from evae.inference.checkpoint import Checkpoint
 from evae.inference.embedding import CellEncoder
 from evae.inference.embedding_files import embed_file

@@ -10,8 +10,8 @@ from rich.console import Console
 from evae.evaluation import evaluate
 from evae.evaluation.metrics.distances import distances_between, distribution_metrics
 from evae.evaluation.protocols.de_protocol import _digest
-from evae.evaluation.protocols.distribution import reference_projection, split_halves
-from evae.evaluation.systems.baselines import MODEL, SPLIT_HALF
+from evae.evaluation.protocols.distribution import split_halves
+from evae.evaluation.systems.names import MODEL, SPLIT_HALF
 from evae.models.contract_evae import EvaeError
 
 from .conftest import make_screen
@@ -60,7 +60,7 @@ def test_floor_and_model_have_the_same_number_of_cells(robust):
 
 def test_pooled_value_is_recomputed_by_hand(robust):
     comparison = robust.comparison
-    projection = reference_projection(comparison, n_components=8)
+    projection = comparison.reference_projection(8)
     halves = split_halves(comparison, seed=0)
     first, second = (
         projection(np.concatenate([comparison.real.matrix[r].toarray() for r in half.values()])) for half in halves
@@ -81,10 +81,10 @@ def test_the_ceiling_of_pseudobulks_is_one_half_against_the_other(robust):
         assert found[pair[1]] == pytest.approx(((means[0] - means[1]) ** 2).mean(), rel=1e-5)
 
 
-def test_honesty_compares_halves_and_looks_among_training_cells(robust):
-    assert robust.value("correlation_error", SPLIT_HALF, "honesty") > 0.01
-    assert robust.value("copied_fraction", SPLIT_HALF, "honesty") == 0
-    assert robust.value("copied_fraction", "other contexts", "honesty") == 1
+def test_diversity_compares_halves_and_looks_among_training_cells(robust):
+    assert robust.value("correlation_error", SPLIT_HALF, "diversity") > 0.01
+    assert robust.value("copied_fraction", SPLIT_HALF, "diversity") == 0
+    assert robust.value("copied_fraction", "other contexts", "diversity") == 1
 
 
 def test_halves_are_disjoint_and_of_one_pair(robust):
@@ -101,7 +101,7 @@ def test_collapse_keeps_pearson_and_loses_the_rest(robust):
     same = [robust.value("pearson_delta", s, "perturbation", "pair") for s in (MODEL, collapsed["system"])]
     assert same[0] == pytest.approx(same[1])
     assert robust.value("mmd2_mix_unbiased", collapsed["system"]) > 0.1
-    assert robust.value("variance_ratio", collapsed["system"], "honesty") < 0.3
+    assert robust.value("variance_ratio", collapsed["system"], "diversity") < 0.3
 
 
 def test_same_seeds_same_numbers(screen, real, perfect, robust):

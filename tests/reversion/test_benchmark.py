@@ -13,7 +13,7 @@ from evae import reversion
 from evae.data.preparing.prepare import prepare_dataset
 from evae.data.simulation.screen import ReversionScreen, simulate_reversion_screen, write_reversion_screen
 from evae.evaluation.cells.normalised import log1p_cp10k
-from evae.evaluation.metrics.distances import fit_projection
+from evae.evaluation.cells.projection import fit_projection
 from evae.inference.checkpoint import load_checkpoint
 from evae.inference.embedding_files import embed_file
 from evae.models.contract_evae import EvaeError

@@ -15,7 +15,7 @@ from evae.study import read_study, run_study
 from evae.study import run as study_run
 from evae.study.figures import scaled_over_heads
 from evae.study.plan import plan
-from evae.study.results import badness, training_numbers
+from evae.study.results import training_numbers
 
 ROOT = Path(__file__).parents[2]
 TINY = {"batch_size": 32, "max_steps": 4, "warmup_steps": 1, "eval_every": 4, "save_every": 4}
@@ -240,14 +240,10 @@ def test_the_stored_studies_are_whole(path, screen_dataset):
 
 
 def test_scores_over_heads():
-    key = ("honesty", "pooled", "variance_ratio")
+    key = ("diversity", "pooled", "variance_ratio")
     rows = [("A", 0, "mse", 0.2), ("A", 0, "nb", 1.5), ("A", 0, "ce-quantile", 1.0), ("B", 0, "mse", 1.1)]
     table = pd.DataFrame(rows, columns=["system", "seed", "head", "value"])
     table[["group", "level", "metric"]] = key
     # B lacks heads, so it is left out; distances from 1 are 0.8, 0.5, 0
     np.testing.assert_allclose(scaled_over_heads(table, key, ["mse", "nb", "ce-quantile"]), [0, 0.375, 1], atol=1e-9)
     assert np.isnan(scaled_over_heads(table, key, ["mse", "hurdle"])).all()
-    values = pd.Series([0.2, 0.9])
-    assert list(badness(values, "low")) == [0.2, 0.9]
-    assert list(badness(values, "high")) == [-0.2, -0.9]
-    assert list(badness(values, "0.5")) == pytest.approx([0.3, 0.4])

@@ -16,12 +16,11 @@ from evae.cli.demo_plan import MAX_GENES, choose_data, claim_folder, stage_setti
 from evae.cli.evaluate import save_result
 from evae.cli.files import write_h5ad
 from evae.cli.prepare import CellTypeKey, PerturbationKey, SourceLayer
-from evae.cli.summary import summary_table
 from evae.data.preparing.prepare import prepare_dataset
 from evae.data.simulation.perturb_seq import simulate_perturb_seq
 from evae.data.streaming.loader import DatasetInfo
 from evae.data.streaming.split_anndata import read_split
-from evae.evaluation import evaluate
+from evae.evaluation import evaluate, summary_table
 from evae.inference.held_out import dataset_cells, predict_held_out
 from evae.inference.pipeline import pipeline
 from evae.models import EvaeError

@@ -9,8 +9,7 @@ from rich.console import Console
 from evae.cli.files import check_folder, fresh_folder
 from evae.cli.predict import Overwrite
 from evae.cli.prepare import CellTypeKey, PerturbationKey
-from evae.cli.summary import summary_table
-from evae.evaluation import SUITES, EvaluationResult
+from evae.evaluation import SUITES, EvaluationResult, summary_table
 from evae.evaluation import evaluate as run_evaluation
 from evae.inference.held_out import dataset_cells
 from evae.models.contract_evae import EvaeError

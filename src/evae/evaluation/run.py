@@ -17,13 +17,12 @@ from evae.evaluation.metrics.differential import DE_ENGINES
 from evae.evaluation.protocols.cell_eval_adapter import cell_eval_protocol
 from evae.evaluation.protocols.de_protocol import de_protocol, default_cache
 from evae.evaluation.protocols.distribution import (
-    Record,
-    honesty_protocol,
+    diversity_protocol,
     paper_protocol,
     perturbation_protocol,
     robust_protocol,
-    to_frame,
 )
+from evae.evaluation.protocols.record import Record, to_frame
 from evae.evaluation.result import EvaluationResult
 from evae.evaluation.systems.baselines import baselines, model_system
 from evae.evaluation.systems.scvi_baseline import scvi_shift
@@ -31,10 +30,10 @@ from evae.models.contract_evae import EvaeError, near_matches
 
 SUITES = {
     "paper": ("paper", "perturbation"),
-    "robust": ("robust", "perturbation", "honesty"),
+    "robust": ("robust", "perturbation", "diversity"),
     "perturbation": ("perturbation", "differential expression"),
     "cell-eval": ("perturbation", "differential expression", "cell-eval"),
-    "full": ("paper", "robust", "perturbation", "differential expression", "honesty", "cell-eval"),
+    "full": ("paper", "robust", "perturbation", "differential expression", "diversity", "cell-eval"),
 }
 EXTRA_BASELINES = {"scvi": scvi_shift}
 _STAMPED = ("evae", "anndata", "numpy", "scipy", "scikit-learn", "POT", "cell-eval", "pdex", "scvi-tools")
@@ -161,8 +160,8 @@ def _run(comparison: Comparison, plan: _Plan) -> list[Record]:
         records += de_protocol(comparison, systems, seeds[0], bar, plan.cache, plan.de)
     if "cell-eval" in groups:
         records += cell_eval_protocol(comparison, bar)
-    if "honesty" in groups:
-        records += honesty_protocol(comparison, systems, seeds[0], bar)
+    if "diversity" in groups:
+        records += diversity_protocol(comparison, systems, seeds[0], bar)
     return records
 
 

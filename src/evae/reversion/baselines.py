@@ -15,8 +15,8 @@ from scipy.special import ndtri
 from evae.data.preparing.hvg import highly_variable_scores
 from evae.data.reading.anndata_counts import Counts
 from evae.evaluation.cells.normalised import log1p_cp10k
+from evae.evaluation.cells.projection import fit_projection
 from evae.evaluation.metrics.differential import ControlRanks
-from evae.evaluation.metrics.distances import fit_projection
 from evae.models.contract_evae import EvaeError
 from evae.reversion.screen import TREATED, UNTREATED, Screen
 from evae.reversion.sources import Blocks, Embedding, in_memory

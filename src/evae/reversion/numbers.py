@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from evae.evaluation.report.tables import plain, write_json
+from evae.common.files import write_json
+from evae.common.numbers import UNDEFINED, plain
 from evae.reversion.enrichment import Enrichment
 from evae.reversion.names import ScreenNames
 from evae.reversion.screen import Screen
@@ -132,7 +133,7 @@ class ReversionNumbers:
 
     def to_json(self, path: str | Path) -> Path:
         """Write everything to a JSON file."""
-        return write_json(self.to_dict(), path)
+        return write_json(path, self.to_dict())
 
 
 def stamp(screen: Screen, data: str, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -164,10 +165,10 @@ def _row(method: MethodResult) -> dict[str, float]:
 
 def _auc_text(e: Enrichment) -> str:
     if math.isnan(e.auc):
-        return "–"
+        return UNDEFINED
     p = f"p={e.p_value:.1g}" if e.p_value < 0.01 else f"p={e.p_value:.2f}"
     return f"{e.auc:.3f} ({e.low:.2f}–{e.high:.2f}, {p})"
 
 
 def _text(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
+    return UNDEFINED if math.isnan(value) else f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"

@@ -8,33 +8,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from evae.common.figures import FLOOR, new_figure
-from evae.evaluation.metrics.labels import METRIC_LABELS, format_number
-from evae.evaluation.report.figures_metrics import RADAR
-from evae.study.results import badness, floor_and_copy
+from evae.common.numbers import format_number
+from evae.evaluation.metrics.facts import BY_NAME, METRICS, TABLES, shown
+from evae.evaluation.systems.names import CONTROL_COPY, SPLIT_HALF
+from evae.study.results import floor_and_copy
 
 Key: TypeAlias = tuple[str, str, str]  # group, level, metric
 # From the poorest to the richest distribution that a head draws from: a point, a gate and a point, a parametric
 # distribution over counts, a free one.
 HEADS_BY_RICHNESS = ("mse", "hurdle", "nb", "ce-quantile")
-VARIANCE_SENSITIVE = (
-    ("robust", "pooled", "fd"),
-    ("robust", "pooled", "mmd2_mix_biased"),
-    ("honesty", "pooled", "variance_ratio"),
-    ("honesty", "pooled", "zero_fraction_error"),
-    ("honesty", "pooled", "correlation_error"),
-    ("honesty", "pooled", "classifier_auc"),
-)
-MEAN_SENSITIVE = (
-    ("robust", "pooled", "w2"),  # in high dimension, points near the mean are nearer to all cells than cells are
-    ("perturbation", "pair", "pearson_delta"),
-    ("perturbation", "pair", "mae"),
-    ("perturbation", "pair", "mse"),
-    ("perturbation", "pair", "discrimination_l1"),
-)
+RADAR = [(table.group, table.level, metric.name) for table, metrics in shown("radar") for metric in metrics]
 COLORS = ("#D55E00", "#0072B2", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")  # Okabe & Ito 2008
 
 
-def draw_radars(numbers: pd.DataFrame) -> Figure | None:
+def plot_radars(numbers: pd.DataFrame) -> Figure | None:
     """A radar for every head: metrics of all systems, scaled from control copy (0) to real split half (1).
 
     None where fewer than three metrics can be scaled.
@@ -58,10 +45,10 @@ def draw_radars(numbers: pd.DataFrame) -> Figure | None:
                 clipped = np.clip(np.nan_to_num(scores), -0.25, 1.15)
                 ax.plot(angles, [*clipped, clipped[0]], color=color, lw=1.8, label=system)
         around = np.linspace(0, 2 * np.pi, 200)
-        ax.plot(around, np.ones(200), color=FLOOR, lw=1.6, label="real split half (1)")
-        ax.plot(around, np.zeros(200), color="#777777", lw=1.0, ls=(0, (3, 3)), label="control copy (0)")
+        ax.plot(around, np.ones(200), color=FLOOR, lw=1.6, label=f"{SPLIT_HALF} (1)")
+        ax.plot(around, np.zeros(200), color="#777777", lw=1.0, ls=(0, (3, 3)), label=f"{CONTROL_COPY} (0)")
         ax.set(ylim=(-0.3, 1.2), yticks=[])
-        ax.set_xticks(angles[:-1], [METRIC_LABELS[metric].text for *_, metric in axes], fontsize=8)
+        ax.set_xticks(angles[:-1], [BY_NAME[metric].title for *_, metric in axes], fontsize=8)
         ax.spines["polar"].set_visible(False)
         ax.set_title(head or "", pad=18)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
@@ -69,7 +56,7 @@ def draw_radars(numbers: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def draw_head_axis(numbers: pd.DataFrame) -> Figure | None:
+def plot_head_axis(numbers: pd.DataFrame) -> Figure | None:
     """Metrics along the heads, variance-sensitive beside mean-sensitive; None with fewer than two heads.
 
     Every line is scaled over the heads from worst (0) to best (1) within a system and a seed, then averaged; the
@@ -81,13 +68,13 @@ def draw_head_axis(numbers: pd.DataFrame) -> Figure | None:
         return None
     figure = new_figure(11, 4.2)
     panels = figure.subplots(1, 2, sharey=True)
-    families = (("Variance-sensitive", VARIANCE_SENSITIVE), ("Mean-sensitive", MEAN_SENSITIVE))
+    families = (("Variance-sensitive", sensitive_to("variance")), ("Mean-sensitive", sensitive_to("mean")))
     for ax, (title, metrics), color in zip(panels, families, COLORS, strict=False):
         lines = {key: scaled_over_heads(priors, key, heads) for key in _as_evaluated(numbers, metrics)}
         lines = {key: line for key, line in lines.items() if not np.isnan(line).any()}
         for at, (key, line) in enumerate(lines.items()):
             values = _values(priors, key).groupby(priors["head"])["value"].mean().reindex(heads)
-            text = f"{METRIC_LABELS[key[2]].text}  {format_number(values.iloc[0])} … {format_number(values.iloc[-1])}"
+            text = f"{BY_NAME[key[2]].title}  {format_number(values.iloc[0])} … {format_number(values.iloc[-1])}"
             ax.plot(range(len(heads)), line, color=color, lw=1, alpha=0.55, marker="os^Dvx"[at], ms=4, label=text)
         if lines:
             ax.plot(range(len(heads)), np.mean(list(lines.values()), axis=0), color=color, lw=3.2, label="mean")
@@ -100,11 +87,22 @@ def draw_head_axis(numbers: pd.DataFrame) -> Figure | None:
     return figure
 
 
+def sensitive_to(what: str) -> list[Key]:
+    """The metrics that depend most on the "mean" or the "variance" of a model's cells, in robust tables."""
+    tables = [table for table in TABLES if "radar" in table.places]
+    return [
+        (table.group, table.level, metric.name)
+        for table in tables
+        for metric in METRICS
+        if table.group in metric.groups and metric.sensitive_to == what
+    ]
+
+
 def scaled_over_heads(priors: pd.DataFrame, key: Key, heads: list[str]) -> np.ndarray:
     """Score of every head from worst (0) to best (1), (heads,), mean over systems and seeds; NaN if there is none."""
     part = _values(priors, key)
-    bad = badness(part["value"], METRIC_LABELS[key[2]].best)
-    grid = part.assign(bad=bad).pivot_table(index=["system", "seed"], columns="head", values="bad")
+    part = part.assign(bad=BY_NAME[key[2]].badness(part["value"]))
+    grid = part.pivot_table(index=["system", "seed"], columns="head", values="bad")
     if not set(heads) <= set(grid):
         return np.full(len(heads), np.nan)
     grid = grid[heads].dropna()

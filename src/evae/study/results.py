@@ -14,10 +14,9 @@ import yaml
 from evae.common.files import write_json
 from evae.common.numbers import plain
 from evae.evaluation import EvaluationResult
-from evae.evaluation.systems.baselines import MODEL, SPLIT_HALF
+from evae.evaluation.systems.names import CONTROL_COPY, MODEL, OF_THE_MODEL, SPLIT_HALF, TOKENIZER_ALONE
 
-ALONE = "tokenizer alone"
-NOT_OF_THE_DATA = (MODEL, "mean-collapsed model")  # systems that depend on the model that was evaluated
+RENAMED = {"honesty": "diversity"}  # groups of results that are on disk already
 AXES = ("tokenizer", "prior", "sampling", "head", "seed")
 OF_A_TOKENIZER = ("reconstruction_loss", "codebook_use", "codebook_perplexity")
 COLUMNS = (*AXES, "system", "group", "level", "metric", "value", "sd")
@@ -53,7 +52,7 @@ def result_path(out: Path, name: str) -> Path:
 def keep_result(out: Path, name: str, result: EvaluationResult, own: bool) -> None:
     """Write the means of an evaluation: of the model (`own`), or of the baselines and the real split half."""
     summary = result.summary()
-    is_model = summary["system"].isin([MODEL] if own else NOT_OF_THE_DATA)
+    is_model = summary["system"].isin([MODEL] if own else OF_THE_MODEL)
     rows = summary[is_model if own else ~is_model]
     stamp = {k: result.stamp[k] for k in ("settings", "versions", "sha256", "n_cells", "created", "seconds")}
     write_json(result_path(out, name), plain({**stamp, "summary": rows}))
@@ -71,15 +70,20 @@ def read_results(out: Path, wanted: Iterable[Evaluated], baselines: str) -> pd.D
             labels = evaluated.labels
             if not labels["prior"]:
                 part = pd.concat([part, training_numbers(evaluated.folder)], ignore_index=True)
-            system = " + ".join([labels["tokenizer"], labels["prior"]]) if labels["prior"] else labels["tokenizer"]
-            system += f" ({labels['sampling']})" if labels["sampling"] else ""
-            parts.append(part.assign(**labels | {"system": system if labels["prior"] else f"{system}, {ALONE}"}))
+            parts.append(part.assign(**labels | {"system": _system_name(labels)}))
     floor = _read(result_path(out, baselines))
     if floor is not None:
         parts.append(floor.assign(**dict.fromkeys(AXES, None)))
     if not parts:
         return pd.DataFrame(columns=list(COLUMNS))
     return pd.concat([p.astype(dict.fromkeys(AXES, object)) for p in parts], ignore_index=True)[list(COLUMNS)]
+
+
+def _system_name(labels: dict[str, Any]) -> str:
+    sampled = f" ({labels['sampling']})" if labels["sampling"] else ""
+    if labels["prior"]:
+        return f"{labels['tokenizer']} + {labels['prior']}{sampled}"
+    return f"{labels['tokenizer']}{sampled}, {TOKENIZER_ALONE}"
 
 
 def training_numbers(folder: Path) -> pd.DataFrame:
@@ -90,36 +94,29 @@ def training_numbers(folder: Path) -> pd.DataFrame:
     """
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     validated = [line for line in log if "validation_loss" in line]
-    found: list[tuple[str, str, float]] = []
+    found: list[tuple[str, float]] = []
     if validated:
         best = yaml.safe_load((folder / "settings.yaml").read_text())["final_weights"] == "best"
         kept = min(validated, key=lambda line: line["validation_loss"]) if best else validated[-1]
         names = [name for name in OF_A_TOKENIZER if f"validation_{name}" in kept]
-        found = [("validation", name, kept[f"validation_{name}"]) for name in names]
+        found = [(name, kept[f"validation_{name}"]) for name in names]
     timed = [line for line in log if "seconds" in line]
     if timed:
         n_steps = np.diff([0, *(line["step"] for line in timed)])
         step = np.median([line["seconds"] for line in timed] / n_steps)
-        found.append(("training", "training_minutes", float(step * n_steps.sum() / 60)))
-    rows = [("tokenizer", *row) for row in found]
+        found.append(("training_minutes", float(step * n_steps.sum() / 60)))
+    rows = [("tokenizer", "training", *row) for row in found]
     return pd.DataFrame(rows, columns=["group", "level", "metric", "value"])
 
 
 def _read(path: Path) -> pd.DataFrame | None:
     if not path.is_file():
         return None
-    return pd.DataFrame(json.loads(path.read_text())["summary"])
-
-
-def badness(value: pd.Series, best: str) -> pd.Series:
-    """How far from the best value: lower is better for every metric."""
-    if best == "low":
-        return value
-    return -value if best == "high" else (value - float(best)).abs()
+    return pd.DataFrame(json.loads(path.read_text())["summary"]).replace({"group": RENAMED})
 
 
 def floor_and_copy(numbers: pd.DataFrame, group: str, level: str, metric: str) -> tuple[float, float]:
     """A metric of the control copy and of the real split half; NaN where there is none."""
     part = numbers[(numbers["group"] == group) & (numbers["level"] == level) & (numbers["metric"] == metric)]
     values = part[part["tokenizer"].isna()].set_index("system")["value"]
-    return float(values.get("control copy", float("nan"))), float(values.get(SPLIT_HALF, float("nan")))
+    return float(values.get(CONTROL_COPY, float("nan"))), float(values.get(SPLIT_HALF, float("nan")))

@@ -7,32 +7,13 @@ import pandas as pd
 import yaml
 
 from evae.common.figures import look, save
-from evae.evaluation.metrics.labels import METRIC_LABELS, format_number
-from evae.evaluation.systems.baselines import SPLIT_HALF
-from evae.study.figures import draw_head_axis, draw_radars
+from evae.common.files import write_text
+from evae.common.numbers import UNDEFINED, format_number
+from evae.evaluation.metrics.facts import Metric, MetricTable, shown
+from evae.evaluation.systems.names import SPLIT_HALF, TOKENIZER_ALONE
+from evae.study.figures import plot_head_axis, plot_radars
 from evae.study.plan import Study
-from evae.study.results import ALONE
 
-SHOWN = (  # group, level, metric
-    ("paper", "pooled", "fd"),
-    ("paper", "pooled", "mmd2_mix_biased"),
-    ("paper", "pooled", "w2"),
-    ("robust", "pooled", "fd"),
-    ("robust", "pooled", "mmd2_mix_biased"),
-    ("robust", "pooled", "w2"),
-    ("robust", "pair", "fd"),
-    ("perturbation", "pair", "pearson_delta"),
-    ("perturbation", "pair", "mse"),
-    ("perturbation", "pair", "discrimination_l1"),
-    ("differential expression", "pair", "overlap_at_N"),
-    ("differential expression", "pair", "pr_auc"),
-    ("honesty", "pooled", "variance_ratio"),
-    ("honesty", "pooled", "classifier_auc"),
-    ("tokenizer", "validation", "reconstruction_loss"),
-    ("tokenizer", "validation", "codebook_use"),
-    ("tokenizer", "validation", "codebook_perplexity"),
-    ("tokenizer", "training", "training_minutes"),
-)
 READING = (
     "Values of models are means over training seeds ± standard deviation, those of baselines and of the real split "
     "half means over draws. Lower is better where ↓ stands, higher where ↑, nearest to the number where → stands. "
@@ -54,10 +35,10 @@ def write_study(study: Study, numbers: pd.DataFrame, out: Path) -> None:
     numbers.to_csv(out / "study.csv", index=False)
     figures = []
     with look():
-        for name, figure in (("radar.png", draw_radars(numbers)), ("heads.png", draw_head_axis(numbers))):
+        for name, figure in (("radar.png", plot_radars(numbers)), ("heads.png", plot_head_axis(numbers))):
             if figure is not None:
                 figures.append(save(figure, out / "plots" / name))
-    (out / "study.md").write_text(markdown(study, numbers, [f"plots/{path.name}" for path in figures]))
+    write_text(out / "study.md", markdown(study, numbers, [f"plots/{path.name}" for path in figures]))
 
 
 def markdown(study: Study, numbers: pd.DataFrame, figures: list[str]) -> str:
@@ -78,20 +59,26 @@ def markdown(study: Study, numbers: pd.DataFrame, figures: list[str]) -> str:
 
 def table(numbers: pd.DataFrame, rows: list[str]) -> list[str]:
     """Lines of a Markdown table with one row for every value of `rows`; baselines follow, the floor comes last."""
-    shown = [key for key in SHOWN if ((numbers["group"] == key[0]) & (numbers["level"] == key[1])).any()]
-    heading = [*rows, *(_heading(*key) for key in shown), "seeds"]
+    there = set(zip(numbers["group"], numbers["level"], strict=True))
+    columns = [
+        (table, metric)
+        for table, metrics in shown("study")
+        for metric in metrics
+        if (table.group, table.level) in there
+    ]
+    heading = [*rows, *(_heading(*column) for column in columns), "seeds"]
     lines = [_line(heading), _line(["---"] * len(rows) + ["---:"] * (len(heading) - len(rows)))]
     labelled = numbers.assign(**{name: numbers[name].fillna("") for name in rows})
     groups = list(dict.fromkeys(labelled[rows].itertuples(index=False, name=None)))
     floor = [g for g in groups if g[0] == SPLIT_HALF]
-    alone = [g for g in groups if str(g[0]).endswith(ALONE)]
+    alone = [g for g in groups if str(g[0]).endswith(TOKENIZER_ALONE)]
     models = [g for g in groups if g not in alone and _of(labelled, rows, g)["tokenizer"].notna().any()]
     others = [g for g in groups if g not in [*models, *alone, *floor]]
     for group in [*models, *alone, *others, *floor]:
         part = _of(labelled, rows, group)
-        texts = [_text(part, key) for key in shown]
+        texts = [_text(part, *column) for column in columns]
         seeds = part["seed"].nunique()
-        lines.append(_line([*map(str, group), *texts, str(seeds) if seeds else "–"]))
+        lines.append(_line([*map(str, group), *texts, str(seeds) if seeds else UNDEFINED]))
     return lines
 
 
@@ -102,17 +89,17 @@ def _of(numbers: pd.DataFrame, rows: list[str], values: tuple[str, ...]) -> pd.D
     return numbers[chosen]
 
 
-def _text(part: pd.DataFrame, key: tuple[str, str, str]) -> str:
+def _text(part: pd.DataFrame, table: MetricTable, metric: Metric) -> str:
     """Mean ± standard deviation over seeds, of means over all else."""
-    group, level, metric = key
-    found = part[(part["group"] == group) & (part["level"] == level) & (part["metric"] == metric)]
+    of_table = (part["group"] == table.group) & (part["level"] == table.level)
+    found = part[of_table & (part["metric"] == metric.name)]
     if found.empty:
-        return "–"
+        return UNDEFINED
     if found["seed"].isna().all():  # a baseline
         return format_number(float(found["value"].iloc[0]))
     by_seed = found.groupby("seed")["value"].mean().dropna()
     if by_seed.empty:
-        return "–"
+        return UNDEFINED
     text = format_number(float(by_seed.mean()))
     return f"{text} ±{format_number(float(by_seed.std()))}" if len(by_seed) > 1 else text
 
@@ -125,11 +112,10 @@ def _complete(models: pd.DataFrame) -> pd.DataFrame:
     return priors[priors["seed"].isin(done.index[done])]
 
 
-def _heading(group: str, level: str, metric: str) -> str:
-    label = METRIC_LABELS[metric].heading
-    if group == "paper":
-        return f"{label} (paper)"
-    return f"{label} by perturbation" if (group, level) == ("robust", "pair") else label
+def _heading(table: MetricTable, metric: Metric) -> str:
+    if table.group == "paper":
+        return f"{metric.heading} (paper)"
+    return f"{metric.heading} by perturbation" if (table.group, table.level) == ("robust", "pair") else metric.heading
 
 
 def _line(cells: list[str]) -> str:

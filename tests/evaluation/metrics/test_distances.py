@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 from scipy.linalg import sqrtm
 from scipy.optimize import linear_sum_assignment
 
@@ -10,7 +9,6 @@ from evae.evaluation.metrics.distances import (
     SIGMAS,
     distances_between,
     distribution_metrics,
-    fit_projection,
     frechet_distance,
     median_sigma,
     mmd2,
@@ -114,26 +112,6 @@ def test_perfect_generator_with_independent_components_has_unbiased_mmd2_near_ze
     error = np.std(values) / np.sqrt(len(values))
     assert abs(np.mean(values)) < 3 * error
     assert np.mean(biased) > 10 * error  # the published estimator does not pass
-
-
-def test_projection_is_the_svd_of_centred_cells():
-    x = np.random.default_rng(4).normal(size=(30, 8)) * np.arange(1, 9)
-    projection = fit_projection(x, 3)
-    centred = x - x.mean(axis=0)
-    expected = np.linalg.svd(centred, full_matrices=False)[2][:3]
-    np.testing.assert_allclose(np.abs(projection(x)), np.abs(centred @ expected.T), atol=1e-9)
-    np.testing.assert_allclose(projection(sp.csr_array(x)), projection(x))
-
-
-def test_sparse_components_are_the_dense_ones(monkeypatch):
-    rng = np.random.default_rng(4)
-    x = (rng.random((90, 40)) < 0.3) * rng.gamma(2, size=(90, 40)) * np.arange(1, 41)
-    expected = fit_projection(x, 5)
-    monkeypatch.setattr("evae.evaluation.metrics.distances._SMALL", 0)
-    monkeypatch.setattr("evae.evaluation.metrics.distances.dense", lambda _: pytest.fail("made dense"))
-    found = fit_projection(sp.csr_matrix(x), 5)
-    np.testing.assert_allclose(np.abs(found(sp.csr_matrix(x))), np.abs(expected(x)), atol=1e-9)
-    assert distances_between(found(x), expected(-x))["fd"] >= 0
 
 
 def test_identical_clouds_are_at_distance_zero(clouds):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from evae.evaluation.cells.comparison import compare
+from evae.evaluation.cells.projection import dense
 from evae.evaluation.cells.training_cells import TrainingCells
-from evae.evaluation.metrics.distances import dense
 from evae.evaluation.systems.baselines import baselines, linear_predictions, model_system
 
 from ..conftest import make_screen

@@ -11,8 +11,9 @@ import scipy.sparse as sp
 from evae.evaluation import evaluate
 from evae.evaluation.cells.comparison import compare
 from evae.evaluation.cells.normalised import log1p_cp10k
-from evae.evaluation.metrics.distances import dense
-from evae.evaluation.systems.scvi_baseline import NAME, scvi_shift
+from evae.evaluation.cells.projection import dense
+from evae.evaluation.systems.names import SCVI_SHIFT
+from evae.evaluation.systems.scvi_baseline import scvi_shift
 from evae.models.contract_evae import EvaeError
 
 from ..conftest import make_screen
@@ -89,8 +90,8 @@ def test_it_stands_in_every_table(screen, real, perfect, monkeypatch):
     monkeypatch.setattr("evae.evaluation.systems.scvi_baseline.fit_scvi", lambda counts, seed: Plain())
     result = evaluate(perfect, real, screen, seeds=(0,), extra_baselines=("scvi",), progress=False)
     for title, _, rows in result.tables():
-        assert NAME in [system for system, _ in rows], title
-    assert result.value("fd", NAME) < result.value("fd", "control copy")
+        assert SCVI_SHIFT in [system for system, _ in rows], title
+    assert result.value("fd", SCVI_SHIFT) < result.value("fd", "control copy")
     assert result.stamp["settings"]["extra_baselines"] == ["scvi"]
 
 

@@ -6,12 +6,14 @@ of the same cell type, and stand on both sides: a model is never judged by contr
 
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
 
 from evae.evaluation.cells.inputs import Data, Progress, Source, open_source, silent
-from evae.evaluation.cells.normalised import Cells
+from evae.evaluation.cells.normalised import Cells, mean_of
+from evae.evaluation.cells.projection import Projection, fit_projection
 from evae.evaluation.cells.training_cells import TrainingCells, summarise_training
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.models.genes_evae import GeneColumns
@@ -55,10 +57,41 @@ class Comparison:
         """The evaluated perturbations of a cell type, sorted."""
         return [p for c, p in self.pairs if c == cell_type]
 
+    @cached_property
+    def real_rows(self) -> dict[Pair, np.ndarray]:
+        """Rows of `real` of every pair."""
+        return group_rows(self.real.cell_type, self.real.perturbation)
 
-def rows_by_pair(cells: Cells) -> dict[Pair, np.ndarray]:
-    """Row indices of every (cell type, perturbation) pair."""
-    return group_rows(cells.cell_type, cells.perturbation)
+    @cached_property
+    def predicted_rows(self) -> dict[Pair, np.ndarray]:
+        """Rows of `predicted` of every pair."""
+        return group_rows(self.predicted.cell_type, self.predicted.perturbation)
+
+    @cached_property
+    def control_rows(self) -> dict[str, np.ndarray]:
+        """Rows of `controls` of every cell type."""
+        return {c: np.flatnonzero(self.controls.cell_type == c) for c in self.cell_types}
+
+    @cached_property
+    def n_real(self) -> dict[Pair, int]:
+        """Number of real cells of every pair."""
+        return {pair: len(rows) for pair, rows in self.real_rows.items()}
+
+    @cached_property
+    def control_means(self) -> dict[str, np.ndarray]:
+        """Mean expression of the controls of every cell type, (genes,) each."""
+        return {c: mean_of(self.controls.matrix[rows]) for c, rows in self.control_rows.items()}
+
+    def reference_projection(self, n_components: int = 30) -> Projection:
+        """Components fitted on training cells, on the controls where no training cells were given; fitted once."""
+        if n_components not in self._projections:
+            cells = self.controls if self.training is None else self.training.reference
+            self._projections[n_components] = fit_projection(cells.matrix[:], n_components)
+        return self._projections[n_components]
+
+    @cached_property
+    def _projections(self) -> dict[int, Projection]:
+        return {}
 
 
 def group_rows(cell_type: np.ndarray, perturbation: np.ndarray) -> dict[Pair, np.ndarray]:
@@ -131,7 +164,8 @@ def _read(
         training = summarise_training(trained, source, perturbations, genes, control, seed, progress)
         if training.n_held_out:
             notes.append(f"{training.n_held_out} held-out cells were found among the training cells and left out there")
-    single = sum(len(rows) < 2 for rows in rows_by_pair(truth).values())
+    comparison = Comparison(truth, prediction, control_cells, training, pairs, control, notes)
+    single = sum(n < 2 for n in comparison.n_real.values())
     if single:
         notes.append(
             f"{single} of {len(pairs)} pairs have a single real cell, so no split half and no robust distances"
@@ -140,7 +174,7 @@ def _read(
         if cells.n_empty:
             notes.append(f"{cells.n_empty} {name} cells have no counts over the panel and stay empty")
     notes.append(f"real cells came as {source.scale}, predicted cells as {generated.scale}; compared as log1p CP10K")
-    return Comparison(truth, prediction, control_cells, training, pairs, control, notes)
+    return comparison
 
 
 def _matching_predictions(

@@ -91,7 +91,7 @@ def summarise_training(
         seed: of the two samples.
         progress: shows how far the reading is.
     """
-    usable = np.flatnonzero(~pd.Series(_fingerprints(source)).isin(_fingerprints(held_out)))
+    usable = np.flatnonzero(~pd.Series(_cell_hashes(source)).isin(_cell_hashes(held_out)))
     if len(usable) == 0:
         raise EvaeError(f"{source.name} hold no other cells than the real held-out ones; give the training split.")
     codes, pairs = _pair_codes(source, usable)
@@ -144,7 +144,7 @@ def _pair_codes(source: Source, rows: np.ndarray) -> tuple[np.ndarray, list[Pair
     return position[codes], pairs
 
 
-def _fingerprints(source: Source) -> np.ndarray:
+def _cell_hashes(source: Source) -> np.ndarray:
     """A 64-bit hash of name and labels of each cell, (cells,)."""
     parts = []
     for start in range(0, len(source), _HASHED):  # strings are large, hashes are not

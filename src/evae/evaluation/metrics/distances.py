@@ -16,22 +16,15 @@ W2 and the biased MMD2 never reach 0 on finite samples, so a value means little 
 halves of real cells of the same size: see `protocols`.
 """
 
-from dataclasses import dataclass
-from typing import TypeAlias
-
 import numpy as np
 import ot
-import scipy.sparse as sp
 from scipy.spatial.distance import cdist
-from sklearn.decomposition import PCA
 
+from evae.evaluation.cells.projection import Matrix, Projection, fit_projection, sample_rows
 from evae.models.contract_evae import EvaeError
 
 SIGMAS = (1.0, 2.0, 4.0, 8.0, 16.0)
-METRICS = ("w2", "mmd2_mix_biased", "mmd2_mix_unbiased", "mmd2_median_unbiased", "fd")
-Matrix: TypeAlias = np.ndarray | sp.csr_matrix
 _BLOCK = 1_024  # rows of a kernel matrix held at a time
-_SMALL = 1 << 22  # a sparse matrix of fewer values is quicker made dense
 
 
 def wasserstein_distance(real: np.ndarray, generated: np.ndarray) -> float:
@@ -92,42 +85,9 @@ def median_sigma(real: np.ndarray, generated: np.ndarray, max_cells: int = 1_000
     return median if median > 0 else 1.0  # all cells alike: any width gives the same answer, 0
 
 
-@dataclass(frozen=True)
-class Projection:
-    """Principal components fitted on a reference set of cells."""
-
-    mean: np.ndarray  # (genes,)
-    components: np.ndarray  # (components, genes)
-
-    def __call__(self, matrix: Matrix) -> np.ndarray:
-        """Project log1p expression (cells, genes) to (cells, components), float64; sparse cells stay sparse."""
-        matrix = matrix.astype(np.float64)
-        return np.asarray(matrix @ self.components.T) - self.mean @ self.components.T
-
-
-def fit_projection(reference: Matrix, n_components: int = 30) -> Projection:
-    """Exact principal components of `reference`, log1p expression of shape (cells, genes).
-
-    Fewer components come back where cells or genes are fewer. Solvers that converge are used because the
-    randomised one moves FD between runs by more than good models differ; sparse cells are never made dense,
-    but for small matrices.
-    """
-    n_cells, n_genes = reference.shape
-    n_components = min(n_components, n_genes, max(n_cells - 1, 1))
-    if isinstance(reference, np.ndarray) or n_components >= min(n_cells, n_genes) - 1 or n_cells * n_genes < _SMALL:
-        solver = "covariance_eigh" if n_cells > n_genes else "full"
-        with np.errstate(invalid="ignore"):  # a single cell has no variance
-            pca = PCA(n_components, svd_solver=solver).fit(dense(reference))
-    else:
-        pca = PCA(n_components, svd_solver="arpack", tol=0, random_state=0).fit(reference.astype(np.float64))
-    return Projection(pca.mean_.astype(np.float64), pca.components_.astype(np.float64))
-
-
 def distances_between(real: np.ndarray, generated: np.ndarray) -> dict[str, float]:
-    """All of `METRICS` between two clouds of shape (cells, components)."""
+    """All metrics of this module between two clouds of shape (cells, components); NaN where one is empty."""
     real, generated = _pair(real, generated)
-    if len(real) == 0 or len(generated) == 0:
-        return dict.fromkeys(METRICS, float("nan"))
     mix = _kernel_sums(real, generated, None)
     median = _kernel_sums(real, generated, median_sigma(real, generated))
     n, m = len(real), len(generated)
@@ -160,7 +120,7 @@ def distribution_metrics(
         seed: of that draw.
 
     Returns:
-        One value for each of `METRICS`.
+        One value for each metric of this module, by its name in `facts`.
 
     Raises:
         EvaeError: the matrices have different numbers of genes.
@@ -173,28 +133,9 @@ def distribution_metrics(
     if not isinstance(reference, Projection):
         reference = fit_projection(real_matrix if reference is None else reference, n_components)
     rng = np.random.default_rng(seed)
-    real = reference(real_matrix[draw(len_of(real_matrix), max_cells, rng)])
-    generated = reference(generated_matrix[draw(len_of(generated_matrix), max_cells, rng)])
+    real = reference(real_matrix[sample_rows(real_matrix.shape[0], max_cells, rng)])
+    generated = reference(generated_matrix[sample_rows(generated_matrix.shape[0], max_cells, rng)])
     return distances_between(real, generated)
-
-
-def draw(n: int, limit: int | None, rng: np.random.Generator) -> np.ndarray:
-    """Sorted indices of at most `limit` of `n` rows, drawn without replacement."""
-    if limit is None or n <= limit:
-        return np.arange(n)
-    return np.sort(rng.choice(n, limit, replace=False))
-
-
-def len_of(matrix: Matrix) -> int:
-    """Number of rows; sparse matrices have no len()."""
-    return int(matrix.shape[0])
-
-
-def dense(matrix: Matrix) -> np.ndarray:
-    """A dense float64 copy of a dense or sparse matrix."""
-    if isinstance(matrix, np.ndarray):
-        return np.array(matrix, dtype=np.float64)
-    return np.array(matrix.toarray(), dtype=np.float64)
 
 
 def _pair(real: np.ndarray, generated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

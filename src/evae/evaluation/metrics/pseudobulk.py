@@ -10,7 +10,6 @@ best, about 0.5 is chance; the targeted gene itself is left out.
 import numpy as np
 from scipy.spatial.distance import cdist
 
-METRICS = ("pearson_delta", "mae", "mse", "mae_delta", "mse_delta")
 DISCRIMINATION = ("discrimination_l1", "discrimination_l2", "discrimination_cosine")
 
 
@@ -23,7 +22,7 @@ def pseudobulk_metrics(predicted: np.ndarray, real: np.ndarray, control: np.ndar
         control: the same of the controls.
 
     Returns:
-        One value for each of `METRICS`. Pearson delta is NaN where a shift is the same for all genes.
+        One value for each metric by its name. Pearson delta is NaN where a shift is the same for all genes.
     """
     shift_predicted, shift_real = predicted - control, real - control
     error, error_shift = predicted - real, shift_predicted - shift_real

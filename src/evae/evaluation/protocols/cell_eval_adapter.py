@@ -19,12 +19,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from evae.evaluation.cells.comparison import Comparison, rows_by_pair
+from evae.evaluation.cells.comparison import Comparison
 from evae.evaluation.cells.inputs import Progress, require
 from evae.evaluation.cells.normalised import Cells
 from evae.evaluation.metrics.differential import DETable
-from evae.evaluation.protocols.distribution import Record
-from evae.evaluation.systems.baselines import MODEL
+from evae.evaluation.protocols.record import Record
+from evae.evaluation.systems.names import MODEL
 
 GROUP = "cell-eval"
 SLOW_METRICS = ("pearson_edistance", "clustering_agreement")
@@ -32,8 +32,8 @@ SLOW_METRICS = ("pearson_edistance", "clustering_agreement")
 
 def cell_eval_protocol(comparison: Comparison, progress: Progress, skip: Sequence[str] = SLOW_METRICS) -> list[Record]:
     """All of cell-eval's metrics for the model, one record per pair and metric."""
-    n_real = {pair: len(rows) for pair, rows in rows_by_pair(comparison.real).items()}
-    n_predicted = {pair: len(rows) for pair, rows in rows_by_pair(comparison.predicted).items()}
+    n_real = comparison.n_real
+    n_predicted = {pair: len(rows) for pair, rows in comparison.predicted_rows.items()}
     records: list[Record] = []
     for cell_type in progress(comparison.cell_types, "cell-eval"):
         table = run_cell_eval(*anndata_pair(comparison, cell_type), control=comparison.control, skip=skip)
@@ -48,7 +48,7 @@ def cell_eval_protocol(comparison: Comparison, progress: Progress, skip: Sequenc
 
 def anndata_pair(comparison: Comparison, cell_type: str) -> tuple[ad.AnnData, ad.AnnData]:
     """(predicted, real) of one cell type as cell-eval wants them, both with the same real controls."""
-    controls = comparison.controls.take(np.flatnonzero(comparison.controls.cell_type == cell_type))
+    controls = comparison.controls.take(comparison.control_rows[cell_type])
     both = [
         _with_controls(cells.take(np.flatnonzero(cells.cell_type == cell_type)), controls)
         for cells in (comparison.predicted, comparison.real)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 
 from evae.common.files import atomic_write
-from evae.evaluation.cells.comparison import Comparison, Pair, rows_by_pair
+from evae.evaluation.cells.comparison import Comparison, Pair
 from evae.evaluation.cells.inputs import Progress
 from evae.evaluation.metrics.de_metrics import de_metrics
 from evae.evaluation.metrics.differential import (
@@ -23,8 +23,10 @@ from evae.evaluation.metrics.differential import (
     PdexControls,
     differential_expression,
 )
-from evae.evaluation.protocols.distribution import Record, split_halves
-from evae.evaluation.systems.baselines import SPLIT_HALF, System, sampled
+from evae.evaluation.protocols.distribution import split_halves
+from evae.evaluation.protocols.record import Record
+from evae.evaluation.systems.baselines import System, real_system, sampled
+from evae.evaluation.systems.names import SPLIT_HALF
 
 GROUP = "differential expression"
 _METHOD = "mann-whitney-asymptotic bh geometric-mean 1"  # raise the number when the tables change
@@ -46,8 +48,7 @@ def de_protocol(
     """
     records: list[Record] = []
     for cell_type in comparison.cell_types:
-        of_type = comparison.controls.cell_type == cell_type
-        controls = DE_ENGINES[engine](comparison.controls.matrix[of_type])
+        controls = DE_ENGINES[engine](comparison.controls.matrix[comparison.control_rows[cell_type]])
         task = _Task(comparison, cell_type, controls, seed, cache, engine)
         records += task.split_half()
         truth = task.real_table()
@@ -74,8 +75,7 @@ class _Task:
 
     def real_table(self) -> DETable:
         """The table of the real cells."""
-        real = sampled("real", self.comparison.real, rows_by_pair(self.comparison.real), own=True)
-        return cached(self.cache, self.key, lambda: self._table(real))
+        return cached(self.cache, self.key, lambda: self._table(real_system(self.comparison)))
 
     def split_half(self) -> list[Record]:
         """Half B of the real cells as the prediction of half A."""
@@ -93,11 +93,11 @@ class _Task:
         """A system against the real table."""
         if not self._names(system):
             return []
-        return self._records(system, self._table(system), truth, self._sizes())
+        return self._records(system, self._table(system), truth, self.comparison.n_real)
 
     def _records(self, system: System, predicted: DETable, truth: DETable, n_real: dict[Pair, int]) -> list[Record]:
         names = self._names(system)
-        n_generated = system.available or self._sizes()
+        n_generated = system.available or self.comparison.n_real
         found = []
         for metric, values in de_metrics(predicted, _subset(truth, names)).items():
             for p, value in zip(names, values.tolist(), strict=True):
@@ -110,11 +110,8 @@ class _Task:
         answered = set(system.pairs)
         return [p for p in self.comparison.perturbations(self.cell_type) if (self.cell_type, p) in answered]
 
-    def _sizes(self) -> dict[Pair, int]:
-        return {pair: len(rows) for pair, rows in rows_by_pair(self.comparison.real).items()}
-
     def _table(self, system: System) -> DETable:
-        sizes = system.available or self._sizes()
+        sizes = system.available or self.comparison.n_real
         batches = _batches(system, self.cell_type, self._names(system), sizes, self.seed)
         return differential_expression(batches, self.controls, self.comparison.genes)
 

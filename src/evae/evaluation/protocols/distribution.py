@@ -12,63 +12,30 @@ robust   components fitted on training cells (on the controls where there are no
 A PCA fitted on the compared cells penalises even a perfect generator, and W2 is dominated by its
 finite-sample floor: that is why `robust` exists, and why both carry the split half of the real cells.
 
-The perturbation metrics compare pseudobulks pair by pair, the honesty checks pooled cells; differential
+The perturbation metrics compare pseudobulks pair by pair, diversity and memorisation are of pooled cells; differential
 expression is in `de_protocol`.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 
-from evae.evaluation.cells.comparison import Comparison, Pair, rows_by_pair
+from evae.evaluation.cells.comparison import Comparison, Pair
 from evae.evaluation.cells.inputs import Progress
-from evae.evaluation.cells.normalised import mean_of
-from evae.evaluation.metrics.distances import Matrix, Projection, dense, distances_between, draw, fit_projection
-from evae.evaluation.metrics.honesty import honesty_checks
+from evae.evaluation.cells.projection import Matrix, Projection, dense, fit_projection, sample_rows
+from evae.evaluation.metrics.distances import distances_between
+from evae.evaluation.metrics.diversity import diversity_metrics
 from evae.evaluation.metrics.pseudobulk import discrimination_scores, pseudobulk_metrics
-from evae.evaluation.systems.baselines import SPLIT_HALF, System, sampled
+from evae.evaluation.protocols.record import Record
+from evae.evaluation.systems.baselines import System, real_system, sampled
+from evae.evaluation.systems.names import SPLIT_HALF
 
 PAPER_CELLS = 5_000
 PAPER_CELLS_PER_PERTURBATION = 1_000
 ROBUST_CELLS = 2_000
 ROBUST_CELLS_PER_PAIR = 500
-HONESTY_CELLS = 2_000
-
-
-@dataclass(frozen=True)
-class Record:
-    """One number of the evaluation, with everything needed to read it.
-
-    Attributes:
-        group: which table it belongs to: "paper", "robust", "perturbation", "differential expression",
-            "honesty".
-        level: "pooled" over all pairs, or "pair".
-        system: "model", a baseline, or "real split half".
-        metric: name of the metric.
-        value: NaN where it is not defined.
-        seed: of the draw; -1 where nothing is drawn.
-        n_real, n_generated: cells on either side.
-        cell_type, perturbation: of the pair; empty when pooled.
-    """
-
-    group: str
-    level: str
-    system: str
-    metric: str
-    value: float
-    seed: int
-    n_real: int
-    n_generated: int
-    cell_type: str = ""
-    perturbation: str = ""
-
-
-def to_frame(records: list[Record]) -> pd.DataFrame:
-    """Records as a table, one row each."""
-    return pd.DataFrame([asdict(record) for record in records], columns=list(Record.__annotations__))
+DIVERSITY_CELLS = 2_000
 
 
 def paper_protocol(
@@ -76,9 +43,8 @@ def paper_protocol(
 ) -> list[Record]:
     """W2, MMD2 and FD as published, for every system that answers for all pairs."""
     rng = np.random.default_rng(seed)
-    sizes = {p: min(len(r), PAPER_CELLS_PER_PERTURBATION) for p, r in rows_by_pair(comparison.real).items()}
-    own = sampled("real", comparison.real, rows_by_pair(comparison.real), own=True)
-    real = sp.vstack(list(_pooled(own, sizes, PAPER_CELLS, rng)), format="csr")
+    sizes = {pair: min(n, PAPER_CELLS_PER_PERTURBATION) for pair, n in comparison.n_real.items()}
+    real = sp.vstack(list(_pooled(real_system(comparison), sizes, PAPER_CELLS, rng)), format="csr")
     projection = fit_projection(real, n_components)
     projected = projection(real)
     order = rng.permutation(len(projected))
@@ -100,7 +66,7 @@ def robust_protocol(
     max_cells: int = ROBUST_CELLS,
 ) -> list[Record]:
     """W2, MMD2 and FD with matched halves, pooled and per pair; see the module's docstring."""
-    projection = reference_projection(comparison, n_components)
+    projection = comparison.reference_projection(n_components)
     records: list[Record] = []
     work = [(seed, name) for seed in seeds for name in [SPLIT_HALF, *[s.name for s in systems]]]
     by_name = {s.name: s for s in systems}
@@ -130,11 +96,9 @@ def perturbation_protocol(
     The ceiling is the split half: half B stands for the prediction of half A, with the same controls on both
     sides, as the model has.
     """
-    base = comparison.controls
-    controls = {c: mean_of(base.matrix[base.cell_type == c]) for c in comparison.cell_types}
-    whole = sampled("real", comparison.real, rows_by_pair(comparison.real))
+    controls, sizes = comparison.control_means, comparison.n_real
+    whole = real_system(comparison)
     truth = {pair: whole.mean(pair) for pair in comparison.pairs}
-    sizes = {pair: len(rows) for pair, rows in rows_by_pair(comparison.real).items()}
     records: list[Record] = []
     for system in progress(systems, "perturbation metrics"):
         predicted = {pair: system.mean(pair) for pair in comparison.pairs if pair in set(system.pairs)}
@@ -150,33 +114,26 @@ def perturbation_protocol(
     return records
 
 
-def honesty_protocol(comparison: Comparison, systems: list[System], seed: int, progress: Progress) -> list[Record]:
+def diversity_protocol(comparison: Comparison, systems: list[System], seed: int, progress: Progress) -> list[Record]:
     """Diversity and memorisation of every system that answers for all pairs, and of the split half."""
-    projection = reference_projection(comparison)
+    projection = comparison.reference_projection()
     training = None if comparison.training is None else projection(comparison.training.reference.matrix[:])
     first, second = split_halves(comparison, seed)
     sizes = {pair: len(rows) for pair, rows in first.items()}
     half_a, half_b = (sampled(SPLIT_HALF, comparison.real, half, own=True) for half in (first, second))
-    real = _pooled_dense(half_a, sizes, HONESTY_CELLS, seed)
+    real = _pooled_dense(half_a, sizes, DIVERSITY_CELLS, seed)
     if not len(real):  # every pair has one real cell
         return []
     complete = [s for s in systems if _complete(s, comparison)]
     records: list[Record] = []
-    for system in progress([half_b, *complete], "honesty checks"):
-        generated = _pooled_dense(system, sizes, HONESTY_CELLS, seed)
-        values = honesty_checks(real, generated, projection, training, seed)
+    for system in progress([half_b, *complete], "diversity and memorisation"):
+        generated = _pooled_dense(system, sizes, DIVERSITY_CELLS, seed)
+        values = diversity_metrics(real, generated, projection, training, seed)
         records += [
-            Record("honesty", "pooled", system.name, metric, value, seed, len(real), len(generated))
+            Record("diversity", "pooled", system.name, metric, value, seed, len(real), len(generated))
             for metric, value in values.items()
         ]
     return records
-
-
-def reference_projection(comparison: Comparison, n_components: int = 30) -> Projection:
-    """Components fitted on training cells; on the controls where no training cells were given."""
-    training = comparison.training
-    cells = comparison.controls if training is None else training.reference
-    return fit_projection(cells.matrix[:], n_components)
 
 
 def split_halves(
@@ -191,7 +148,7 @@ def split_halves(
     """
     rng = np.random.default_rng(seed)
     first, second = {}, {}
-    for pair, rows in rows_by_pair(comparison.real).items():
+    for pair, rows in comparison.real_rows.items():
         order = rng.permutation(rows)
         half = len(rows) // 2 if limit is None else min(len(rows) // 2, limit)
         first[pair], second[pair] = order[:half], order[half : 2 * half]
@@ -212,7 +169,7 @@ def _pooled(system: System, sizes: dict[Pair, int], limit: int, rng: np.random.G
     """Cells of all pairs, pair by pair, at most `limit` in all: which ones is drawn before they are read."""
     takes = {pair: _possible(system, pair, n) for pair, n in sizes.items()}
     owner = np.repeat(np.arange(len(takes)), list(takes.values()))
-    owner = owner[draw(len(owner), limit, rng)]
+    owner = owner[sample_rows(len(owner), limit, rng)]
     counts = np.bincount(owner, minlength=len(takes))
     return (system.draw(p, n, rng) for p, n in zip(takes, counts.tolist(), strict=True) if n)
 
@@ -223,7 +180,7 @@ def _pooled_dense(system: System, sizes: dict[Pair, int], limit: int, seed: int)
 
 
 def _thin(cloud: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    return cloud[draw(len(cloud), limit, np.random.default_rng(seed))]
+    return cloud[sample_rows(len(cloud), limit, np.random.default_rng(seed))]
 
 
 def _complete(system: System, comparison: Comparison) -> bool:

@@ -6,11 +6,9 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from evae.common.figures import BACKGROUND, GENERATED, REAL, bare, new_figure
-from evae.evaluation.cells.comparison import Comparison, Pair, rows_by_pair
-from evae.evaluation.cells.normalised import mean_of
-from evae.evaluation.metrics.distances import draw
-from evae.evaluation.protocols.distribution import reference_projection
-from evae.evaluation.systems.baselines import model_system, sampled
+from evae.evaluation.cells.comparison import Comparison, Pair
+from evae.evaluation.cells.projection import sample_rows
+from evae.evaluation.systems.baselines import model_system, real_system
 
 MAX_POINTS = 4_000
 MAX_ARROWS = 40
@@ -19,7 +17,7 @@ TOP_PERTURBATIONS = 4
 TOP_GENES = 12
 
 
-def draw_cells(comparison: Comparison) -> Figure:
+def plot_cells(comparison: Comparison) -> Figure:
     """Principal components: real cells, generated cells, and the shift of every perturbation's centre."""
     real, generated = _projected(comparison)
     figure = new_figure(11.2, 3.9)
@@ -33,7 +31,7 @@ def draw_cells(comparison: Comparison) -> Figure:
     return figure
 
 
-def draw_umap(comparison: Comparison, seed: int = 0) -> Figure | None:
+def plot_umap(comparison: Comparison, seed: int = 0) -> Figure | None:
     """UMAP of real and generated cells together; None where umap-learn is not installed."""
     try:
         from umap import UMAP
@@ -55,7 +53,7 @@ def draw_umap(comparison: Comparison, seed: int = 0) -> Figure | None:
     return figure
 
 
-def draw_top_genes(comparison: Comparison) -> Figure:
+def plot_top_genes(comparison: Comparison) -> Figure:
     """The genes that move most under the strongest perturbations: real against predicted shift."""
     shifts = _shifts(comparison)
     strongest = sorted(shifts, key=lambda pair: -float(np.abs(shifts[pair][0]).sum()))[:TOP_PERTURBATIONS]
@@ -81,10 +79,13 @@ def draw_top_genes(comparison: Comparison) -> Figure:
 
 
 def _projected(comparison: Comparison) -> tuple[np.ndarray, np.ndarray]:
-    projection = reference_projection(comparison)
+    projection = comparison.reference_projection()
     rng = np.random.default_rng(0)
-    clouds = [cells.matrix[draw(len(cells), MAX_POINTS, rng)] for cells in (comparison.real, comparison.predicted)]
-    return projection(clouds[0]), projection(clouds[1])
+    real, predicted = (
+        projection(cells.matrix[sample_rows(len(cells), MAX_POINTS, rng)])
+        for cells in (comparison.real, comparison.predicted)
+    )
+    return real, predicted
 
 
 def _two_clouds(left: Axes, right: Axes, real: np.ndarray, generated: np.ndarray) -> None:
@@ -107,7 +108,7 @@ def _two_clouds(left: Axes, right: Axes, real: np.ndarray, generated: np.ndarray
 
 def _arrows(ax: Axes, comparison: Comparison) -> None:
     """From each cell type's controls to the centre of every perturbation, real and predicted."""
-    projection = reference_projection(comparison)
+    projection = comparison.reference_projection()
     plane = projection.components[:2]
     shifts = _shifts(comparison)
     planar = {pair: (real @ plane.T, predicted @ plane.T) for pair, (real, predicted) in shifts.items()}
@@ -160,8 +161,5 @@ def _far_apart(ranked: list[Pair], planar: dict[Pair, tuple[np.ndarray, np.ndarr
 
 def _shifts(comparison: Comparison) -> dict[Pair, tuple[np.ndarray, np.ndarray]]:
     """(real, predicted) mean shift from the control of every pair, (genes,) each."""
-    real, model = sampled("real", comparison.real, rows_by_pair(comparison.real)), model_system(comparison)
-    control = {
-        c: mean_of(comparison.controls.matrix[comparison.controls.cell_type == c]) for c in comparison.cell_types
-    }
+    real, model, control = real_system(comparison), model_system(comparison), comparison.control_means
     return {p: (real.mean(p) - control[p[0]], model.mean(p) - control[p[0]]) for p in comparison.pairs}

@@ -7,37 +7,30 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from evae.common.figures import BASELINE, FLOOR, GENERATED, TEXT, new_figure
-from evae.evaluation.metrics.labels import METRIC_LABELS, format_number
-from evae.evaluation.systems.baselines import MODEL, SPLIT_HALF
+from evae.common.numbers import format_number
+from evae.evaluation.metrics.facts import BY_NAME, Metric, shown
+from evae.evaluation.report.tables import EvaluationNumbers
+from evae.evaluation.systems.names import ADDITIVE_SHIFT, CONTROL_COPY, MODEL, PERTURBATION_MEAN, SPLIT_HALF
 
 MAX_PERTURBATIONS = 40
-RADAR = (
-    ("robust", "pooled", "fd"),
-    ("robust", "pooled", "mmd2_mix_unbiased"),
-    ("robust", "pooled", "w2"),
-    ("perturbation", "pair", "mse"),
-    ("perturbation", "pair", "discrimination_l1"),
-    ("perturbation", "pair", "discrimination_cosine"),
-    ("differential expression", "pair", "overlap_at_N"),
-    ("differential expression", "pair", "pr_auc"),
-    ("honesty", "pooled", "classifier_auc"),
-    ("honesty", "pooled", "correlation_error"),
-)
 
 
-def draw_metrics(summary: pd.DataFrame, metrics: tuple[str, ...], title: str) -> Figure | None:
-    """One panel a metric: a dot for every system, a line where two halves of real cells stand.
+def plot_metrics(numbers: EvaluationNumbers, group: str, level: str, title: str) -> Figure | None:
+    """One panel a metric of a table: a dot for every system, a line where two halves of real cells stand.
 
     A metric that is defined nowhere has no panel; None where that holds of all.
     """
-    metrics = tuple(m for m in metrics if summary.loc[summary["metric"] == m, "value"].notna().any())
+    summary = numbers.summary()
+    summary = summary[(summary["group"] == group) & (summary["level"] == level)]
+    columns = next(metrics for table, metrics in shown("figure") if (table.group, table.level) == (group, level))
+    metrics = [m for m in columns if summary.loc[summary["metric"] == m.name, "value"].notna().any()]
     if not metrics:
         return None
     systems = [MODEL, *[s for s in dict.fromkeys(summary["system"]) if s not in (MODEL, SPLIT_HALF)]]
     figure = new_figure(3.3 * len(metrics) + 1.6, 0.32 * len(systems) + 1.5)
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for ax, metric in zip(axes, metrics, strict=True):
-        part = summary[summary["metric"] == metric].set_index("system")
+        part = summary[summary["metric"] == metric.name].set_index("system")
         _metric_panel(ax, part, systems, metric)
     axes[0].set_yticks(range(len(systems)), systems)
     for label in axes[0].get_yticklabels():
@@ -48,11 +41,11 @@ def draw_metrics(summary: pd.DataFrame, metrics: tuple[str, ...], title: str) ->
     return figure
 
 
-def _metric_panel(ax: Axes, part: pd.DataFrame, systems: list[str], metric: str) -> None:
+def _metric_panel(ax: Axes, part: pd.DataFrame, systems: list[str], metric: Metric) -> None:
     values = part["value"]
     shown = values[values.notna()]
     positive = shown[shown > 0]
-    log = METRIC_LABELS[metric].best == "low" and len(positive) == len(shown) and shown.max() > 20 * shown.min()
+    log = metric.better == "low" and len(positive) == len(shown) and shown.max() > 20 * shown.min()
     if log:
         ax.set_xscale("log")
     for y, system in enumerate(systems):
@@ -84,10 +77,10 @@ def _metric_panel(ax: Axes, part: pd.DataFrame, systems: list[str], metric: str)
     limit = values.get(SPLIT_HALF, np.nan)
     if not np.isnan(limit):
         ax.axvline(limit, color=FLOOR, lw=1.6, zorder=1)
-        word = {"low": " (floor)", "high": " (ceiling)"}.get(METRIC_LABELS[metric].best, "")
+        word = {"low": " (floor)", "high": " (ceiling)"}.get(str(metric.better), "")
         ax.text(limit, -0.62, f" real split half{word} {format_number(limit)} ", color=FLOOR, fontsize=7.5,
                 va="center", ha=_side(ax, shown, limit, log))  # fmt: skip
-    ax.set_title(METRIC_LABELS[metric].heading)
+    ax.set_title(metric.heading)
     ax.grid(axis="x")
     ax.margins(x=0.22)
 
@@ -99,9 +92,12 @@ def _side(ax: Axes, values: pd.Series, limit: float, log: bool) -> str:
     return "left" if at < (scale.min() + scale.max()) / 2 else "right"
 
 
-def draw_per_perturbation(records: pd.DataFrame, metric: str = "pearson_delta") -> Figure:
+def plot_per_perturbation(numbers: EvaluationNumbers, metric: str = "pearson_delta") -> Figure | None:
     """Pearson delta of every perturbation: model, training mean of the perturbation, real split half."""
+    records = numbers.records
     part = records[(records["group"] == "perturbation") & (records["metric"] == metric)]
+    if part.empty:
+        return None
     part = part.assign(pair=_pair_names(part))
     table = part.groupby(["pair", "system"])["value"].mean().unstack("system")
     order = SPLIT_HALF if SPLIT_HALF in table else MODEL
@@ -116,7 +112,7 @@ def draw_per_perturbation(records: pd.DataFrame, metric: str = "pearson_delta") 
     ax.axvline(0, color="#BBBBBB", lw=0.8, zorder=1)
     marks = [
         (SPLIT_HALF, "|", FLOOR, 11),
-        ("perturbation mean", "D", BASELINE, 4.5),
+        (PERTURBATION_MEAN, "D", BASELINE, 4.5),
         (MODEL, "o", GENERATED, 7),
     ]
     for system, marker, color, size in marks:
@@ -127,7 +123,7 @@ def draw_per_perturbation(records: pd.DataFrame, metric: str = "pearson_delta") 
     low = min(-0.15, float(np.nanmin(table[[s for s, *_ in marks if s in table]].to_numpy())) - 0.05)
     ax.set_xlim(low, 1.03)
     ax.set_ylim(-0.7, len(table) - 0.3)
-    ax.set_xlabel(METRIC_LABELS[metric].text + " (correlation of shifts from control over genes)")
+    ax.set_xlabel(BY_NAME[metric].title + " (correlation of shifts from control over genes)")
     ax.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
@@ -147,19 +143,25 @@ def _pair_names(part: pd.DataFrame) -> pd.Series:
     return part["perturbation"] + " · " + part["cell_type"]
 
 
-def draw_radar(summary: pd.DataFrame) -> Figure | None:
+def plot_radar(numbers: EvaluationNumbers) -> Figure | None:
     """Metrics scaled from control copy (0) to real split half (1, the rim); None below three metrics."""
-    axes = [a for a in (_radar_axis(summary, *spec) for spec in RADAR) if a is not None]
+    summary = numbers.summary()
+    found = [
+        (metric.title, _radar_scores(summary, table.group, table.level, metric.name))
+        for table, metrics in shown("radar")
+        for metric in metrics
+    ]
+    axes = [(title, scores) for title, scores in found if scores]
     if len(axes) < 3:
         return None
-    names = [METRIC_LABELS[metric].text for metric, _ in axes]
+    names = [title for title, _ in axes]
     angles = np.linspace(0, 2 * np.pi, len(axes), endpoint=False)
     closed = np.append(angles, angles[0])
     figure = new_figure(6.4, 5.6)
     ax = figure.add_subplot(projection="polar")
     ax.set_theta_zero_location("N")  # type: ignore[attr-defined]
     ax.set_theta_direction(-1)  # type: ignore[attr-defined]
-    for system, color, width in (("additive shift", BASELINE, 1.4), (MODEL, GENERATED, 2.4)):
+    for system, color, width in ((ADDITIVE_SHIFT, BASELINE, 1.4), (MODEL, GENERATED, 2.4)):
         scores = np.array([score.get(system, np.nan) for _, score in axes])
         if np.isnan(scores).all():
             continue
@@ -167,8 +169,8 @@ def draw_radar(summary: pd.DataFrame) -> Figure | None:
         ax.plot(closed, np.append(clipped, clipped[0]), color=color, lw=width, label=system)
         ax.fill(closed, np.append(clipped, clipped[0]), color=color, alpha=0.12 if system == MODEL else 0.05)
     around = np.linspace(0, 2 * np.pi, 200)
-    ax.plot(around, np.ones(200), color=FLOOR, lw=1.6, label="real split half (1)")
-    ax.plot(around, np.zeros(200), color="#777777", lw=1.0, ls=(0, (3, 3)), label="control copy (0)")
+    ax.plot(around, np.ones(200), color=FLOOR, lw=1.6, label=f"{SPLIT_HALF} (1)")
+    ax.plot(around, np.zeros(200), color="#777777", lw=1.0, ls=(0, (3, 3)), label=f"{CONTROL_COPY} (0)")
     ax.set_ylim(-0.3, 1.2)
     ax.set_yticks([])
     ax.set_xticks(angles, names, fontsize=9)
@@ -180,10 +182,11 @@ def draw_radar(summary: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def _radar_axis(summary: pd.DataFrame, group: str, level: str, metric: str) -> tuple[str, dict[str, float]] | None:
+def _radar_scores(summary: pd.DataFrame, group: str, level: str, metric: str) -> dict[str, float]:
+    """Every system between control copy (0) and real split half (1); empty where these two do not differ."""
     part = summary[(summary["group"] == group) & (summary["level"] == level) & (summary["metric"] == metric)]
     values = part.set_index("system")["value"]
-    zero, one = values.get("control copy", np.nan), values.get(SPLIT_HALF, np.nan)
+    zero, one = values.get(CONTROL_COPY, np.nan), values.get(SPLIT_HALF, np.nan)
     if np.isnan(zero) or np.isnan(one) or abs(one - zero) < 1e-12:
-        return None
-    return metric, {str(system): float((value - zero) / (one - zero)) for system, value in values.items()}
+        return {}
+    return {str(system): float((value - zero) / (one - zero)) for system, value in values.items()}

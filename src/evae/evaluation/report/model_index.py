@@ -4,18 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from evae.evaluation.metrics.labels import METRIC_LABELS
-from evae.evaluation.systems.baselines import MODEL
+from huggingface_hub import EvalResult
+from huggingface_hub.repocard_data import eval_results_to_model_index
+
+from evae.evaluation.metrics.facts import shown
+from evae.evaluation.systems.names import MODEL
 from evae.models.contract_evae import EvaeError
 
-# group, level, metrics that a card shows
-SHOWN = (
-    ("robust", "pooled", ("fd", "mmd2_mix_biased", "mmd2_mix_unbiased", "w2")),
-    ("paper", "pooled", ("fd", "mmd2_mix_biased", "w2")),
-    ("perturbation", "pair", ("pearson_delta", "discrimination_l1", "mae")),
-    ("differential expression", "pair", ("overlap_at_N", "pr_auc", "de_spearman_lfc_sig")),
-)
-TASK = {"type": "single-cell-perturbation-prediction", "name": "Single-cell perturbation prediction"}
+TASK, TASK_NAME = "single-cell-perturbation-prediction", "Single-cell perturbation prediction"
 
 
 def model_index(
@@ -35,6 +31,32 @@ def model_index(
     Raises:
         EvaeError: the file is not the result of an evaluation.
     """
+    return eval_results_to_model_index(model_name, eval_results(result, dataset_name, dataset_id))
+
+
+def eval_results(result: str | Path | dict[str, Any], dataset_name: str, dataset_id: str) -> list[EvalResult]:
+    """The numbers of a model that its card shows, one `EvalResult` each; arguments as for `model_index`."""
+    rows = {(row["group"], row["level"], row["metric"]): row["value"] for row in _of_the_model(result)}
+    return [
+        EvalResult(
+            task_type=TASK,
+            task_name=TASK_NAME,
+            dataset_type=dataset_id,
+            dataset_name=dataset_name,
+            dataset_config=table.group,
+            dataset_split="test",
+            metric_type=metric.name,
+            metric_name=f"{metric.title} ({table.group})",
+            metric_value=rows[(table.group, table.level, metric.name)],
+        )
+        for table, metrics in shown("card")
+        for metric in metrics
+        if rows.get((table.group, table.level, metric.name)) is not None
+    ]
+
+
+def _of_the_model(result: str | Path | dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the model in the summary of a result."""
     if not isinstance(result, dict):
         path = Path(result)
         try:
@@ -43,20 +65,4 @@ def model_index(
             raise EvaeError(f"{path} is no result of an evaluation ({error}); give the result.json of one.") from error
     if not isinstance(result, dict) or "summary" not in result:
         raise EvaeError("the JSON file holds no summary; give the result.json that an evaluation wrote.")
-    rows = {(row["group"], row["level"], row["metric"]): row for row in result["summary"] if row["system"] == MODEL}
-    results = []
-    for group, level, metrics in SHOWN:
-        found = [rows[(group, level, metric)] for metric in metrics if (group, level, metric) in rows]
-        shown = [
-            {
-                "type": row["metric"],
-                "name": f"{METRIC_LABELS[row['metric']].text} ({group})",
-                "value": row["value"],
-            }
-            for row in found
-            if row["value"] is not None
-        ]
-        if shown:
-            dataset = {"type": dataset_id, "name": dataset_name, "config": group, "split": "test"}
-            results.append({"task": TASK, "dataset": dataset, "metrics": shown})
-    return [{"name": model_name, "results": results}]
+    return [row for row in result["summary"] if row["system"] == MODEL]

@@ -1,18 +1,45 @@
 """The numbers of an evaluation: every record, their means, and the tables that people read."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from evae.common.files import write_json
+from evae.common.numbers import UNDEFINED, format_number, plain
 from evae.evaluation.cells.comparison import Comparison
-from evae.evaluation.metrics.labels import TABLES
-from evae.evaluation.systems.baselines import MODEL, SPLIT_HALF
+from evae.evaluation.metrics.facts import Metric, shown
+from evae.evaluation.systems.names import MODEL, SPLIT_HALF
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 called the group "diversity" "honesty"
+
+
+class Shown(NamedTuple):
+    """One table as people read it.
+
+    Attributes:
+        title: above it.
+        metrics: its columns.
+        rows: every system with the rows of the summary by the metric's name.
+    """
+
+    title: str
+    metrics: list[Metric]
+    rows: list[tuple[str, dict[str, pd.Series]]]
+
+    @property
+    def headings(self) -> list[str]:
+        """Of all columns."""
+        return ["system", *[metric.heading for metric in self.metrics], "cells real / gen."]
+
+    def texts(self) -> list[tuple[str, list[str]]]:
+        """Every system with the texts of its columns."""
+        return [
+            (system, [*[cell_text(values.get(metric.name)) for metric in self.metrics], cells_text(values)])
+            for system, values in self.rows
+        ]
 
 
 @dataclass(frozen=True)
@@ -47,12 +74,12 @@ class EvaluationNumbers:
         ]
         return part.pivot_table(values="value", index=["cell_type", "perturbation"], columns="system", dropna=False)
 
-    def tables(self) -> list[tuple[str, tuple[str, ...], list[tuple[str, dict[str, pd.Series]]]]]:
-        """(title, metrics, [(system, {metric: row of the summary})]) of every table that has numbers."""
+    def tables(self) -> list[Shown]:
+        """Every table that has numbers; the model stands first, the real split half last."""
         summary = self.summary()
         found = []
-        for (group, level), (title, metrics) in TABLES.items():
-            part = summary[(summary["group"] == group) & (summary["level"] == level)]
+        for table, metrics in shown("table"):
+            part = summary[(summary["group"] == table.group) & (summary["level"] == table.level)]
             if part.empty:
                 continue
             systems = list(dict.fromkeys(part["system"]))
@@ -61,7 +88,7 @@ class EvaluationNumbers:
                 (system, {row["metric"]: row for _, row in part[part["system"] == system].iterrows()})
                 for system in systems
             ]
-            found.append((title, metrics, rows))
+            found.append(Shown(table.title, metrics, rows))
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,7 +102,7 @@ class EvaluationNumbers:
 
     def to_json(self, path: str | Path) -> Path:
         """Write everything to a JSON file."""
-        return write_json(self.to_dict(), path)
+        return write_json(path, self.to_dict())
 
 
 def summarise(records: pd.DataFrame) -> pd.DataFrame:
@@ -124,21 +151,19 @@ def _collapse(groups: Any, counted: bool) -> pd.DataFrame:
     return table
 
 
-def plain(value: Any) -> Any:
-    """Plain Python values, a table as a list of its rows; what JSON has no word for becomes None."""
-    if isinstance(value, pd.DataFrame):
-        value = value.astype(object).to_dict(orient="records")
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def cell_text(row: pd.Series | None) -> str:
+    """A value with its spread over seeds, and the number of defined pairs where some are not."""
+    if row is None or math.isnan(row["value"]):
+        return UNDEFINED
+    text = format_number(row["value"])
+    if row["level"] == "pooled" and not math.isnan(row["sd"]):
+        text += f" ±{format_number(row['sd'], significant=2)}"
+    if row["n_valid"] < row["n_pairs"]:
+        text += f" ({int(row['n_valid'])}/{int(row['n_pairs'])})"
+    return text
 
 
-def write_json(content: Any, path: str | Path) -> Path:
-    """Write plain values to a JSON file; returns its path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    return path
+def cells_text(rows: dict[str, pd.Series]) -> str:
+    """Mean number of cells on either side, "real / generated"."""
+    row = next(iter(rows.values()))
+    return f"{row['n_real']:.0f} / {row['n_generated']:.0f}"

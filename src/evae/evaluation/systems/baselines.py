@@ -20,12 +20,21 @@ import scipy.sparse as sp
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
-from evae.evaluation.cells.comparison import Comparison, Pair, rows_by_pair
+from evae.evaluation.cells.comparison import Comparison, Pair
 from evae.evaluation.cells.normalised import Cells, mean_of
-from evae.evaluation.metrics.distances import Matrix, dense
+from evae.evaluation.cells.projection import Matrix, dense
+from evae.evaluation.systems.names import (
+    ADDITIVE_SHIFT,
+    COLLAPSED,
+    CONTROL_COPY,
+    LINEAR,
+    MARGINAL_RESAMPLE,
+    MODEL,
+    OTHER_CONTEXTS,
+    OVERALL_MEAN,
+    PERTURBATION_MEAN,
+)
 
-MODEL = "model"
-SPLIT_HALF = "real split half"
 Draw = Callable[[Pair, int, np.random.Generator], Matrix]
 
 
@@ -88,17 +97,21 @@ def repeated(name: str, means: dict[Pair, np.ndarray]) -> System:
 
 def model_system(comparison: Comparison) -> System:
     """The predictions themselves."""
-    return sampled(MODEL, comparison.predicted, rows_by_pair(comparison.predicted), own=True)
+    return sampled(MODEL, comparison.predicted, comparison.predicted_rows, own=True)
+
+
+def real_system(comparison: Comparison) -> System:
+    """The real held-out cells themselves."""
+    return sampled("real", comparison.real, comparison.real_rows, own=True)
 
 
 def baselines(comparison: Comparison) -> list[System]:
     """All baselines that the given cells allow; those that need training cells are left out without them."""
     pairs = comparison.pairs
-    control_rows = {c: np.flatnonzero(comparison.controls.cell_type == c) for c in comparison.cell_types}
-    model = model_system(comparison)
+    control_rows, model = comparison.control_rows, model_system(comparison)
     found = [
-        sampled("control copy", comparison.controls, {pair: control_rows[pair[0]] for pair in pairs}),
-        repeated("mean-collapsed model", {pair: model.mean(pair) for pair in pairs}),
+        sampled(CONTROL_COPY, comparison.controls, {pair: control_rows[pair[0]] for pair in pairs}),
+        repeated(COLLAPSED, {pair: model.mean(pair) for pair in pairs}),
     ]
     training = comparison.training
     if training is None:
@@ -109,12 +122,12 @@ def baselines(comparison: Comparison) -> list[System]:
     }
     seen = {pair: np.flatnonzero(training.elsewhere.perturbation == pair[1]) for pair in pairs}
     found += [
-        repeated("perturbation mean", _known({pair: training.perturbation_mean(pair[1]) for pair in pairs})),
-        repeated("mean of all perturbations", _known({pair: training.overall_mean(pair[0]) for pair in pairs})),
-        _additive_shift(comparison, control_rows),
-        repeated("linear", linear_predictions(comparison)),
+        repeated(PERTURBATION_MEAN, _known({pair: training.perturbation_mean(pair[1]) for pair in pairs})),
+        repeated(OVERALL_MEAN, _known({pair: training.overall_mean(pair[0]) for pair in pairs})),
+        _additive_shift(comparison),
+        repeated(LINEAR, linear_predictions(comparison)),
         _marginal_resample(training.elsewhere, seen),
-        sampled("other contexts", training.elsewhere, by_perturbation),
+        sampled(OTHER_CONTEXTS, training.elsewhere, by_perturbation),
     ]
     return [system for system in found if system.pairs]
 
@@ -123,12 +136,12 @@ def _known(means: dict[Pair, np.ndarray | None]) -> dict[Pair, np.ndarray]:
     return {pair: mean for pair, mean in means.items() if mean is not None}
 
 
-def _additive_shift(comparison: Comparison, control_rows: dict[str, np.ndarray]) -> System:
+def _additive_shift(comparison: Comparison) -> System:
     training, controls = comparison.training, comparison.controls
     assert training is not None
     found = training.shifts()
     shifts = {pair: found[pair[1]] for pair in comparison.pairs if pair[1] in found}
-    base = sampled("", controls, {pair: control_rows[pair[0]] for pair in shifts})
+    base = sampled("", controls, {pair: comparison.control_rows[pair[0]] for pair in shifts})
 
     def draw(pair: Pair, n: int, rng: np.random.Generator) -> np.ndarray:
         return (dense(base.draw(pair, n, rng)) + shifts[pair]).clip(min=0)  # expression is never negative
@@ -136,11 +149,11 @@ def _additive_shift(comparison: Comparison, control_rows: dict[str, np.ndarray])
     def mean(pair: Pair) -> np.ndarray:
         return (base.mean(pair) + shifts[pair]).clip(min=0)  # the additive model itself, before cells are clipped
 
-    return System("additive shift", draw, mean, list(shifts))
+    return System(ADDITIVE_SHIFT, draw, mean, list(shifts))
 
 
 def _marginal_resample(cells: Cells, rows: dict[Pair, np.ndarray]) -> System:
-    base = sampled("marginal resample", cells, rows)
+    base = sampled(MARGINAL_RESAMPLE, cells, rows)
 
     def draw(pair: Pair, n: int, rng: np.random.Generator) -> np.ndarray:
         drawn = dense(base.draw(pair, n, rng))

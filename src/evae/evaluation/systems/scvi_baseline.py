@@ -22,9 +22,9 @@ from evae.evaluation.cells.inputs import require
 from evae.evaluation.cells.normalised import Cells, log1p_cp10k, mean_of
 from evae.evaluation.cells.training_cells import TrainingCells
 from evae.evaluation.systems.baselines import System
+from evae.evaluation.systems.names import SCVI_SHIFT
 from evae.models.contract_evae import EvaeError
 
-NAME = "scVI latent shift"
 _MEAN_CELLS = 1_000  # cells behind the mean of a pair
 _CHUNK = 2_048  # cells decoded at once
 
@@ -61,7 +61,7 @@ def scvi_shift(
     model = (fit or fit_scvi)(counts, seed)
     shifts = latent_shifts(training, model)
     latents, totals = model.encode(controls.counts()), np.asarray(controls.totals)
-    rows = {c: np.flatnonzero(controls.cell_type == c) for c in comparison.cell_types}
+    rows = comparison.control_rows
 
     def cells_of(pair: Pair, chosen: np.ndarray, rng: np.random.Generator) -> sp.csr_matrix:
         return log1p_cp10k(model.decode(latents[chosen] + shifts[pair[1]], totals[chosen], rng), "raw counts")
@@ -73,7 +73,7 @@ def scvi_shift(
     def mean(pair: Pair) -> np.ndarray:
         return mean_of(cells_of(pair, rows[pair[0]][:_MEAN_CELLS], np.random.default_rng(seed)))
 
-    return System(NAME, draw, mean, [pair for pair in comparison.pairs if pair[1] in shifts])
+    return System(SCVI_SHIFT, draw, mean, [pair for pair in comparison.pairs if pair[1] in shifts])
 
 
 def latent_shifts(training: TrainingCells, model: LatentModel) -> dict[str, np.ndarray]:

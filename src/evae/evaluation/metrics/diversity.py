@@ -1,4 +1,4 @@
-"""Diversity and honesty: does a model give cells, or only means, and are they its own?
+"""Diversity and memorisation: does a model give cells, or only means, and are they its own?
 
 A mean-collapsed model keeps Pearson delta and MAE; a model that returns stored training cells keeps every
 distribution metric. These checks tell both apart from a good model.
@@ -18,28 +18,20 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import NearestNeighbors
 
-from evae.evaluation.metrics.distances import Projection
+from evae.evaluation.cells.projection import Projection
 
-METRICS = (
-    "variance_ratio",
-    "zero_fraction_error",
-    "correlation_error",
-    "classifier_auc",
-    "nearest_training_ratio",
-    "copied_fraction",
-)
 MAX_CORRELATION_GENES = 200
 _COPIED = 1e-4  # distance on components below which two cells are one; rounding of float32 is far below
 
 
-def honesty_checks(
+def diversity_metrics(
     real: np.ndarray,
     generated: np.ndarray,
     projection: Projection,
     training: np.ndarray | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """All of `METRICS` for one cloud of generated cells.
+    """All metrics of this module for one cloud of generated cells.
 
     Args:
         real: log1p expression of real cells, dense (cells, genes).

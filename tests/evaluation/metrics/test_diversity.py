@@ -1,10 +1,10 @@
-"""Diversity and honesty checks tell collapsed and memorising models from good ones."""
+"""Diversity and diversity checks tell collapsed and memorising models from good ones."""
 
 import numpy as np
 import pytest
 
-from evae.evaluation.metrics.distances import fit_projection
-from evae.evaluation.metrics.honesty import classifier_auc, correlation_error, honesty_checks, variance_ratio
+from evae.evaluation.cells.projection import fit_projection
+from evae.evaluation.metrics.diversity import classifier_auc, correlation_error, diversity_metrics, variance_ratio
 
 
 def make_cells(n, seed):
@@ -22,7 +22,7 @@ def world():
 
 def check(world, generated):
     train, real, _, projection = world
-    return honesty_checks(real, generated, projection, projection(train))
+    return diversity_metrics(real, generated, projection, projection(train))
 
 
 def test_a_perfect_generator_passes(world):
@@ -64,7 +64,7 @@ def test_variance_ratio_is_the_median_over_genes_that_vary():
 def test_zero_fraction_error_is_taken_gene_by_gene():
     real, generated = np.array([[0.0, 1], [0, 1], [2, 1], [2, 1]]), np.array([[3.0, 0], [3, 0], [3, 1], [3, 1]])
     projection = fit_projection(np.eye(4)[:, :2], 1)
-    found = honesty_checks(real, generated, projection)  # one gene has too few zeros, the other as many too much
+    found = diversity_metrics(real, generated, projection)  # one gene has too few zeros, the other as many too much
     assert found["zero_fraction_error"] == pytest.approx(0.5)
 
 
@@ -92,6 +92,6 @@ def test_too_few_cells_give_nan():
 
 def test_without_training_cells_memorisation_is_undefined(world):
     _, real, other, projection = world
-    found = honesty_checks(real, other, projection)
+    found = diversity_metrics(real, other, projection)
     assert np.isnan(found["copied_fraction"])
     assert np.isfinite(found["classifier_auc"])

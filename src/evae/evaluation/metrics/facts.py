@@ -1,0 +1,231 @@
+"""Every metric's facts, in one place: tables, figures, reports, model cards and studies read them here.
+
+A metric that is computed elsewhere in this folder has one `Metric` in `METRICS`. The order there is the order in all
+tables. `TABLES` says which tables there are, and `shown` what stands where.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, TypeVar
+
+import numpy as np
+import pandas as pd
+
+Better: TypeAlias = Literal["low", "high"] | float | None
+# Where a table or a metric is shown: "brief" is the list at the top of a report, "summary" the table in the terminal,
+# "card" the model card.
+Place: TypeAlias = Literal["table", "brief", "figure", "radar", "card", "summary", "study"]
+Values = TypeVar("Values", float, np.ndarray, pd.Series)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        name: in records and in result.json.
+        title: where people read it.
+        better: "low", "high", or the value that is right; None for a plain count.
+        meaning: what it says, in a few words.
+        groups: the groups of records in whose tables it stands.
+        places: where it is shown beside those tables.
+        sensitive_to: what of a model's cells it depends on most: their means or their variance.
+    """
+
+    name: str
+    title: str
+    better: Better
+    meaning: str
+    groups: tuple[str, ...] = ()
+    places: tuple[Place, ...] = ()
+    sensitive_to: Literal["mean", "variance", None] = None
+
+    @property
+    def heading(self) -> str:
+        """The title with the direction that is better."""
+        if self.better is None:
+            return self.title
+        arrow = {"low": "↓", "high": "↑"}.get(str(self.better)) or f"→{self.better:g}"
+        return f"{self.title} {arrow}"
+
+    def badness(self, values: Values) -> Values:
+        """How far values are from the best one: lower is better for every metric."""
+        if self.better == "high":
+            return -values
+        if self.better == "low" or self.better is None:
+            return values
+        return abs(values - float(self.better))
+
+
+@dataclass(frozen=True)
+class MetricTable:
+    """One table: the records of a group at a level.
+
+    Attributes:
+        group: of the records.
+        level: "pooled" over all pairs, "pair" for the mean over pairs, or "training".
+        title: above the table.
+        places: where its metrics are shown.
+    """
+
+    group: str
+    level: str
+    title: str
+    places: tuple[Place, ...] = ("table",)
+
+
+TABLES = (
+    MetricTable(
+        "paper", "pooled", "Protocol paper: PCA on the evaluated cells, pooled",
+        ("table", "figure", "card", "summary", "study"),
+    ),
+    MetricTable(
+        "robust", "pooled", "Protocol robust: PCA fitted elsewhere, matched halves",
+        ("table", "brief", "figure", "radar", "card", "summary", "study"),
+    ),
+    MetricTable("robust", "pair", "Protocol robust, mean over perturbations", ("table", "study")),
+    MetricTable(
+        "perturbation", "pair", "Perturbation metrics on pseudobulks, mean over perturbations",
+        ("table", "brief", "figure", "radar", "card", "summary", "study"),
+    ),
+    MetricTable(
+        "differential expression", "pair", "Differential expression, mean over perturbations",
+        ("table", "brief", "figure", "radar", "card", "summary", "study"),
+    ),
+    MetricTable("cell-eval", "pair", "cell-eval itself, mean over perturbations"),
+    MetricTable(
+        "diversity", "pooled", "Diversity and memorisation", ("table", "brief", "figure", "radar", "study")
+    ),
+    MetricTable("tokenizer", "training", "Training of tokenizers", ("study",)),
+)  # fmt: skip
+
+_DISTANCE = ("paper", "robust")
+_EFFECT = ("perturbation",)
+_EFFECT_TOO = ("perturbation", "cell-eval")
+_DE = ("differential expression",)
+_DE_TOO = ("differential expression", "cell-eval")
+_DIVERSITY = ("diversity",)
+_TOKENIZER = ("tokenizer",)
+
+METRICS = (
+    Metric(
+        "fd", "FD", "low", "how far the generated cells stand, as a crowd, from the real ones", _DISTANCE,
+        ("brief", "figure", "radar", "card", "summary", "study"), "variance",
+    ),
+    Metric(
+        "mmd2_mix_biased", "MMD² biased", "low", "the same for the whole shape of the crowd, as published", _DISTANCE,
+        ("figure", "card", "summary", "study"), "variance",
+    ),
+    Metric(
+        "mmd2_mix_unbiased", "MMD² unbiased", "low",
+        "the same for the whole shape of the crowd; about 0 for a perfect model", _DISTANCE,
+        ("brief", "radar", "card"),
+    ),
+    Metric(
+        "mmd2_median_unbiased", "MMD² median σ", "low", "the same with one kernel, as wide as cells are apart",
+        _DISTANCE,
+    ),
+    Metric(
+        "w2", "W2", "low", "how far cells must move to turn one crowd into the other; never 0 on finite samples",
+        _DISTANCE, ("figure", "radar", "card", "summary", "study"),
+        "mean",  # in high dimension, points near the mean are nearer to all cells than cells are
+    ),
+    Metric(
+        "pearson_delta", "Pearson Δ", "high", "whether genes change on average as they should; 1 exactly, 0 not",
+        _EFFECT_TOO, ("brief", "figure", "card", "summary", "study"), "mean",
+    ),
+    Metric(
+        "mae", "MAE", "low", "mean absolute error of mean expression", _EFFECT_TOO, ("figure", "card"), "mean",
+    ),
+    Metric("mse", "MSE", "low", "mean squared error of mean expression", _EFFECT, ("radar", "study"), "mean"),
+    Metric("mae_delta", "MAE Δ", "low", "mean absolute error of the shift from control"),
+    Metric("mse_delta", "MSE Δ", "low", "mean squared error of the shift from control"),
+    Metric(
+        "discrimination_l1", "discrimination L1", "high",
+        "whether a predicted change is most like that of its own perturbation; 1 always, about 0.5 by chance",
+        _EFFECT, ("brief", "figure", "radar", "card", "study"), "mean",
+    ),
+    Metric("discrimination_l2", "discrimination L2", "high", "the same by Euclidean distance", _EFFECT),
+    Metric(
+        "discrimination_cosine", "discrimination cosine", "high", "the same by direction alone", _EFFECT, ("radar",),
+    ),
+    Metric("discrimination_score_l1", "discrimination L1", "high", "cell-eval's own discrimination", ("cell-eval",)),
+    Metric("discrimination_score_l2", "discrimination L2", "high", "the same by Euclidean distance"),
+    Metric("discrimination_score_cosine", "discrimination cosine", "high", "the same by direction alone"),
+    Metric(
+        "overlap_at_N", "overlap at N", "high", "share of the truly changed genes among the top predicted", _DE_TOO,
+        ("brief", "figure", "radar", "card", "summary", "study"),
+    ),
+    *(
+        Metric(f"overlap_at_{k}", f"overlap at {k}", "high", f"the same among the top {k}")
+        for k in (50, 100, 200, 500)
+    ),
+    Metric(
+        "precision_at_N", "precision at N", "high",
+        "the same among as many top genes as are predicted to change", _DE,
+    ),
+    *(
+        Metric(f"precision_at_{k}", f"precision at {k}", "high", f"the same among at most {k}")
+        for k in (50, 100, 200, 500)
+    ),
+    Metric(
+        "pr_auc", "PR-AUC", "high", "how well predicted significance finds the truly changed genes", _DE_TOO,
+        ("figure", "radar", "card", "study"),
+    ),
+    Metric("roc_auc", "ROC-AUC", "high", "the same against the false alarms; 0.5 by chance", _DE),
+    Metric(
+        "de_spearman_lfc_sig", "Spearman log FC", "high", "rank correlation of fold changes of truly changed genes",
+        _DE_TOO, ("figure", "card"),
+    ),
+    Metric(
+        "de_direction_match", "direction match", "high", "share of truly changed genes with the right sign", _DE_TOO,
+    ),
+    Metric("de_sig_genes_recall", "DE recall", "high", "share of truly changed genes that are predicted to", _DE),
+    Metric(
+        "de_spearman_sig", "Spearman DE counts", "high", "whether strong perturbations are predicted to be strong",
+        _DE_TOO,
+    ),
+    Metric("de_nsig_counts_real", "DE genes real", None, "number of truly changed genes"),
+    Metric("de_nsig_counts_pred", "DE genes predicted", None, "number of genes that are predicted to change"),
+    Metric(
+        "variance_ratio", "variance ratio", 1.0,
+        "whether cells differ among themselves as real ones do; 0 for mere means", _DIVERSITY,
+        ("brief", "figure", "study"), "variance",
+    ),
+    Metric(
+        "zero_fraction_error", "zero-fraction error", "low", "how wrong the share of zeros of a gene is", _DIVERSITY,
+        (), "variance",
+    ),
+    Metric(
+        "correlation_error", "correlation error", "low", "how wrong the correlation of two genes is", _DIVERSITY,
+        ("figure", "radar"), "variance",
+    ),
+    Metric(
+        "classifier_auc", "classifier AUC", 0.5,
+        "whether a classifier tells generated from real; 0.5 not at all, 1 always", _DIVERSITY,
+        ("brief", "figure", "radar", "study"), "variance",
+    ),
+    Metric(
+        "nearest_training_ratio", "distance to training", 1.0,
+        "how near generated cells are to training cells, over real ones; far below 1 for memorised cells", _DIVERSITY,
+    ),
+    Metric(
+        "copied_fraction", "copied", 0.0, "share of the generated cells that are training cells", _DIVERSITY,
+        ("brief",),
+    ),
+    Metric("reconstruction_loss", "loss", "low", "of a tokenizer on validation cells", _TOKENIZER, ("study",)),
+    Metric("codebook_use", "codes used", "high", "share of the codes that occur", _TOKENIZER, ("study",)),
+    Metric("codebook_perplexity", "perplexity", "high", "how evenly the codes occur", _TOKENIZER, ("study",)),
+    Metric("training_minutes", "training, min", "low", "of all steps, without pauses", _TOKENIZER, ("study",)),
+)  # fmt: skip
+
+BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+def shown(place: Place) -> list[tuple[MetricTable, list[Metric]]]:
+    """The tables that are shown in a place, each with those of its metrics that are."""
+    found = []
+    for table in TABLES:
+        metrics = [m for m in METRICS if table.group in m.groups and (place == "table" or place in m.places)]
+        if place in table.places and metrics:
+            found.append((table, metrics))
+    return found

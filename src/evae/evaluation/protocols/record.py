@@ -1,0 +1,38 @@
+"""One number of an evaluation, with everything needed to read it."""
+
+from dataclasses import asdict, dataclass
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Record:
+    """One number of the evaluation, with everything needed to read it.
+
+    Attributes:
+        group: which table it belongs to: "paper", "robust", "perturbation", "differential expression",
+            "cell-eval", "diversity".
+        level: "pooled" over all pairs, or "pair".
+        system: "model", a baseline, or "real split half".
+        metric: name of the metric.
+        value: NaN where it is not defined.
+        seed: of the draw; -1 where nothing is drawn.
+        n_real, n_generated: cells on either side.
+        cell_type, perturbation: of the pair; empty when pooled.
+    """
+
+    group: str
+    level: str
+    system: str
+    metric: str
+    value: float
+    seed: int
+    n_real: int
+    n_generated: int
+    cell_type: str = ""
+    perturbation: str = ""
+
+
+def to_frame(records: list[Record]) -> pd.DataFrame:
+    """Records as a table, one row each."""
+    return pd.DataFrame([asdict(record) for record in records], columns=list(Record.__annotations__))

@@ -1,0 +1,64 @@
+"""What a report says in words: its main numbers with what they mean, what was compared, and how it was made."""
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from evae.common.numbers import UNDEFINED
+from evae.evaluation.metrics.facts import Metric, shown
+from evae.evaluation.report.tables import cell_text
+from evae.evaluation.systems.names import CONTROL_COPY, MODEL, OF_THE_MODEL, SPLIT_HALF
+
+HEADINGS = ("metric", MODEL, "best baseline", CONTROL_COPY, SPLIT_HALF, "what it says")
+READING = (
+    "Lower is better where ↓ stands, higher where ↑, nearest to the number where → stands. Pooled values are "
+    "means over seeds ± standard deviation; others are means over perturbations, with the number of defined "
+    "ones in brackets where some are not. “Real split half” is what one half of the real cells scores "
+    "against the other: the best to be hoped for with as many cells. Where it has fewer cells than the model, as in "
+    "pseudobulks and differential expression, a good model may pass it."
+)
+
+
+def brief(summary: pd.DataFrame) -> list[list[str]]:
+    """The main numbers, one row each with the columns `HEADINGS`."""
+    found = []
+    for table, metrics in shown("brief"):
+        part = summary[(summary["group"] == table.group) & (summary["level"] == table.level)]
+        for metric in metrics:
+            rows = {row["system"]: row for _, row in part[part["metric"] == metric.name].iterrows()}
+            if MODEL in rows and not all(math.isnan(row["value"]) for row in rows.values()):
+                found.append(_row(metric, rows))
+    return found
+
+
+def _row(metric: Metric, rows: dict[str, pd.Series]) -> list[str]:
+    values = {s: row["value"] for s, row in rows.items() if s not in (*OF_THE_MODEL, SPLIT_HALF)}
+    defined = {s: metric.badness(float(value)) for s, value in values.items() if not math.isnan(value)}
+    best = min(defined, key=lambda s: defined[s], default=None)
+    named = UNDEFINED if best is None else f"{cell_text(rows[best])} ({best})"
+    model, copy, floor = (cell_text(rows.get(s)) for s in (MODEL, CONTROL_COPY, SPLIT_HALF))
+    return [metric.heading, model, named, copy, floor, metric.meaning]
+
+
+def lead(stamp: dict[str, Any]) -> str:
+    """One sentence on what was compared."""
+    n = stamp["n_cells"]
+    return (
+        f"{n['predicted']:,} predicted against {n['real']:,} real cells, {stamp['n_pairs']} pairs of "
+        f"cell type and perturbation, {stamp['n_genes']:,} genes; suite {stamp['settings']['suite']}."
+    )
+
+
+def provenance(stamp: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a reader needs to run it again, as (name, value)."""
+    settings, n = stamp["settings"], stamp["n_cells"]
+    return [
+        ("created", f"{stamp['created']}, in {stamp['seconds']} s"),
+        ("seeds", ", ".join(str(seed) for seed in settings["seeds"])),
+        ("settings", "; ".join(f"{k} = {v}" for k, v in settings.items() if k != "seeds")),
+        ("cells", "; ".join(f"{name} {count:,}" for name, count in n.items())),
+        ("versions", "; ".join(f"{name} {version}" for name, version in stamp["versions"].items())),
+        *[(f"sha256 of {name} cells", value) for name, value in stamp["sha256"].items()],
+        *[("note", note) for note in stamp["notes"]],
+    ]

@@ -1,0 +1,71 @@
+"""The numbers of an evaluation in the terminal: its tables, and the main ones as one table."""
+
+from rich.table import Table
+
+from evae.common.numbers import UNDEFINED, format_number
+from evae.evaluation.metrics.facts import shown
+from evae.evaluation.report.tables import EvaluationNumbers, Shown
+from evae.evaluation.systems.names import MODEL, SPLIT_HALF, TOKENIZER_ALONE
+
+STYLES = {MODEL: "bold cyan", SPLIT_HALF: "green", TOKENIZER_ALONE: "cyan"}
+
+
+def rich_table(shown: Shown) -> Table:
+    """One table of an evaluation."""
+    table = Table(title=shown.title, title_justify="left", title_style="bold", header_style="bold", padding=(0, 1))
+    system, *metrics, cells = shown.headings
+    table.add_column(system, no_wrap=True)
+    for heading in metrics:
+        table.add_column(heading, justify="right", overflow="fold")
+    table.add_column(cells, justify="right", style="dim", overflow="fold")
+    for name, texts in shown.texts():
+        if name == SPLIT_HALF:
+            table.add_section()
+        table.add_row(name, *texts, style=STYLES.get(name))
+    return table
+
+
+def summary_table(result: EvaluationNumbers, reconstruction: EvaluationNumbers | None = None) -> Table:
+    """The main metrics of every system as one table that fits a terminal.
+
+    Of two protocols the robust one is shown.
+
+    Args:
+        result: the model beside its baselines.
+        reconstruction: the real cells passed through the tokenizer; adds the row "tokenizer alone".
+    """
+    protocol = next((name for name in ("robust", "paper") if name in set(result.records["group"])), None)
+    columns = [
+        (table.group, table.level, metric)
+        for table, metrics in shown("summary")
+        if table.group not in ("robust", "paper") or table.group == protocol
+        for metric in metrics
+    ]
+    values = _values(result)
+    if reconstruction is not None:
+        own = _values(reconstruction)
+        values |= {(TOKENIZER_ALONE, g, v, m): value for (name, g, v, m), value in own.items() if name == MODEL}
+    columns = [key for key in columns if any((key[0], key[1], key[2].name) == (g, v, m) for _, g, v, m in values)]
+    systems = list(dict.fromkeys(system for system, *_ in values))
+    systems.sort(key=lambda s: (s != MODEL, s == TOKENIZER_ALONE, s == SPLIT_HALF))
+    title = "Beside the real held-out cells" + (f" (protocol {protocol})" if protocol else "")
+    table = Table(title=title, title_justify="left")
+    table.add_column("system", no_wrap=True)
+    for *_, metric in columns:
+        table.add_column(metric.heading, justify="right", no_wrap=True)
+    for i, system in enumerate(systems):
+        if system in (TOKENIZER_ALONE, SPLIT_HALF) and systems[i - 1] != TOKENIZER_ALONE:
+            table.add_section()
+        texts = [_text(values.get((system, group, level, metric.name))) for group, level, metric in columns]
+        table.add_row(system, *texts, style=STYLES.get(system))
+    return table
+
+
+def _values(result: EvaluationNumbers) -> dict[tuple[str, str, str, str], float]:
+    """(system, group, level, metric) -> mean value."""
+    keys = ["system", "group", "level", "metric"]
+    return result.summary().set_index(keys)["value"].to_dict()
+
+
+def _text(value: float | None) -> str:
+    return UNDEFINED if value is None else format_number(value)
