@@ -1,6 +1,7 @@
 """Tiny models and cells shared by the tests of the Hub zone."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -113,6 +114,24 @@ def processor():
         library_size_quantiles=[10.0, 50.0, 100.0],
         training_pairs={"T cell": ["control", "STAT1"], "B cell": ["control", "JAK2"]},
     )
+
+
+@pytest.fixture(scope="session")
+def misalign():
+    """A function that pads the headers of a folder's safetensors: data then begin 8 bytes past a multiple of 64.
+
+    The header is JSON, before it stands its length in 8 bytes; the format lets spaces follow the JSON.
+    """
+
+    def pad(folder):
+        for path in Path(folder).glob("*.safetensors"):
+            content = path.read_bytes()
+            size = int.from_bytes(content[:8], "little")
+            header, data = content[8 : 8 + size], content[8 + size :]
+            header += b" " * (-size % 64)
+            path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+
+    return pad
 
 
 def pad_and_permute(counts, seed=0, extra=5):

@@ -54,14 +54,15 @@ class TestFiles:
 
 
 @pytest.fixture
-def folders(tiny_prior, processor, tmp_path):
-    """Folders of a tokenizer and of the three priors, each with the processor."""
+def folders(tiny_prior, processor, tmp_path, misalign):
+    """Folders of a tokenizer and of the three priors, each with the processor; weights lie where they should not."""
     prior = tiny_prior(**LIBRARY)
     mdlm, flow = (tiny_prior(kind=kind, **LIBRARY) for kind in ("mdlm", "flow"))
     models = {"tokenizer": prior.tokenizer, "prior": prior, "mdlm": mdlm, "flow": flow}
     for name, model in models.items():
         model.save_pretrained(tmp_path / name)
         processor.save_pretrained(tmp_path / name)
+        misalign(tmp_path / name)
     return tuple(tmp_path / name for name in models)
 
 

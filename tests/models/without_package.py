@@ -32,9 +32,16 @@ REMOTE = {"trust_remote_code": True}
 CONDITIONS = ("perturbation_ids", "cell_type_ids", "library_size")
 
 
+def load(auto_class, folder):
+    """A model of the folder, whose weights and buffers lie at multiples of 64 bytes, as wide kernels want them."""
+    model = auto_class.from_pretrained(folder, **REMOTE)
+    assert {t.data_ptr() % 64 for t in (*model.parameters(), *model.buffers())} == {0}
+    return model
+
+
 def tokenizer_outputs(folder, counts, name):
     """Codes, loss and drawn counts of the tokenizer in `folder`."""
-    tokenizer = AutoModel.from_pretrained(folder, **REMOTE)
+    tokenizer = load(AutoModel, folder)
     assert type(tokenizer).__name__ == "EvaeModel"
     processor = AutoProcessor.from_pretrained(folder, **REMOTE)
     assert type(AutoFeatureExtractor.from_pretrained(folder, **REMOTE)) is type(processor)
@@ -47,7 +54,7 @@ def tokenizer_outputs(folder, counts, name):
 def prior_outputs(folder, inputs, name):
     """Logits and draws of the prior in `folder`."""
     assert type(AutoConfig.from_pretrained(folder, **REMOTE)).__name__ == "EvaeARConfig"
-    prior = AutoModelForCausalLM.from_pretrained(folder, **REMOTE)
+    prior = load(AutoModelForCausalLM, folder)
     assert type(prior) is type(AutoModel.from_pretrained(folder, **REMOTE))
     settings = prior.generation_config
     assert settings.do_sample
@@ -72,7 +79,7 @@ def prior_outputs(folder, inputs, name):
 
 def sampler_outputs(folder, inputs, name):
     """Loss and draws of the prior in `folder`, one with `sample` alone."""
-    prior = AutoModel.from_pretrained(folder, **REMOTE)
+    prior = load(AutoModel, folder)
     conditions = {key: inputs[key] for key in CONDITIONS}
     time = torch.tensor([0.3, 0.8])
     torch.manual_seed(0)

@@ -25,7 +25,7 @@ from .coders_evae import (
 from .configuration_evae import COUNTS, EvaeConfig
 from .contract_evae import EvaeError
 from .heads_evae import HEAD_CLASSES, NegativeBinomialHead, with_gradient_of
-from .layers_evae import check_ids, check_size, log_library
+from .layers_evae import align_weights, check_ids, check_size, log_library
 from .quantization_evae import FiniteScalarQuantizer, GaussianBottleneck, LatentStandardizer
 from .randomness_evae import CellStreams, Randomness
 
@@ -85,6 +85,7 @@ class EvaePreTrainedModel(PreTrainedModel):
                 f"the weights lack {len(missing)} tensors of the model (first: {missing[0]}); download them again, or "
                 "train the model anew."
             )
+        align_weights(model)
         return loaded if output_loading_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
