@@ -282,7 +282,8 @@ def align_weights(model: nn.Module) -> None:
 
     safetensors maps a file into memory, and tensors then begin wherever they lie in the file. The matrix kernels of
     some processors round otherwise at such addresses, so that a loaded model would draw other cells than the one that
-    was saved. Tensors are copied one by one, so no second set of weights is allocated.
+    was saved. Tensors are copied one by one: the weights are allocated once, and the pages of the mapped file beside
+    them are the system's to take back.
     """
     for tensor in itertools.chain(model.parameters(), model.buffers()):  # tied ones come once
         if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
