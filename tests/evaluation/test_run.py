@@ -9,7 +9,6 @@ from rich.console import Console
 
 from evae.evaluation import evaluate
 from evae.evaluation.metrics.distances import distances_between, distribution_metrics
-from evae.evaluation.protocols.de_protocol import _digest
 from evae.evaluation.protocols.distribution import split_halves
 from evae.evaluation.systems.names import MODEL, SPLIT_HALF
 from evae.models.contract_evae import EvaeError
@@ -198,8 +197,6 @@ def test_several_cell_types_are_judged_each_by_their_own_controls():
 def test_bad_arguments_raise(screen, real, perfect):
     with pytest.raises(EvaeError, match="Did you mean 'robust'"):
         evaluate(perfect, real, screen, suite="robus", progress=False)
-    with pytest.raises(EvaeError, match="Did you mean 'pdex'"):
-        evaluate(perfect, real, screen, de="pdx", progress=False)
     with pytest.raises(EvaeError, match="seeds is empty"):
         evaluate(perfect, real, screen, seeds=(), progress=False)
 
@@ -240,7 +237,6 @@ def test_second_prediction_uses_the_stored_table(screen, real, perfect, tmp_path
     fewer = screen[np.arange(screen.n_obs) != last].copy()
     with pytest.raises(BaseException, match="computed again"):
         evaluate(perfect, real, fewer, suite="perturbation", cache=tmp_path, with_baselines=False, **QUIET)
-    assert _digest(first.comparison, "B", "evae") != _digest(first.comparison, "B", "pdex")
 
 
 def test_differential_expression_sees_the_known_effects(screen, real, perfect):

@@ -35,9 +35,6 @@ def evaluate(
     baseline: Annotated[
         str | None, typer.Option(help="One more baseline, trained here for some minutes: scvi (extra scvi).")
     ] = None,
-    de: Annotated[
-        str, typer.Option(help="What computes differential expression: evae, or pdex: the same, slower.")
-    ] = "evae",
     out: Annotated[Path | None, typer.Option(help="Folder for report and plots; FILE_evaluation if left out.")] = None,
     plots: Annotated[bool, typer.Option(help="Write plots and a report.")] = True,
     overwrite: Overwrite = False,
@@ -65,7 +62,6 @@ def evaluate(
         suite=suite,
         seeds=tuple(range(seeds)),
         extra_baselines=() if baseline is None else (baseline,),
-        de=de,
         progress=console.is_terminal,
     )
     console.print(summary_table(result))

@@ -13,7 +13,6 @@ from rich.progress import track
 
 from evae.evaluation.cells.comparison import Comparison, compare
 from evae.evaluation.cells.inputs import Data, Progress, require, silent
-from evae.evaluation.metrics.differential import DE_ENGINES
 from evae.evaluation.protocols.cell_eval_adapter import cell_eval_protocol
 from evae.evaluation.protocols.de_protocol import de_protocol, default_cache
 from evae.evaluation.protocols.distribution import (
@@ -36,7 +35,7 @@ SUITES = {
     "full": ("paper", "robust", "perturbation", "differential expression", "diversity", "cell-eval"),
 }
 EXTRA_BASELINES = {"scvi": scvi_shift}
-_STAMPED = ("evae", "anndata", "numpy", "scipy", "scikit-learn", "POT", "cell-eval", "pdex", "scvi-tools")
+_STAMPED = ("evae", "anndata", "numpy", "scipy", "scikit-learn", "POT", "cell-eval", "scvi-tools")
 
 
 def evaluate(
@@ -53,7 +52,6 @@ def evaluate(
     n_components: int = 30,
     with_baselines: bool = True,
     extra_baselines: Sequence[str] = (),
-    de: str = "evae",
     cache: str | Path | None = "default",
     progress: bool = True,
 ) -> EvaluationResult:
@@ -81,8 +79,6 @@ def evaluate(
         with_baselines: compute the baselines too.
         extra_baselines: more of them, that other libraries give: "scvi", trained on the training cells (extra
             `scvi`).
-        de: what computes differential expression: "evae", or "pdex" (extra `eval`), which gives the same tables
-            more slowly.
         cache: folder that keeps the differential expression of real cells, by a hash of data and method, for
             the next prediction; "default" is ~/.cache/evae, None keeps nothing.
         progress: show progress bars.
@@ -94,7 +90,7 @@ def evaluate(
         EvaeError: the input cannot be compared; the message says what to fix.
     """
     seeds = (seeds,) if isinstance(seeds, int) else tuple(seeds)
-    _check(suite, seeds, de)
+    _check(suite, seeds)
     _check_extra(extra_baselines, train)
     started = time.perf_counter()
     labels = perturbation_key, cell_type_key, control
@@ -102,25 +98,21 @@ def evaluate(
     bar = _bar if progress else silent
     comparison = compare(predicted, real, train, controls, seed=seeds[0], progress=bar, **keys)
     tables = default_cache() if cache == "default" else None if cache is None else Path(cache)
-    plan = _Plan(SUITES[suite], seeds, n_components, with_baselines, tuple(extra_baselines), de, tables, bar)
+    plan = _Plan(SUITES[suite], seeds, n_components, with_baselines, tuple(extra_baselines), tables, bar)
     records = _run(comparison, plan)
-    settings = {**keys, "suite": suite, "seeds": list(seeds), "n_components": n_components, "de": de}
+    settings = {**keys, "suite": suite, "seeds": list(seeds), "n_components": n_components}
     if extra_baselines:
         settings["extra_baselines"] = list(extra_baselines)
     return EvaluationResult(to_frame(records), comparison, _stamp(comparison, settings, time.perf_counter() - started))
 
 
-def _check(suite: str, seeds: Sequence[int], de: str) -> None:
+def _check(suite: str, seeds: Sequence[int]) -> None:
     if suite not in SUITES:
         raise EvaeError(f"unknown suite '{suite}'. {near_matches(suite, list(SUITES))}")
     if not seeds:
         raise EvaeError("seeds is empty; give at least one seed, for example seeds=(0,).")
-    if de not in DE_ENGINES:
-        raise EvaeError(f"unknown de '{de}'. {near_matches(de, list(DE_ENGINES))}")
     if "cell-eval" in SUITES[suite]:
         require("cell_eval", f"the suite {suite}")
-    if de == "pdex":
-        require("pdex", "de='pdex'")
 
 
 def _check_extra(extra_baselines: Sequence[str], train: Data | None) -> None:
@@ -139,7 +131,6 @@ class _Plan:
     n_components: int
     with_baselines: bool
     extra_baselines: tuple[str, ...]
-    de: str
     cache: Path | None
     bar: Progress
 
@@ -157,7 +148,7 @@ def _run(comparison: Comparison, plan: _Plan) -> list[Record]:
     if "perturbation" in groups:
         records += perturbation_protocol(comparison, systems, seeds, bar)
     if "differential expression" in groups:
-        records += de_protocol(comparison, systems, seeds[0], bar, plan.cache, plan.de)
+        records += de_protocol(comparison, systems, seeds[0], bar, plan.cache)
     if "cell-eval" in groups:
         records += cell_eval_protocol(comparison, bar)
     if "diversity" in groups:

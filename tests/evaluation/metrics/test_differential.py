@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 from scipy.stats import false_discovery_control, mannwhitneyu
 
-from evae.evaluation.metrics.differential import ControlRanks, PdexControls, differential_expression
+from evae.evaluation.metrics.differential import ControlRanks, differential_expression
 from evae.evaluation.protocols.de_protocol import cached, read_table, write_table
 from evae.models.contract_evae import EvaeError
 
@@ -65,15 +65,6 @@ def test_tables_are_pdexs(cells, table):
     np.testing.assert_allclose(table.p_value.ravel(), expected["p_value"].to_numpy(), rtol=1e-9, atol=1e-14)
     np.testing.assert_allclose(table.fdr.ravel(), expected["fdr"].to_numpy(), rtol=1e-9, atol=1e-14)
     np.testing.assert_allclose(table.log2_fold_change.ravel(), expected["log2_fold_change"].to_numpy(), atol=1e-9)
-
-
-def test_pdex_is_an_engine(cells, table):
-    pytest.importorskip("pdex", reason="pdex is in the extra eval")
-    values, groups, controls = cells
-    batch = (["x", "y", "z"], sp.csr_matrix(values), groups)
-    found = differential_expression([batch], PdexControls(sp.csr_matrix(controls)), GENES)
-    for name in ("log2_fold_change", "p_value", "fdr"):
-        np.testing.assert_allclose(getattr(found, name), getattr(table, name), rtol=1e-9, atol=1e-12)
 
 
 def test_fold_change_is_of_geometric_means(cells, table):

@@ -7,22 +7,17 @@ control) ),  0 where both are 0.
 
 Written here because pdex sorts the controls again for every perturbation: here the nonzero control values of
 a gene are sorted once, and a perturbation's values are looked up among them. Zeros, the bulk of the data, are
-never touched: all are tied at the bottom. `PdexControls` gives the same tables through pdex.
+never touched: all are tied at the bottom. The tests compare the tables with those of pdex.
 """
 
-import contextlib
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import anndata as ad
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 from scipy.special import ndtr
 from scipy.stats import false_discovery_control
 
-from evae.evaluation.cells.inputs import require
 from evae.evaluation.cells.normalised import mean_of
 from evae.models.contract_evae import EvaeError
 
@@ -111,35 +106,9 @@ class ControlRanks:
         return u, ties + _cubed((zeros + own_zeros).astype(np.float64))
 
 
-class PdexControls:
-    """Control cells to be compared with perturbations by pdex (extra `eval`), in the place of `ControlRanks`."""
-
-    def __init__(self, controls: sp.csr_matrix) -> None:
-        """Keep the controls, log1p expression, sparse (cells, genes)."""
-        require("pdex", "differential expression by pdex")
-        self.controls = controls
-
-    def test(self, cells: sp.csr_matrix, codes: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray]:
-        """log2 fold change and p-value, (n_groups, genes) each; arguments as for `ControlRanks.test`."""
-        from pdex import pdex
-
-        labels = [*[f"{code:09d}" for code in codes.tolist()], *["control"] * self.controls.shape[0]]
-        obs = pd.DataFrame({"group": pd.Categorical(labels)}, index=np.arange(len(labels)).astype(str))
-        # float64, in which the table is computed here too
-        both = ad.AnnData(sp.vstack([cells, self.controls], format="csr", dtype=np.float64), obs=obs)
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
-            table = pdex(both, groupby="group", reference="control", is_log1p=True, epsilon=0.0)
-        table = table.sort("target", maintain_order=True)  # genes stay in their order
-        fold, p_value = (table[name].to_numpy().reshape(n_groups, -1) for name in ("log2_fold_change", "p_value"))
-        return fold, p_value
-
-
-DE_ENGINES: dict[str, type[ControlRanks] | type[PdexControls]] = {"evae": ControlRanks, "pdex": PdexControls}
-
-
 def differential_expression(
     batches: Iterable[tuple[list[str], sp.csr_matrix, np.ndarray]],
-    controls: ControlRanks | PdexControls,
+    controls: ControlRanks,
     genes: np.ndarray,
 ) -> DETable:
     """Differential expression of many perturbations of one cell type.

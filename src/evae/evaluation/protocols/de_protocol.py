@@ -17,10 +17,8 @@ from evae.evaluation.cells.comparison import Comparison, Pair
 from evae.evaluation.cells.inputs import Progress
 from evae.evaluation.metrics.de_metrics import de_metrics
 from evae.evaluation.metrics.differential import (
-    DE_ENGINES,
     ControlRanks,
     DETable,
-    PdexControls,
     differential_expression,
 )
 from evae.evaluation.protocols.distribution import split_halves
@@ -29,7 +27,7 @@ from evae.evaluation.systems.baselines import System, real_system, sampled
 from evae.evaluation.systems.names import SPLIT_HALF
 
 GROUP = "differential expression"
-_METHOD = "mann-whitney-asymptotic bh geometric-mean 1"  # raise the number when the tables change
+_METHOD = "evae mann-whitney-asymptotic bh geometric-mean 1"  # raise the number when the tables change
 _BATCH_CELLS = 4_096
 
 
@@ -39,7 +37,6 @@ def de_protocol(
     seed: int,
     progress: Progress,
     cache: Path | None,
-    engine: str = "evae",
 ) -> list[Record]:
     """Metrics of differential expression for every system, and for two halves of the real cells.
 
@@ -48,8 +45,8 @@ def de_protocol(
     """
     records: list[Record] = []
     for cell_type in comparison.cell_types:
-        controls = DE_ENGINES[engine](comparison.controls.matrix[comparison.control_rows[cell_type]])
-        task = _Task(comparison, cell_type, controls, seed, cache, engine)
+        controls = ControlRanks(comparison.controls.matrix[comparison.control_rows[cell_type]])
+        task = _Task(comparison, cell_type, controls, seed, cache)
         records += task.split_half()
         truth = task.real_table()
         for system in progress(systems, f"differential expression, {cell_type}"):
@@ -63,15 +60,14 @@ class _Task:
 
     comparison: Comparison
     cell_type: str
-    controls: ControlRanks | PdexControls
+    controls: ControlRanks
     seed: int
     cache: Path | None
-    engine: str
 
     @cached_property
     def key(self) -> str:
         """Of the tables that depend on real cells only."""
-        return _digest(self.comparison, self.cell_type, self.engine)
+        return _digest(self.comparison, self.cell_type)
 
     def real_table(self) -> DETable:
         """The table of the real cells."""
@@ -190,9 +186,9 @@ def _subset(table: DETable, names: list[str]) -> DETable:
     )
 
 
-def _digest(comparison: Comparison, cell_type: str, engine: str) -> str:
+def _digest(comparison: Comparison, cell_type: str) -> str:
     """A key over everything that a real table depends on."""
-    sha = hashlib.sha256(f"{engine} {_METHOD}".encode())
+    sha = hashlib.sha256(_METHOD.encode())
     for cells in (comparison.real, comparison.controls):
         sha.update(cells.digest(np.flatnonzero(cells.cell_type == cell_type)).encode())
     return sha.hexdigest()
