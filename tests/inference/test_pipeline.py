@@ -1,5 +1,6 @@
 """The pipeline: what predictions hold, what they take from the controls, and what is refused."""
 
+import warnings
 from pathlib import Path
 
 import anndata as ad
@@ -207,6 +208,36 @@ def test_controls_of_another_label_must_be_renamed_knowingly(pipe, controls, scr
         pipe.predict(controls, screen_split["pert"][0], "type_A", n_cells=2, **QUIET)
     predicted = pipe.predict(controls, screen_split["pert"][0], "type_A", n_cells=2, cell_type_key=None, **QUIET)
     assert set(predicted.obs["cell_type"]) == {"type_A"}
+
+
+@pytest.mark.parametrize(("share", "warned"), [(0.8, True), (0.95, False)])
+@pytest.mark.parametrize("entrance", ["predict", "embed", "reconstruct"])
+def test_missing_genes_are_said_aloud(pipe, controls, entrance, share, warned):
+    some = controls[:, : int(share * controls.n_vars)].copy()
+    some = some[np.asarray(some.X.sum(1)).ravel() > 0].copy()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if entrance == "predict":
+            pipe.predict(some, pipe.processor.perturbations[1], n_cells=2, **QUIET)
+        else:
+            getattr(pipe, entrance)(some, **QUIET)
+    said = [str(w.message) for w in caught if "gene panel" in str(w.message)]
+    assert len(said) == warned
+    assert all("measure 80% of the model's gene panel" in message for message in said)
+
+
+def test_genes_in_other_case_are_named(pipe, controls):
+    other = controls.copy()
+    other.var_names = [name.lower() for name in other.var_names]
+    with pytest.raises(EvaeError, match=r"60 of the missing genes differ in upper and lower case only \('gene"):
+        pipe.predict(other, pipe.processor.perturbations[1], n_cells=2)
+
+
+def test_the_pipeline_says_what_it_knows(pipe):
+    text = repr(pipe)
+    assert pipe.processor.perturbations[1] in text
+    assert pipe.processor.cell_types[0] in text
+    assert f"control '{pipe.processor.control}'" in text
 
 
 def test_too_little_gene_coverage_raises(pipe, controls, screen_split):

@@ -103,3 +103,4 @@ def _quiet() -> None:
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="anndata")
+    warnings.filterwarnings("ignore", message=".* of the model's gene panel")  # the commands say it themselves

@@ -4,6 +4,7 @@ Three embeddings of a cell: the latents before quantization, flattened (the publ
 encoder's tokens ("pooled"); the quantized latents, flattened ("codes").
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from evae.inference.devices import choose_device
 from evae.models.contract_evae import EvaeError
 
 KINDS = ("latents", "pooled", "codes")
+FULL_ENOUGH = 0.9  # of the gene panel
 BATCH_CELLS = 512  # cells encoded at once
 BLOCK_CELLS = 4_096  # cells read at once
 
@@ -123,4 +125,15 @@ def embed_cells(
     empty = int(np.isnan(embedded[:, 0]).sum())
     if empty:
         raise EvaeError(f"{empty} of {len(embedded)} cells have no counts over the gene panel; drop them first.")
+    warn_of_coverage(encoder.coverage, "the cells")
     return embedded, encoder.facts()
+
+
+def warn_of_coverage(coverage: float, what: str) -> None:
+    """Warn (UserWarning) where cells measure less than 90 % of the gene panel: the model takes the others for zeros."""
+    if coverage < FULL_ENOUGH:
+        warnings.warn(
+            f"{what} measure {coverage:.0%} of the model's gene panel; the other genes count as not expressed, so "
+            "library sizes and embeddings are off by their share.",
+            stacklevel=4,
+        )

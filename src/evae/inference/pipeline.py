@@ -18,7 +18,7 @@ from torch import Tensor
 from evae.data.reading.anndata_file import as_anndata
 from evae.inference.checkpoint import Checkpoint, load_checkpoint
 from evae.inference.devices import choose_device
-from evae.inference.embedding import embed_cells
+from evae.inference.embedding import embed_cells, warn_of_coverage
 from evae.inference.request import (
     Pair,
     cell_type_labels,
@@ -72,7 +72,8 @@ class Pipeline:
         p = self.processor
         return (
             f"Pipeline({self.checkpoint.name}: {type(self.model).__name__}, {len(p.genes):,} genes, "
-            f"{len(p.perturbations):,} perturbations, {len(p.cell_types)} cell types, on {self.device})"
+            f"{len(p.perturbations):,} perturbations ({_some(p.perturbations)}), {len(p.cell_types)} cell types "
+            f"({_some(p.cell_types)}), control '{p.control}', on {self.device})"
         )
 
     def predict(
@@ -143,7 +144,7 @@ class Pipeline:
             used = np.flatnonzero(np.isin(labels, cell_types))
             found = read_control_facts(self.checkpoint, controls[used], labels[used], layer=layer, device=self.device)
             obs["library_size"], contexts = found.draw_library_sizes(pairs, rng), found.contexts
-            facts |= {"library_size_source": "controls", "gene_coverage": self.gene_coverage(controls)}
+            facts |= {"library_size_source": "controls", "gene_coverage": self._say_coverage(controls, "the controls")}
         X = draw_cells(
             self.checkpoint, obs, contexts, seed=seed, batch_size=batch_size, device=self.device,
             progress=progress, sampling=sampling,
@@ -212,7 +213,7 @@ class Pipeline:
                 codes = tokenizer.encode(batch["counts"], batch["gene_ids"])
                 counts = tokenizer.sample_counts(codes, batch["library_size"], generator)
                 blocks.append(whole_counts(counts, generator))
-        facts = {"seed": seed, "gene_coverage": self.gene_coverage(adata)} | self._provenance()
+        facts = {"seed": seed, "gene_coverage": self._say_coverage(adata, "the cells")} | self._provenance()
         X = sp.vstack(blocks, format="csr")
         var = planned_genes(self.processor, adata)
         return ad.AnnData(X=X, obs=adata.obs.copy(), var=var, uns={"evae": facts})
@@ -221,6 +222,11 @@ class Pipeline:
         """Share of the model's gene panel, 0 to 1, that `adata` measures."""
         position = self.processor.gene_positions(gene_columns(adata.var_names, adata.var))
         return float((position >= 0).mean())
+
+    def _say_coverage(self, adata: ad.AnnData, what: str) -> float:
+        coverage = self.gene_coverage(adata)
+        warn_of_coverage(coverage, what)
+        return coverage
 
     def _check_prior(self, batch_size: int) -> None:
         if not self.checkpoint.is_prior:
@@ -233,3 +239,7 @@ class Pipeline:
 
     def _provenance(self) -> dict[str, Any]:
         return self.checkpoint.provenance()
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -225,11 +225,11 @@ class EvaeProcessor(FeatureExtractionMixin):
         position = self.gene_positions(columns)
         found = position >= 0
         if found.mean() < self.min_coverage:
-            missing = ", ".join(self.genes[g] for g in np.flatnonzero(~found)[:3])
+            missing = [self.genes[g] for g in np.flatnonzero(~found)]
             raise EvaeError(
-                f"only {found.sum()} of {len(self.genes)} panel genes are in the data (missing: {missing}, ...), "
-                f"below min_coverage {self.min_coverage}; check that var holds gene symbols or Ensembl ids of "
-                "the same species, or lower processor.min_coverage."
+                f"only {found.sum()} of {len(self.genes)} panel genes are in the data (missing: "
+                f"{', '.join(missing[:3])}, ...), below min_coverage {self.min_coverage}; check that var holds gene "
+                f"symbols or Ensembl ids of the same species, or lower processor.min_coverage.{_case(missing, columns)}"
             )
         index = np.full(len(columns), -1, dtype=np.int64)
         index[position[found]] = np.flatnonzero(found)
@@ -257,6 +257,18 @@ class EvaeProcessor(FeatureExtractionMixin):
 
 def _named(genes: Sequence[str], ensembl_ids: Sequence[str] | None) -> GeneColumns:
     return gene_columns(genes, {} if ensembl_ids is None else {"ensembl_id": ensembl_ids})
+
+
+def _case(missing: Sequence[str], columns: GeneColumns) -> str:
+    """A sentence on missing genes that are there in other case, as mouse genes beside human ones; else ""."""
+    given = {symbol.lower(): symbol for symbol in columns.symbols}
+    pairs = [(gene, given[gene.lower()]) for gene in missing if gene.lower() in given]
+    if not pairs:
+        return ""
+    return (
+        f" {len(pairs)} of the missing genes differ in upper and lower case only ('{pairs[0][1]}' for "
+        f"'{pairs[0][0]}'): mouse genes are written otherwise than human ones."
+    )
 
 
 def _one_each(given: str | Sequence[str], n_cells: int, kind: str) -> list[str]:
