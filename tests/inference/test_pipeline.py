@@ -247,9 +247,9 @@ def test_too_little_gene_coverage_raises(pipe, controls, screen_split):
 
 def test_progress_bar_counts_cells(pipe, controls, screen_split, capsys):
     pipe.predict(controls, screen_split["pert"][0], n_cells=4)
-    assert "8/8" in capsys.readouterr().out
+    assert "8/8" in capsys.readouterr().err
     pipe.predict(controls, screen_split["pert"][0], n_cells=4, **QUIET)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "")
 
 
 def test_loads_from_a_relative_path(trained_prior: Path, monkeypatch, tmp_path):

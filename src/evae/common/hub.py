@@ -14,7 +14,7 @@ BROKEN = {"TransportError", "ProtocolError", "RequestException", "ConnectionErro
 
 
 @contextmanager
-def told_by_the_hub(
+def explain_hub_errors(
     name: str, kind: str = "model", revision: str | None = None, pushing: bool = False
 ) -> Iterator[None]:
     """Turn every failure of the Hub client inside the block into an `EvaeError`.

@@ -1,13 +1,19 @@
-"""One background thread that stays a few items ahead."""
+"""Prefetch: a background thread makes the next items while the caller uses this one."""
 
 import queue
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
 
 
-def ahead(source: Iterator[Any], depth: int) -> Iterator[Any]:
-    """The items of `source`, made in a background thread up to `depth` ahead; its errors are raised here."""
+def prefetch(source: Iterator[Item], depth: int) -> Iterator[Item]:
+    """Yield the items of `source`, up to `depth` of them made ahead in a background thread.
+
+    Raises:
+        Whatever `source` raises, at the item where it did.
+    """
     items: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
     stop = threading.Event()
 

@@ -2,17 +2,16 @@
 
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
+from evae.common.progress import progress_bar
 from evae.evaluation.cells.comparison import Comparison, compare
-from evae.evaluation.cells.inputs import Data, Progress, require, silent
+from evae.evaluation.cells.inputs import Data, Progress, require
 from evae.evaluation.protocols.cell_eval_adapter import cell_eval_protocol
 from evae.evaluation.protocols.de_protocol import de_protocol, default_cache
 from evae.evaluation.protocols.distribution import (
@@ -95,11 +94,11 @@ def evaluate(
     started = time.perf_counter()
     labels = perturbation_key, cell_type_key, control
     keys: Any = dict(zip(("perturbation_key", "cell_type_key", "control"), labels, strict=True))
-    bar = _bar if progress else silent
-    comparison = compare(predicted, real, train, controls, seed=seeds[0], progress=bar, **keys)
     tables = default_cache() if cache == "default" else None if cache is None else Path(cache)
-    plan = _Plan(SUITES[suite], seeds, n_components, with_baselines, tuple(extra_baselines), tables, bar)
-    records = _run(comparison, plan)
+    with progress_bar(progress, unit="", transient=True) as bar:
+        comparison = compare(predicted, real, train, controls, seed=seeds[0], progress=bar.track, **keys)
+        plan = _Plan(SUITES[suite], seeds, n_components, with_baselines, tuple(extra_baselines), tables, bar.track)
+        records = _run(comparison, plan)
     settings = {**keys, "suite": suite, "seeds": list(seeds), "n_components": n_components}
     if extra_baselines:
         settings["extra_baselines"] = list(extra_baselines)
@@ -180,8 +179,3 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _bar(work: Iterable, description: str) -> Iterable:
-    items = list(work)
-    return track(items, description=description, transient=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
-from evae.common.hub import LOGIN, told_by_the_hub
+from evae.common.hub import LOGIN, explain_hub_errors
 from evae.models.contract_evae import EvaeError
 
 TEXT = (".json", ".py", ".md", ".yaml")
@@ -70,7 +70,7 @@ def upload(bundle: Bundle, private: bool = False, message: str = "Upload with ev
         raise EvaeError(f"pushing needs a login; {LOGIN}, with a token of role write.")
     api = HfApi()
     where: dict[str, Any] = {"repo_id": bundle.repo_id, "repo_type": bundle.kind}
-    with told_by_the_hub(bundle.repo_id, bundle.kind, pushing=True):
+    with explain_hub_errors(bundle.repo_id, bundle.kind, pushing=True):
         api.create_repo(**where, private=private or None, exist_ok=True)
         before = api.repo_info(**where)
         if private and not before.private:

@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from evae.common.hub import told_by_the_hub
+from evae.common.hub import explain_hub_errors
 from evae.models.contract_evae import EvaeError
 
 CONFIG, PROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
@@ -85,7 +85,7 @@ def _download(repo: str, revision: str | None) -> Path:
     parts = repo.split("/")
     if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
         raise EvaeError(f"no such model folder: {repo}")
-    with told_by_the_hub(repo, "model", revision):
+    with explain_hub_errors(repo, "model", revision):
         return Path(snapshot_download(repo, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from evae.common.prefetch import ahead
-from evae.common.progress import Advance, progress_bar
+from evae.common.prefetch import prefetch
+from evae.common.progress import Advance, no_progress, progress_bar
 from evae.data.reading.anndata_counts import AnnDataCounts, Counts
 from evae.data.reading.panel import over_panel
 from evae.inference.checkpoint import Checkpoint
@@ -74,14 +74,14 @@ class CellEncoder:
         return int(config.hidden_size if self.kind == "pooled" else config.n_latents * config.latent_width)
 
     def blocks(
-        self, source: Counts, start: int = 0, stop: int | None = None, advance: Advance = lambda n: None
+        self, source: Counts, start: int = 0, stop: int | None = None, advance: Advance = no_progress
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Pairs (index of the first cell, embeddings (block, width) float32) of the cells start..stop, in order.
 
         A cell without any count over the panel has no embedding: its row is NaN. The next block is read while this
         one is encoded.
         """
-        for first, counts in ahead(source.blocks(BLOCK_CELLS, start, stop), 1):
+        for first, counts in prefetch(source.blocks(BLOCK_CELLS, start, stop), 1):
             yield first, self.encode(counts)
             advance(counts.shape[0])
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from evae.common.progress import console
 from evae.data.streaming.loader import DatasetInfo
 from evae.data.streaming.mixture import Sources
 from evae.models.contract_evae import EvaeError, parts_of
 from evae.models.processing_evae import EvaeProcessor
 from evae.training.codes import EncodedCells
-from evae.training.loop.progress import console
 from evae.training.loop.stopping import Ask, asking
 from evae.training.settings import PriorSettings
 

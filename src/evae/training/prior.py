@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from evae.common.digests import weights_digest
+from evae.common.progress import progress_bar
 from evae.data.streaming.loader import DatasetInfo
 from evae.data.streaming.mixture import Mixture, Sources
 from evae.models.configuration_evae import EvaeConfig
@@ -27,7 +28,6 @@ from evae.models.processing_evae import EvaeProcessor
 from evae.training.batch_cells import named_cells
 from evae.training.codes import CodeBatches, EncodedCells, cells_batches, encode_cells, joined, thinned
 from evae.training.conditions import perturbation_vocabulary, set_conditions
-from evae.training.loop.progress import tracked
 from evae.training.loop.setup import make_accelerator
 from evae.training.loop.stage import Stage
 from evae.training.loop.stopping import Ask, asking, leaving_together
@@ -169,8 +169,9 @@ def encode_split(
             title = f"encoding {split}" + (f" of {sources.paths[number]}" if len(sources) > 1 else "")
             title += f", thinned copy {copy}" if copy else ""
             loader = asking(sources.cells(number, split, ENCODING_BATCH), ask)
-            cells = tracked(loader, title, info.n_cells[split], accelerator.is_main_process)
-            parts.append(encode_cells(tokenizer, thinned(cells, copy) if copy else cells, accelerator.device))
+            with progress_bar(accelerator.is_main_process) as bar:
+                cells = bar.track(loader, title, info.n_cells[split], lambda batch: len(batch["counts"]))
+                parts.append(encode_cells(tokenizer, thinned(cells, copy) if copy else cells, accelerator.device))
     return joined(parts)
 
 

@@ -13,13 +13,13 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from evae.common.files import explain_disk_errors
+from evae.common.progress import console
 from evae.data.streaming.loader import DatasetInfo
 from evae.data.streaming.mixture import Sources
 from evae.models.configuration_evae import EvaeConfig
 from evae.models.modeling_evae import EvaeModel
 from evae.models.processing_evae import EvaeProcessor
 from evae.training.batch_cells import named_cells
-from evae.training.loop.progress import console
 from evae.training.loop.setup import make_accelerator
 from evae.training.loop.stage import Stage
 from evae.training.loop.stopping import Ask, leaving_together

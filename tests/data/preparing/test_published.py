@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from evae.common.progress import Bar
+from evae.common.progress import progress_bar
 from evae.data.preparing import published
 from evae.data.preparing.published import RemoteFile, fetch
 from evae.data.streaming.loader import DatasetInfo
@@ -67,43 +67,49 @@ def server(monkeypatch):
     web.server_close()
 
 
-def test_cuts_cost_nothing(server, tmp_path):
+@pytest.fixture
+def bar():
+    with progress_bar(False) as bar:
+        yield bar
+
+
+def test_cuts_cost_nothing(server, tmp_path, bar):
     content = np.random.default_rng(0).bytes(10_000)
     server.files["/a"], server.cut = content, 3_000
     file = RemoteFile("a", f"{server.address}/a")
-    assert fetch(file, tmp_path, Bar(None)).read_bytes() == content
+    assert fetch(file, tmp_path, bar).read_bytes() == content
     assert server.ranges == [0, 3_000, 6_000, 9_000]
-    fetch(file, tmp_path, Bar(None))
+    fetch(file, tmp_path, bar)
     assert len(server.ranges) == 4  # it is there
     (tmp_path / "b.part").write_bytes(content[:7_777])  # what a killed run left
     server.files["/b"], server.cut = content, 0
-    assert fetch(RemoteFile("b", f"{server.address}/b"), tmp_path, Bar(None)).read_bytes() == content
+    assert fetch(RemoteFile("b", f"{server.address}/b"), tmp_path, bar).read_bytes() == content
     assert server.ranges[4:] == [7_777]
 
 
-def test_what_is_not_the_published_file_is_refused(server, tmp_path):
+def test_what_is_not_the_published_file_is_refused(server, tmp_path, bar):
     server.files["/a"] = b"cells"
     file = RemoteFile("a", f"{server.address}/a", md5="0" * 32)
     with pytest.raises(EvaeError, match=r"has the md5 .* not 0000"):
-        fetch(file, tmp_path, Bar(None))
+        fetch(file, tmp_path, bar)
     assert not list(tmp_path.iterdir())
     with pytest.raises(EvaeError, match="answers 404"):
-        fetch(replace(file, url=f"{server.address}/none"), tmp_path, Bar(None))
-    fetch(replace(file, md5=None), tmp_path, Bar(None))
+        fetch(replace(file, url=f"{server.address}/none"), tmp_path, bar)
+    fetch(replace(file, md5=None), tmp_path, bar)
     learned = json.loads((tmp_path / "a.json").read_text())
     assert learned["size"] == 5
     (tmp_path / "a").unlink()
     server.files["/a"] = b"other"  # as long, but changed since
     with pytest.raises(EvaeError, match=f"not {learned['md5']}"):
-        fetch(replace(file, md5=None), tmp_path, Bar(None))
+        fetch(replace(file, md5=None), tmp_path, bar)
     server.shutdown()
     server.server_close()
     with pytest.raises(EvaeError, match="cannot be reached"):
-        fetch(replace(file, name="c"), tmp_path, Bar(None))
+        fetch(replace(file, name="c"), tmp_path, bar)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
-def test_a_full_disk_is_not_taken_for_the_network(server, tmp_path, monkeypatch, code):
+def test_a_full_disk_is_not_taken_for_the_network(server, tmp_path, monkeypatch, bar, code):
     server.files["/a"] = b"cells"
     file = RemoteFile("a", f"{server.address}/a")
 
@@ -113,7 +119,7 @@ def test_a_full_disk_is_not_taken_for_the_network(server, tmp_path, monkeypatch,
     with monkeypatch.context() as patched:
         patched.setattr(Path, "open", full)
         with pytest.raises(EvaeError, match=r"could not write .*a\.part .*free space there"):
-            fetch(file, tmp_path, Bar(None))
+            fetch(file, tmp_path, bar)
 
     def walled(*args, **keywords):
         raise urllib.error.URLError(PermissionError(code, os.strerror(code)))
@@ -121,8 +127,8 @@ def test_a_full_disk_is_not_taken_for_the_network(server, tmp_path, monkeypatch,
     with monkeypatch.context() as patched:
         patched.setattr(urllib.request, "urlopen", walled)
         with pytest.raises(EvaeError, match="cannot be reached"):
-            fetch(file, tmp_path, Bar(None))
-    assert fetch(file, tmp_path, Bar(None)).read_bytes() == b"cells"
+            fetch(file, tmp_path, bar)
+    assert fetch(file, tmp_path, bar).read_bytes() == b"cells"
 
 
 @pytest.mark.parametrize("name", ["replogle", "parse1m", "telohaec"])

@@ -112,7 +112,7 @@ def _append(file: RemoteFile, part: Path, done: int, bar: Bar) -> int | None:
             done = 0
         length = answer.headers.get("Content-Length")
         size = done + int(length) if length is not None else None
-        advance = bar.start(f"fetching {file.name}", size or 0)
+        advance = bar.start(f"fetching {file.name}", size)
         advance(done)
         then = "run it again, it goes on from there; or give another --downloads"
         with explain_disk_errors(str(part), then), part.open("ab" if done else "wb") as out:

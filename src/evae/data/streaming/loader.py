@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from evae.common.hub import told_by_the_hub
-from evae.common.prefetch import ahead
+from evae.common.hub import explain_hub_errors
+from evae.common.prefetch import prefetch
 from evae.data.preparing.card import FORMAT_VERSION, panel_digest
 from evae.data.streaming.batches import keep_freed_memory, window_batches, window_tables
 from evae.data.streaming.order import BatchOrder
@@ -47,7 +47,7 @@ def resolve_dataset(path_or_id: str | Path, split: str | None = None) -> Path:
     from huggingface_hub import snapshot_download  # slow to import, and not needed for folders
 
     wanted = ["*.json", "genes.parquet", "perturbations.parquet", "cell_types.parquet"]
-    with told_by_the_hub(str(path_or_id), "dataset"):
+    with explain_hub_errors(str(path_or_id), "dataset"):
         local = snapshot_download(
             str(path_or_id),
             repo_type="dataset",
@@ -267,7 +267,7 @@ class CellLoader:
         if self._ended:
             self.reset()
         source = self._batches(self._epoch, self._batch)
-        for (epoch, position), batch in ahead(source, self.prefetch) if self.prefetch else source:
+        for (epoch, position), batch in prefetch(source, self.prefetch) if self.prefetch else source:
             self._epoch, self._batch = epoch, position
             yield batch
         self._ended = True

@@ -3,7 +3,7 @@
 import threading
 from pathlib import Path
 
-from evae.common.hub import told_by_the_hub
+from evae.common.hub import explain_hub_errors
 from evae.models.contract_evae import EvaeError
 
 
@@ -32,7 +32,7 @@ class ShardStore:
             return self._folder / name
         from huggingface_hub import errors, hf_hub_download  # slow to import, and not needed for folders
 
-        with told_by_the_hub(self._repo_id, "dataset"):
+        with explain_hub_errors(self._repo_id, "dataset"):
             try:
                 return Path(
                     hf_hub_download(self._repo_id, name, repo_type="dataset", revision=self._folder.resolve().name)

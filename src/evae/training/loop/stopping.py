@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from evae.common.files import atomic_write, write_json
+from evae.common.progress import console
 from evae.models.contract_evae import EvaeError
-from evae.training.loop.progress import console
 from evae.training.loop.validation import Batch
 from evae.training.resume.run_folder import RESUMED, RunFolder
 from evae.training.settings import Settings

@@ -27,7 +27,7 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from evae.models.contract_evae import EvaeError
-from evae.training.loop.progress import TrainingProgress
+from evae.training.loop.progress import training_progress
 from evae.training.loop.schedule import learning_rate_at
 from evae.training.loop.setup import compile_blocks, start_trackers
 from evae.training.loop.stage import Batches, Stage
@@ -106,7 +106,7 @@ class _Loop:
         source = iter(self.now.batches)
         with (
             StopOnTerminate() as stop,
-            TrainingProgress(title, self.now.step, every.max_steps, main) as self.progress,
+            training_progress(title, self.now.step, every.max_steps, main) as self.progress,
         ):
             if self.now.step:
                 self.progress.say("; ".join([f"resumed after step {self.now.step}", *self.notes]))
