@@ -1,6 +1,7 @@
 """The loop over a toy model, in this process."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -196,7 +197,7 @@ def test_another_batch_size_goes_on_with_the_next_epoch(toy, tmp_path):
     toy.run_toy(output_dir=tmp_path, **SMALL)
     (tmp_path / "model.safetensors").unlink()
     for step in (3, 6):
-        toy.checkpoint.shutil.rmtree(tmp_path / "checkpoints" / f"step-{step:08d}", ignore_errors=True)
+        shutil.rmtree(tmp_path / "checkpoints" / f"step-{step:08d}", ignore_errors=True)
     resumed = toy.run_toy(output_dir=tmp_path, resume=True, **SMALL | {"batch_size": 2})
     assert len(resumed.batches.handed_out) == 2  # steps 5 and 6
     assert resumed.batches.place == {"epoch": 1, "batch": 2, "batch_size": 2}
