@@ -98,7 +98,7 @@ def embed_file(
         parts = EmbeddingParts(_parts_folder(out), source.n_cells, encoder.width, part_cells)
         if rank == 0:
             parts.claim(_identity(checkpoint, source, kind, layer))
-            source.put_by_cell()  # for all processes, before they read
+            source.convert_to_csr()  # for all processes, before they read
         if state:
             state.wait_for_everyone()
         own = range(len(parts) * rank // n_ranks, len(parts) * (rank + 1) // n_ranks)

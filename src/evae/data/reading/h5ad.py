@@ -1,7 +1,7 @@
 """Raw counts out of an h5ad file in blocks of cells, without ever holding the file in memory.
 
-CSR and dense matrices are sliced by rows; a CSC matrix is transposed on disk first. Labels are read whole (as small
-integer codes), cell names block by block.
+CSR and dense matrices are sliced by rows; a CSC matrix is converted to CSR on disk first. Labels are read whole (as
+small integer codes), cell names block by block.
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from evae.data.reading.csc_to_csr import csc_to_csr
 from evae.data.reading.stored_frame import StoredFrame
-from evae.data.reading.transpose import transposed
 from evae.models.contract_evae import EvaeError, check_raw_counts, near_matches
 from evae.models.genes_evae import GeneColumns, gene_columns
 
@@ -28,7 +28,7 @@ class H5adCounts:
     Args:
         path: the file.
         layer: None for `X`, "raw" for `raw/X`, else the name of a layer.
-        scratch: folder for the transposition of a CSC matrix, of this file alone.
+        scratch: folder where a CSC matrix is converted to CSR, of this file alone.
 
     Attributes: `name` (file and layer, for messages), `n_cells`, `n_genes`, and, read when first asked for,
     `gene_columns` and `genes`, their names.
@@ -46,7 +46,7 @@ class H5adCounts:
         except OSError as error:
             raise EvaeError(f"{self.path} is not a readable h5ad file ({error}).") from error
         self._scratch = scratch
-        self._transposed: tuple[Any, Any, Any] | None = None
+        self._converted: tuple[Any, Any, Any] | None = None
         where, self._var = self._locate(layer)
         self.name = f"the counts in {where} of {self.path}"
         self._matrix: Any = self._file[where]
@@ -67,12 +67,12 @@ class H5adCounts:
         return self.gene_columns.names
 
     def close(self) -> None:
-        self._transposed = None
+        self._converted = None
         self._file.close()
 
-    def put_by_cell(self) -> None:
-        """Transpose a CSC matrix on disk now; else the first reading does, which processes that share the scratch
-        folder must not do at once."""
+    def convert_to_csr(self) -> None:
+        """Convert a CSC matrix on disk now. Otherwise the first reading does, and processes that share the scratch
+        folder must not do that at the same time."""
         if self.encoding == "csc":
             self._csr_parts()
 
@@ -168,11 +168,11 @@ class H5adCounts:
         """indptr, indices and data by row; in the file, or in memory-mapped files."""
         if self.encoding == "csr":
             return self._matrix["indptr"], self._matrix["indices"], self._matrix["data"]
-        if self._transposed is None:
+        if self._converted is None:
             if self._scratch is None:
                 raise EvaeError(f"{self.name} are stored by column (CSC); save them as CSR.")
-            self._transposed = transposed(self._matrix, self.n_cells, self._scratch)
-        return self._transposed
+            self._converted = csc_to_csr(self._matrix, self.n_cells, self._scratch)
+        return self._converted
 
 
 def _encoding(matrix: Any) -> str:

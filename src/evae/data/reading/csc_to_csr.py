@@ -1,4 +1,4 @@
-"""A CSC matrix of an h5ad file as CSR in memory-mapped files: count per row, then scatter block by block."""
+"""Converts a CSC matrix of an h5ad file to CSR on disk: count the entries of every row, then scatter them in blocks."""
 
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,11 @@ BLOCK_ENTRIES = 1 << 21  # stored values held at once
 DONE = "done"
 
 
-def transposed(matrix: Any, n_rows: int, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """indptr (rows + 1,), indices and data (entries,) by row, memory-mapped from `folder`.
+def csc_to_csr(matrix: Any, n_rows: int, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """indptr (rows + 1,), indices and data (entries,) of the CSR matrix, memory-mapped from `folder`.
 
     Args:
-        matrix: HDF5 group with `indptr`, `indices`, `data` by column.
+        matrix: HDF5 group of a CSC matrix: `indptr`, `indices`, `data`.
         n_rows: number of cells.
         folder: where the files are written, unless an earlier call finished them there.
     """
