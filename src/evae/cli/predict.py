@@ -11,6 +11,7 @@ from rich.console import Console
 from evae.cli.files import check_free, write_h5ad
 from evae.cli.prepare import CellTypeKey, PerturbationKey
 from evae.data.reading.anndata_file import read_h5ad
+from evae.data.reading.labels import label_texts
 from evae.inference.checkpoint import load_checkpoint
 from evae.inference.embedding_files import embed_file
 from evae.inference.held_out import predict_held_out
@@ -131,13 +132,13 @@ def _controls(path: Path, pipe: Pipeline, key: str, label: str | None) -> ad.Ann
         if label is not None:
             raise EvaeError(f"{path} has no obs column '{key}'. {near_matches(key, list(cells.obs.columns))}")
         return cells.to_memory()
-    labels = cells.obs[key].astype(str)
+    labels = label_texts(cells.obs[key])
     label = label or str(pipe.processor.control)
-    chosen = (labels == label).to_numpy()
+    chosen = labels == label
     if not chosen.any():
         raise EvaeError(
             f"no cell of {path} has the control label '{label}' in obs column '{key}'; name the label with "
-            f"--control. {near_matches(label, sorted(set(labels)))}"
+            f"--control. {near_matches(label, sorted(set(labels) - {''}))}"
         )
     return cells[chosen].to_memory()
 

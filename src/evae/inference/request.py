@@ -10,6 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 from torch import Tensor
 
+from evae.data.reading.labels import label_codes, label_texts
 from evae.models.contract_evae import EvaeError, check_unique, look_up, near_matches
 from evae.models.genes_evae import ensembl_id, gene_columns
 from evae.models.randomness_evae import Randomness, draw_uniform
@@ -98,7 +99,7 @@ def wanted_cell_types(
             f"the controls have no obs column '{key}'; name the cell_type, or their column as cell_type_key."
         )
     else:
-        names = [str(c) for c in pd.unique(controls.obs[key].dropna().astype(str))]
+        names = label_codes(controls.obs[key])[1]
     return names
 
 
@@ -109,7 +110,7 @@ def check_controls(controls: ad.AnnData, processor: Any, key: str) -> None:
     if key not in controls.obs:
         return
     others = set(processor.perturbations) - {processor.control}
-    wrong = int(controls.obs[key].astype(str).isin(others).sum())
+    wrong = int(np.isin(label_texts(controls.obs[key]), list(others)).sum())
     if wrong:
         raise EvaeError(
             f"{wrong:,} of the {controls.n_obs:,} controls are perturbed according to obs['{key}']; pass "
@@ -130,11 +131,11 @@ def cell_type_labels(controls: ad.AnnData, cell_types: Sequence[str], key: str |
                 "cell_type, or give cell_type_key, their column."
             )
         return np.full(controls.n_obs, cell_types[0], dtype=object)
-    labels = controls.obs[key].astype(str).to_numpy(dtype=object)
+    labels = label_texts(controls.obs[key])
     for name in cell_types:
         if not (labels == name).any():
             raise EvaeError(
-                f"no control has '{name}' in obs column '{key}'. {near_matches(name, sorted(set(labels)))} "
+                f"no control has '{name}' in obs column '{key}'. {near_matches(name, sorted(set(labels) - {''}))} "
                 f"To use all controls as '{name}', set cell_type_key=None."
             )
     return labels

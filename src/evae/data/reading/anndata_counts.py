@@ -7,11 +7,11 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 
 from evae.data.reading.anndata_file import as_anndata
 from evae.data.reading.h5ad import H5adCounts
+from evae.data.reading.labels import label_codes
 from evae.models.contract_evae import EvaeError, check_raw_counts, near_matches
 from evae.models.genes_evae import GeneColumns, gene_columns
 
@@ -59,11 +59,11 @@ class AnnDataCounts:
         if key not in self.adata.obs:
             known = [str(c) for c in self.adata.obs.columns]
             raise EvaeError(f"the AnnData has no obs column '{key}'. {near_matches(key, known)}")
-        codes, names = pd.factorize(pd.Series(self.adata.obs[key]).astype(object), sort=False)
+        codes, names = label_codes(self.adata.obs[key])
         missing = int((codes < 0).sum())
         if missing:
             raise EvaeError(f"obs column '{key}' is missing (NaN) in {missing:,} cells; drop them first.")
-        return codes.astype(np.int32), [str(n) for n in names]
+        return codes, names
 
     def cell_ids(self, start: int, stop: int) -> np.ndarray:
         """The obs names of the cells start..stop, as strings."""

@@ -11,10 +11,10 @@ from typing import Any
 
 import h5py
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 
 from evae.data.reading.csc_to_csr import csc_to_csr
+from evae.data.reading.labels import label_codes
 from evae.data.reading.stored_frame import StoredFrame
 from evae.models.contract_evae import EvaeError, check_raw_counts, near_matches
 from evae.models.genes_evae import GeneColumns, gene_columns
@@ -81,13 +81,13 @@ class H5adCounts:
         obs = self._obs()
         if key not in obs:
             raise EvaeError(f"{self.path} has no obs column '{key}'. {near_matches(key, list(obs))}")
-        codes, names = pd.factorize(pd.Series(obs[key]), sort=False)
+        codes, names = label_codes(obs[key])
         missing = int((codes < 0).sum())
         if missing:
             raise EvaeError(
                 f"obs column '{key}' of {self.path} is missing (NaN) in {missing:,} cells; drop them first."
             )
-        return codes.astype(np.int32), [str(n) for n in names]
+        return codes, names
 
     def cell_ids(self, start: int, stop: int) -> np.ndarray:
         """The obs names of the cells start..stop, as strings."""

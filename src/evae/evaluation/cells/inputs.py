@@ -17,6 +17,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from evae.data.reading.anndata_file import as_anndata
+from evae.data.reading.labels import label_texts
 from evae.data.streaming.split_anndata import DatasetSplit
 from evae.evaluation.cells.normalised import Cells, Rows, StoredRows, log1p_and_totals
 from evae.models.contract_evae import EvaeError, near_matches
@@ -212,7 +213,7 @@ def _open_file(path: str | Path, name: str) -> ad.AnnData:
 
 def _open_split(data: DatasetSplit, name: str, cell_type_key: str | None) -> Source:
     labels = data.labels()
-    perturbation, cell_type = _texts(labels["perturbation"]), _texts(labels["cell_type"])
+    perturbation, cell_type = label_texts(labels["perturbation"]), label_texts(labels["cell_type"])
     if cell_type_key is None:
         cell_type = np.full(len(labels), "all", dtype=object)
     name = f"{name} (split {data.split} of the dataset)"
@@ -228,13 +229,7 @@ def _labels(data: ad.AnnData, key: str, name: str, argument: str) -> np.ndarray:
     column = data.obs[key]
     if column.isna().any():
         raise EvaeError(f"{name}: {int(column.isna().sum())} cells have no '{key}'; drop them or fill the label in.")
-    return _texts(column)
-
-
-def _texts(column: pd.Series) -> np.ndarray:
-    """Labels as strings, one object for each different label."""
-    codes, names = pd.factorize(column)
-    return np.asarray(names.astype(str), dtype=object)[codes]
+    return label_texts(column)
 
 
 def _spans(n_cells: int, n_genes: int) -> Iterator[tuple[int, int]]:
