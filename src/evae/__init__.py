@@ -5,34 +5,32 @@
     predicted = pipe.predict(controls, perturbation="STAT1", n_cells=500)
 
 Importing the package registers its classes with transformers' AutoConfig, AutoModel, AutoModelForCausalLM,
-AutoProcessor and AutoFeatureExtractor.
+AutoProcessor and AutoFeatureExtractor. Only the `evae` command leaves that to the loading of a checkpoint, so that
+its help and its refusals need not wait for torch.
 """
 
+import sys
+from importlib import import_module
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from transformers import (
-    AutoConfig,
-    AutoFeatureExtractor,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoProcessor,
-)
+from evae.models import EvaeError, register
 
-from evae.inference.pipeline import Pipeline, pipeline
-from evae.models import (
-    EvaeARConfig,
-    EvaeARForCausalLM,
-    EvaeConfig,
-    EvaeError,
-    EvaeFlowConfig,
-    EvaeFlowModel,
-    EvaeMDLMConfig,
-    EvaeMDLMModel,
-    EvaeModel,
-    EvaeOutput,
-    EvaeProcessor,
-)
+if TYPE_CHECKING:
+    from evae.inference.pipeline import Pipeline, pipeline
+    from evae.models import (
+        EvaeARConfig,
+        EvaeARForCausalLM,
+        EvaeConfig,
+        EvaeFlowConfig,
+        EvaeFlowModel,
+        EvaeMDLMConfig,
+        EvaeMDLMModel,
+        EvaeModel,
+        EvaeOutput,
+        EvaeProcessor,
+    )
 
 __version__ = version("evae")
 __all__ = [
@@ -51,20 +49,26 @@ __all__ = [
     "pipeline",
 ]
 
+if not TYPE_CHECKING:  # a type checker would take every name for granted
 
-def _register() -> None:
-    classes: dict[Any, Any] = {
-        EvaeConfig: EvaeModel,
-        EvaeARConfig: EvaeARForCausalLM,
-        EvaeMDLMConfig: EvaeMDLMModel,
-        EvaeFlowConfig: EvaeFlowModel,
-    }
-    for config, model in classes.items():
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoModel.register(config, model, exist_ok=True)
-        AutoProcessor.register(config, EvaeProcessor, exist_ok=True)
-        AutoFeatureExtractor.register(config, EvaeProcessor, exist_ok=True)
-    AutoModelForCausalLM.register(EvaeARConfig, EvaeARForCausalLM, exist_ok=True)
+    def __getattr__(name: str) -> Any:
+        """The public names, imported when they are first asked for."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module("evae.inference.pipeline" if name.lower() == "pipeline" else "evae.models"), name)
 
 
-_register()
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _is_command() -> bool:
+    """Whether this process is the `evae` command: the script, `python -m evae.cli`, or a `-c` that imports it."""
+    program = Path(sys.argv[0] if sys.argv else "")
+    if program.name in ("-m", "-c"):  # what stands there while Python looks for a module, or with code of one line
+        return any("evae.cli" in word for word in sys.orig_argv)
+    return program.stem == "evae" or program.parts[-3:] == ("evae", "cli", "__main__.py")
+
+
+if not _is_command():
+    register()

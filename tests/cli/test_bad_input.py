@@ -146,7 +146,7 @@ def test_coverage_too_low(refused, trained_prior, screen, screen_file, tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not an h5ad file", "half"])
-@pytest.mark.parametrize("command", ["prepare", "embed", "predict", "evaluate", "demo"])
+@pytest.mark.parametrize("command", ["prepare", "embed", "predict", "evaluate"])
 def test_unreadable_h5ad(refused, trained_prior, screen_dataset, screen_file, tmp_path, command, content):
     file = tmp_path / "bad.h5ad"
     if content == "half":
@@ -154,13 +154,12 @@ def test_unreadable_h5ad(refused, trained_prior, screen_dataset, screen_file, tm
         content = whole[: len(whole) // 2]
     if content is not None:
         file.write_bytes(content)
-    out = tmp_path / "out"
+    out = tmp_path / "out.h5ad"
     arguments = {
         "prepare": (file, "--control", "control", "--out", out),
         "embed": (trained_prior, file, "--out", out),
         "predict": (trained_prior, "--controls", file, "--perturbation", "KO", "--out", out),
         "evaluate": (file, "--dataset", screen_dataset, "--out", out),
-        "demo": ("--data", file, "--out", out),
     }
     error = refused(command, *arguments[command])
     assert "bad.h5ad" in error
@@ -213,30 +212,19 @@ def test_dataset_folder_that_exists(refused, screen_file, tmp_path):
     assert "choose another folder" in error
 
 
-def test_demo_leaves_foreign_folders_alone(refused, tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").write_text("precious")
-    for flag in ([], ["--overwrite"]):
-        assert "holds other files" in refused("demo", "--out", tmp_path / "mine", *flag)
-
-
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--control", "ctrl", "'ctrl'"),
-        ("--perturbation-key", "gene", "no obs column 'gene'"),
         ("--hold-out-cell-type", "type_Q", "unknown cell type 'type_Q'. Did you mean"),
         ("--hold-out-perturbations", "KO-GENE", "unknown perturbation 'KO-GENE'"),
-        ("--preset", "huge", "no preset 'huge'"),
-        ("--tokenizer", "max_step=3", "Did you mean 'max_steps'"),
-        ("--tokenizer", "model.hed=nb", "unknown setting 'model.hed'"),
-        ("--prior", "model_type=evae_arr", "unknown model_type 'evae_arr'. Did you mean 'evae_ar'"),
+        ("--perturbation-key", "gene", "no obs column 'gene'"),
+        ("--control", "ctrl", "'ctrl'"),
+        ("--genes", "some", "neither 'all', 'hvg:N' nor a panel file"),
     ],
 )
-def test_demo_bad_options(refused, screen_file, tmp_path, option, value, message):
-    error = refused("demo", "--data", screen_file, "--out", tmp_path / "demo", option, value)
-    assert message in error
-    assert not (tmp_path / "demo").exists()
+def test_what_to_hold_out_is_not_in_the_file(refused, screen_file, tmp_path, option, value, message):
+    command = ("prepare", screen_file, "--split", "auto", "--out", tmp_path / "data")
+    assert message in refused(*command, *(() if option == "--control" else ("--control", "control")), option, value)
 
 
 def test_options_that_exclude_each_other(refused, trained_prior, screen_dataset, screen_file, tmp_path):
@@ -247,6 +235,31 @@ def test_options_that_exclude_each_other(refused, trained_prior, screen_dataset,
     assert "REAL.h5ad or --dataset" in refused("evaluate", screen_file)
     mixed = ("--dataset", screen_dataset, "--control", "control")
     assert "go with REAL.h5ad" in refused("evaluate", screen_file, *mixed)
+    split = ("--split", "random:0.1", "--hold-out-cell-type", "type_A", "--out", tmp_path / "data")
+    assert "give either --split, or" in refused("prepare", screen_file, "--control", "control", *split)
+    reversion = ("--screen", "reversion", "--cell-types", 2)
+    assert "leave --cell-types out" in refused("simulate", tmp_path / "out.h5ad", *reversion)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("evaluate", "SCREEN", "--dataset", "DATA", "--suite", "rubust"), "no suite 'rubust'. Did you mean 'robust'"),
+        (("evaluate", "SCREEN", "--dataset", "DATA", "--baseline", "svci"), "no baseline 'svci'. Did you mean 'scvi'"),
+        (("evaluate", "SCREEN", "--dataset", "DATA", "--tokenizer", "nowhere"), "no such model folder: nowhere"),
+        (("embed", "MODEL", "SCREEN", "--out", "OUT.txt"), "no ending of --out '.txt'"),
+        (("embed", "MODEL", "SCREEN", "--out", "OUT.zarr", "--kind", "latent"), "Did you mean 'latents'"),
+        (("reversion", "SCREEN", "--baselines", "pca,umpa"), "no baseline 'umpa'. Did you mean 'umap'"),
+        (("simulate", "OUT.h5ad", "--screen", "reverson"), "no screen 'reverson'. Did you mean 'reversion'"),
+        (("study", "no.yaml"), "no such file: no.yaml"),
+        (("push", "nowhere", "me/model"), "no such folder: nowhere"),
+        (("push-dataset", "nowhere", "me/data"), "no such folder: nowhere"),
+    ],
+)
+def test_unknown_choices(refused, screen_file, screen_dataset, tiny_checkpoint, tmp_path, command, message):
+    places = {"SCREEN": screen_file, "DATA": screen_dataset, "MODEL": tiny_checkpoint}
+    words = [str(places.get(word, word)).replace("OUT", f"{tmp_path}/out") for word in command]
+    assert message in refused(*words)
 
 
 def test_the_process_ends_with_code_2_and_one_line(tmp_path):

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import evae
+from evae.data.simulation.perturb_seq import simulate_perturb_seq
+from evae.data.streaming.split_anndata import read_split
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +21,9 @@ def without_umap(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
 
 
-COMMANDS = ["prepare", "train", "predict", "embed", "evaluate", "demo"]
+COMMANDS = [
+    *("prepare", "train", "predict", "embed", "evaluate", "reversion", "study", "push", "push-dataset", "simulate"),
+]
 
 
 def test_help_lists_the_commands_in_the_order_of_use(run):
@@ -50,6 +54,40 @@ def test_prepare_writes_a_dataset_folder_and_describes_it(run, screen_file, scre
     assert "40 genes" in outcome.out
     assert "2 (cell type, perturbation) pairs held out" in outcome.out
     assert json.loads((tmp_path / "data" / "split.json").read_text()) == screen_split
+
+
+def test_prepare_chooses_what_to_hold_out(run, screen, screen_file, tmp_path):
+    common = ("prepare", screen_file, "--control", "control", "--genes", "auto")
+    outcome = run(*common, "--split", "auto", "--out", tmp_path / "auto")
+    assert outcome.code == 0, outcome.err
+    assert "genes: all 60" in outcome.out
+    split = json.loads((tmp_path / "auto" / "split.json").read_text())
+    assert f"held out: {split['cell_type'][0]} x {', '.join(split['pert'])}" in outcome.out
+    assert "the cell type with the most perturbed cells" in outcome.out
+    treated = screen.obs[screen.obs["perturbation"] != "control"]
+    assert split["cell_type"] == [treated["cell_type"].value_counts().idxmax()]
+    outcome = run(*common, "--hold-out-cell-type", "type_A", "--out", tmp_path / "named")
+    assert outcome.code == 0, outcome.err
+    assert json.loads((tmp_path / "named" / "split.json").read_text())["cell_type"] == ["type_A"]
+    name = split["pert"][0]
+    outcome = run(*common, "--hold-out-perturbations", f"{name},", "--out", tmp_path / "one")
+    assert json.loads((tmp_path / "one" / "split.json").read_text())["pert"] == [name]
+
+
+def test_simulate_writes_cells_with_their_truth(run, tmp_path):
+    sizes = ("--cells", 300, "--genes", 50, "--perturbations", 6, "--seed", 4)
+    outcome = run("simulate", tmp_path / "a" / "cells.h5ad", *sizes, "--cell-types", 2)
+    assert outcome.code == 0, outcome.err
+    assert "300 simulated cells, 50 genes; labels: 7 of perturbation, 2 of cell_type" in outcome.out
+    cells = ad.read_h5ad(tmp_path / "a" / "cells.h5ad")
+    expected = simulate_perturb_seq(n_cells=300, n_genes=50, n_perturbations=6, n_cell_types=2, seed=4)
+    assert (cells.X != expected.X).nnz == 0
+    assert cells.uns["simulation"]["log_fold_change"].shape == (7, 50)
+    outcome = run("simulate", tmp_path / "stress.h5ad", "--screen", "reversion", *sizes)
+    assert outcome.code == 0, outcome.err
+    stressed = ad.read_h5ad(tmp_path / "stress.h5ad")
+    assert set(stressed.obs["condition"]) == {"Treated", "Untreated"}
+    assert len(stressed.uns["simulation"]["reverters"]) == 6
 
 
 def test_train_both_stages(run, screen_dataset, small_settings, tmp_path):
@@ -123,6 +161,27 @@ def test_predict_held_out_then_evaluate(run, trained_prior, screen_dataset, tmp_
     assert [p.name for p in folder.iterdir()] == ["result.json"]
 
 
+def test_evaluate_shows_what_the_tokenizer_alone_keeps(run, trained_prior, screen_dataset, screen, tmp_path):
+    test, train = (read_split(screen_dataset, split) for split in ("test", "train"))
+    test.obs = test.obs.rename(columns={"perturbation": "gene"})
+    test.write_h5ad(tmp_path / "cells.h5ad")
+    train.obs = train.obs.rename(columns={"perturbation": "gene"})
+    train.write_h5ad(tmp_path / "train.h5ad")
+    from_files = (tmp_path / "cells.h5ad", "--train", tmp_path / "train.h5ad", "--control", "control")
+    rows = []
+    for truth in (("--dataset", screen_dataset), from_files):
+        outcome = run(
+            *("evaluate", tmp_path / "cells.h5ad", *truth, "--perturbation-key", "gene", "--seeds", 1),
+            *("--tokenizer", trained_prior, "--no-plots", "--out", tmp_path / "numbers", "--overwrite"),
+        )
+        assert outcome.code == 0, outcome.err
+        rows.append(next(line for line in outcome.out.splitlines() if "tokenizer alone" in line))
+        assert sorted(os.listdir(tmp_path / "numbers")) == ["result.json", "tokenizer_alone.json"]
+        perfect = next(line for line in outcome.out.splitlines() if "│ model" in line)
+        assert perfect.split("│")[2:] != rows[-1].split("│")[2:]
+    assert rows[0] == rows[1]  # the same cells, by either way
+
+
 def test_evaluate_files_with_other_column_names(run, screen, screen_dataset, screen_split, tmp_path):
     cells = screen.copy()
     cells.obs = cells.obs.rename(columns={"perturbation": "gene", "cell_type": "line"})
@@ -160,40 +219,6 @@ def test_existing_output_is_kept_unless_told(run, trained_prior, screen_file, sc
     assert out.read_text() == "precious"
     assert run(*command, "--overwrite").code == 0
     assert ad.read_h5ad(out).n_obs == 4
-
-
-def test_demo_goes_the_whole_way_and_goes_on_where_it_was(run, screen_file, small_settings, tmp_path):
-    out = tmp_path / "demo"
-    settings = [
-        *[x for s in small_settings["tokenizer"] for x in ("--tokenizer", s)],
-        *[x for s in small_settings["prior"] for x in ("--prior", s)],
-    ]
-    command = ("demo", "--data", screen_file, "--hold-out-cell-type", "type_A", "--out", out, *settings)
-    outcome = run(*command)
-    assert outcome.code == 0, outcome.err
-    for text in (
-        "1/6",
-        "6/6",
-        "held out: type_A x",
-        "of the codes are in use",
-        "tokenizer alone",
-        "real split half",
-        "evae predict",
-    ):
-        assert text in outcome.out
-    predicted = ad.read_h5ad(out / "predicted.h5ad")
-    assert set(predicted.obs["cell_type"]) == {"type_A"}
-    assert (out / "evaluation" / "plots" / "cells_pca.png").stat().st_size > 1_000
-    weights = (out / "prior" / "model.safetensors").stat().st_mtime_ns
-    (out / "predicted.h5ad").unlink()
-    again = run(*command)
-    assert again.code == 0, again.err
-    assert "trained before" in again.out
-    assert (out / "prior" / "model.safetensors").stat().st_mtime_ns == weights
-    assert (out / "predicted.h5ad").is_file()
-    other = run(*command, "--seed", 1)
-    assert other.code == 2
-    assert "another seed" in other.err
 
 
 def test_works_from_another_folder_as_a_module(trained_tokenizer, screen_file, tmp_path):

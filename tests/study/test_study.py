@@ -206,7 +206,7 @@ def test_what_is_wrong_is_said_before_anything_is_trained(written, content, tmp_
         assert outcome.code == 2, changes
         assert message in outcome.err
         assert len(outcome.err.splitlines()) == 1
-    assert "does not exist" in run("study", tmp_path / "no.yaml").err
+    assert "no such file" in run("study", tmp_path / "no.yaml").err
     assert "write key=value" in run("study", written(), "seeds").err
     assert not calls
 

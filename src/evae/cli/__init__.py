@@ -1,4 +1,7 @@
-"""The `evae` command. Bad input gives one line on stderr and exit code 2, never a traceback."""
+"""The `evae` command, one file a command. Bad input gives one line on stderr and exit code 2, never a traceback.
+
+A command imports what it works with when it has looked at its options, so that help and refusals come at once.
+"""
 
 import sys
 import warnings
@@ -8,12 +11,14 @@ import typer
 from typer.core import TyperGroup
 
 import evae
-from evae.cli.demo import demo
+from evae.cli.embed import embed
 from evae.cli.evaluate import evaluate
-from evae.cli.predict import embed, predict
+from evae.cli.predict import predict
 from evae.cli.prepare import prepare
-from evae.cli.push import push, push_dataset_folder
+from evae.cli.push import push
+from evae.cli.push_dataset import push_dataset
 from evae.cli.reversion import reversion
+from evae.cli.simulate import simulate
 from evae.cli.study import study
 from evae.cli.train import train
 from evae.models.contract_evae import EvaeError
@@ -33,7 +38,7 @@ class InOrder(TyperGroup):
             "study",
             "push",
             "push-dataset",
-            "demo",
+            "simulate",
         ]
 
 
@@ -62,7 +67,7 @@ def start(
     """Predict how cells respond to perturbations, from raw counts to raw counts.
 
     The usual way: **prepare** a dataset folder, **train** the tokenizer and then the prior, **predict**
-    cells, **evaluate** them. **demo** does all of it on simulated cells.
+    cells, **evaluate** them. **simulate** makes cells to try it on.
     """
 
 
@@ -74,13 +79,15 @@ app.command()(evaluate)
 app.command()(reversion)
 app.command()(study)
 app.command()(push)
-app.command("push-dataset")(push_dataset_folder)
-app.command()(demo)
+app.command("push-dataset")(push_dataset)
+app.command()(simulate)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; `sys.argv` if no arguments are given."""
-    _quiet()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="anndata")
+    warnings.filterwarnings("ignore", message=".* of the model's gene panel")  # the commands say it themselves
     try:
         app(args=arguments, prog_name="evae")
     except EvaeError as error:
@@ -93,14 +100,3 @@ def main(arguments: list[str] | None = None) -> None:
 def _fail(message: str) -> NoReturn:
     print("error: " + " ".join(message.split()), file=sys.stderr)
     raise SystemExit(2)
-
-
-def _quiet() -> None:
-    """Libraries' own bars and warnings would stand between the user and the command's output."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="anndata")
-    warnings.filterwarnings("ignore", message=".* of the model's gene panel")  # the commands say it themselves

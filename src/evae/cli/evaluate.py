@@ -1,19 +1,21 @@
-"""`evae evaluate`."""
+"""`evae evaluate`: predicted beside real cells."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from evae.cli.files import check_folder, fresh_folder
-from evae.cli.predict import Overwrite
-from evae.cli.prepare import CellTypeKey, PerturbationKey
-from evae.evaluation import SUITES, EvaluationResult, summary_table
-from evae.evaluation import evaluate as run_evaluation
-from evae.inference.held_out import dataset_cells
+from evae.cli.files import check_folder, fresh_folder, need_file
+from evae.cli.options import CellTypeKey, Overwrite, PerturbationKey, check_known, check_model
+from evae.cli.terminal import console, quiet_transformers, say
 from evae.models.contract_evae import EvaeError
 
+if TYPE_CHECKING:
+    from evae.evaluation import EvaluationResult
+
+SUITES = ("paper", "robust", "perturbation", "cell-eval", "full")
+BASELINES = ("scvi",)
+TOKENIZER_ALONE = "tokenizer_alone.json"
 RESULT = "result.json"
 
 
@@ -35,6 +37,10 @@ def evaluate(
     baseline: Annotated[
         str | None, typer.Option(help="One more baseline, trained here for some minutes: scvi (extra scvi).")
     ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="One more row, the real cells passed through this model's tokenizer. Folder or Hub id."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for report and plots; FILE_evaluation if left out.")] = None,
     plots: Annotated[bool, typer.Option(help="Write plots and a report.")] = True,
     overwrite: Overwrite = False,
@@ -42,53 +48,67 @@ def evaluate(
     """Compare predicted with real cells, beside baselines and the real cells' own split half.
 
     Any model's predictions will do: raw counts or log1p values. Prints the main numbers and writes a
-    report (HTML, Markdown, JSON) with plots.
+    report (HTML, Markdown, JSON) with plots. With --tokenizer the row "tokenizer alone" says what the codes can
+    carry: no prior over them gets closer to the real cells.
 
-    Example: evae evaluate predicted.h5ad --dataset data/screen
+    Example: evae evaluate predicted.h5ad --dataset data/screen --tokenizer runs/tokenizer
 
     Example: evae evaluate predicted.h5ad real.h5ad --train training.h5ad --control non-targeting
     """
     out = out or predicted.with_name(f"{predicted.stem}_evaluation")
     check_folder(out, RESULT, overwrite)
-    if not predicted.is_file():
-        raise EvaeError(f"no such file: {predicted}")
-    data = _truth(dataset, {"real": real, "train": train, "controls": controls, "control": control})
-    console = Console(highlight=False, soft_wrap=True)
-    result = run_evaluation(
-        predicted,
-        **data,
-        perturbation_key=perturbation_key,
-        cell_type_key=cell_type_key,
-        suite=suite,
-        seeds=tuple(range(seeds)),
-        extra_baselines=() if baseline is None else (baseline,),
-        progress=console.is_terminal,
-    )
-    console.print(summary_table(result))
+    files = {"real": real, "train": train, "controls": controls, "control": control}
+    _check(predicted, dataset, files)
+    check_known([suite], SUITES, "suite")
+    check_known([baseline] if baseline else [], BASELINES, "baseline")
+    if tokenizer is not None:
+        check_model(tokenizer)
+    from evae.evaluation import evaluate as run_evaluation
+    from evae.evaluation import summary_table
+    from evae.inference.held_out import dataset_cells
+
+    how: dict[str, Any] = files if dataset is None else dataset_cells(dataset)
+    how |= {"perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "suite": suite}
+    how |= {"seeds": tuple(range(seeds)), "progress": console().is_terminal}
+    result = run_evaluation(predicted, **how, extra_baselines=() if baseline is None else (baseline,))
+    alone = None if tokenizer is None else _tokenizer_alone(tokenizer, dataset, how)
+    console().print(summary_table(result, alone))
     for note in result.stamp["notes"]:
-        console.print(f"· {note}", style="dim", markup=False)
-    save_result(result, out, plots, overwrite)
-    shown = out / "report.html" if plots else out / RESULT
-    console.print(f"all numbers: {shown}", style="bold", markup=False)
-
-
-def _truth(dataset: str | None, files: dict[str, Any]) -> dict[str, Any]:
-    """What the predictions are compared with: the files, or the cells of a dataset folder."""
-    if (dataset is None) == (files["real"] is None):
-        raise EvaeError("give either REAL.h5ad or --dataset.")
-    if dataset is None:
-        if files["control"] is None:
-            raise EvaeError("with REAL.h5ad, name the label of the controls with --control.")
-        return files
-    if files["train"] or files["controls"] or files["control"]:
-        raise EvaeError("--train, --controls and --control go with REAL.h5ad; a dataset folder holds them.")
-    return dataset_cells(dataset)
-
-
-def save_result(result: EvaluationResult, out: Path, plots: bool = True, overwrite: bool = False) -> None:
-    """Write the report with its plots, or the numbers alone, into a folder, all or nothing."""
+        say(f"· {note}", style="dim")
     with fresh_folder(out, RESULT, overwrite) as folder:
         if plots:
             result.report(folder)
         else:
             result.to_json(folder / RESULT)
+        if alone is not None:
+            alone.to_json(folder / TOKENIZER_ALONE)
+    say(f"all numbers: {out / 'report.html' if plots else out / RESULT}", style="bold")
+
+
+def _check(predicted: Path, dataset: str | None, files: dict[str, Any]) -> None:
+    """The files are there, and say what the predictions are compared with."""
+    need_file(predicted)
+    if (dataset is None) == (files["real"] is None):
+        raise EvaeError("give either REAL.h5ad or --dataset.")
+    if dataset is None and files["control"] is None:
+        raise EvaeError("with REAL.h5ad, name the label of the controls with --control.")
+    if dataset is not None and (files["train"] or files["controls"] or files["control"]):
+        raise EvaeError("--train, --controls and --control go with REAL.h5ad; a dataset folder holds them.")
+    for name in ("real", "train", "controls"):
+        if files[name] is not None:
+            need_file(files[name])
+
+
+def _tokenizer_alone(model: str, dataset: str | None, how: dict[str, Any]) -> "EvaluationResult":
+    """The real held-out cells, encoded and drawn back, evaluated as the predictions are."""
+    from evae.data.reading.anndata_file import read_h5ad
+    from evae.data.streaming.split_anndata import read_split
+    from evae.evaluation import evaluate as run_evaluation
+    from evae.inference.pipeline import pipeline
+
+    quiet_transformers()
+    if dataset is not None:  # its labels have these names, whatever the predictions call theirs
+        how = how | {"perturbation_key": "perturbation", "cell_type_key": "cell_type"}
+    cells = read_h5ad(how["real"]) if dataset is None else read_split(dataset, "test")
+    drawn = pipeline(model).reconstruct(cells, progress=how["progress"])
+    return run_evaluation(drawn, **how, with_baselines=False)

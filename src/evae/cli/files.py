@@ -3,11 +3,25 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import anndata as ad
+from typing import TYPE_CHECKING
 
 from evae.common.files import atomic_folder, atomic_write
 from evae.models.contract_evae import EvaeError
+
+if TYPE_CHECKING:
+    import anndata as ad
+
+
+def need_file(path: Path) -> None:
+    """Raise `EvaeError` unless there is such a file."""
+    if not path.is_file():
+        raise EvaeError(f"no such file: {path}")
+
+
+def need_folder(path: Path) -> None:
+    """Raise `EvaeError` unless there is such a folder."""
+    if not path.is_dir():
+        raise EvaeError(f"no such folder: {path}")
 
 
 def check_free(out: Path, overwrite: bool) -> None:
@@ -18,7 +32,7 @@ def check_free(out: Path, overwrite: bool) -> None:
         raise EvaeError(f"{out} exists; choose another --out, or pass --overwrite.")
 
 
-def write_h5ad(adata: ad.AnnData, out: Path) -> None:
+def write_h5ad(adata: "ad.AnnData", out: Path) -> None:
     """Write an h5ad file, whole or not at all."""
     with atomic_write(out) as temporary:
         adata.write_h5ad(temporary, compression="gzip")

@@ -1,33 +1,24 @@
-"""`evae predict` and `evae embed`."""
+"""`evae predict`: perturbed cells as an h5ad file of raw counts."""
 
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import anndata as ad
 import typer
-from rich.console import Console
 
-from evae.cli.files import check_free, write_h5ad
-from evae.cli.prepare import CellTypeKey, PerturbationKey
-from evae.data.reading.anndata_file import read_h5ad
-from evae.data.reading.labels import label_texts
-from evae.inference.checkpoint import load_checkpoint
-from evae.inference.embedding_files import embed_file
-from evae.inference.held_out import predict_held_out
-from evae.inference.pipeline import Pipeline, pipeline
+from evae.cli.files import check_free, need_file, write_h5ad
+from evae.cli.options import CellTypeKey, Device, Layer, Model, Overwrite, PerturbationKey, check_model
+from evae.cli.terminal import quiet_transformers, say
 from evae.models.contract_evae import EvaeError, near_matches, split_names
 
-Model = Annotated[str, typer.Argument(help="Folder of a trained model, or a Hub id.", metavar="MODEL")]
-Layer = Annotated[str | None, typer.Option(help="Layer of raw counts; X if left out.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU if there is one, if left out.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
-Out = Annotated[Path, typer.Option(help="h5ad file to write.")]
+if TYPE_CHECKING:
+    import anndata as ad
+
+    from evae.inference.pipeline import Pipeline
 
 
 def predict(
     model: Model,
-    out: Out,
+    out: Annotated[Path, typer.Option(help="h5ad file to write.")],
     controls: Annotated[
         Path | None,
         typer.Option(help="h5ad file of raw counts, with your control cells: they give the library sizes."),
@@ -67,6 +58,13 @@ def predict(
     check_free(out, overwrite)
     if (held_out is None) == (perturbation is None):
         raise EvaeError("give either --perturbation or --held-out.")
+    check_model(model)
+    if controls is not None:
+        need_file(controls)
+    from evae.inference.held_out import predict_held_out
+    from evae.inference.pipeline import pipeline
+
+    quiet_transformers()
     pipe = pipeline(model, device)
     options = {"guidance_scale": guidance_scale, "num_steps": steps, "compile": compile or None}
     how: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
@@ -88,45 +86,11 @@ def predict(
     _say_predicted(predicted, out)
 
 
-def embed(
-    model: Model,
-    file: Annotated[Path, typer.Argument(help="h5ad file of raw counts.", metavar="FILE.h5ad")],
-    out: Annotated[Path, typer.Option(help="h5ad, zarr or parquet file to write.")],
-    kind: Annotated[str, typer.Option(help="latents (before quantization), pooled or codes.")] = "latents",
-    layer: Layer = None,
-    device: Device = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Embed cells in a stream, whatever the size of the file.
-
-    --out FILE.h5ad is a copy of the input with obsm["X_evae"], ready for scanpy; FILE.zarr holds obs and
-    obsm["X_evae"] only; FILE.parquet has the columns cell_id and embedding. A run that was killed goes on when
-    the same command is given again. On several GPUs:
-    torchrun --nproc_per_node 4 -m evae.cli embed ...
-
-    Example: evae embed runs/tokenizer cells.h5ad --out embedded.h5ad
-    """
-    started = time.monotonic()
-    result = embed_file(load_checkpoint(model), file, out, kind, layer=layer, device=device, overwrite=overwrite)
-    if result is None:  # another process speaks
-        return
-    console = Console(highlight=False, soft_wrap=True)
-    seconds = max(time.monotonic() - started, 1e-3)
-    new = result.n_cells - result.n_resumed
-    if result.n_resumed:
-        console.print(f"{result.n_resumed:,} cells were embedded before the run was stopped", markup=False)
-    console.print(f"{new:,} cells in {seconds:,.1f} s, {new / seconds:,.0f} cells/s", style="dim", markup=False)
-    if result.coverage < 1:
-        console.print(f"the cells measure {result.coverage:.1%} of the model's gene panel", style="yellow")
-    if result.n_empty:
-        console.print(
-            f"{result.n_empty:,} cells have no counts over the gene panel; their rows are NaN", style="yellow"
-        )
-    console.print(f"{result.n_cells:,} cells of {result.width} values: {out}", style="bold", markup=False)
-
-
-def _controls(path: Path, pipe: Pipeline, key: str, label: str | None) -> ad.AnnData:
+def _controls(path: Path, pipe: "Pipeline", key: str, label: str | None) -> "ad.AnnData":
     """The control cells of a file; all of its cells where it has no column of perturbations."""
+    from evae.data.reading.anndata_file import read_h5ad
+    from evae.data.reading.labels import label_texts
+
     cells = read_h5ad(path, backed=True)
     if key not in cells.obs:
         if label is not None:
@@ -148,15 +112,13 @@ def _names(given: list[str], known: list[str]) -> list[str]:
     return list(dict.fromkeys(name for text in given for name in split_names(text, set(known))))
 
 
-def _say_predicted(predicted: ad.AnnData, out: Path) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+def _say_predicted(predicted: "ad.AnnData", out: Path) -> None:
     pairs = predicted.obs.groupby(["support", "cell_type", "perturbation"], observed=True).size()
     by_support = ", ".join(f"{n} {s}" for s, n in pairs.groupby("support", observed=True).size().items())
-    console.print(
+    say(
         f"{predicted.n_obs:,} cells of {len(pairs)} (cell type, perturbation) pairs ({by_support} in "
-        f"training), {predicted.n_vars:,} genes: {out}",
-        markup=False,
+        f"training), {predicted.n_vars:,} genes: {out}"
     )
     coverage = predicted.uns["evae"].get("gene_coverage", 1.0)
     if coverage < 1:
-        console.print(f"the controls measure {coverage:.0%} of the model's gene panel", style="yellow")
+        say(f"the controls measure {coverage:.0%} of the model's gene panel", style="yellow")

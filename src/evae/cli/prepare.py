@@ -1,17 +1,16 @@
-"""`evae prepare`."""
+"""`evae prepare`: h5ad files become a dataset folder."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from evae.data.preparing.prepare import prepare_dataset
-from evae.data.streaming.loader import DatasetInfo
+from evae.cli.files import need_file
+from evae.cli.options import CellTypeKey, PerturbationKey
+from evae.cli.terminal import join_names, say
+from evae.models.contract_evae import EvaeError, split_names
 
-PerturbationKey = Annotated[str, typer.Option(help="obs column that names the perturbation.")]
-CellTypeKey = Annotated[str, typer.Option(help="obs column that names the cell type (or line, or batch).")]
-SourceLayer = Annotated[str | None, typer.Option(help="Layer of raw counts, or 'raw'; X if left out.")]
+AUTO = "auto"
 
 
 def prepare(
@@ -22,10 +21,19 @@ def prepare(
     cell_type_key: CellTypeKey = "cell_type",
     split: Annotated[
         str | None,
-        typer.Option(help="What to hold out for testing: a JSON file, or random:0.1. Nothing if left out."),
+        typer.Option(help="What to hold out for testing: a JSON file, auto, or random:0.1. Nothing if left out."),
     ] = None,
-    genes: Annotated[str, typer.Option(help="all, hvg:2000, or a panel file with one gene a line.")] = "all",
-    layer: SourceLayer = None,
+    hold_out_cell_type: Annotated[
+        str | None, typer.Option(help="In place of --split: the cell type to hold out; a third of its perturbations.")
+    ] = None,
+    hold_out_perturbations: Annotated[
+        str | None, typer.Option(help="In place of --split: the perturbations to hold out, separated by commas.")
+    ] = None,
+    genes: Annotated[
+        str,
+        typer.Option(help="all, hvg:2000, a panel file with one gene a line, or auto: all, of many the best 1,000."),
+    ] = "all",
+    layer: Annotated[str | None, typer.Option(help="Layer of raw counts, or 'raw'; X if left out.")] = None,
     seed: Annotated[int, typer.Option(help="Of the shuffle, the validation cells and a random split.")] = 0,
     min_coverage: Annotated[float, typer.Option(help="Least share of the panel every file must have.")] = 0.8,
     chunk_size: Annotated[int, typer.Option(help="Cells read at once; lower it to save memory.")] = 8192,
@@ -39,26 +47,69 @@ def prepare(
 
     The folder holds Parquet shards that HuggingFace datasets streams, with the gene panel, the vocabularies,
     the split and the library sizes. A split file reads {"cell_type": ["rep_3"], "pert": ["STAT1", "JAK2"]}:
-    cells of these cell types with these perturbations are held out. A run that was killed goes on where it stopped
-    when it is started again.
+    cells of these cell types with these perturbations are held out. With --split auto a public file whose labels
+    are known gets its own split; of any other file every third perturbation is held out in the cell type that has
+    the most perturbed cells. A run that was killed goes on where it stopped when it is started again.
 
     Example: evae prepare screen.h5ad --control non-targeting --split split.json --out data/screen
     """
+    for file in (*files, *([] if aliases is None else [aliases])):
+        need_file(file)
+    named = hold_out_cell_type is not None or hold_out_perturbations is not None
+    if named and split not in (None, AUTO):
+        raise EvaeError("give either --split, or --hold-out-cell-type and --hold-out-perturbations.")
+    from evae.data.preparing.prepare import prepare_dataset
+    from evae.data.streaming.loader import DatasetInfo
+
+    keys: dict[str, Any] = {
+        "perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "control": control, "layer": layer,
+    }  # fmt: skip
+    held_out: Any = split
+    if genes == AUTO:
+        genes = _automatic_genes(files, keys)
+    if named or split == AUTO:
+        held_out = _automatic_split(files, keys, hold_out_cell_type, hold_out_perturbations or "")
     folder = prepare_dataset(
         list(files),
         out,
-        perturbation_key=perturbation_key,
-        cell_type_key=cell_type_key,
-        control=control,
-        split=split,
+        **keys,
+        split=held_out,
         genes=genes,
-        layer=layer,
         seed=seed,
         chunk_size=chunk_size,
         n_workers=workers,
         aliases=aliases,
         min_coverage=min_coverage,
     )
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(DatasetInfo.load(folder).summary(), markup=False)
-    console.print(f"dataset folder: {folder}", style="bold", markup=False)
+    info = DatasetInfo.load(folder)
+    say(info.summary())
+    if "cell_type" in info.split:
+        say(f"held out: {join_names(info.split['cell_type'])} x {join_names(info.split['pert'])}")
+    say(f"dataset folder: {folder}", style="bold")
+
+
+def _automatic_genes(files: list[Path], keys: dict[str, Any]) -> str:
+    from evae.data.preparing.automatic import choose_genes
+
+    genes, reason = choose_genes(files, keys["layer"])
+    say(f"genes: {reason}")
+    return genes
+
+
+def _automatic_split(files: list[Path], keys: dict[str, Any], cell_type: str | None, perturbations: str) -> Any:
+    """What the options name, else what is known or suits the data; says which."""
+    from evae.data.preparing.automatic import choose_split, read_labels
+    from evae.training.settings import stored_splits
+
+    cell_types = read_labels(files, keys["cell_type_key"], keys["layer"])
+    names = read_labels(files, keys["perturbation_key"], keys["layer"])
+    split, reason = choose_split(
+        cell_types,
+        names,
+        keys["control"],
+        hold_out_cell_type=cell_type,
+        hold_out_perturbations=split_names(perturbations, set(names)),
+        stored=stored_splits(),
+    )
+    say(f"to hold out: {reason}")
+    return split

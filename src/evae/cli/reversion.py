@@ -1,17 +1,21 @@
-"""`evae reversion`."""
+"""`evae reversion`: which knock-downs bring stressed cells back to rest."""
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from evae.cli.files import check_folder, fresh_folder
-from evae.cli.predict import Device, Layer, Overwrite
-from evae.models.contract_evae import EvaeError, near_matches
-from evae.reversion import PRESETS, ScreenNames, run
+from evae.cli.files import check_folder, fresh_folder, need_file
+from evae.cli.options import EMBEDDINGS, Device, Layer, Overwrite, Seed, check_known, check_model, names_of
+from evae.cli.terminal import console, quiet_transformers, say
+from evae.models.contract_evae import EvaeError
 
+if TYPE_CHECKING:
+    from evae.reversion import ScreenNames
+
+PRESETS = ("telohaec",)
+BASELINES = ("pca", "umap", "de")
 RESULT = "result.json"
 
 
@@ -44,7 +48,7 @@ def reversion(
     permutations: Annotated[int, typer.Option(help="For the p-values.", min=1)] = 10_000,
     shuffles: Annotated[int, typer.Option(help="Of labels, for the Calinski-Harabasz ratios.", min=0)] = 30,
     components: Annotated[int, typer.Option(help="Of PCA.", min=1)] = 50,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Seed = 0,
     device: Device = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report; FILE_reversion if left out.")] = None,
     overwrite: Overwrite = False,
@@ -58,17 +62,29 @@ def reversion(
     """
     out = out or file.with_name(f"{file.stem}_reversion")
     check_folder(out, RESULT, overwrite)
-    lists = {"controls": _split(control or "") or None, "positives": _split(positive or "") or None}
+    kinds, compared = names_of(kind), () if baselines == "none" else names_of(baselines)
+    check_known(kinds, EMBEDDINGS, "kind of embedding")
+    check_known(compared, BASELINES, "baseline")
+    check_known([preset] if preset else [], PRESETS, "preset")
+    found = _embeddings(embedding or [])
+    need_file(file)
+    if model is not None:
+        check_model(model)
+    if reference is not None:
+        need_file(reference)
+    from evae.reversion import run
+
+    quiet_transformers()
     labels = {"condition_key": condition_key, "target_key": target_key, "treated": treated, "untreated": untreated}
+    lists = {"controls": names_of(control) or None, "positives": names_of(positive) or None}
     given = {**labels, "anchor": anchor, **lists}
-    console = Console(highlight=False, soft_wrap=True)
     result = run(
         file,
         _names(preset, {k: v for k, v in given.items() if v is not None}),
         model=model,
-        kinds=_split(kind),
-        embeddings=_embeddings(embedding or []),
-        baselines=() if baselines == "none" else _split(baselines),
+        kinds=kinds,
+        embeddings=found,
+        baselines=compared,
         reference=reference,
         layer=layer,
         min_cells=min_cells,
@@ -77,24 +93,20 @@ def reversion(
         n_components=components,
         seed=seed,
         device=device,
-        progress=console.is_terminal,
+        progress=console().is_terminal,
     )
-    console.print(result.rich())
+    console().print(result.rich())
     with fresh_folder(out, RESULT, overwrite) as folder:
         result.report(folder)
-    console.print(f"all numbers: {out / 'report.html'}", style="bold", markup=False)
+    say(f"all numbers: {out / 'report.html'}", style="bold")
 
 
-def _names(preset: str | None, given: dict[str, Any]) -> ScreenNames:
-    if preset is not None and preset not in PRESETS:
-        raise EvaeError(f"there is no preset '{preset}'. {near_matches(preset, list(PRESETS))}")
+def _names(preset: str | None, given: dict[str, Any]) -> "ScreenNames":
+    from evae.reversion import PRESETS, ScreenNames
+
     if "anchor" in given and "controls" not in given and preset is None:
         given["controls"] = (given["anchor"],)
     return ScreenNames(**{**(asdict(PRESETS[preset]) if preset else {}), **given})
-
-
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _embeddings(given: list[str]) -> dict[str, str]:

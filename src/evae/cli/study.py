@@ -1,13 +1,13 @@
-"""`evae study`."""
+"""`evae study`: a cross product of models, trained and compared."""
 
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from evae.study import read_study, run_study
+from evae.cli.files import need_file
+from evae.cli.terminal import quiet_transformers, say
 
 
 def study(
@@ -24,6 +24,10 @@ def study(
 
     Example: evae study scripts/studies/papalexi.yaml dataset=data/papalexi output_dir=runs/papalexi
     """
+    need_file(file)
+    from evae.study import read_study, run_study
+
+    quiet_transformers()
     out = run_study(read_study(file, settings or []))
     if os.environ.get("RANK", "0") == "0":
-        Console(highlight=False, soft_wrap=True).print(f"all numbers: {out / 'study.md'}", style="bold", markup=False)
+        say(f"all numbers: {out / 'study.md'}", style="bold")

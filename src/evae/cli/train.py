@@ -6,9 +6,8 @@ from typing import Annotated, cast
 
 import typer
 
-from evae.training.prior import train_prior
-from evae.training.settings import PriorSettings, TokenizerSettings, config_path, load_settings
-from evae.training.tokenizer import train_tokenizer
+from evae.cli.terminal import quiet_transformers
+from evae.training.settings import PriorSettings, Settings, TokenizerSettings, config_path, load_settings
 
 train = typer.Typer(no_args_is_help=True, help="Train a tokenizer, then a prior over its codes.")
 
@@ -32,9 +31,10 @@ def tokenizer(
 
     Example: evae train tokenizer --config tiny dataset=data/screen output_dir=runs/tokenizer max_steps=500
     """
-    chosen = load_settings(
-        "tokenizer", config_path(config, "tokenizer"), _overrides(settings, dataset=dataset, report_to=report_to)
-    )
+    chosen = _settings("tokenizer", config, settings, dataset=dataset, report_to=report_to)
+    from evae.training.tokenizer import train_tokenizer
+
+    quiet_transformers()
     _tell(train_tokenizer(cast(TokenizerSettings, chosen)))
 
 
@@ -51,9 +51,10 @@ def prior(
 
     Example: evae train prior --config tiny dataset=data/screen tokenizer=runs/tokenizer output_dir=runs/prior
     """
-    chosen = load_settings(
-        "prior", config_path(config, "prior"), _overrides(settings, dataset=dataset, report_to=report_to)
-    )
+    chosen = _settings("prior", config, settings, dataset=dataset, report_to=report_to)
+    from evae.training.prior import train_prior
+
+    quiet_transformers()
     _tell(train_prior(cast(PriorSettings, chosen)))
 
 
@@ -62,5 +63,9 @@ def _tell(path: Path) -> None:
         print(path)
 
 
-def _overrides(settings: list[str] | None, **options: str | None) -> list[str]:
-    return [*(settings or []), *(f"{name}={value}" for name, value in options.items() if value)]
+def _settings(stage: str, config: str, settings: list[str] | None, **options: str | None) -> Settings:
+    """The preset or file, with what the command line says."""
+    given = [*(settings or []), *(f"{name}={value}" for name, value in options.items() if value)]
+    chosen = load_settings(stage, config_path(config, stage), given)
+    chosen.require("dataset", "output_dir")
+    return chosen

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from evae.common.hub import explain_hub_errors
+from evae.models import register
 from evae.models.contract_evae import EvaeError
 
 CONFIG, PROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
@@ -61,6 +62,7 @@ def load_checkpoint(path_or_id: str | Path, revision: str | None = None) -> Chec
     Raises:
         EvaeError: nothing there, a file that is missing or truncated, or a model of another kind.
     """
+    register()  # the `evae` command has not done it yet
     folder = Path(path_or_id)
     commit = ""
     if not folder.is_dir():

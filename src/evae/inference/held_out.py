@@ -1,10 +1,5 @@
-"""Held-out pairs: choosing them where the user names none, and predicting all of a dataset's.
+"""Held-out pairs of a dataset, and their prediction. A pair is a (cell type, perturbation)."""
 
-A pair is a (cell type, perturbation). What is held out is a cross product of one cell type with some
-perturbations: training sees each of these perturbations elsewhere, and the controls of this cell type.
-"""
-
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,66 +15,7 @@ from evae.inference.pipeline import Pipeline
 from evae.inference.request import Pair
 from evae.models.contract_evae import EvaeError, look_up
 
-MIN_CELLS = 20  # of a perturbation in the held-out cell type and elsewhere, to be held out by default
 READ_BATCH = 2_048
-
-
-def choose_split(
-    cell_type: pd.Series,
-    perturbation: pd.Series,
-    control: str,
-    *,
-    hold_out_cell_type: str | None = None,
-    hold_out_perturbations: Sequence[str] = (),
-    stored: Sequence[Path] = (),
-) -> tuple[dict[str, Any] | str, str]:
-    """What to hold out of a data set.
-
-    What the user names is held out. Where nothing is named, a stored split whose names all occur in the data
-    is taken. Else the cell type with the most perturbed cells is held out with every third of its
-    perturbations, counted by falling number of cells, among those with at least `MIN_CELLS` cells both in it
-    and elsewhere. With a single cell type, a random tenth of the cells.
-
-    Args:
-        cell_type, perturbation: labels of all cells, str (cells,).
-        control: the control's label.
-        hold_out_cell_type, hold_out_perturbations: what the user named, if anything.
-        stored: split files to recognise.
-
-    Returns:
-        The split as `prepare_dataset` takes it, and one sentence that says where it comes from.
-
-    Raises:
-        EvaeError: a name that does not occur, or nothing that can be held out.
-    """
-    table = pd.crosstab(cell_type, perturbation).drop(columns=control, errors="ignore")
-    if hold_out_cell_type is not None:
-        look_up([hold_out_cell_type], [str(c) for c in table.index], "cell type")
-    look_up(hold_out_perturbations, [str(p) for p in table.columns], "perturbation")
-    if hold_out_cell_type is None and not hold_out_perturbations:
-        for path in stored:
-            split = json.loads(path.read_text())
-            if set(split["cell_type"]) <= set(table.index) and set(split["pert"]) <= set(table.columns):
-                return split, f"the stored split '{path.stem}', whose names occur in this file"
-        if len(table.index) < 2:
-            return "random:0.1", "a random tenth of the cells, as there is a single cell type"
-    among = table[list(hold_out_perturbations)] if hold_out_perturbations else table
-    kind = hold_out_cell_type or str(among.sum(axis=1).idxmax())
-    if hold_out_perturbations:
-        return {"cell_type": [kind], "pert": list(hold_out_perturbations)}, "as asked for"
-    inside = table.to_numpy()[list(table.index).index(kind)]  # (perturbations,)
-    elsewhere = table.to_numpy().sum(axis=0) - inside
-    eligible = np.flatnonzero(np.minimum(inside, elsewhere) >= MIN_CELLS)
-    if not len(eligible):
-        raise EvaeError(
-            f"no perturbation has {MIN_CELLS} cells both in '{kind}' and elsewhere; name the held-out "
-            "perturbations yourself."
-        )
-    chosen = table.columns[eligible[np.argsort(-inside[eligible], kind="stable")][::3]]
-    reason = f"a third of the perturbations in '{kind}', " + (
-        "as asked for" if hold_out_cell_type else "the cell type with the most perturbed cells"
-    )
-    return {"cell_type": [kind], "pert": sorted(str(p) for p in chosen)}, reason
 
 
 def held_out_cells(info: DatasetInfo) -> dict[Pair, int]:

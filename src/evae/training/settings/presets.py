@@ -39,5 +39,5 @@ def config_path(name_or_file: str, stage: str) -> Path:
 
 
 def stored_splits() -> list[Path]:
-    """The hold-outs of public data sets that the demo recognises by their labels."""
+    """The hold-outs of public data sets that `evae prepare --split auto` recognises by their labels."""
     return sorted((configs_folder() / "splits").glob("*.json"))

@@ -1,0 +1,57 @@
+"""`evae simulate`: cells with known effects, to try things out on."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from evae.cli.files import check_free, write_h5ad
+from evae.cli.options import Overwrite, Seed, check_known
+from evae.cli.terminal import say
+from evae.models.contract_evae import EvaeError
+
+SCREENS = ("perturbation", "reversion")
+
+
+def simulate(
+    out: Annotated[Path, typer.Argument(help="h5ad file to write.", metavar="OUT.h5ad")],
+    screen: Annotated[
+        str, typer.Option(help="perturbation: several cell types; reversion: cells with and without stress.")
+    ] = "perturbation",
+    cells: Annotated[int | None, typer.Option(help="8,000 if left out, of a reversion screen 30,000.", min=1)] = None,
+    genes: Annotated[int, typer.Option(help="How many.", min=1)] = 400,
+    cell_types: Annotated[int | None, typer.Option(help="3 if left out.", min=1)] = None,
+    perturbations: Annotated[
+        int | None, typer.Option(help="Beside the control; 12 if left out, of a reversion screen 200.", min=1)
+    ] = None,
+    effect_size: Annotated[
+        float | None, typer.Option(help="How far a perturbation moves the genes it acts on, natural log units.")
+    ] = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Simulate a screen of raw counts with known effects, as an h5ad file.
+
+    The labels are in obs: perturbation (control, KO-GENE0012 ...) and cell_type (type_A ...), or condition and
+    gene_target of a reversion screen. The truth is in uns["simulation"]: the log fold changes of every
+    perturbation, or the targets that revert the stress.
+
+    Example: evae simulate screen.h5ad --cells 8000 --cell-types 3 --perturbations 12
+    """
+    check_free(out, overwrite)
+    check_known([screen], SCREENS, "screen")
+    given: dict[str, Any] = {"n_cells": cells, "n_genes": genes, "effect_size": effect_size, "seed": seed}
+    if screen == "reversion":
+        if cell_types is not None:
+            raise EvaeError("a reversion screen has one cell type; leave --cell-types out.")
+        from evae.data.simulation.screen import simulate_reversion_screen as draw
+
+        given["n_targets"] = perturbations
+    else:
+        from evae.data.simulation.perturb_seq import simulate_perturb_seq as draw  # type: ignore[assignment]
+
+        given |= {"n_cell_types": cell_types, "n_perturbations": perturbations}
+    drawn = draw(**{name: value for name, value in given.items() if value is not None})
+    write_h5ad(drawn, out)
+    labels = ", ".join(f"{drawn.obs[key].nunique()} of {key}" for key in drawn.obs.columns)
+    say(f"{drawn.n_obs:,} simulated cells, {drawn.n_vars:,} genes; labels: {labels}: {out}")
