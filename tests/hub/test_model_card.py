@@ -4,7 +4,8 @@ import re
 import shlex
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub.repocard_data import model_index_to_eval_results
 
 import evae
 from evae.hub.model_card import NOT_MEASURED, NOT_PUBLISHED, card_names, model_card
@@ -83,6 +84,19 @@ def test_recipe_is_one_that_the_command_line_takes(name):
     assert list(loaded) == (["tokenizer"] if name.endswith("tokenizer") else ["tokenizer", "prior"])
     others = ["prepare", "predict", "evaluate"] if "prior" in loaded else ["prepare"]
     assert [words[1] for words in lines if words[1] != "train"] == others
+
+
+def test_numbers_are_what_the_hub_reads(tmp_path):
+    """Of the model alone, and only those that are defined."""
+    row = {"group": "robust", "level": "pooled", "system": "model", "metric": "fd", "value": 1.25}
+    others = [row | {"system": "control copy", "value": 9.0}, row | {"metric": "w2", "value": None}]
+    text = model_card("evae/replogle-ar", "replogle-ar", result={"summary": [row, *others]}, datasets=["evae/replogle"])
+    (tmp_path / "README.md").write_text(text)
+    front = metadata_load(tmp_path / "README.md")
+    name, (found,) = model_index_to_eval_results(front["model-index"])
+    assert (name, found.dataset_type, found.dataset_config) == ("replogle-ar", "evae/replogle", "robust")
+    assert (found.metric_type, found.metric_name, found.metric_value) == ("fd", "FD (robust)", 1.25)
+    assert "model-index" not in ModelCard(model_card("evae/replogle-ar", "replogle-ar")).content
 
 
 def test_card_without_facts_needs_no_invention(trained_prior):

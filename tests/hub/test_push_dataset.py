@@ -12,6 +12,7 @@ from huggingface_hub import DatasetCard, HfApi
 import evae
 from evae.data.streaming.loader import CellLoader, DatasetInfo
 from evae.hub import push_dataset
+from evae.hub.dataset_card import published_card
 
 WRITER = "hf_writer"
 REPO = "evae/screen"
@@ -65,6 +66,12 @@ def test_card(pushed, hub, screen_dataset):
     source = DatasetInfo.load(screen_dataset).statistics["sources"][0]
     assert source["sha256"] in text
     assert "`type_A`, `type_B`" in text
+
+
+@pytest.mark.parametrize("local", ["# a page\n", "---\na: [\n---\n", "---\n- a\n---\n", "---\ntags: [a]\n---\n"])
+def test_a_card_that_names_no_files_is_refused(local, screen_dataset):
+    with pytest.raises(evae.EvaeError, match="has no YAML header that names its files; prepare the dataset anew"):
+        published_card(local, REPO, DatasetInfo.load(screen_dataset), "mit")
 
 
 @pytest.mark.skipif(huggingface_hub.__version__ < "1", reason="the client before 1.0 lists the files in one answer")

@@ -1,8 +1,7 @@
 """The card of a dataset as it goes to the Hub: the folder's own, with its id, licence, labels and sources."""
 
-from typing import Any
-
 import yaml
+from huggingface_hub import DatasetCard
 
 from evae.data.streaming.loader import DatasetInfo
 from evae.models.contract_evae import EvaeError
@@ -23,16 +22,19 @@ def published_card(local: str, repo_id: str, info: DatasetInfo, licence: str) ->
     Raises:
         EvaeError: the folder's README.md has no YAML header.
     """
-    parts = local.split("---\n", 2)
-    if len(parts) != 3 or parts[0].strip():
-        raise EvaeError("the dataset's README.md has no YAML header; prepare the dataset anew.")
-    front: dict[str, Any] = yaml.safe_load(parts[1])
+    try:
+        card = DatasetCard(local) if local.startswith("---") else None
+    except (ValueError, TypeError, yaml.YAMLError):
+        card = None
+    if card is None or "configs" not in card.data:
+        raise EvaeError("the dataset's README.md has no YAML header that names its files; prepare the dataset anew.")
     n_cells = sum(info.n_cells.values())
     size = next((name for limit, name in SIZES if n_cells < limit), "1M<n<10M" if n_cells < 10**7 else "10M<n<100M")
-    name = repo_id.split("/")[1]
-    front |= {"license": licence, "pretty_name": name, "size_categories": [size]}
-    body = parts[2].replace("PATH_OR_ID", f'"{repo_id}"')
-    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n{body}{_vocabularies(info)}{_sources(info)}"
+    facts = {"license": licence, "pretty_name": repo_id.split("/")[1], "size_categories": [size]}
+    for name, value in facts.items():
+        card.data[name] = value
+    card.text = card.text.replace("PATH_OR_ID", f'"{repo_id}"')
+    return f"{card}{_vocabularies(info)}{_sources(info)}"
 
 
 def _vocabularies(info: DatasetInfo) -> str:

@@ -7,8 +7,9 @@ from string import Template
 from typing import Any
 
 import yaml
+from huggingface_hub import ModelCardData
 
-from evae.evaluation.report.model_index import model_index
+from evae.evaluation.report.model_index import eval_results
 from evae.models.contract_evae import EvaeError, near_matches
 
 # The wheel carries model_cards as evae/model_cards (see pyproject.toml).
@@ -103,16 +104,19 @@ def model_card(
         settings=_settings_text(described),
         evaluation=_evaluation(facts, stage, card, data_name, result),
     )
-    front: dict[str, Any] = {
-        "license": "mit", "library_name": "evae", "pipeline_tag": model["pipeline_tag"], "tags": TAGS,
-    }  # fmt: skip
-    if datasets:
-        front["datasets"] = list(datasets)
-    if result is not None:
-        first = datasets[0] if datasets else None
-        dataset = {"dataset_name": data.get("title", first or "own data"), "dataset_id": first or "own"}
-        front["model-index"] = model_index(result, name, **dataset)
-    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n{body}"
+    first = datasets[0] if datasets else "own"
+    title = data.get("title", first if datasets else "own data")
+    numbers = None if result is None else eval_results(result, title, first)
+    front = ModelCardData(
+        license="mit",
+        library_name="evae",
+        pipeline_tag=model["pipeline_tag"],
+        tags=TAGS,
+        datasets=list(datasets) or None,
+        model_name=name if numbers else None,
+        eval_results=numbers or None,
+    )
+    return f"---\n{front.to_yaml()}\n---\n\n{body}"
 
 
 def _folder() -> Path:
