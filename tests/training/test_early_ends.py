@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,7 +62,7 @@ def test_a_full_disk_is_one_line_at_any_moment(dataset, tmp_path, monkeypatch, m
 
 
 @pytest.mark.parametrize("moment", ["encoding", "saving"])
-def test_sigterm_outside_the_steps_ends_in_order(dataset, tokenizer, tmp_path, monkeypatch, capsys, moment):
+def test_sigterm_outside_the_steps_ends_in_order(dataset, tokenizer, tmp_path, monkeypatch, capfd, moment):
     """Before the first step nothing is written; the saving of a finished model comes to its end."""
     calls = []
 
@@ -79,13 +80,14 @@ def test_sigterm_outside_the_steps_ends_in_order(dataset, tokenizer, tmp_path, m
     before = signal.getsignal(signal.SIGTERM)
     owner, name = (EvaeModel, "encode") if moment == "encoding" else (EvaeARForCausalLM, "save_pretrained")
     with monkeypatch.context() as patched:
+        patched.setattr(os, "_exit", sys.exit)  # see test_termination.py for processes that do end
         patched.setattr(owner, name, terminated(getattr(owner, name)))
         with pytest.raises(SystemExit) as ended:
             train_prior(settings)
     assert ended.value.code == 0
     assert len(calls) == 1
     told = {"encoding": "before training began; the same command starts again", "saving": "after training ended"}
-    assert f"stopped by SIGTERM {told[moment]}" in capsys.readouterr().err
+    assert f"stopped by SIGTERM {told[moment]}" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
     assert (tmp_path / "run").exists() == (moment == "saving")
     assert (train_prior(settings) / "model.safetensors").is_file()

@@ -117,11 +117,12 @@ def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_when_there_is_room(tor
     assert found["same"]
 
 
-@pytest.mark.parametrize(("moment", "reached"), [("encoding", []), ("starting", [2]), ("step", [2])])
+@pytest.mark.parametrize(("moment", "reached"), [("encoding", []), ("starting", []), ("step", [2])])
 def test_one_rank_of_two_that_gets_sigterm_ends_both_in_order(tormented, moment, reached):
     """Not only in the loop: none waits for a rank that has left. They stop when they next write a line of the log."""
     results, stderr = tormented
-    assert results["told"][moment] == {"codes": [30, 30], "reached": reached}, stderr[-3000:]  # SystemExit(0)
+    expected = {"codes": [30, 30], "reached": reached, "left": bool(reached)}  # SystemExit(0)
+    assert results["told"][moment] == expected, stderr[-3000:]
 
 
 @pytest.mark.parametrize("pair", ["tokenizer", "prior", "prior fsdp", "prior compiled", "prior compiled fsdp"])

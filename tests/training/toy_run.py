@@ -32,6 +32,7 @@ from evae.training.resume.run_folder import FINISHED, RunFolder
 from evae.training.settings import Settings
 
 FEATURES, ROWS = 6, 50
+ENDED_BY_SIGTERM = 128 + signal.SIGTERM
 
 
 class ToyModel(nn.Module):
@@ -115,7 +116,8 @@ def kill_if(name, number=None):
     PASSED[name] = number if number is not None else PASSED.get(name, 0) + 1
     here = os.environ.get("RANK", "0") == os.environ.get("KILL_RANK", "0")
     if here and os.environ.get("KILL") == f"{name}:{PASSED[name]}":
-        os.kill(os.getpid(), int(os.environ.get("KILL_SIGNAL", signal.SIGKILL)))
+        for _ in range(int(os.environ.get("KILL_TIMES", "1"))):
+            os.kill(os.getpid(), int(os.environ.get("KILL_SIGNAL", signal.SIGKILL)))
 
 
 def run_to_a_kill_point(**values):
@@ -224,9 +226,9 @@ def fork_ranks(world, environment, work, kill=None, **values):
             timer.cancel()  # its process may be gone, and its number another's
         children.remove(child)
         codes[child] = os.waitstatus_to_exitcode(status)
-        if codes[child] < 0:
-            for other in children:  # as torchrun does when one rank dies
-                os.kill(other, signal.SIGKILL)
+        for other in children:  # as torchrun does when one rank dies, or ends with an error
+            if codes[child] < 0 or codes[child] == ENDED_BY_SIGTERM:
+                os.kill(other, signal.SIGKILL if codes[child] < 0 else signal.SIGTERM)
     return list(codes.values())
 
 

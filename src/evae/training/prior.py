@@ -76,7 +76,7 @@ def train_prior(settings: PriorSettings) -> Path:
     run = RunFolder(settings)
     if run.status == FINISHED:
         return say_finished(run)
-    with leaving_together(run, accelerator) as ask:
+    with leaving_together(run, accelerator, settings.compile) as ask:
         return _train_on(settings, fields, accelerator, run, ask)
 
 

@@ -1,18 +1,23 @@
 """The two early ends of a run: SIGTERM, as pre-emptible machines send it, and a loss that is not finite.
 
-After SIGTERM the step is finished, a checkpoint written, and the exit code is 0; before the first step there is nothing
-to write. On several ranks it is enough that one of them gets it. A launcher has an exit code of its own: told to stop,
-`torchrun` and `accelerate launch` tell their ranks, wait 30 seconds for them and end with 1. A loss or gradient that
-is not finite leaves the cells that caused it and a message that says what to do.
+After SIGTERM the step is finished, a checkpoint written, and the exit code is 0. Before the first step is done there is
+nothing to write: the process ends at once with 0, compiler or no compiler, and the run folder is as it was. Several
+ranks end together, and it is enough that one of them gets the signal; only while the first step is being compiled does
+a rank end alone, with 143, upon which the launcher ends the others. A second SIGTERM ends the process at once with 143;
+the last checkpoint stays. A launcher has an exit code of its own: told to stop, `torchrun` and `accelerate launch` tell
+their ranks, wait 30 seconds for them and end with 1. A loss or gradient that is not finite leaves the cells that caused
+it and a message that says what to do.
 """
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
+import psutil
 import pyarrow as pa
 import torch
 from accelerate import Accelerator
@@ -27,6 +32,9 @@ from evae.training.resume.run_folder import RESUMED, RunFolder
 from evae.training.settings import Settings
 
 Ask = Callable[[], None]
+BEFORE = "stopped by SIGTERM before training began"
+SHOW_CURSOR = "\x1b[?25h"  # which a progress bar hides
+SECOND_SIGTERM = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM ends without further ado
 
 
 def save_offending_batches(
@@ -78,67 +86,121 @@ def save_offending_batches(
     )
 
 
-class StopOnTerminate:
-    """A context in which SIGTERM sets `requested` instead of ending the process.
+class Termination:
+    """What SIGTERM has asked of this process, and how the process ends at once.
 
-    An inner context knows what reached the outer one. Outside the main thread, where Python takes no signal handlers,
-    it changes nothing.
+    Attributes:
+        requested: whether SIGTERM came.
+        phase: how far the training is. Before the first step is done there is nothing to save.
     """
 
-    def __init__(self) -> None:
-        self._told = [False]
-        self._previous: Any = None
+    def __init__(self, run: RunFolder, accelerator: Accelerator, compiled: bool):
+        self.requested = False
+        self.phase: Literal["preparing", "first step", "later"] = "preparing"
+        self._run, self._main, self._alone = run, accelerator.is_main_process, accelerator.num_processes == 1
+        self._compiled, self._process = compiled, os.getpid()
+        self._earlier_children = {child.pid for child in psutil.Process().children(recursive=True)}
 
-    @property
-    def requested(self) -> bool:
-        return self._told[0]
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Handle SIGTERM."""
+        if os.getpid() != self._process:  # a forked worker has the handler too, but not the training
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif self.requested:
+            self._end_at_once("stopped at once by a second SIGTERM", SECOND_SIGTERM)
+        else:
+            self.requested = True
+            if self.phase != "later" and self._alone:
+                self._end_at_once(BEFORE, 0)
+            elif self.phase == "first step" and self._compiled:  # the other ranks would wait for minutes
+                self._end_at_once(BEFORE, SECOND_SIGTERM)
 
-    def __enter__(self) -> "StopOnTerminate":
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.getsignal(signal.SIGTERM)
-            outer = getattr(self._previous, "__self__", None)
-            if isinstance(outer, StopOnTerminate):
-                self._told = outer._told
-            signal.signal(signal.SIGTERM, self._remember)
-        return self
+    def leave(self) -> NoReturn:
+        """End in order before the first step, together with the other ranks."""
+        if self._main:
+            self._undo(BEFORE)
+        raise SystemExit(0)
 
-    def __exit__(self, *exception: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+    def _undo(self, said: str) -> None:
+        """Leave the run folder as if a run without a checkpoint had never begun, and say how to go on."""
+        with contextlib.suppress(OSError):  # another rank may do the same
+            self._run.withdraw()
+        last = self._run.latest_checkpoint() if self._run.status == RESUMED or self._run.begun else None
+        on = "the same command starts again" if last is None else f"resume=true goes on from step {last}"
+        # Not through Rich or sys.stderr: the signal may have come while they were being written to.
+        with contextlib.suppress(OSError):
+            os.write(2, f"{SHOW_CURSOR if os.isatty(2) else ''}\n{said}; {on}\n".encode())
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._told[0] = True
+    def _end_at_once(self, said: str, code: int) -> NoReturn:
+        """End without the interpreter's own end, which would wait for all that is still to be compiled."""
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it may have ended by itself
+                if child.pid not in self._earlier_children:
+                    child.kill()
+        self._undo(said)
+        os._exit(code)
+
+
+_current: Termination | None = None  # signals belong to the process, so there is one at a time
 
 
 @contextlib.contextmanager
-def leaving_together(run: RunFolder, accelerator: Accelerator) -> Iterator[Ask]:
+def stop_on_terminate(run: RunFolder, accelerator: Accelerator, compiled: bool) -> Iterator[Termination]:
+    """A context in which SIGTERM is remembered instead of ending the process, unless there is nothing to save.
+
+    An inner context gets the object of the outer one. Outside the main thread, where Python takes no signal handlers,
+    SIGTERM is left as it was.
+
+    Args:
+        run: the folder that is left in order.
+        accelerator: the rank.
+        compiled: whether the first step compiles the model, which takes minutes.
+    """
+    global _current
+    if _current is not None or threading.current_thread() is not threading.main_thread():
+        yield _current or Termination(run, accelerator, compiled)
+        return
+    _current = Termination(run, accelerator, compiled)
+    previous = signal.signal(signal.SIGTERM, _current.receive)
+    try:
+        yield _current
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        _current = None
+
+
+@contextlib.contextmanager
+def leaving_together(run: RunFolder, accelerator: Accelerator, compiled: bool) -> Iterator[Ask]:
     """A context around a whole training, in which all ranks end with exit code 0 when one of them gets SIGTERM.
 
     It yields a function that ends them if one was told to. Where there are several ranks, all call it together, before
     the first step and while they prepare for it: one that left alone would leave the others waiting. During the steps
-    the loop does as much with its own context, inside this one.
+    the loop does as much.
 
     Raises:
         SystemExit: code 0, from the function, or after a training that ended while it was told to stop.
     """
-    with StopOnTerminate() as stop:
+    with stop_on_terminate(run, accelerator, compiled) as stop:
 
         def ask() -> None:
-            told = float(stop.requested)
-            if accelerator.num_processes > 1:
-                told = float(accelerator.reduce(torch.tensor(told, device=accelerator.device), "sum"))
-            if not told:
+            if not any_rank(stop.requested, accelerator):
                 return
-            last = run.latest_checkpoint() if run.status == RESUMED else None
-            on = "the same command starts again" if last is None else f"resume=true goes on from step {last}"
-            said = "after training ended" if finished else f"before training began; {on}"
-            console(accelerator.is_main_process).print(f"stopped by SIGTERM {said}", highlight=False)
+            if not finished:
+                stop.leave()
+            console(accelerator.is_main_process).print("stopped by SIGTERM after training ended", highlight=False)
             raise SystemExit(0)
 
         finished = False
         yield ask
         finished = True
         ask()
+
+
+def any_rank(flag: bool, accelerator: Accelerator) -> bool:
+    """Whether the flag is set on any rank; all ranks call this together."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)
 
 
 def asking(batches: Iterable[Batch], ask: Ask) -> Iterator[Batch]:

@@ -32,7 +32,7 @@ from evae.training.loop.schedule import learning_rate_at
 from evae.training.loop.setup import compile_blocks, start_trackers
 from evae.training.loop.stage import Batches, Stage
 from evae.training.loop.step_clock import StepClock
-from evae.training.loop.stopping import StopOnTerminate, save_offending_batches
+from evae.training.loop.stopping import Termination, any_rank, save_offending_batches, stop_on_terminate
 from evae.training.loop.validation import Batch, validate
 from evae.training.resume.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
 from evae.training.resume.run_folder import RESUMED, RunFolder
@@ -98,21 +98,24 @@ class _Loop:
     def run_to_end(self) -> Path:
         every = self.settings
         self.accelerator.wait_for_everyone()  # until every rank has looked at the folder as it was
-        if self.accelerator.is_main_process:
-            self.run.begin()
+        self.run.begin(self.accelerator.is_main_process)
         self.accelerator.wait_for_everyone()
         self._restore()
         title, main = self.stage.title, self.accelerator.is_main_process
         source = iter(self.now.batches)
         with (
-            StopOnTerminate() as stop,
+            stop_on_terminate(self.run, self.accelerator, self.settings.compile) as stop,
             training_progress(title, self.now.step, every.max_steps, main) as self.progress,
         ):
             if self.now.step:
                 self.progress.say("; ".join([f"resumed after step {self.now.step}", *self.notes]))
+            if any_rank(stop.requested, self.accelerator):
+                stop.leave()
             self.since = time.monotonic()
+            stop.phase = "first step" if self.now.step < every.max_steps else "later"
             while self.now.step < every.max_steps:
                 self._update(source)
+                stop.phase = "later"
                 last = self.now.step == every.max_steps
                 stopping = self._all_agree_to_stop(stop)
                 evaluating = bool(self.stage.validation) and (last or self.now.step % every.eval_every == 0)
@@ -177,14 +180,10 @@ class _Loop:
             return {key: tensor.to(self.accelerator.device) for key, tensor in batch.items()}
         return {k: t.pin_memory().to(self.accelerator.device, non_blocking=True) for k, t in batch.items()}
 
-    def _all_agree_to_stop(self, stop: StopOnTerminate) -> bool:
+    def _all_agree_to_stop(self, stop: Termination) -> bool:
         """Whether to stop now. Several ranks stop at the same step: they ask each other when they log."""
-        if self.accelerator.num_processes == 1:
-            return stop.requested
-        if self.now.step % self.settings.log_every:
-            return False
-        flag = torch.tensor(float(stop.requested), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
+        asking = self.accelerator.num_processes == 1 or self.now.step % self.settings.log_every == 0
+        return asking and any_rank(stop.requested, self.accelerator)
 
     def _look_at_losses(self) -> None:
         """Fetch the losses since the last look, stop at one that is not finite, log their mean."""

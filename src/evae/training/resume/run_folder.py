@@ -36,6 +36,7 @@ class RunFolder:
     Attributes:
         path: the folder.
         status: "fresh" (nothing there, or overwrite), "resumed", or "finished" (nothing left to do).
+        begun: whether the run has begun to write.
 
     Raises:
         EvaeError: the folder holds a run and neither resume nor overwrite is set, the run had other settings,
@@ -49,6 +50,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.log_path = self.path / "log.jsonl"
         self.status = self._look()
+        self.begun = False
+        self._made_here = not self.path.exists()
 
     def _look(self) -> str:
         if not self.path.exists():
@@ -88,19 +91,36 @@ class RunFolder:
         lines = self.read_log()
         return bool(lines) and lines[-1].get("finished", False) and (self.path / "model.safetensors").is_file()
 
-    def begin(self) -> None:
-        """Make the folder ready to train: clear what is to be overwritten, write the settings."""
+    def begin(self, main: bool = True) -> None:
+        """Make the folder ready to train: clear what is to be overwritten, write the settings. One rank is `main`."""
+        self.begun = True
+        if not main:
+            return
         if self.status == FRESH and (self.path / "settings.yaml").exists():
-            for pattern in WRITTEN_BY_A_RUN:
-                for entry in self.path.glob(pattern):
-                    remove(entry)
-            (self.path / "settings.yaml").unlink()  # last, so that a kill here still leaves a known run
+            self._clear()
         text = yaml.safe_dump(self.settings.to_dict(), sort_keys=False)
         with explain_disk_errors(f"the settings to {self.path}", THEN_RESUME):
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.path / "settings.yaml", text)  # first: it marks the folder as a run
             self.checkpoints.mkdir(exist_ok=True)
         remove_unfinished(self.checkpoints)
+
+    def _clear(self) -> None:
+        for pattern in WRITTEN_BY_A_RUN:
+            for entry in self.path.glob(pattern):
+                remove(entry)
+        (self.path / "settings.yaml").unlink(missing_ok=True)  # last: a kill before leaves a folder that is known
+
+    def withdraw(self) -> None:
+        """Remove what is half written, and a run that began here and has no checkpoint as a whole."""
+        if not self.begun:
+            return
+        for folder in (self.path, self.checkpoints):
+            remove_unfinished(folder)
+        if self.status == FRESH and self.latest_checkpoint() is None:
+            self._clear()
+            if self._made_here:
+                self.path.rmdir()
 
     def latest_checkpoint(self) -> int | None:
         """The newest checkpoint's step, or none."""
