@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Sets up .venv for development if need be, then runs the tests; arguments go to pytest.
+# Sets up .venv for development if need be, then runs the tests, on every core the files side by side; arguments go to
+# pytest (-n 0 for one process).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-environment "[dev,eval]" pytest ruff mypy cell_eval vector_quantize_pytorch
+environment "[dev,eval]" pytest ruff mypy xdist cell_eval vector_quantize_pytorch
 cd "$root"
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

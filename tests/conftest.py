@@ -1,4 +1,8 @@
-"""What all tests share: no network, one thread, and a small trained model made once."""
+"""What all tests share: no network, no GPU, one thread, and a small trained model made once.
+
+The tests run on the CPU, whatever the machine has: CUDA is hidden from this process and from those it starts. Only the
+tests of tests/gpu/ start processes that see the GPU.
+"""
 
 import atexit
 import os
@@ -18,6 +22,9 @@ os.environ.pop("HF_MODULES_CACHE", None)
 # A free port, where tests/hub_server.py will listen.
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{socket.create_server(('127.0.0.1', 0)).getsockname()[1]}"
 os.environ["MPLBACKEND"] = "Agg"
+# Kept for tests/gpu/ before CUDA is hidden; processes of pytest-xdist inherit what the first process kept.
+os.environ.setdefault("EVAE_TESTS_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator
@@ -29,6 +36,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from filelock import FileLock
 
 import evae
 from evae.cli import main
@@ -51,6 +59,42 @@ class Outcome(NamedTuple):
     code: int
     out: str
     err: str
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """The number of processes for `-n auto`: one a core that is ours, and no more than memory surely holds."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no process is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Make a file or a folder once for all processes that share the tests: `made_once(name, make)` gives its path.
+
+    The first process that asks calls `make(path)`; the others wait for it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "made_once"
+    root.mkdir(exist_ok=True)
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        finished, folder = root / f"{name}.finished", root / name
+        with FileLock(root / f"{name}.lock"):
+            if not finished.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed at it
+                folder.mkdir()
+                make(folder / name)
+                finished.touch()
+        return folder / name
+
+    return made
 
 
 @pytest.fixture(autouse=True)
@@ -76,10 +120,9 @@ def screen() -> ad.AnnData:
 
 
 @pytest.fixture(scope="session")
-def screen_file(screen: ad.AnnData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("screen") / "screen.h5ad"
-    screen.write_h5ad(path)
-    return path
+def screen_file(screen: ad.AnnData, made_once: Callable[..., Path]) -> Path:
+    """The screen as a file; read only."""
+    return made_once("screen.h5ad", screen.write_h5ad)
 
 
 @pytest.fixture(scope="session")
@@ -90,19 +133,14 @@ def screen_split(screen: ad.AnnData) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="session")
-def screen_dataset(
-    screen_file: Path, screen_split: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def screen_dataset(screen_file: Path, screen_split: dict[str, list[str]], made_once: Callable[..., Path]) -> Path:
     """The dataset folder of the screen; read only."""
-    return prepare_dataset(
-        screen_file,
-        tmp_path_factory.mktemp("dataset") / "screen",
-        perturbation_key="perturbation",
-        cell_type_key="cell_type",
-        control="control",
-        split=screen_split,
-        progress=False,
-    )
+
+    def prepare(folder: Path) -> None:
+        keys = {"perturbation_key": "perturbation", "cell_type_key": "cell_type", "control": "control"}
+        prepare_dataset(screen_file, folder, split=screen_split, progress=False, **keys)
+
+    return made_once("screen_dataset", prepare)
 
 
 TOKENIZER_SETTINGS = [
@@ -124,19 +162,25 @@ def small_settings() -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="session")
-def trained_tokenizer(screen_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_tokenizer(screen_dataset: Path, made_once: Callable[..., Path]) -> Path:
     """The folder of a barely trained tokenizer; read only."""
-    out = tmp_path_factory.mktemp("runs") / "tokenizer"
-    places = [f"dataset={screen_dataset}", f"output_dir={out}"]
-    return train_tokenizer(load_settings("tokenizer", None, [*TOKENIZER_SETTINGS, *places]))
+
+    def train(out: Path) -> None:
+        places = [f"dataset={screen_dataset}", f"output_dir={out}"]
+        train_tokenizer(load_settings("tokenizer", None, [*TOKENIZER_SETTINGS, *places]))
+
+    return made_once("tokenizer", train)
 
 
 @pytest.fixture(scope="session")
-def trained_prior(screen_dataset: Path, trained_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_prior(screen_dataset: Path, trained_tokenizer: Path, made_once: Callable[..., Path]) -> Path:
     """The folder of a barely trained prior; read only."""
-    out = tmp_path_factory.mktemp("runs") / "prior"
-    places = [f"dataset={screen_dataset}", f"tokenizer={trained_tokenizer}", f"output_dir={out}"]
-    return train_prior(load_settings("prior", None, [*PRIOR_SETTINGS, *places]))
+
+    def train(out: Path) -> None:
+        places = [f"dataset={screen_dataset}", f"tokenizer={trained_tokenizer}", f"output_dir={out}"]
+        train_prior(load_settings("prior", None, [*PRIOR_SETTINGS, *places]))
+
+    return made_once("prior", train)
 
 
 @pytest.fixture(scope="session")
