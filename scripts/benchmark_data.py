@@ -54,11 +54,11 @@ def evae_sparse(folder: Path, batch_size: int) -> Batches:
 
 
 def evae_streamed(folder: Path, batch_size: int) -> Batches:
-    room, dataset.ROOM = dataset.ROOM, 0
+    kept, dataset.KEPT_BYTES = dataset.KEPT_BYTES, 0
     try:
         return evae_sparse(folder, batch_size)
     finally:
-        dataset.ROOM = room
+        dataset.KEPT_BYTES = kept
 
 
 def evae_dense(folder: Path, batch_size: int) -> Batches:

@@ -20,7 +20,7 @@ ROOMS: dict[str, set[str]] = {
     "data/simulation": set(),
     "data": {"common"},
     "data/preparing": {"data", "data/reading", "common"},
-    "data/streaming": {"data", "data/preparing", "common"},
+    "data/streaming": {"data", "common"},
     "training/settings": set(),
     "training/resume": {"training/settings", "common", "data/streaming", "models"},
     "training/loop": {"training/settings", "training/resume", "common", "models"},

@@ -59,7 +59,7 @@ def prepare(
     if named and split not in (None, AUTO):
         raise EvaeError("give either --split, or --hold-out-cell-type and --hold-out-perturbations.")
     from evae.data.preparing.prepare import prepare_dataset
-    from evae.data.streaming.loader import DatasetInfo
+    from evae.data.format import DatasetInfo
 
     keys: dict[str, Any] = {
         "perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "control": control, "layer": layer,

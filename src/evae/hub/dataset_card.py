@@ -3,7 +3,7 @@
 import yaml
 from huggingface_hub import DatasetCard
 
-from evae.data.streaming.loader import DatasetInfo
+from evae.data.format import DatasetInfo
 from evae.models.contract_evae import EvaeError
 
 SHOWN = 12  # names of a vocabulary in the card; the rest is in its Parquet file

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from evae.data.streaming.loader import CellLoader, DatasetInfo
+from evae.data.format import Dataset
+from evae.data.streaming.loader import CellLoader
 from evae.hub.dataset_card import published_card
 from evae.hub.model_card import Described, card_names, model_card
 from evae.hub.upload import Bundle, upload
@@ -100,13 +101,14 @@ def push_dataset(
     if not path.is_dir():
         raise EvaeError(f"no such folder: {path}")
     _check_id(repo_id, "dataset")
-    info = DatasetInfo.load(path)
+    dataset = Dataset.open(path)
+    info = dataset.info
     shards = [str(shard["path"]) for shard in info.statistics["shards"]]
     if strange := next((shard for shard in shards if not SHARD.fullmatch(shard)), None):
         raise EvaeError(
             f"{path / 'dataset.json'} names a shard {strange}, which `evae prepare` does not; do not trust it."
         )
-    _check_shards(path, info)
+    _check_shards(dataset)
     files: dict[str, Path | bytes] = {name: path / name for name in (*DATASET_FILES, *shards)}
     files["README.md"] = published_card((path / "README.md").read_text(), repo_id, info, licence).encode()
     bundle = Bundle(repo_id, "dataset", files, REPLACED_OF_DATASET)
@@ -213,17 +215,17 @@ def _describe(checkpoint: Checkpoint, settings: dict[str, Any] | None) -> Descri
     return Described(model.config.model_type, size, settings)
 
 
-def _check_shards(folder: Path, info: DatasetInfo) -> None:
+def _check_shards(dataset: Dataset) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for shard in info.statistics["shards"]:
+    for shard in dataset.info.statistics["shards"]:
         try:
-            rows = pq.read_metadata(folder / shard["path"]).num_rows
+            rows = pq.read_metadata(dataset.folder / shard["path"]).num_rows
         except (OSError, pa.ArrowInvalid) as error:
             raise EvaeError(f"the shard {shard['path']} is missing or damaged; prepare the dataset anew.") from error
         if rows != shard["rows"]:
             raise EvaeError(f"the shard {shard['path']} holds {rows:,} rows, not {shard['rows']:,}; prepare anew.")
-    for split, n_cells in info.n_cells.items():
+    for split, n_cells in dataset.info.n_cells.items():
         if n_cells:
-            next(iter(CellLoader(folder, split, batch_size=1, epochs=1, shuffle=False, prefetch=0)))
+            next(iter(CellLoader(dataset, split, batch_size=1, epochs=1, shuffle=False, prefetch=0)))

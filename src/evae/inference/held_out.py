@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from evae.data.streaming.loader import CellLoader, DatasetInfo
+from evae.data.format import AnyDataset, Dataset, DatasetInfo, Pair
+from evae.data.streaming.loader import CellLoader
 from evae.data.streaming.split_anndata import DatasetSplit
 from evae.inference.pipeline import Pipeline
-from evae.inference.request import Pair
 from evae.models.contract_evae import EvaeError, look_up
 
 READ_BATCH = 2_048
@@ -24,7 +24,7 @@ def held_out_cells(info: DatasetInfo) -> dict[Pair, int]:
     return {(c, p): n for c, row in table.items() for p, n in row.items() if p != info.control}
 
 
-def read_controls(dataset: str | Path, cell_types: Sequence[str]) -> ad.AnnData:
+def read_controls(dataset: AnyDataset, cell_types: Sequence[str]) -> ad.AnnData:
     """The training controls of some cell types, read batch by batch.
 
     Returns:
@@ -58,29 +58,31 @@ def read_controls(dataset: str | Path, cell_types: Sequence[str]) -> ad.AnnData:
     return ad.AnnData(X=sp.vstack(blocks, format="csr"), obs=obs, var=pd.DataFrame(index=info.genes))
 
 
-def dataset_cells(dataset: str | Path) -> dict[str, Any]:
+def dataset_cells(dataset: AnyDataset) -> dict[str, Any]:
     """What `evae.evaluation.evaluate` needs of a dataset folder: `real`, `train` and the name of the `control`.
 
     The cells are named, not read: `evaluate` reads them in blocks.
     """
+    dataset = Dataset.open(dataset)
     train = DatasetSplit(dataset, "train")
     return {"real": DatasetSplit(dataset, "test"), "train": train, "control": train.info.control}
 
 
 def predict_held_out(
-    pipe: Pipeline, dataset: str | Path, *, seed: int = 0, batch_size: int = 256, progress: bool = True, **sampling: Any
+    pipe: Pipeline, dataset: AnyDataset, *, seed: int = 0, batch_size: int = 256, progress: bool = True, **sampling: Any
 ) -> ad.AnnData:
     """One predicted cell for every held-out cell; library sizes from the training controls of its cell type.
 
     Args:
         pipe: a prior.
-        dataset: the dataset folder or Hub id whose `test` split is to be predicted; no held-out cell is read.
+        dataset: the folder, Hub id or open `Dataset` whose `test` split is to be predicted; no held-out cell is read.
         seed, batch_size, progress, **sampling: as in `Pipeline.predict`.
 
     Raises:
         EvaeError: the dataset holds nothing out, or names what the model does not know.
     """
-    pairs = held_out_cells(DatasetInfo.load(dataset))
+    dataset = Dataset.open(dataset)
+    pairs = held_out_cells(dataset.info)
     if not pairs:
         raise EvaeError(f"{dataset} holds out no perturbed cells; prepare it with --split.")
     controls = read_controls(dataset, list(dict.fromkeys(c for c, _ in pairs)))

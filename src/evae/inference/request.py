@@ -10,12 +10,11 @@ import pandas as pd
 import scipy.sparse as sp
 from torch import Tensor
 
+from evae.data.format import Pair
 from evae.data.reading.labels import label_codes, label_texts
 from evae.models.contract_evae import EvaeError, check_unique, look_up, near_matches
 from evae.models.genes_evae import ensembl_id, gene_columns
 from evae.models.randomness_evae import Randomness, draw_uniform
-
-Pair = tuple[str, str]  # (cell type, perturbation)
 
 
 def listed(given: str | Sequence[str], kind: str) -> list[str]:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from evae.common.progress import progress_bar
+from evae.data.format import Pair
 from evae.data.reading.anndata_counts import AnnDataCounts
 from evae.data.reading.panel import over_panel
 from evae.inference.checkpoint import Checkpoint
-from evae.inference.request import Pair, whole_counts
+from evae.inference.request import whole_counts
 from evae.models.contract_evae import look_up
 from evae.models.randomness_evae import CellStreams
 

@@ -30,7 +30,7 @@ from typing import Any, cast
 
 import yaml
 
-from evae.data.streaming.loader import DatasetInfo
+from evae.data.format import Dataset
 from evae.models.configuration_evae import HEADS, EvaeConfig
 from evae.models.contract_evae import EvaeError, look_up, near_matches
 from evae.training.prior import FROM_DATASET as PRIOR_GIVEN
@@ -152,8 +152,12 @@ def read_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     return Study(**values)
 
 
-def plan(study: Study) -> tuple[list[Training], list[str]]:
+def plan(study: Study, dataset: Dataset | None = None) -> tuple[list[Training], list[str]]:
     """All trainings of a study, every tokenizer before its priors, all of the first seed first.
+
+    Args:
+        study: from `read_study`.
+        dataset: that of the study, if it is open already.
 
     Returns:
         The trainings, and one sentence for every pair of tokenizer and prior that was left out.
@@ -161,7 +165,7 @@ def plan(study: Study) -> tuple[list[Training], list[str]]:
     Raises:
         EvaeError: settings that do not exist or do not fit.
     """
-    info = DatasetInfo.load(study.dataset)
+    info = Dataset.open(dataset or study.dataset).info
     data = fingerprint(info, json.dumps(info.split, sort_keys=True))
     trainings, left_out = [], []
     for seed in study.seeds:

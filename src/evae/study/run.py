@@ -15,7 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
-from evae.data.streaming.loader import DatasetInfo
+from evae.data.format import Dataset
 from evae.data.streaming.split_anndata import read_split
 from evae.evaluation import SUITES, evaluate
 from evae.inference.held_out import dataset_cells, held_out_cells, predict_held_out
@@ -45,11 +45,12 @@ def run_study(study: Study) -> Path:
             failed.
         SystemExit: code 0, after SIGTERM and a checkpoint.
     """
-    if not held_out_cells(DatasetInfo.load(study.dataset)):
+    dataset = Dataset.open(study.dataset)
+    if not held_out_cells(dataset.info):
         raise EvaeError(f"{study.dataset} holds out no perturbed cells; prepare it with --split.")
     look_up([study.suite], list(SUITES), "suite")
-    trainings, left_out = plan(study)
-    return _Run(study, trainings, left_out).to_end()
+    trainings, left_out = plan(study, dataset)
+    return _Run(study, dataset, trainings, left_out).to_end()
 
 
 @dataclass
@@ -57,6 +58,7 @@ class _Run:
     """One call of `run_study`."""
 
     study: Study
+    dataset: Dataset
     trainings: list[Training]
     left_out: list[str]
     started: float = field(default_factory=time.monotonic)
@@ -140,9 +142,9 @@ class _Run:
         """One cell for every held-out cell; of a tokenizer alone the held-out cells themselves, passed through it."""
         pipe, seed = pipeline(evaluated.folder), int(evaluated.labels["seed"])
         if evaluated.options is None:
-            return pipe.reconstruct(read_split(self.study.dataset, "test"), seed=seed, progress=False)
-        return predict_held_out(pipe, self.study.dataset, seed=seed, progress=False, **evaluated.options)
+            return pipe.reconstruct(read_split(self.dataset, "test"), seed=seed, progress=False)
+        return predict_held_out(pipe, self.dataset, seed=seed, progress=False, **evaluated.options)
 
     @cached_property
     def _cells(self) -> dict[str, Any]:
-        return dataset_cells(self.study.dataset)
+        return dataset_cells(self.dataset)

@@ -1,13 +1,11 @@
 """Which cells of the datasets a training batch held: for the message about a loss that is not finite."""
 
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from evae.data.streaming.loader import CellLoader, resolve_dataset
+from evae.data.streaming.loader import CellLoader
 from evae.data.streaming.mixture import Mixture, Sources
-from evae.data.streaming.shard_store import ShardStore
 from evae.training.codes import CodeBatches
 
 
@@ -29,15 +27,11 @@ def named_cells(sources: Sources, batches: CellLoader | CodeBatches | Mixture, a
     found: list[dict[str, Any]] = []
     names: dict[str, list[str]] = {}
     for number, row in places:
-        path, info = sources.paths[number], sources.infos[number]
-        row %= info.n_cells["train"]  # thinned copies follow the whole cells
-        for shard in (s for s in info.statistics["shards"] if s["path"].startswith("data/train-")):
-            if row < shard["rows"]:
-                break
-            row -= shard["rows"]
-        place = f"{path}/{shard['path']}"
+        dataset = sources.datasets[number]
+        row %= dataset.info.n_cells["train"]  # thinned copies follow the whole cells
+        shard, row = dataset.info.shard_of("train", row)
+        place = dataset.store.place(shard)
         if place not in names:
-            store = ShardStore(resolve_dataset(path), None if Path(path).is_dir() else path)
-            names[place] = pq.read_table(store.path(shard["path"]), columns=["cell_id"])["cell_id"].to_pylist()
+            names[place] = pq.read_table(dataset.store.path(shard), columns=["cell_id"])["cell_id"].to_pylist()
         found.append({"file": place, "row": row, "cell": names[place][row]})
     return found

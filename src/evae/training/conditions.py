@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from evae.common.progress import console
-from evae.data.streaming.loader import DatasetInfo
+from evae.data.format import DatasetInfo
 from evae.data.streaming.mixture import Sources
 from evae.models.contract_evae import EvaeError, parts_of
 from evae.models.processing_evae import EvaeProcessor

@@ -14,7 +14,7 @@ from torch import nn
 
 from evae.common.digests import weights_digest
 from evae.common.progress import progress_bar
-from evae.data.streaming.loader import DatasetInfo
+from evae.data.format import DatasetInfo
 from evae.data.streaming.mixture import Mixture, Sources
 from evae.models.configuration_evae import EvaeConfig
 from evae.models.configuration_evae_prior import EvaeARConfig, EvaeFlowConfig, EvaeMDLMConfig
@@ -166,7 +166,7 @@ def encode_split(
     copies = settings.thinned_copies if split == "train" else 0
     for number, info in enumerate(sources.infos):
         for copy in range(1 + copies):
-            title = f"encoding {split}" + (f" of {sources.paths[number]}" if len(sources) > 1 else "")
+            title = f"encoding {split}" + (f" of {sources.datasets[number]}" if len(sources) > 1 else "")
             title += f", thinned copy {copy}" if copy else ""
             loader = asking(sources.cells(number, split, ENCODING_BATCH), ask)
             with progress_bar(accelerator.is_main_process) as bar:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evae.common.files import explain_disk_errors
 from evae.common.progress import console
-from evae.data.streaming.loader import DatasetInfo
+from evae.data.format import DatasetInfo
 from evae.data.streaming.mixture import Sources
 from evae.models.configuration_evae import EvaeConfig
 from evae.models.modeling_evae import EvaeModel

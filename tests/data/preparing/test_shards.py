@@ -2,8 +2,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from evae.data.preparing.shards import MAX_SHARDS, SHARD_BYTES, binary_rows, plan_rows, shard_count
-from evae.data.streaming.row_groups import flat_values
+from evae.data.preparing.shards import MAX_SHARDS, SHARD_BYTES, plan_rows, shard_count
+from evae.data.rows import binary_rows, flat_values
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import evae.data.streaming.loader as dataset
+from evae.data.rows import RowFormat
 from evae.data.streaming import row_groups
 from evae.data.streaming.loader import CellLoader
 
@@ -35,14 +36,14 @@ def reads(monkeypatch) -> Reads:
             seen.open -= 1
             super().close(force)
 
-    check = row_groups._check_rows
+    check = RowFormat.check
 
     def counted(*args):
         seen.checks += 1
         check(*args)
 
     monkeypatch.setattr(pq, "ParquetFile", Counted)
-    monkeypatch.setattr(row_groups, "_check_rows", counted)
+    monkeypatch.setattr(RowFormat, "check", counted)
     return seen
 
 
@@ -62,7 +63,7 @@ def test_no_more_is_kept_than_there_is_room_for(folder, reads, monkeypatch, grou
     whole = _counts(CellLoader(folder, **options))
     shard = "data/train-00000-of-00008.parquet"
     size = CellLoader(folder)._groups.read(shard, 0, pq.read_metadata(folder / shard).num_rows).nbytes
-    monkeypatch.setattr(dataset, "ROOM", int(groups * 1.1 * size))
+    monkeypatch.setattr(dataset, "KEPT_BYTES", int(groups * 1.1 * size))
     reads.groups, reads.checks = [], 0
     loader = CellLoader(folder, **options)
     assert _counts(loader) == whole

@@ -1,13 +1,9 @@
 """The dataset card: the YAML by which HF `datasets` finds the shards, and a page a person can read."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
-
-FORMAT_VERSION = 1
-PANEL_KEY = b"evae_panel"  # in a shard's schema: the digest of the gene panel that its gene indices count in
 
 _BODY = """
 # {title}
@@ -76,8 +72,3 @@ def dataset_card(title: str, meta: Mapping[str, Any], split: Mapping[str, Any], 
         count_dtype=meta["count_dtype"],
     )
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n{body}"
-
-
-def panel_digest(genes: Sequence[str]) -> str:
-    """A short digest of the genes of a panel, in their order."""
-    return hashlib.sha256("\n".join(genes).encode()).hexdigest()[:16]

@@ -16,10 +16,11 @@ from evae.common.progress import Bar
 from evae.data.preparing.describe import Cells, Totals
 from evae.data.preparing.genes import Panel
 from evae.data.preparing.hvg import Sums, block_sums, scores_of_sums
-from evae.data.preparing.shards import RowPlan, binary_rows, cell_features, gather_shard, scatter_rows, shard_schema
+from evae.data.preparing.shards import RowPlan, gather_shard, scatter_rows
 from evae.data.preparing.workers import Run
 from evae.data.reading.h5ad import H5adCounts
 from evae.data.reading.panel import over_panel
+from evae.data.rows import binary_rows, cell_features, shard_schema
 from evae.models.contract_evae import EvaeError
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from evae.common.digests import file_digest
-from evae.data.preparing.card import FORMAT_VERSION
+from evae.data.format import FORMAT_VERSION, SPLITS
 from evae.data.preparing.genes import Panel
-from evae.data.preparing.shards import SPLITS, RowPlan, row_group_rows
+from evae.data.preparing.shards import RowPlan, row_group_rows
 from evae.data.reading.h5ad import H5adCounts
 from evae.models.contract_evae import EvaeError
 

@@ -1,8 +1,7 @@
 """Writing the Parquet shards of a dataset folder: rows scattered to their shard, then permuted within it.
 
-A row is one cell: the bytes of its CSR block in two binary columns (`genes`: indices into the panel,
-`counts`), its labels as ClassLabel, its full library size, its name. Each block of rows is first written sorted by
-shard, then each shard is gathered from these files alone and put in order, so memory holds one block or one shard.
+A row is one cell, see `evae.data.rows`. Each block of rows is first written sorted by shard, then each shard is
+gathered from these files alone and put in order, so memory holds one block or one shard.
 """
 
 import json
@@ -14,17 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Features, Value
 
 from evae.common.files import atomic_write
-from evae.data.preparing.card import PANEL_KEY, panel_digest
+from evae.data.format import SPLITS, shard_name
 from evae.models.contract_evae import EvaeError
 
 MANY_ROWS = 1 << 18
 SHARD_BYTES = 256 << 20  # before compression
 MAX_SHARDS = 768
 SHARDS_KEY = b"shards"  # in the schema of a scattered block: the shard of each of its batches
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def plan_rows(kept: np.ndarray, held_out: np.ndarray, seed: int, row_bytes: floa
         own = np.arange(len(rows)) * n_shards // max(1, len(rows))
         split[rows], shard[rows], place[rows] = s, len(shards) + own, np.arange(len(rows))
         sizes = np.bincount(own, minlength=n_shards)
-        shards += [(f"data/{name}-{i:05d}-of-{n_shards:05d}.parquet", int(c)) for i, c in enumerate(sizes)]
+        shards += [(shard_name(name, i, n_shards), int(c)) for i, c in enumerate(sizes)]
     return RowPlan(split, shard, place, shards)
 
 
@@ -80,33 +77,6 @@ def shard_count(n_rows: int, row_bytes: float) -> int:
 def row_group_rows(n_genes: int) -> int:
     """Rows of a row group, the unit in which shards are read: smaller for wide panels."""
     return 4096 if n_genes <= 10_000 else 1024
-
-
-def cell_features(perturbations: Sequence[str], cell_types: Sequence[str]) -> Features:
-    """The columns of the cells, as HF `datasets` sees them."""
-    return Features(
-        {
-            "genes": Value("binary"),
-            "counts": Value("binary"),
-            "perturbation": ClassLabel(names=list(perturbations)),
-            "cell_type": ClassLabel(names=list(cell_types)),
-            "library_size": Value("int64"),
-            "cell_id": Value("string"),
-        }
-    )
-
-
-def binary_rows(values: np.ndarray, indptr: np.ndarray) -> pa.Array:
-    """A binary column whose rows are the bytes of values[indptr[i]:indptr[i + 1]], without a copy."""
-    offsets = (indptr * values.dtype.itemsize).astype(np.int32)
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(values).view(np.uint8))]
-    return pa.Array.from_buffers(pa.binary(), len(indptr) - 1, buffers)
-
-
-def shard_schema(features: Features, genes: Sequence[str]) -> pa.Schema:
-    """The schema of the shards: what `datasets` reads, and which panel the gene indices count in."""
-    schema: pa.Schema = features.arrow_schema
-    return schema.with_metadata({**(schema.metadata or {}), PANEL_KEY: panel_digest(genes)})
 
 
 def scatter_rows(rows: pa.RecordBatch, shard: np.ndarray, place: np.ndarray, path: Path) -> None:

@@ -9,42 +9,33 @@ A sparse batch is a dict of torch tensors:
     cell_type_ids    (cells,) int64
 
 max_expressed is the largest number of expressed genes in the batch, rounded up to a multiple of 8.
-
-Rows come through the `IterableDataset` of HF `datasets`, one for each epoch of a rank, which streams the row groups
-in the order that `evae.data.streaming.order` works out and cuts them into windows. What `datasets` itself would
-remember of its place is not used: a place is a batch number, from which the rows are known.
 """
 
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.lib.stride_tricks import as_strided
 
+from evae.data.rows import RowFormat, flat_values
 from evae.data.streaming.order import EpochOrder, Window
-from evae.data.streaming.row_groups import RowFormat, RowGroups, flat_values
+from evae.data.streaming.row_groups import RowGroups
 
 LONG_ROW = 1_000  # values
 
 
 def window_tables(groups: RowGroups, order: EpochOrder, batch: int) -> Iterator[pa.Table]:
-    """The rows of this rank's windows, from the one that holds batch number `batch` on, streamed by HF `datasets`."""
-    from datasets import IterableDataset  # slow to import
-    from datasets.iterable_dataset import ArrowExamplesIterable
+    """The rows of this rank's windows, lane after lane, from the one that holds batch number `batch` on.
 
-    stream = IterableDataset(ArrowExamplesIterable(partial(_pieces, groups, order, batch), {}))
-    return stream.with_format("arrow").iter(batch_size=order.window_rows)
-
-
-def _pieces(groups: RowGroups, order: EpochOrder, batch: int) -> Iterator[tuple[str, pa.Table]]:
-    """Window by window, in each lane by lane."""
+    The shard that a lane reads next is fetched while it reads the one before.
+    """
     upcoming = [order.shards_from(lane, batch) for lane in order.lanes]
     for shards in upcoming:
         groups.store.expect(shards[0] if shards else None)
     current: list[tuple[tuple[str, int], pa.Table] | None] = [None] * len(upcoming)
     for window in order.windows_from(batch):
+        parts = []
         for lane, pieces in enumerate(window.pieces):
             for piece in pieces:
                 place, held = (piece.shard, piece.row_group), current[lane]
@@ -53,7 +44,8 @@ def _pieces(groups: RowGroups, order: EpochOrder, batch: int) -> Iterator[tuple[
                 if piece.shard == next(iter(upcoming[lane]), None):
                     upcoming[lane].pop(0)
                     groups.store.expect(next(iter(upcoming[lane]), None))
-                yield f"{piece.shard}:{piece.row_group}", held[1].slice(piece.start, piece.stop - piece.start)
+                parts.append(held[1].slice(piece.start, piece.stop - piece.start))
+        yield pa.concat_tables(parts)
 
 
 def keep_freed_memory() -> None:

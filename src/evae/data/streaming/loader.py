@@ -1,160 +1,32 @@
-"""A dataset folder: what it holds (`DatasetInfo`), and sparse batches out of it (`CellLoader`)."""
+"""Sparse batches of cells out of a dataset, in an order that resumes exactly: `CellLoader`."""
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
-from evae.common.hub import explain_hub_errors
 from evae.common.prefetch import prefetch
-from evae.data.preparing.card import FORMAT_VERSION, panel_digest
+from evae.data.format import AnyDataset, Dataset, DatasetInfo
+from evae.data.rows import RowFormat
+from evae.data.store import resolve_dataset
 from evae.data.streaming.batches import keep_freed_memory, window_batches, window_tables
 from evae.data.streaming.order import BatchOrder
-from evae.data.streaming.row_groups import RowFormat, RowGroups
-from evae.data.streaming.shard_store import ShardStore
-from evae.models.contract_evae import EvaeError, near_matches
+from evae.data.streaming.row_groups import RowGroups
+from evae.models.contract_evae import EvaeError
+
+__all__ = ["CellLoader", "DatasetInfo", "resolve_dataset"]  # the last two lived here, and are still imported from here
 
 SparseBatch = dict[str, torch.Tensor]
 WINDOW_ROWS = 8192
-ROOM = 512 << 20  # bytes of decoded cells that a loader keeps
-
-
-def resolve_dataset(path_or_id: str | Path, split: str | None = None) -> Path:
-    """The local folder of a dataset given as a folder or as a Hub id; the one place where that is decided.
-
-    Args:
-        path_or_id: a folder made by `prepare_dataset`, or an id such as "evae/replogle".
-        split: fetch the cells of this split too; by default only the small files.
-
-    Raises:
-        EvaeError: neither a dataset folder nor a dataset on the Hub.
-    """
-    folder = Path(path_or_id)
-    if folder.is_dir():
-        if not (folder / "dataset.json").is_file():
-            raise EvaeError(f"{folder} is not a dataset folder (no dataset.json); make one with `evae prepare`.")
-        return folder
-    parts = str(path_or_id).split("/")
-    if len(parts) != 2 or not all(parts) or parts[0] in (".", ".."):
-        several = "," in str(path_or_id)
-        fix = f"for several write [{path_or_id}]" if several else "make one with `evae prepare`, or give a Hub id"
-        raise EvaeError(f"no such dataset folder: {path_or_id}; {fix}.")
-    from huggingface_hub import snapshot_download  # slow to import, and not needed for folders
-
-    wanted = ["*.json", "genes.parquet", "perturbations.parquet", "cell_types.parquet"]
-    with explain_hub_errors(str(path_or_id), "dataset"):
-        local = snapshot_download(
-            str(path_or_id),
-            repo_type="dataset",
-            allow_patterns=wanted + ([f"data/{split}-*.parquet"] if split else []),
-        )
-    if not (Path(local) / "dataset.json").is_file():
-        raise EvaeError(f"the Hub dataset '{path_or_id}' was not made by `evae prepare` (no dataset.json).")
-    return Path(local)
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What a dataset folder says about itself.
-
-    Attributes:
-        genes: symbols of the gene panel, in the order of the gene indices.
-        ensembl_ids: their Ensembl ids, "" where unknown.
-        perturbations: the vocabulary in the order of `perturbation_ids`; the control is the first.
-        cell_types: the vocabulary in the order of `cell_type_ids`.
-        control: name of the control.
-        statistics: the content of dataset.json, among it `library_size_quantiles` (101 quantiles of the total
-            counts over the panel, training cells), `median_library_size`, `max_count`, `nonzero_fraction`,
-            `cell_counts[split][cell_type][perturbation]`, `dropped_cells`, `shards`, `sources`.
-        split: what is held out: {"cell_type": [...], "pert": [...]}, {"random": 0.1} or {}.
-        n_cells: number of cells of each split.
-    """
-
-    genes: list[str]
-    ensembl_ids: list[str]
-    perturbations: list[str]
-    cell_types: list[str]
-    control: str
-    statistics: dict[str, Any]
-    split: dict[str, Any]
-    n_cells: dict[str, int]
-
-    @classmethod
-    def load(cls, path_or_id: str | Path) -> "DatasetInfo":
-        """Read the small files of a dataset folder or Hub dataset.
-
-        Raises:
-            EvaeError: not a dataset, a file missing or unreadable, or a newer format than this version reads.
-        """
-        folder = resolve_dataset(path_or_id)
-        try:
-            meta = json.loads((folder / "dataset.json").read_text())
-            split = json.loads((folder / "split.json").read_text())
-            genes = pq.read_table(folder / "genes.parquet").to_pydict()
-            perturbations = pq.read_table(folder / "perturbations.parquet").to_pydict()["name"]
-            cell_types = pq.read_table(folder / "cell_types.parquet").to_pydict()["name"]
-        except (OSError, ValueError, KeyError) as error:
-            raise EvaeError(f"the dataset {path_or_id} is incomplete ({error}); make it anew.") from error
-        if meta.get("format_version") != FORMAT_VERSION:
-            raise EvaeError(
-                f"the dataset {path_or_id} has format {meta.get('format_version')}, this evae reads "
-                f"{FORMAT_VERSION}; make it anew, or update evae."
-            )
-        return cls(
-            genes=genes["symbol"],
-            ensembl_ids=genes["ensembl_id"],
-            perturbations=perturbations,
-            cell_types=cell_types,
-            control=meta["control"],
-            statistics=meta,
-            split=split,
-            n_cells=meta["n_cells"],
-        )
-
-    def held_out_pairs(self) -> list[tuple[str, str]]:
-        """The (cell type, perturbation) pairs of the held-out cross product that have cells."""
-        if "cell_type" not in self.split:
-            return []
-        held_out = self.statistics["cell_counts"]["test"]
-        return [(kind, p) for kind, row in held_out.items() for p in row]
-
-    def summary(self) -> str:
-        """A few lines for a person: sizes, splits, what is held out, what was dropped."""
-        sizes = ", ".join(f"{n:,} {name}" for name, n in self.n_cells.items())
-        dropped = self.statistics["dropped_cells"]
-        coverage = min(s["panel_coverage"] for s in self.statistics["sources"])
-        return (
-            f"{sum(self.n_cells.values()):,} cells ({sizes}), {len(self.genes):,} genes "
-            f"(panel coverage {coverage:.0%}), {len(self.perturbations) - 1} perturbations and the control "
-            f"'{self.control}', {len(self.cell_types)} cell types; {len(self.held_out_pairs())} (cell type, "
-            f"perturbation) pairs held out; {dropped:,} cells dropped for having no count over the panel."
-        )
-
-
-def row_format(info: DatasetInfo) -> RowFormat:
-    """What the rows of a dataset must be."""
-    return RowFormat(
-        gene_dtype=np.dtype(info.statistics["gene_dtype"]),
-        count_dtype=np.dtype(info.statistics["count_dtype"]),
-        max_count=info.statistics["max_count"],
-        panel=panel_digest(info.genes),
-        n_genes=len(info.genes),
-        n_perturbations=len(info.perturbations),
-        n_cell_types=len(info.cell_types),
-    )
+KEPT_BYTES = 512 << 20  # of decoded cells, which a loader keeps from epoch to epoch
 
 
 class CellLoader:
     """Sparse batches of cells, streamed from the shards; resumes exactly; each rank gets its own rows.
 
-    The shards' row groups are the unit of reading, through HF `datasets`; decoded ones are kept from epoch to epoch
-    while they fit in `ROOM` (512 MiB, about 500,000 cells of 200 expressed genes). Beside these a loader holds a window
-    and a row group of each lane, so its memory does not grow with the number of cells.
+    The shards' row groups are the unit of reading; decoded ones are kept from epoch to epoch while they fit in
+    `KEPT_BYTES` (512 MiB, about 500,000 cells of 200 expressed genes). Beside these a loader holds a window and a row
+    group of each lane, so its memory does not grow with the number of cells.
 
     The order of an epoch is: shards and the row groups in them permuted by (seed, epoch); that sequence cut into lanes
     (see `evae.data.streaming.order`), each rank reading its own; windows of about 8,192 rows over all lanes permuted
@@ -163,8 +35,8 @@ class CellLoader:
     number of batches when `drop_last` is set.
 
     Args:
-        path_or_id: dataset folder, or Hub id; shards on the Hub are fetched when they are first read, each once: one
-            for each lane to begin with.
+        dataset: a folder, a Hub id or an open `Dataset`; shards on the Hub are fetched when they are first read, each
+            once: one for each lane to begin with.
         split: "train", "validation" or "test".
         batch_size: cells a batch (of this rank).
         seed: of the order.
@@ -184,7 +56,7 @@ class CellLoader:
 
     def __init__(
         self,
-        path_or_id: str | Path,
+        dataset: AnyDataset,
         split: str = "train",
         batch_size: int = 128,
         seed: int = 0,
@@ -197,18 +69,13 @@ class CellLoader:
     ):
         if batch_size < 1 or not 0 <= rank < world_size:
             raise EvaeError(f"need batch_size >= 1 and rank < world_size; got {batch_size}, {rank}, {world_size}.")
-        info = DatasetInfo.load(path_or_id)
-        if split not in info.n_cells:
-            raise EvaeError(f"no split '{split}'. {near_matches(split, list(info.n_cells))}")
-        self.n_cells = info.n_cells[split]
-        if not self.n_cells:
-            raise EvaeError(f"the split '{split}' of {path_or_id} holds no cells; prepare it with a split.")
+        dataset = Dataset.open(dataset)
+        info = dataset.info
+        self.n_cells = dataset.cells_of(split)
         self.info, self.batch_size, self.epochs, self.prefetch = info, batch_size, epochs, prefetch
-        store = ShardStore(resolve_dataset(path_or_id), None if Path(path_or_id).is_dir() else str(path_or_id))
-        self._groups = RowGroups(store, row_format(info), room=0 if epochs == 1 else ROOM)
+        self._groups = RowGroups(dataset.store, RowFormat.of(info), kept_bytes=0 if epochs == 1 else KEPT_BYTES)
         self._order = BatchOrder(
-            shards=[(s["path"], s["rows"]) for s in info.statistics["shards"]
-                    if s["path"].startswith(f"data/{split}-")],
+            shards=info.shards(split),
             row_group_rows=info.statistics["row_group_rows"],
             batch_size=batch_size, seed=seed, rank=rank, world_size=world_size,
             shuffle=shuffle, drop_last=drop_last, window_rows=WINDOW_ROWS,
@@ -266,8 +133,8 @@ class CellLoader:
     def __iter__(self) -> Iterator[SparseBatch]:
         if self._ended:
             self.reset()
-        source = self._batches(self._epoch, self._batch)
-        for (epoch, position), batch in prefetch(source, self.prefetch) if self.prefetch else source:
+        batches = self._batches(self._epoch, self._batch)
+        for (epoch, position), batch in prefetch(batches, self.prefetch) if self.prefetch else batches:
             self._epoch, self._batch = epoch, position
             yield batch
         self._ended = True

@@ -9,17 +9,18 @@ one pass through the dataset that takes longest, the one with most training cell
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from evae.data.streaming.loader import CellLoader, DatasetInfo, SparseBatch
+from evae.data.format import AnyDataset, Dataset, DatasetInfo
+from evae.data.streaming.loader import CellLoader, SparseBatch
 from evae.data.streaming.order import MOST_LANES, PLACE
+from evae.data.streaming.united import united
 from evae.models.contract_evae import EvaeError
 
 ROUNDING = 0.1  # of a share
@@ -48,11 +49,12 @@ class Sources:
     """One dataset, or several as one.
 
     Args:
-        paths: dataset folders or Hub ids.
+        datasets: folders, Hub ids or open datasets.
         weights: how many cells of each a batch holds, in proportion; by the numbers of training cells if empty, so
             that every cell is seen equally often.
 
     Attributes:
+        datasets: open, in the order given.
         info: of the one dataset, or of all together; `statistics` then holds what is known of all: counts of cells,
             quantiles of the library size (of the cells as the weights mix them), and what `summary` tells.
         shares: of a batch, for each dataset; they sum to 1.
@@ -61,20 +63,20 @@ class Sources:
         EvaeError: datasets over different panels or with different controls, weights that do not fit.
     """
 
-    def __init__(self, paths: Sequence[str | Path], weights: Sequence[float] = ()):
-        self.paths = [str(path) for path in paths]
-        self.infos = [DatasetInfo.load(path) for path in paths]
-        if weights and len(weights) != len(paths):
-            raise EvaeError(f"{len(weights)} dataset_weights for {len(paths)} datasets; give one for each.")
+    def __init__(self, datasets: Sequence[AnyDataset], weights: Sequence[float] = ()):
+        self.datasets = [Dataset.open(dataset) for dataset in datasets]
+        self.infos = [dataset.info for dataset in self.datasets]
+        if weights and len(weights) != len(datasets):
+            raise EvaeError(f"{len(weights)} dataset_weights for {len(datasets)} datasets; give one for each.")
         if any(not 0 < weight < math.inf for weight in weights):
             raise EvaeError(f"dataset_weights are {list(weights)}; give numbers above 0.")
         parts = np.array(weights or [info.n_cells["train"] for info in self.infos], dtype=float)
         self.shares: list[float] = (parts / (parts.sum() or 1)).tolist()
-        self.info = self.infos[0] if len(self.infos) == 1 else _united(self.paths, self.infos, self.shares)
+        self.info = self.infos[0] if len(self.infos) == 1 else united(self.datasets, self.shares)
         self._ids = [_ids(info, self.info) for info in self.infos]
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.datasets)
 
     def order(self) -> list[Any]:
         """What tells several datasets apart, in their order; nothing of one alone."""
@@ -87,10 +89,10 @@ class Sources:
             EvaeError: one of them would get none.
         """
         quotas = self._divided(n_cells)
-        for path, number, share in zip(self.paths, quotas, self.shares, strict=True):
+        for dataset, number, share in zip(self.datasets, quotas, self.shares, strict=True):
             if not number:
                 raise EvaeError(
-                    f"of {n_cells} cells the dataset {path} gets none with a share of {share:.2g}; raise {setting} "
+                    f"of {n_cells} cells the dataset {dataset} gets none with a share of {share:.2g}; raise {setting} "
                     "or its weight in dataset_weights."
                 )
         return quotas
@@ -124,7 +126,7 @@ class Sources:
 
     def cells(self, number: int, split: str, batch_size: int) -> Iterator[SparseBatch]:
         """All cells of a split of one dataset, in stored order."""
-        loader = CellLoader(self.paths[number], split, batch_size, shuffle=False, epochs=1, drop_last=False)
+        loader = CellLoader(self.datasets[number], split, batch_size, shuffle=False, epochs=1, drop_last=False)
         return map(self._ids[number], loader)
 
     def training_batches(
@@ -133,16 +135,18 @@ class Sources:
         """An endless source of shuffled training batches for one rank; see `CellLoader` and `Mixture`."""
         options: dict[str, Any] = {"seed": seed, "rank": rank, "world_size": world_size}
         if len(self) == 1:
-            return CellLoader(self.paths[0], batch_size=batch_size, **options)
+            return CellLoader(self.datasets[0], batch_size=batch_size, **options)
         quotas = self.batch_quotas(batch_size, world_size)
-        loaders = [CellLoader(p, batch_size=q, **options) for p, q in zip(self.paths, quotas, strict=True)]
+        loaders = [CellLoader(d, batch_size=q, **options) for d, q in zip(self.datasets, quotas, strict=True)]
         return Mixture(loaders, world_size, self._ids)
 
     def sample(self, n_cells: int, seed: int) -> SparseBatch:
         """About `n_cells` shuffled training cells, of each dataset its share."""
         parts = []
-        for path, ids, quota in zip(self.paths, self._ids, self.quotas(n_cells, "calibration_cells"), strict=True):
-            loader = CellLoader(path, batch_size=quota, seed=seed, drop_last=False, epochs=1, prefetch=0)
+        for dataset, ids, quota in zip(
+            self.datasets, self._ids, self.quotas(n_cells, "calibration_cells"), strict=True
+        ):
+            loader = CellLoader(dataset, batch_size=quota, seed=seed, drop_last=False, epochs=1, prefetch=0)
             parts.append(ids(next(iter(loader))))
         return joined_batches(parts)
 
@@ -243,55 +247,3 @@ def _ids(own: DatasetInfo, united: DatasetInfo) -> Ids:
         for mine, names in ((own.perturbations, united.perturbations), (own.cell_types, united.cell_types))
     ]
     return Ids(*places)
-
-
-def _united(paths: Sequence[str], infos: Sequence[DatasetInfo], shares: Sequence[float]) -> DatasetInfo:
-    first = infos[0]
-    for path, info in zip(paths, infos, strict=True):
-        if info.genes != first.genes:
-            raise EvaeError(
-                f"{paths[0]} and {path} count over different gene panels ({len(first.genes):,} and "
-                f"{len(info.genes):,} genes); prepare the files together (`evae prepare a.h5ad b.h5ad`), or each with "
-                "the same panel file (--genes)."
-            )
-        if info.control != first.control:
-            raise EvaeError(
-                f"{paths[0]} and {path} have different controls ('{first.control}' and '{info.control}'); prepare "
-                "them with one name for the control."
-            )
-    named = {name for info in infos for name in info.perturbations} - {first.control}
-    splits = list(first.n_cells)
-    return replace(
-        first,
-        perturbations=[first.control, *sorted(named)],
-        cell_types=sorted({name for info in infos for name in info.cell_types}),
-        statistics=_united_statistics([info.statistics for info in infos], shares, splits),
-        split=first.split if all(info.split == first.split for info in infos) else {},
-        n_cells={split: sum(info.n_cells[split] for info in infos) for split in splits},
-    )
-
-
-def _united_statistics(
-    statistics: Sequence[dict[str, Any]], shares: Sequence[float], splits: Sequence[str]
-) -> dict[str, Any]:
-    counts: dict[str, dict[str, dict[str, int]]] = {split: {} for split in splits}
-    for own in statistics:
-        for split in splits:
-            for kind, row in own["cell_counts"][split].items():
-                united = counts[split].setdefault(kind, {})
-                for name, n in row.items():
-                    united[name] = united.get(name, 0) + n
-    levels = np.linspace(0, 1, 101)
-    quantiles = [np.array(own["library_size_quantiles"]) for own in statistics]
-    sizes = np.unique(np.concatenate(quantiles))
-    below = sum(share * np.interp(sizes, own, levels) for share, own in zip(shares, quantiles, strict=True))
-    mixed = np.interp(levels, below, sizes)
-    return {
-        "cell_counts": counts,
-        "library_size_quantiles": mixed.tolist(),
-        "median_library_size": float(mixed[50]),
-        "max_count": max(own["max_count"] for own in statistics),
-        "nonzero_fraction": sum(s * own["nonzero_fraction"] for s, own in zip(shares, statistics, strict=True)),
-        "dropped_cells": sum(own["dropped_cells"] for own in statistics),
-        "sources": [source for own in statistics for source in own["sources"]],
-    }

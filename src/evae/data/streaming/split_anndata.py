@@ -1,23 +1,21 @@
 """A split of a dataset folder as AnnData, or a run of cells at a time where it is too large for that."""
 
-from pathlib import Path
-
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
-from evae.data.streaming.loader import DatasetInfo, resolve_dataset
-from evae.data.streaming.row_groups import flat_values
-from evae.models.contract_evae import EvaeError, near_matches
+from evae.data.format import AnyDataset, Dataset
+from evae.data.rows import flat_values
+from evae.models.contract_evae import EvaeError
 
 
 class DatasetSplit:
     """The cells of a split in their stored order, of which only a row group is ever in memory.
 
     Args:
-        path_or_id: dataset folder or Hub id.
+        dataset: a folder, a Hub id or an open `Dataset`; shards on the Hub are fetched when they are first read.
         split: "train", "validation" or "test".
 
     Attributes: `info` (the dataset's), `split`, `n_cells`.
@@ -26,20 +24,15 @@ class DatasetSplit:
         EvaeError: no such split, or no cells in it; reading raises it where a shard cannot be read.
     """
 
-    def __init__(self, path_or_id: str | Path, split: str):
-        self.info, self.split = DatasetInfo.load(path_or_id), split
-        if split not in self.info.n_cells:
-            raise EvaeError(f"no split '{split}'. {near_matches(split, list(self.info.n_cells))}")
-        self.n_cells = self.info.n_cells[split]
-        if not self.n_cells:
-            raise EvaeError(f"the split '{split}' of {path_or_id} holds no cells; prepare it with a split.")
-        folder = resolve_dataset(path_or_id, split)
-        shards = [s for s in self.info.statistics["shards"] if s["path"].startswith(f"data/{split}-")]
+    def __init__(self, dataset: AnyDataset, split: str):
+        dataset = Dataset.open(dataset)
+        self.info, self.split, self.n_cells = dataset.info, split, dataset.cells_of(split)
+        self._store = dataset.store
         step = self.info.statistics["row_group_rows"]
         self._groups = [
-            (folder / s["path"], i, min(step, s["rows"] - i * step))
-            for s in shards
-            for i in range(-(-s["rows"] // step))
+            (shard, i, min(step, rows - i * step))
+            for shard, rows in self.info.shards(split)
+            for i in range(-(-rows // step))
         ]
         self._ends = np.cumsum([0, *[rows for *_, rows in self._groups]])  # (row groups + 1,)
         self._last: tuple[int, sp.csr_matrix] | None = None
@@ -76,7 +69,10 @@ class DatasetSplit:
         return self._last[1]
 
     def _read(self, group: int, columns: list[str]):
-        path, index, _ = self._groups[group]
+        shard, index, _ = self._groups[group]
+        if group + 1 < len(self._groups):
+            self._store.expect(self._groups[group + 1][0])
+        path = self._store.path(shard)
         try:
             with pq.ParquetFile(path) as file:
                 return file.read_row_group(index, columns=columns)
@@ -84,11 +80,11 @@ class DatasetSplit:
             raise EvaeError(f"{path} cannot be read ({error}); fetch or make the dataset anew.") from error
 
 
-def read_split(path_or_id: str | Path, split: str) -> ad.AnnData:
+def read_split(dataset: AnyDataset, split: str) -> ad.AnnData:
     """All cells of a split in memory.
 
     Args:
-        path_or_id: dataset folder or Hub id.
+        dataset: a folder, a Hub id or an open `Dataset`.
         split: "train", "validation" or "test".
 
     Returns:
@@ -99,7 +95,7 @@ def read_split(path_or_id: str | Path, split: str) -> ad.AnnData:
     Raises:
         EvaeError: no such split, or no cells in it.
     """
-    cells = DatasetSplit(path_or_id, split)
+    cells = DatasetSplit(dataset, split)
     X = cells.counts(0, cells.n_cells)
     obs = cells.labels().rename(columns={"library_size": "full_library_size"})
     obs.insert(2, "library_size", np.asarray(X.sum(1)).ravel().astype(np.int64))

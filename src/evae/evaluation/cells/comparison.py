@@ -7,18 +7,16 @@ of the same cell type, and stand on both sides: a model is never judged by contr
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias
 
 import numpy as np
 
+from evae.data.format import Pair
 from evae.evaluation.cells.inputs import Data, Progress, Source, open_source, silent
 from evae.evaluation.cells.normalised import Cells, mean_of
 from evae.evaluation.cells.projection import Projection, fit_projection
 from evae.evaluation.cells.training_cells import TrainingCells, summarise_training
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.models.genes_evae import GeneColumns
-
-Pair: TypeAlias = tuple[str, str]  # (cell type, perturbation)
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from evae.data.format import Pair
 from evae.evaluation.cells.inputs import Progress, Source, silent
 from evae.evaluation.cells.normalised import Cells, StoredRows
 from evae.models.contract_evae import EvaeError
 from evae.models.genes_evae import GeneColumns
 
-Pair = tuple[str, str]  # (cell type, perturbation)
 MAX_REFERENCE = 20_000
 MAX_ELSEWHERE = 100_000
 MAX_PER_PERTURBATION = 1_000
