@@ -58,8 +58,8 @@ def prepare(
     named = hold_out_cell_type is not None or hold_out_perturbations is not None
     if named and split not in (None, AUTO):
         raise EvaeError("give either --split, or --hold-out-cell-type and --hold-out-perturbations.")
-    from evae.data.preparing.prepare import prepare_dataset
     from evae.data.format import DatasetInfo
+    from evae.data.preparing.prepare import prepare_dataset
 
     keys: dict[str, Any] = {
         "perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "control": control, "layer": layer,

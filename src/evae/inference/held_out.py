@@ -1,7 +1,6 @@
 """Held-out pairs of a dataset, and their prediction. A pair is a (cell type, perturbation)."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import anndata as ad
