@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
@@ -257,7 +258,8 @@ def test_a_damaged_shard_is_named_and_the_run_goes_on_with_a_whole_one(dataset, 
     shard = min((copy / "data").glob("train-*.parquet"))
     intact = shard.read_bytes()
     settings = tokenizer_settings(copy, tmp_path / "run", save_every=3)
-    middle = len(intact) // 3
+    genes = pq.ParquetFile(shard).metadata.row_group(0).column(0)
+    middle = genes.data_page_offset + genes.total_compressed_size // 2
     shard.write_bytes(intact[:middle] + bytes(b ^ 255 for b in intact[middle : middle + 200]) + intact[middle + 200 :])
     with pytest.raises(EvaeError, match=shard.name):
         train_tokenizer(settings)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from torch import nn
 
@@ -144,7 +145,7 @@ def load_tokenizer(path_or_id: str, info: DatasetInfo) -> EvaeModel:
     try:
         tokenizer = EvaeModel.from_pretrained(path_or_id)
         genes = list(EvaeProcessor.from_pretrained(path_or_id).genes)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
         raise EvaeError(
             f"the tokenizer '{path_or_id}' cannot be loaded ({reason}); finish, repeat or copy its run."
