@@ -199,7 +199,7 @@ def test_silent_without_progress_and_a_bar_with_it(h5ad, tmp_path, keys, capsys)
     prepare_dataset(h5ad, tmp_path / "quiet", **keys)
     assert capsys.readouterr() == ("", "")
     prepare_dataset(h5ad, tmp_path / "shown", **(keys | {"progress": True}))
-    assert "writing cells" in capsys.readouterr().out
+    assert "writing cells" in capsys.readouterr().err
 
 
 def test_a_handful_of_cells(tmp_path, keys):

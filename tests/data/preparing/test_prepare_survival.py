@@ -20,7 +20,7 @@ def _killed_after(monkeypatch, step: str, n_pieces: int) -> None:
 
     def last(*args):
         if len(done) == n_pieces:
-            path = next(a for a in reversed(args) if isinstance(a, Path))
+            path = args[-1] if isinstance(args[-1], Path) else args[-1].path
             path.parent.mkdir(parents=True, exist_ok=True)
             path.with_name(f"{UNFINISHED}1-elsewhere-{path.name}").write_text("half")
             raise KeyboardInterrupt

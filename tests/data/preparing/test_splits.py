@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from evae.data.preparing.splits import Split, read_split
+from evae.data.preparing.splits import Split, parse_split
 from evae.models.contract_evae import EvaeError
 
 TYPES = ["hepg2", "jurkat", "k562"]
@@ -18,7 +18,7 @@ def _read(split, **changes):
         "perturbations": PERTURBATIONS,
         "control": "non-targeting",
     }
-    return read_split(split, **(known | changes))
+    return parse_split(split, **(known | changes))
 
 
 def test_cross_product_holds_out_exactly_the_pairs():
@@ -56,7 +56,7 @@ def test_published_form_matches_by_name_else_by_values(tmp_path, columns, swappe
 )
 def test_published_files(real_data, name, keys, control, sizes):
     labels = json.loads((real_data / "splits" / f"scldm_{name}_train.json").read_text())["labels"]
-    split = read_split(
+    split = parse_split(
         real_data / "splits" / f"scldm_{name}_test.json",
         cell_type_key=keys[0],
         perturbation_key=keys[1],

@@ -1,8 +1,12 @@
-"""The steps of a conversion, block of cells by block of cells; each leaves files by which a killed run goes on."""
+"""The steps of a conversion, one block of cells after the other.
+
+Every block leaves a file, so a conversion that was killed does only what is missing.
+"""
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +17,11 @@ import scipy.sparse as sp
 
 from evae.common.files import atomic_write, write_json
 from evae.common.progress import Bar
-from evae.data.preparing.describe import Cells, Totals
+from evae.data.preparing.describe import CellLabels, Totals
 from evae.data.preparing.genes import Panel
 from evae.data.preparing.hvg import Sums, block_sums, scores_of_sums
 from evae.data.preparing.shards import RowPlan, gather_shard, scatter_rows
+from evae.data.preparing.splits import Split
 from evae.data.preparing.workers import Run
 from evae.data.reading.h5ad import H5adCounts
 from evae.data.reading.panel import over_panel
@@ -54,6 +59,78 @@ def all_blocks(sources: list[H5adCounts], chunk_size: int) -> list[Block]:
     return blocks
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """A conversion of files into a dataset folder: all that its steps share.
+
+    Attributes:
+        sources: the files.
+        labels: of the cells of all files.
+        kept: which cells are wanted, (cells,) bool.
+        held_out: which of them become the split `test`, (cells,) bool.
+        split: the rule behind `held_out`.
+        panel: the genes to keep.
+        keys: perturbation_key, cell_type_key, control and seed, as dataset.json holds them.
+        chunk_size: cells read at once.
+        folder: where the dataset is built.
+        run: does the work on blocks, in this process or in several.
+        bar: shows how far it is.
+    """
+
+    sources: list[H5adCounts]
+    labels: CellLabels
+    kept: np.ndarray
+    held_out: np.ndarray
+    split: Split
+    panel: Panel
+    keys: dict[str, Any]
+    chunk_size: int
+    folder: Path
+    run: Run
+    bar: Bar
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """All cells of all files, block by block."""
+        return all_blocks(self.sources, self.chunk_size)
+
+    @property
+    def scratch(self) -> Path:
+        """Where the steps keep the results of their blocks."""
+        return self.folder / "scratch"
+
+    def position(self, block: Block) -> np.ndarray:
+        """Where the genes of the panel stand in the file of a block, (panel,)."""
+        return self.panel.positions[block.source]
+
+
+@dataclass(frozen=True)
+class BlockRows:
+    """How the cells of a block become rows of shards.
+
+    Attributes:
+        block: the cells.
+        position: of the panel's genes in the file, (panel,).
+        schema: of the shards.
+        gene_dtype, count_dtype: of the two binary columns.
+        perturbation, cell_type: codes of the labels, (cells of the block,).
+        shard: where each cell goes, -1 for cells to drop, (cells of the block,).
+        place: of each cell within its split, (cells of the block,).
+        path: the file to write.
+    """
+
+    block: Block
+    position: np.ndarray
+    schema: pa.Schema
+    gene_dtype: np.dtype
+    count_dtype: np.dtype
+    perturbation: np.ndarray
+    cell_type: np.ndarray
+    shard: np.ndarray
+    place: np.ndarray
+    path: Path
+
+
 def panel_counts(source: H5adCounts, position: np.ndarray, block: Block) -> tuple[sp.csr_matrix, np.ndarray]:
     """Counts over the panel (cells, panel) CSR int64, and totals over all genes (cells,) int64."""
     counts = source.block(block.start, block.stop)
@@ -62,23 +139,36 @@ def panel_counts(source: H5adCounts, position: np.ndarray, block: Block) -> tupl
     return over_panel(counts, column, len(position)), np.asarray(counts.sum(1)).ravel()
 
 
-def most_variable(
-    run: Run, blocks: list[Block], panel: Panel, n_variable: int, training: np.ndarray, bar: Bar
-) -> Panel:
-    """The sub-panel of the `n_variable` most variable genes of the training cells."""
-    n_genes = len(panel.genes)
-    if n_variable > n_genes:
-        raise EvaeError(f"hvg:{n_variable} asks for more genes than the {n_genes:,} that there are.")
-    advance = bar.start("finding variable genes", 2 * len(training))
+def with_variable_genes(conversion: Conversion, n_variable: int) -> Conversion:
+    """The conversion with the `n_variable` genes of its panel that vary most among the training cells.
+
+    Raises:
+        EvaeError: the panel has fewer genes.
+    """
+    panel, path = conversion.panel, conversion.scratch / "panel.json"
+    if n_variable > len(panel.genes):
+        raise EvaeError(f"hvg:{n_variable} asks for more genes than the {len(panel.genes):,} that there are.")
+    if path.is_file():  # found by a run that was killed later
+        index = {gene: i for i, gene in enumerate(panel.genes)}
+        chosen = np.array([index[gene] for gene in json.loads(path.read_text())])
+    else:
+        chosen = np.sort(np.argsort(-_variability(conversion), kind="stable")[:n_variable])
+        write_json(path, panel.take(chosen).genes)
+    return replace(conversion, panel=panel.take(chosen))
+
+
+def _variability(conversion: Conversion) -> np.ndarray:
+    """How much each gene of the panel varies among the training cells, (panel,)."""
+    training = conversion.kept & ~conversion.held_out
+    advance = conversion.bar.start("finding variable genes", 2 * len(training))
 
     def sums(limit: np.ndarray | None) -> Iterator[Sums]:
-        tasks = ((b, panel.positions[b.source], training[b.rows], limit) for b in blocks)
-        for block, found in zip(blocks, run(_sums, tasks), strict=True):
+        tasks = ((b, conversion.position(b), training[b.rows], limit) for b in conversion.blocks)
+        for block, found in zip(conversion.blocks, conversion.run(_sums, tasks), strict=True):
             advance(block.stop - block.start)
             yield found
 
-    scores = scores_of_sums(sums)
-    return panel.take(np.sort(np.argsort(-scores, kind="stable")[:n_variable]))
+    return scores_of_sums(sums)
 
 
 def _sums(
@@ -88,13 +178,14 @@ def _sums(
     return block_sums(counts[np.flatnonzero(training)], limit)
 
 
-def measure(run: Run, blocks: list[Block], panel: Panel, folder: Path, bar: Bar) -> Totals:
+def measure(conversion: Conversion) -> Totals:
     """Check the counts of all cells and add them up."""
+    blocks, folder = conversion.blocks, conversion.scratch / "measured"
     n = blocks[-1].rows.stop
     totals = Totals(np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int32), 0)
-    advance = bar.start("checking counts", n)
+    advance = conversion.bar.start("checking counts", n)
     missing = [b for b in blocks if not b.file(folder).is_file()]
-    done = run(_measure, ((b, panel.positions[b.source], b.file(folder)) for b in missing))
+    done = conversion.run(_measure, ((b, conversion.position(b), b.file(folder)) for b in missing))
     ready = {b.number for b in blocks} - {b.number for b in missing}
     for block in blocks:
         if block.number not in ready:
@@ -121,80 +212,69 @@ def _measure(sources: list[H5adCounts], block: Block, position: np.ndarray, path
         pq.write_table(pa.table(columns), temporary)
 
 
-def write_cells(
-    run: Run,
-    blocks: list[Block],
-    panel: Panel,
-    cells: Cells,
-    plan: RowPlan,
-    meta: dict[str, Any],
-    folder: Path,
-    scratch: Path,
-    bar: Bar,
-) -> None:
-    """The shards: every block scattered by shard, then every shard gathered."""
-    schema = shard_schema(cell_features(cells.perturbations, cells.cell_types), panel.genes)
-    dtypes = np.dtype(meta["gene_dtype"]), np.dtype(meta["count_dtype"])
-    advance = bar.start("writing cells", len(plan.split))
-    missing = [b for b in blocks if not b.file(scratch).is_file()]
-    advance(len(plan.split) - sum(b.stop - b.start for b in missing))
-    shard = np.where(plan.split >= 0, plan.shard, -1)
-    tasks = (
-        (b, panel.positions[b.source], schema, dtypes, cells.perturbation[b.rows], cells.cell_type[b.rows],
-         shard[b.rows], plan.place[b.rows], b.file(scratch))
-        for b in missing
-    )  # fmt: skip
-    for block, _ in zip(missing, run(_scatter, tasks), strict=True):
-        advance(block.stop - block.start)
-    advance = bar.start("ordering shards", sum(n for _, n in plan.shards))
-    files = [b.file(scratch) for b in blocks]
-    left = [(i, n, folder / name) for i, (name, n) in enumerate(plan.shards) if not (folder / name).is_file()]
-    advance(sum(n for _, n in plan.shards) - sum(n for _, n, _ in left))
-    gathered = run(_gather, ((files, i, schema, meta["row_group_rows"], path) for i, _, path in left))
+def write_cells(conversion: Conversion, plan: RowPlan, meta: dict[str, Any]) -> None:
+    """Write the shards: sort the cells of every block by shard, then bring the rows of every shard together.
+
+    Args:
+        conversion: what is converted.
+        plan: where every cell goes.
+        meta: the content of dataset.json.
+    """
+    labels = conversion.labels
+    schema = shard_schema(cell_features(labels.perturbations, labels.cell_types), conversion.panel.genes)
+    _scatter_blocks(conversion, plan, meta, schema)
+    files = [b.file(conversion.scratch / "scattered") for b in conversion.blocks]
+    shards = [(i, n, conversion.folder / name) for i, (name, n) in enumerate(plan.shards)]
+    left = [(i, n, path) for i, n, path in shards if not path.is_file()]
+    n_left, n_all = (sum(n for _, n, _ in some) for some in (left, shards))
+    advance = conversion.bar.start("ordering shards", n_all, n_all - n_left)
+    gathered = conversion.run(_gather, ((files, i, schema, meta["row_group_rows"], path) for i, _, path in left))
     for (_, n, path), found in zip(left, gathered, strict=True):
         assert found == n, f"{path} holds {found} cells, not {n}"
         advance(n)
 
 
-def _scatter(
-    sources: list[H5adCounts],
-    block: Block,
-    position: np.ndarray,
-    schema: pa.Schema,
-    dtypes: tuple[np.dtype, np.dtype],
-    perturbation: np.ndarray,
-    cell_type: np.ndarray,
-    shard: np.ndarray,
-    place: np.ndarray,
-    path: Path,
-) -> None:
-    source = sources[block.source]
-    counts, full = panel_counts(source, position, block)
-    columns = (perturbation, cell_type, full, source.cell_ids(block.start, block.stop))
+def _scatter_blocks(conversion: Conversion, plan: RowPlan, meta: dict[str, Any], schema: pa.Schema) -> None:
+    folder, labels = conversion.scratch / "scattered", conversion.labels
+    missing = [b for b in conversion.blocks if not b.file(folder).is_file()]
+    n_left = sum(b.stop - b.start for b in missing)
+    advance = conversion.bar.start("writing cells", len(plan.split), len(plan.split) - n_left)
+    shard = np.where(plan.split >= 0, plan.shard, -1)
+    tasks = (
+        BlockRows(
+            block=b,
+            position=conversion.position(b),
+            schema=schema,
+            gene_dtype=np.dtype(meta["gene_dtype"]),
+            count_dtype=np.dtype(meta["count_dtype"]),
+            perturbation=labels.perturbation[b.rows],
+            cell_type=labels.cell_type[b.rows],
+            shard=shard[b.rows],
+            place=plan.place[b.rows],
+            path=b.file(folder),
+        )
+        for b in missing
+    )
+    for block, _ in zip(missing, conversion.run(_scatter, ((task,) for task in tasks)), strict=True):
+        advance(block.stop - block.start)
+
+
+def _scatter(sources: list[H5adCounts], to: BlockRows) -> None:
+    source = sources[to.block.source]
+    counts, full = panel_counts(source, to.position, to.block)
+    columns = (to.perturbation, to.cell_type, full, source.cell_ids(to.block.start, to.block.stop))
     rows = pa.record_batch(
         [
-            binary_rows(counts.indices.astype(dtypes[0]), counts.indptr),
-            binary_rows(counts.data.astype(dtypes[1]), counts.indptr),
-            *(pa.array(values, type=f.type) for values, f in zip(columns, list(schema)[2:], strict=True)),
+            binary_rows(counts.indices.astype(to.gene_dtype), counts.indptr),
+            binary_rows(counts.data.astype(to.count_dtype), counts.indptr),
+            *(pa.array(values, type=f.type) for values, f in zip(columns, list(to.schema)[2:], strict=True)),
         ],
-        schema=schema,
+        schema=to.schema,
     )
-    scatter_rows(rows, shard, place, path)
+    scatter_rows(rows, to.shard, to.place, to.path)
 
 
 def _gather(
     sources: list[H5adCounts], files: list[Path], shard: int, schema: pa.Schema, group_rows: int, target: Path
 ) -> int:
     return gather_shard(files, shard, schema, group_rows, target)
-
-
-def remembered_panel(path: Path, panel: Panel) -> Panel | None:
-    """The sub-panel that a killed run had found already."""
-    if not path.is_file():
-        return None
-    index = {gene: i for i, gene in enumerate(panel.genes)}
-    return panel.take(np.array([index[gene] for gene in json.loads(path.read_text())]))
-
-
-def remember_panel(path: Path, panel: Panel) -> None:
-    write_json(path, panel.genes)

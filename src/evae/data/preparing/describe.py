@@ -15,7 +15,7 @@ from evae.models.contract_evae import EvaeError
 
 
 @dataclass
-class Cells:
+class CellLabels:
     """The labels of all cells of all files, in order: codes into the two vocabularies."""
 
     perturbation: np.ndarray  # (cells,) int32
@@ -34,22 +34,22 @@ class Totals:
     max_count: int
 
 
-def describe(cells: Cells, panel: Panel, totals: Totals, plan: RowPlan, control: str) -> dict[str, Any]:
+def describe(labels: CellLabels, panel: Panel, totals: Totals, plan: RowPlan, control: str) -> dict[str, Any]:
     """The content of dataset.json, but for the sources."""
     train = plan.split == SPLITS.index("train")
     library = totals.panel[train]
     width = next((w for w in (1, 2, 4) if totals.max_count < 1 << (8 * w)), None)
     if width is None:
         raise EvaeError(f"the largest count, {totals.max_count:,}, is no count of molecules; check the layer.")
-    shape = (len(cells.cell_types), len(cells.perturbations))
+    shape = (len(labels.cell_types), len(labels.perturbations))
     counts: dict[str, dict[str, dict[str, int]]] = {}
     for s, name in enumerate(SPLITS):
         rows = plan.split == s
-        pairs = np.ravel_multi_index((cells.cell_type[rows], cells.perturbation[rows]), shape)
+        pairs = np.ravel_multi_index((labels.cell_type[rows], labels.perturbation[rows]), shape)
         table = np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
         counts[name] = {
-            kind: {p: int(n) for p, n in zip(cells.perturbations, row, strict=True) if n}
-            for kind, row in zip(cells.cell_types, table, strict=True)
+            kind: {p: int(n) for p, n in zip(labels.perturbations, row, strict=True) if n}
+            for kind, row in zip(labels.cell_types, table, strict=True)
             if row.any()
         }
     return {

@@ -7,7 +7,6 @@ and 789 MB at 250,000 cells x 2,000 genes (823 MB with `hvg:1000`), 764 MB at 10
 libraries. The folder is built as `OUT.partial` and renamed when it is whole.
 """
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -20,22 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evae.common.digests import file_digest
-from evae.common.progress import Bar, progress_bar
+from evae.common.files import write_json, write_text
+from evae.common.progress import progress_bar
 from evae.data.preparing.card import dataset_card
-from evae.data.preparing.convert import (
-    all_blocks,
-    measure,
-    most_variable,
-    remember_panel,
-    remembered_panel,
-    write_cells,
-)
-from evae.data.preparing.describe import Cells, describe, describe_source
-from evae.data.preparing.genes import Panel, match_panel, parse_genes
+from evae.data.preparing.convert import Conversion, measure, with_variable_genes, write_cells
+from evae.data.preparing.describe import CellLabels, describe, describe_source
+from evae.data.preparing.genes import match_panel, parse_genes
 from evae.data.preparing.shards import RowPlan, plan_rows
-from evae.data.preparing.splits import Split, read_split
+from evae.data.preparing.splits import Split, parse_split
 from evae.data.preparing.work_folder import work_folder, work_folder_of
-from evae.data.preparing.workers import Run, open_sources, workers
+from evae.data.preparing.workers import open_sources, workers
 from evae.data.reading.h5ad import H5adCounts
 from evae.models.contract_evae import EvaeError, look_up, near_matches
 
@@ -91,23 +84,23 @@ def prepare_dataset(
     if not paths or chunk_size < 1 or n_workers < 1:
         raise EvaeError("give at least one h5ad file, and a chunk size and a number of workers of at least 1.")
     out = Path(out)
-    partial = work_folder_of(out)
     with ExitStack() as stack:
-        sources = open_sources(paths, layer, partial / "scratch" / "transposed")
+        sources = open_sources(paths, layer, work_folder_of(out) / "scratch" / "transposed")
         for source in sources:
             stack.callback(source.close)
         kept = _chosen(sources, where or {})
-        cells = _read_labels(sources, perturbation_key, cell_type_key, control, cell_types, kept)
-        rule = read_split(
+        labels = _read_labels(sources, perturbation_key, cell_type_key, control, cell_types, kept)
+        rule = parse_split(
             split,
             cell_type_key=cell_type_key,
             perturbation_key=perturbation_key,
-            cell_types=cells.cell_types,
-            perturbations=cells.perturbations,
+            cell_types=labels.cell_types,
+            perturbations=labels.perturbations,
             control=control,
         )
-        held_out = rule.held_out(cells.cell_type, cells.perturbation, cells.cell_types, cells.perturbations, seed)
-        held_out &= kept
+        held_out = kept & rule.held_out(
+            labels.cell_type, labels.perturbation, labels.cell_types, labels.perturbations, seed
+        )
         _check_split(rule, held_out)
         n_variable, wanted = parse_genes(genes)
         panel = match_panel(sources, wanted, min_coverage, aliases)
@@ -121,9 +114,8 @@ def prepare_dataset(
         folder = stack.enter_context(work_folder(out, job))
         run = stack.enter_context(workers(n_workers, sources, layer, folder / "scratch" / "transposed"))
         bar = stack.enter_context(progress_bar(progress))
-        _convert(
-            folder, out.name, sources, cells, panel, n_variable, rule, (kept, held_out), keys, chunk_size, run, bar
-        )
+        conversion = Conversion(sources, labels, kept, held_out, rule, panel, keys, chunk_size, folder, run, bar)
+        _convert(conversion, out.name, n_variable)
     return out
 
 
@@ -133,38 +125,20 @@ def _identity(path: Path) -> list[Any]:
     return [str(path.resolve()), state.st_size, state.st_mtime_ns]
 
 
-def _convert(
-    folder: Path,
-    title: str,
-    sources: list[H5adCounts],
-    cells: Cells,
-    panel: Panel,
-    n_variable: int | None,
-    rule: Split,
-    chosen: tuple[np.ndarray, np.ndarray],
-    keys: dict[str, Any],
-    chunk_size: int,
-    run: Run,
-    bar: Bar,
-) -> None:
-    """Fill the folder; every step skips what it finds done. `chosen` are the masks of kept and held-out cells."""
-    kept, held_out = chosen
-    scratch = folder / "scratch"
-    blocks = all_blocks(sources, chunk_size)
+def _convert(conversion: Conversion, title: str, n_variable: int | None) -> None:
+    """Fill the folder; every step skips what it finds done."""
     if n_variable is not None:
-        known = remembered_panel(scratch / "panel.json", panel)
-        if known is None:
-            known = most_variable(run, blocks, panel, n_variable, kept & ~held_out, bar)
-            remember_panel(scratch / "panel.json", known)
-        panel = known
-    totals = measure(run, blocks, panel, scratch / "measured", bar)
-    plan = plan_rows(kept & (totals.panel > 0), held_out, keys["seed"], 6.0 * float(totals.expressed.mean()))
-    meta = describe(cells, panel, totals, plan, keys["control"]) | keys
+        conversion = with_variable_genes(conversion, n_variable)
+    panel, kept = conversion.panel, conversion.kept
+    totals = measure(conversion)
+    seed, control = conversion.keys["seed"], conversion.keys["control"]
+    plan = plan_rows(kept & (totals.panel > 0), conversion.held_out, seed, 6.0 * float(totals.expressed.mean()))
+    meta = describe(conversion.labels, panel, totals, plan, control) | conversion.keys
     meta["dropped_cells"] -= int((~kept).sum())  # those were not asked for
-    meta["sources"] = [describe_source(s, panel, i) for i, s in enumerate(sources)]
-    write_cells(run, blocks, panel, cells, plan, meta, folder, scratch / "scattered", bar)
-    _write_rest(folder, title, cells, panel, plan, meta, rule)
-    shutil.rmtree(scratch)
+    meta["sources"] = [describe_source(s, panel, i) for i, s in enumerate(conversion.sources)]
+    write_cells(conversion, plan, meta)
+    _write_rest(conversion, title, plan, meta)
+    shutil.rmtree(conversion.scratch)
 
 
 def _chosen(sources: list[H5adCounts], where: Mapping[str, str]) -> np.ndarray:
@@ -186,7 +160,7 @@ def _read_labels(
     control: str,
     cell_types: Sequence[str] | None,
     kept: np.ndarray,
-) -> Cells:
+) -> CellLabels:
     """The labels of all cells; the vocabularies are those of the kept ones."""
     if cell_types is not None and len(cell_types) != len(sources):
         raise EvaeError(f"{len(cell_types)} cell types for {len(sources)} files; give one for each file.")
@@ -209,7 +183,7 @@ def _read_labels(
         recoded = [np.array([index.get(n, 0) for n in own], dtype=np.int32)[codes] for codes, own in per_file]
         columns[key] = np.concatenate(recoded), names
     perturbation, cell_type = columns[perturbation_key], columns[cell_type_key]
-    return Cells(perturbation[0], cell_type[0], perturbation[1], cell_type[1])
+    return CellLabels(perturbation[0], cell_type[0], perturbation[1], cell_type[1])
 
 
 def _check_split(rule: Split, held_out: np.ndarray) -> None:
@@ -217,17 +191,16 @@ def _check_split(rule: Split, held_out: np.ndarray) -> None:
         raise EvaeError("the split holds out no cell: its cell types and perturbations never occur together.")
 
 
-def _write_rest(
-    folder: Path, title: str, cells: Cells, panel: Panel, plan: RowPlan, meta: dict[str, Any], rule: Split
-) -> None:
+def _write_rest(conversion: Conversion, title: str, plan: RowPlan, meta: dict[str, Any]) -> None:
     """The vocabularies, the split, the statistics and the card."""
+    folder, panel, labels = conversion.folder, conversion.panel, conversion.labels
     genes = pa.table({"symbol": panel.genes, "ensembl_id": panel.ensembl_ids})
     pq.write_table(genes, folder / "genes.parquet")
-    pq.write_table(pa.table({"name": cells.perturbations}), folder / "perturbations.parquet")
-    pq.write_table(pa.table({"name": cells.cell_types}), folder / "cell_types.parquet")
+    pq.write_table(pa.table({"name": labels.perturbations}), folder / "perturbations.parquet")
+    pq.write_table(pa.table({"name": labels.cell_types}), folder / "cell_types.parquet")
     meta["shards"] = [{"path": path, "rows": rows, "sha256": file_digest(folder / path)} for path, rows in plan.shards]
-    split = rule.to_dict()
-    (folder / "split.json").write_text(json.dumps(split, indent=1))
-    (folder / "dataset.json").write_text(json.dumps(meta, indent=1))
-    sizes = (len(panel.genes), len(cells.perturbations), len(cells.cell_types))
-    (folder / "README.md").write_text(dataset_card(title, meta, split, sizes))
+    split = conversion.split.to_dict()
+    write_json(folder / "split.json", split)
+    write_json(folder / "dataset.json", meta)
+    sizes = (len(panel.genes), len(labels.perturbations), len(labels.cell_types))
+    write_text(folder / "README.md", dataset_card(title, meta, split, sizes))

@@ -53,7 +53,7 @@ class Split:
         return mask
 
 
-def read_split(
+def parse_split(
     split: str | Path | Mapping[str, Any] | None,
     *,
     cell_type_key: str,
