@@ -8,7 +8,7 @@ import typer
 
 from evae.cli.files import check_free, need_file
 from evae.cli.options import EMBEDDINGS, Device, Layer, Model, Overwrite, check_known, check_model
-from evae.cli.terminal import quiet_transformers, say
+from evae.cli.terminal import quiet_transformers, say, watched
 
 
 def embed(
@@ -40,7 +40,9 @@ def embed(
     from evae.inference.embedding_files import embed_file
 
     quiet_transformers()
-    result = embed_file(load_checkpoint(model), file, out, kind, layer=layer, device=device, overwrite=overwrite)
+    result = embed_file(
+        load_checkpoint(model), file, out, kind, layer=layer, device=device, overwrite=overwrite, progress=watched()
+    )
     if result is None:  # another process speaks
         return
     seconds = max(time.monotonic() - started, 1e-3)

@@ -7,7 +7,7 @@ import typer
 
 from evae.cli.files import check_folder, fresh_folder, need_file
 from evae.cli.options import CellTypeKey, Overwrite, PerturbationKey, check_known, check_model
-from evae.cli.terminal import console, quiet_transformers, say
+from evae.cli.terminal import console, quiet_transformers, say, watched
 from evae.models.contract_evae import EvaeError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def evaluate(
 
     how: dict[str, Any] = files if dataset is None else dataset_cells(dataset)
     how |= {"perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "suite": suite}
-    how |= {"seeds": tuple(range(seeds)), "progress": console().is_terminal}
+    how |= {"seeds": tuple(range(seeds)), "progress": watched()}
     result = run_evaluation(predicted, **how, extra_baselines=() if baseline is None else (baseline,))
     alone = None if tokenizer is None else _tokenizer_alone(tokenizer, dataset, how)
     console().print(summary_table(result, alone))

@@ -7,7 +7,7 @@ import typer
 
 from evae.cli.files import check_free, need_file, write_h5ad
 from evae.cli.options import CellTypeKey, Device, Layer, Model, Overwrite, PerturbationKey, check_model
-from evae.cli.terminal import quiet_transformers, say
+from evae.cli.terminal import quiet_transformers, say, watched
 from evae.models.contract_evae import EvaeError, near_matches, split_names
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def predict(
     quiet_transformers()
     pipe = pipeline(model, device)
     options = {"guidance_scale": guidance_scale, "num_steps": steps, "compile": compile or None}
-    how: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
+    how: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": watched()}
     how |= {name: value for name, value in options.items() if value is not None}
     if held_out is not None:
         predicted = predict_held_out(pipe, held_out, **how)

@@ -7,7 +7,7 @@ import typer
 
 from evae.cli.files import need_file
 from evae.cli.options import CellTypeKey, PerturbationKey
-from evae.cli.terminal import join_names, say
+from evae.cli.terminal import join_names, say, watched
 from evae.models.contract_evae import EvaeError, split_names
 
 AUTO = "auto"
@@ -80,6 +80,7 @@ def prepare(
         n_workers=workers,
         aliases=aliases,
         min_coverage=min_coverage,
+        progress=watched(),
     )
     info = DatasetInfo.load(folder)
     say(info.summary())

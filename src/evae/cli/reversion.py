@@ -8,7 +8,7 @@ import typer
 
 from evae.cli.files import check_folder, fresh_folder, need_file
 from evae.cli.options import EMBEDDINGS, Device, Layer, Overwrite, Seed, check_known, check_model, names_of
-from evae.cli.terminal import console, quiet_transformers, say
+from evae.cli.terminal import console, quiet_transformers, say, watched
 from evae.models.contract_evae import EvaeError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def reversion(
         n_components=components,
         seed=seed,
         device=device,
-        progress=console().is_terminal,
+        progress=watched(),
     )
     console().print(result.rich())
     with fresh_folder(out, RESULT, overwrite) as folder:
