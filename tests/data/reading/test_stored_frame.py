@@ -1,0 +1,96 @@
+"""obs and var of h5ad files as anndata versions and other writers store them."""
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from anndata.io import write_elem
+
+from evae.data.reading.h5ad import H5adCounts
+from evae.data.reading.stored_frame import StoredFrame
+from evae.models.contract_evae import EvaeError
+
+CELLS, GENES = ["c0", "c1", "c2"], ["A", "B"]
+
+
+@pytest.fixture
+def path(tmp_path):
+    var = pd.DataFrame({"gene_ids": ["ENSG00000000001", "ENSG00000000002"], "n_cells": [3, 2]}, index=GENES)
+    obs = pd.DataFrame({"label": pd.Categorical(["x", "y", "x"])}, index=CELLS)
+    ad.AnnData(np.ones((3, 2), np.float32), obs=obs, var=var).write_h5ad(tmp_path / "cells.h5ad")
+    return tmp_path / "cells.h5ad"
+
+
+def replace_index(path, values):
+    """Store the index of both tables anew; `values` makes an element of an array of text."""
+    with h5py.File(path, "r+") as file:
+        for table in ("obs", "var"):
+            group = file[table]
+            key = group.attrs["_index"]
+            names = group[key].asstr()[:]
+            del group[key]
+            write_elem(group, key, values(names))
+
+
+@pytest.mark.parametrize(
+    "values", [lambda names: names.astype(object), pd.Categorical, lambda names: names.astype("S4")], ids=str
+)
+def test_every_index(path, values):
+    replace_index(path, values)
+    source = H5adCounts(path)
+    assert source.genes == GENES
+    assert source.cell_ids(1, 3).tolist() == CELLS[1:]
+
+
+def test_a_nullable_index(path):
+    """As anndata 0.13 writes it with pandas 3: a group of values and mask."""
+    with h5py.File(path, "r+") as file:
+        for table in ("obs", "var"):
+            group = file[table]
+            key = group.attrs["_index"]
+            names = group[key].asstr()[:]
+            del group[key]
+            stored = group.create_group(key)
+            kind = {"encoding-type": "nullable-string-array", "encoding-version": "0.1.0", "na-value": "NaN"}
+            stored.attrs.update(kind)
+            write_elem(stored, "values", names.astype(object))
+            write_elem(stored, "mask", np.zeros(len(names), bool))
+    source = H5adCounts(path)
+    assert source.genes == GENES
+    assert source.cell_ids(0, 2).tolist() == CELLS[:2]
+
+
+def test_columns_that_are_not_needed_are_not_read(path):
+    with h5py.File(path, "r+") as file:
+        file["var/n_cells"].attrs["encoding-type"] = "of a later version"
+    assert H5adCounts(path).gene_columns.ensembl_ids == ["ENSG00000000001", "ENSG00000000002"]
+    with h5py.File(path) as file:
+        frame = StoredFrame(file["var"], "var")
+        assert list(frame) == ["gene_ids", "n_cells"]
+        assert len(frame) == 2
+        with pytest.raises(KeyError):
+            frame["label"]
+
+
+def test_tables_without_the_marks_of_anndata(path):
+    """Other writers leave the attributes out; then the columns are what is stored."""
+    with h5py.File(path, "r+") as file:
+        for table in ("obs", "var"):
+            for mark in list(file[table].attrs):
+                del file[table].attrs[mark]
+    source = H5adCounts(path)
+    assert source.genes == GENES
+    assert [source.labels("label")[1][c] for c in source.labels("label")[0]] == ["x", "y", "x"]
+
+
+def test_what_cannot_be_read_is_said(path):
+    with h5py.File(path, "r+") as file:
+        del file["var/_index"]
+        del file["obs"]
+        file["obs"] = np.zeros(3, dtype=[("index", "S2"), ("label", "i4")])
+    source = H5adCounts(path)
+    with pytest.raises(EvaeError, match=r"var of .*cells\.h5ad has no '_index'; write the file with anndata"):
+        source.genes  # noqa: B018
+    with pytest.raises(EvaeError, match=r"obs of .*cells\.h5ad was written by an anndata before 0\.7"):
+        source.labels("label")
