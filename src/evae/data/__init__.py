@@ -1,1 +1,35 @@
-"""Data: from h5ad files to a dataset folder on disk, and from there to sparse batches."""
+"""Data: h5ad files become a dataset folder, and a dataset folder or Hub dataset becomes batches of cells.
+
+Enters: h5ad files of raw counts, dataset folders, Hub ids, and `IterableDataset`s of HF `datasets`. Leaves: dataset
+folders, sparse batches, splits as AnnData. The files beside the inner rooms say what a dataset folder is (`format`), how
+a cell stands in it (`rows`) and where its shards lie (`store`). May import: `common` and the input contract.
+
+The public names are imported when they are first asked for, so that `evae prepare` need not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evae.data.format import Dataset, DatasetInfo
+    from evae.data.preparing.prepare import prepare_dataset
+    from evae.data.streaming.loader import CellLoader
+    from evae.data.streaming.split_anndata import DatasetSplit, read_split
+
+__all__ = ["CellLoader", "Dataset", "DatasetInfo", "DatasetSplit", "prepare_dataset", "read_split"]
+
+_WHERE = {
+    "CellLoader": "streaming.loader",
+    "Dataset": "format",
+    "DatasetInfo": "format",
+    "DatasetSplit": "streaming.split_anndata",
+    "prepare_dataset": "preparing.prepare",
+    "read_split": "streaming.split_anndata",
+}
+
+if not TYPE_CHECKING:  # a type checker would take every name for granted
+
+    def __getattr__(name: str) -> Any:
+        if name not in _WHERE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
