@@ -1,8 +1,8 @@
 """Data: h5ad files become a dataset folder, and a dataset folder or Hub dataset becomes batches of cells.
 
 Enters: h5ad files of raw counts, dataset folders, Hub ids, and `IterableDataset`s of HF `datasets`. Leaves: dataset
-folders, sparse batches, splits as AnnData. The files beside the inner rooms say what a dataset folder is (`format`), how
-a cell stands in it (`rows`) and where its shards lie (`store`). May import: `common` and the input contract.
+folders, sparse batches, splits as AnnData. The files beside the inner rooms say what a dataset folder is (`format`),
+how a cell stands in it (`rows`) and where its shards lie (`store`). May import: `common` and the input contract.
 
 The public names are imported when they are first asked for, so that `evae prepare` need not wait for torch.
 """
