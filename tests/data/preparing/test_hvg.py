@@ -53,7 +53,7 @@ def test_scores_are_the_published_formula():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "n_top"), [("kang_ifnb", 2000), ("perturbench_4lines", 100)])
 def test_same_genes_as_scanpy(real_data, name, n_top):
-    scanpy = pytest.importorskip("scanpy")
+    scanpy = pytest.importorskip("scanpy", reason="scanpy comes with cell-eval, in the extra eval")
     pytest.importorskip("skmisc", reason="scanpy's seurat_v3 needs scikit-misc")
     adata = ad.read_h5ad(real_data / f"{name}.h5ad")
     reference = scanpy.pp.highly_variable_genes(adata, flavor="seurat_v3", n_top_genes=n_top, inplace=False)

@@ -243,7 +243,8 @@ def test_final_weights(toy, tmp_path, ema_decay, name, final_weights, step):
 
 
 def test_tensorboard_gets_the_losses(toy, tmp_path):
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    name = "tensorboard.backend.event_processing.event_accumulator"
+    events = pytest.importorskip(name, reason="tensorboard is in the extra dev")
     toy.run_toy(output_dir=tmp_path, report_to="tensorboard", **SMALL)
     (folder,) = {file.parent for file in (tmp_path / "tensorboard").glob("events*")}
     recorded = events.EventAccumulator(str(folder))
