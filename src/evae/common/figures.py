@@ -9,6 +9,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from evae.common.files import atomic_write
+
 REAL = "#0072B2"  # blue   } Okabe & Ito 2008
 GENERATED = "#D55E00"  # vermillion
 FLOOR = "#009E73"  # green: what real cells reach among themselves
@@ -58,9 +60,9 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    """Write a PNG, whole or not at all."""
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary)
     return path
 
 

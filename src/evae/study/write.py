@@ -32,7 +32,7 @@ def write_study(study: Study, numbers: pd.DataFrame, out: Path) -> None:
         out: the study's folder.
     """
     out.mkdir(parents=True, exist_ok=True)
-    numbers.to_csv(out / "study.csv", index=False)
+    write_text(out / "study.csv", numbers.to_csv(index=False))
     figures = []
     with look():
         for name, figure in (("radar.png", plot_radars(numbers)), ("heads.png", plot_head_axis(numbers))):

@@ -1,8 +1,7 @@
 """The gene panel of a dataset: all shared genes, a panel file, or the highly variable ones.
 
-Genes match by Ensembl id where both sides have one, else by symbol, then by alias where a table of aliases is given. A
-panel gene that a file does not measure is left out of the panel (zeros are never invented), and the coverage is
-reported; below a threshold it raises.
+Genes match by Ensembl id where both sides have one, else by symbol, else by alias if a table of aliases is given. A
+gene that a file does not measure leaves the panel: zeros are never invented. Too little coverage of the panel raises.
 """
 
 import csv

@@ -1,10 +1,14 @@
-"""From h5ad files of raw counts to a dataset folder of Parquet shards, in constant memory.
+"""h5ad files of raw counts become a dataset folder of Parquet shards, in constant memory.
 
-Every file is read twice in blocks of cells: once to check the counts and to measure them, once to write them
-(`hvg:N` reads them twice more before). What grows with the number of cells are labels, totals and the shuffle, about
-60 bytes a cell and for moments some 200. Peak memory of `evae prepare`, 15 % of the genes expressed: 743 MB at 50,000
-and 789 MB at 250,000 cells x 2,000 genes (823 MB with `hvg:1000`), 764 MB at 10,000 x 18,000, 600 MB of it the
-libraries. The folder is built as `OUT.partial` and renamed when it is whole.
+Every file is read twice, block by block: first to check and measure the counts, then to write them. `hvg:N` reads the
+files twice more before. The folder is built as `OUT.partial` and renamed when it is whole.
+
+Memory holds one block of cells or one shard, and of every cell its labels, totals and place: about 60 bytes, at times
+200. Peaks of `evae prepare` where 15 % of the genes are expressed, 600 MB of each for the libraries:
+
+     50,000 cells x  2,000 genes    743 MB
+    250,000 cells x  2,000 genes    789 MB, 823 MB with `hvg:1000`
+     10,000 cells x 18,000 genes    764 MB
 """
 
 import shutil

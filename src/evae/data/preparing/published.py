@@ -1,7 +1,8 @@
-"""Published data sets: files fetched so that a cut costs nothing, and turned into a dataset folder.
+"""Published data sets: the files are fetched, then made into a dataset folder.
 
-A file is fetched in ranges into `NAME.part`, which a later run goes on with; its size and checksum are compared with
-the published ones where these are known, and else stored beside it in `NAME.json` when it first arrives.
+A file is fetched in ranges into `NAME.part`. When the connection breaks or the run is killed, the next one goes on
+from there. Size and checksum must be the published ones. Where none were published, they must be those of the first
+time, which are kept in `NAME.json`.
 """
 
 import argparse

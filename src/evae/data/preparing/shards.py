@@ -1,7 +1,7 @@
 """Writing the Parquet shards of a dataset folder: rows scattered to their shard, then permuted within it.
 
-A row is one cell, see `evae.data.rows`. Each block of rows is first written sorted by shard, then each shard is
-gathered from these files alone and put in order, so memory holds one block or one shard.
+A row is one cell, see `evae.data.rows`. Memory holds one block of cells or one shard. First every block is sorted by
+shard and written to a scratch file. Then the rows of every shard are gathered from these files and put in order.
 """
 
 import json

@@ -43,12 +43,12 @@ def workers(n: int, sources: list[H5adCounts], layer: str | None, scratch: Path)
 
 
 def _in_order(
-    pool: ProcessPoolExecutor, ahead: int, function: Callable[..., Any], tasks: Iterable[Task]
+    pool: ProcessPoolExecutor, n_waiting: int, function: Callable[..., Any], tasks: Iterable[Task]
 ) -> Iterator[Any]:
     waiting: deque[Future] = deque()
     for task in tasks:
         waiting.append(pool.submit(_call, function, task))
-        if len(waiting) > ahead:
+        if len(waiting) > n_waiting:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
