@@ -1,4 +1,8 @@
-"""Evaluation of predicted cells: metrics, baselines, tables, reports. `evaluate` is the way in."""
+"""Predicted cells beside real ones and baselines. `evaluate` is the way in.
+
+Enters: predicted, real and training cells as AnnData, h5ad files or splits of a dataset. Leaves: an
+`EvaluationResult` with tables, plots, a report, and the numbers of a model card. May import: its inner rooms, `common`.
+"""
 
 from evae.evaluation.metrics.distances import distribution_metrics
 from evae.evaluation.report.model_index import model_index

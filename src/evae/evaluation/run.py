@@ -13,7 +13,7 @@ from evae.common.progress import progress_bar
 from evae.evaluation.cells.comparison import Comparison, compare
 from evae.evaluation.cells.inputs import Data, Progress, require
 from evae.evaluation.protocols.cell_eval_adapter import cell_eval_protocol
-from evae.evaluation.protocols.de_protocol import de_protocol, default_cache
+from evae.evaluation.protocols.differential import de_protocol, default_cache
 from evae.evaluation.protocols.distribution import (
     diversity_protocol,
     paper_protocol,

@@ -8,12 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from evae.common.figures import BACKGROUND, BASELINE, FLOOR, GENERATED, REAL, TEXT, look, new_figure, save
+from evae.common.figures import BACKGROUND, BASELINE, GENERATED, GUIDE, PALETTE, REAL, TEXT, look, new_figure, save
 from evae.reversion.enrichment import null_band, recovery_curve
 from evae.reversion.numbers import MethodResult, ReversionNumbers
 
-# Okabe & Ito 2008, the encoder's vermillion first
-COLORS = (GENERATED, REAL, FLOOR, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MAX_COLUMNS = 3
 
 
@@ -21,12 +19,12 @@ def write_figures(result: ReversionNumbers, folder: Path) -> list[Path]:
     """Draw all figures as PNG; returns their paths."""
     with look():
         return [
-            save(draw_enrichment(result), folder / "enrichment.png"),
-            save(draw_selectivity(result), folder / "selectivity.png"),
+            save(plot_enrichment(result), folder / "enrichment.png"),
+            save(plot_selectivity(result), folder / "selectivity.png"),
         ]
 
 
-def draw_enrichment(result: ReversionNumbers) -> Figure:
+def plot_enrichment(result: ReversionNumbers) -> Figure:
     """Recovered positives against rank of every method, by distance and by selectivity, over the band of chance."""
     figure = new_figure(10.6, 4.3)
     axes = figure.subplots(1, 2, sharey=True)
@@ -48,7 +46,9 @@ def draw_enrichment(result: ReversionNumbers) -> Figure:
             enrichment = method.enrichment if column == "distance" else method.selectivity
             x, y = recovery_curve(scores, method.ranking["positive"].to_numpy(dtype=bool))
             label = f"{name} · {enrichment.auc:.3f}"
-            ax.plot(x, y, color=COLORS[i % len(COLORS)], lw=3.4 if i == 0 else 1.6, drawstyle="steps-post", label=label)
+            ax.plot(
+                x, y, color=PALETTE[i % len(PALETTE)], lw=3.4 if i == 0 else 1.6, drawstyle="steps-post", label=label
+            )
         ax.set_title(title)
         ax.set_xlabel("share of the ranking read")
         ax.set_xlim(-0.01, 1.01)
@@ -59,7 +59,7 @@ def draw_enrichment(result: ReversionNumbers) -> Figure:
     return figure
 
 
-def draw_selectivity(result: ReversionNumbers) -> Figure:
+def plot_selectivity(result: ReversionNumbers) -> Figure:
     """Distance to rest of every target without and with the stress, one panel a method; positives are labelled."""
     methods = list(result.methods.values())
     columns = min(MAX_COLUMNS, len(methods))
@@ -79,7 +79,7 @@ def _selectivity_panel(ax: Axes, method: MethodResult) -> None:
     known = method.ranking.dropna(subset=["distance", "distance_untreated"])
     positive = known["positive"].to_numpy(dtype=bool)
     x, y = known["distance_untreated"].to_numpy(), known["distance"].to_numpy()
-    ax.scatter(x[~positive], y[~positive], s=12, color="#B8B8B8", lw=0, zorder=2)
+    ax.scatter(x[~positive], y[~positive], s=12, color=GUIDE, lw=0, zorder=2)
     ax.scatter(x[positive], y[positive], s=34, color=GENERATED, lw=0, zorder=4)
     stressed = [d for d in method.controls.values() if np.isfinite(d)]
     if stressed:

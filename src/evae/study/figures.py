@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from evae.common.figures import FLOOR, new_figure
+from evae.common.figures import PALETTE, headline, new_figure, on_radar, radar
 from evae.common.numbers import format_number
 from evae.evaluation.metrics.facts import BY_NAME, METRICS, TABLES, shown
 from evae.evaluation.systems.names import CONTROL_COPY, SPLIT_HALF
@@ -18,7 +18,6 @@ Key: TypeAlias = tuple[str, str, str]  # group, level, metric
 # distribution over counts, a free one.
 HEADS_BY_RICHNESS = ("mse", "hurdle", "nb", "ce-quantile")
 RADAR = [(table.group, table.level, metric.name) for table, metrics in shown("radar") for metric in metrics]
-COLORS = ("#D55E00", "#0072B2", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")  # Okabe & Ito 2008
 
 
 def plot_radars(numbers: pd.DataFrame) -> Figure | None:
@@ -32,27 +31,21 @@ def plot_radars(numbers: pd.DataFrame) -> Figure | None:
     if len(axes) < 3 or not heads:
         return None
     systems = list(dict.fromkeys(priors["system"]))
-    angles = np.linspace(0, 2 * np.pi, len(axes) + 1)
+    titles = [BY_NAME[metric].title for *_, metric in axes]
     n_rows = 1 if len(heads) < 3 else 2
     figure = new_figure(6.2 * -(-len(heads) // n_rows), 4.8 * n_rows + 0.8)
     panels = figure.subplots(n_rows, -(-len(heads) // n_rows), subplot_kw={"projection": "polar"}, squeeze=False).flat
     for ax, head in zip(panels, [*heads, *[None] * (len(panels) - len(heads))], strict=True):
         ax.set_visible(head is not None)
-        for system, color in zip(systems, COLORS, strict=False):
+        angles = radar(ax, titles, zero=CONTROL_COPY, one=SPLIT_HALF)
+        for system, color in zip(systems, PALETTE, strict=False):
             part = priors[(priors["head"] == head) & (priors["system"] == system)]
             scores = [_score(part, key, _scale(numbers, key)) for key in axes]
             if not np.isnan(scores).all():
-                clipped = np.clip(np.nan_to_num(scores), -0.25, 1.15)
-                ax.plot(angles, [*clipped, clipped[0]], color=color, lw=1.8, label=system)
-        around = np.linspace(0, 2 * np.pi, 200)
-        ax.plot(around, np.ones(200), color=FLOOR, lw=1.6, label=f"{SPLIT_HALF} (1)")
-        ax.plot(around, np.zeros(200), color="#777777", lw=1.0, ls=(0, (3, 3)), label=f"{CONTROL_COPY} (0)")
-        ax.set(ylim=(-0.3, 1.2), yticks=[])
-        ax.set_xticks(angles[:-1], [BY_NAME[metric].title for *_, metric in axes], fontsize=8)
-        ax.spines["polar"].set_visible(False)
+                ax.plot(angles, on_radar(scores), color=color, lw=1.8, label=system)
         ax.set_title(head or "", pad=18)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.suptitle("From control copy (0) to real cells (1), by head\n", x=0.01, ha="left", fontweight="bold")
+    headline(figure, "From control copy (0) to real cells (1), by head\n")
     return figure
 
 
@@ -69,7 +62,7 @@ def plot_head_axis(numbers: pd.DataFrame) -> Figure | None:
     figure = new_figure(11, 4.2)
     panels = figure.subplots(1, 2, sharey=True)
     families = (("Variance-sensitive", sensitive_to("variance")), ("Mean-sensitive", sensitive_to("mean")))
-    for ax, (title, metrics), color in zip(panels, families, COLORS, strict=False):
+    for ax, (title, metrics), color in zip(panels, families, PALETTE, strict=False):
         lines = {key: scaled_over_heads(priors, key, heads) for key in _as_evaluated(numbers, metrics)}
         lines = {key: line for key, line in lines.items() if not np.isnan(line).any()}
         for at, (key, line) in enumerate(lines.items()):
@@ -83,7 +76,7 @@ def plot_head_axis(numbers: pd.DataFrame) -> Figure | None:
         ax.set(ylim=(-0.05, 1.05), title=title, xlabel="head, from a point to a free distribution")
         ax.grid(axis="y")
     panels[0].set_ylabel("scaled over heads: 0 worst, 1 best")
-    figure.suptitle("What the head's sampling distribution decides", x=0.01, ha="left", fontweight="bold")
+    headline(figure, "What the head's sampling distribution decides")
     return figure
 
 

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from scipy.stats import false_discovery_control, mannwhitneyu
 
 from evae.evaluation.metrics.differential import ControlRanks, differential_expression
-from evae.evaluation.protocols.de_protocol import cached, read_table, write_table
+from evae.evaluation.protocols.differential import cached, read_table, write_table
 from evae.models.contract_evae import EvaeError
 
 GENES = np.array([f"g{i}" for i in range(12)], dtype=object)

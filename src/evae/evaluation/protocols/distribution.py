@@ -13,7 +13,7 @@ A PCA fitted on the compared cells penalises even a perfect generator, and W2 is
 finite-sample floor: that is why `robust` exists, and why both carry the split half of the real cells.
 
 The perturbation metrics compare pseudobulks pair by pair, diversity and memorisation are of pooled cells; differential
-expression is in `de_protocol`.
+expression is in `differential`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import scipy.sparse as sp
 
-from evae.evaluation.cells.comparison import Comparison, Pair
+from evae.evaluation.cells import Comparison, Pair
 from evae.evaluation.cells.inputs import Progress
 from evae.evaluation.cells.projection import Matrix, Projection, dense, fit_projection, sample_rows
 from evae.evaluation.metrics.distances import distances_between

@@ -1,4 +1,13 @@
-"""Figures and pages of a result.
+"""The numbers of an evaluation as people read them: tables, plots, pages, the terminal, a model card.
 
-Enters: records and cells. Leaves: HTML, Markdown, PNG. May import: all other rooms of `evaluation`.
+Enters: records and the compared cells. Leaves: HTML, Markdown, PNG, JSON. May import: the other inner rooms of
+`evaluation`, and `common`.
 """
+
+from evae.evaluation.report.model_index import eval_results, model_index
+from evae.evaluation.report.plots import write_plots
+from evae.evaluation.report.tables import EvaluationNumbers
+from evae.evaluation.report.terminal import summary_table
+from evae.evaluation.report.write import write_report
+
+__all__ = ["EvaluationNumbers", "eval_results", "model_index", "summary_table", "write_plots", "write_report"]

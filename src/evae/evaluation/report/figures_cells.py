@@ -5,8 +5,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from evae.common.figures import BACKGROUND, GENERATED, REAL, bare, new_figure
-from evae.evaluation.cells.comparison import Comparison, Pair
+from evae.common.figures import BACKGROUND, GENERATED, GUIDE, REAL, bare, new_figure
+from evae.evaluation.cells import Comparison, Pair
 from evae.evaluation.cells.projection import sample_rows
 from evae.evaluation.systems.baselines import model_system, real_system
 
@@ -67,7 +67,7 @@ def plot_top_genes(comparison: Comparison) -> Figure:
         ax.hlines(y, real[top], predicted[top], color=BACKGROUND, lw=2, zorder=1)
         ax.plot(real[top], y, "o", color=REAL, ms=6.5, label="real", zorder=3)
         ax.plot(predicted[top], y, "o", color=GENERATED, ms=5, label="predicted", zorder=4)
-        ax.axvline(0, color="#BBBBBB", lw=0.8, zorder=0)
+        ax.axvline(0, color=GUIDE, lw=0.8, zorder=0)
         ax.set_yticks(y, comparison.genes[top], fontsize=8)
         ax.set_title(f"{pair[1]} · {pair[0]}" if several else pair[1])
         ax.grid(axis="x")

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from evae.common.figures import BASELINE, FLOOR, GENERATED, TEXT, new_figure
+from evae.common.figures import BASELINE, FLOOR, GENERATED, GUIDE, TEXT, headline, new_figure, on_radar, radar
 from evae.common.numbers import format_number
 from evae.evaluation.metrics.facts import BY_NAME, Metric, shown
 from evae.evaluation.report.tables import EvaluationNumbers
@@ -37,7 +37,7 @@ def plot_metrics(numbers: EvaluationNumbers, group: str, level: str, title: str)
         if label.get_text() == MODEL:
             label.set(color=GENERATED, fontweight="bold")
     axes[0].set_ylim(len(systems) - 0.4, -0.9)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
+    headline(figure, title)
     return figure
 
 
@@ -78,7 +78,7 @@ def _metric_panel(ax: Axes, part: pd.DataFrame, systems: list[str], metric: Metr
     if not np.isnan(limit):
         ax.axvline(limit, color=FLOOR, lw=1.6, zorder=1)
         word = {"low": " (floor)", "high": " (ceiling)"}.get(str(metric.better), "")
-        ax.text(limit, -0.62, f" real split half{word} {format_number(limit)} ", color=FLOOR, fontsize=7.5,
+        ax.text(limit, -0.62, f" {SPLIT_HALF}{word} {format_number(limit)} ", color=FLOOR, fontsize=7.5,
                 va="center", ha=_side(ax, shown, limit, log))  # fmt: skip
     ax.set_title(metric.heading)
     ax.grid(axis="x")
@@ -109,7 +109,7 @@ def plot_per_perturbation(numbers: EvaluationNumbers, metric: str = "pearson_del
     ax = figure.subplots()
     y = np.arange(len(table))
     ax.hlines(y, -1, 1, color="#F2F2F2", lw=1, zorder=0)
-    ax.axvline(0, color="#BBBBBB", lw=0.8, zorder=1)
+    ax.axvline(0, color=GUIDE, lw=0.8, zorder=1)
     marks = [
         (SPLIT_HALF, "|", FLOOR, 11),
         (PERTURBATION_MEAN, "D", BASELINE, 4.5),
@@ -133,7 +133,7 @@ def plot_per_perturbation(numbers: EvaluationNumbers, metric: str = "pearson_del
         columnspacing=1.4,
     )
     heading = "Pearson Δ per perturbation" + (f" ({MAX_PERTURBATIONS} of {part['pair'].nunique()})" if cut else "")
-    figure.suptitle(heading, x=0.01, ha="left", fontweight="bold", fontsize=11)
+    headline(figure, heading)
     return figure
 
 
@@ -155,30 +155,16 @@ def plot_radar(numbers: EvaluationNumbers) -> Figure | None:
     if len(axes) < 3:
         return None
     names = [title for title, _ in axes]
-    angles = np.linspace(0, 2 * np.pi, len(axes), endpoint=False)
-    closed = np.append(angles, angles[0])
     figure = new_figure(6.4, 5.6)
     ax = figure.add_subplot(projection="polar")
-    ax.set_theta_zero_location("N")  # type: ignore[attr-defined]
-    ax.set_theta_direction(-1)  # type: ignore[attr-defined]
+    angles = radar(ax, names, zero=CONTROL_COPY, one=SPLIT_HALF)
     for system, color, width in ((ADDITIVE_SHIFT, BASELINE, 1.4), (MODEL, GENERATED, 2.4)):
-        scores = np.array([score.get(system, np.nan) for _, score in axes])
-        if np.isnan(scores).all():
-            continue
-        clipped = np.clip(np.nan_to_num(scores), -0.25, 1.15)
-        ax.plot(closed, np.append(clipped, clipped[0]), color=color, lw=width, label=system)
-        ax.fill(closed, np.append(clipped, clipped[0]), color=color, alpha=0.12 if system == MODEL else 0.05)
-    around = np.linspace(0, 2 * np.pi, 200)
-    ax.plot(around, np.ones(200), color=FLOOR, lw=1.6, label=f"{SPLIT_HALF} (1)")
-    ax.plot(around, np.zeros(200), color="#777777", lw=1.0, ls=(0, (3, 3)), label=f"{CONTROL_COPY} (0)")
-    ax.set_ylim(-0.3, 1.2)
-    ax.set_yticks([])
-    ax.set_xticks(angles, names, fontsize=9)
-    ax.tick_params(axis="x", pad=10)
-    ax.spines["polar"].set_visible(False)
-    ax.grid(axis="x", color="#E5E5E5")
+        scores = [score.get(system, np.nan) for _, score in axes]
+        if not np.isnan(scores).all():
+            ax.plot(angles, on_radar(scores), color=color, lw=width, label=system)
+            ax.fill(angles, on_radar(scores), color=color, alpha=0.12 if system == MODEL else 0.05)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, -0.24), ncols=2)
-    figure.suptitle("From control copy (0) to real cells (1)", x=0.01, ha="left", fontweight="bold", fontsize=11)
+    headline(figure, "From control copy (0) to real cells (1)")
     return figure
 
 

@@ -20,7 +20,7 @@ import scipy.sparse as sp
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
-from evae.evaluation.cells.comparison import Comparison, Pair
+from evae.evaluation.cells import Comparison, Pair
 from evae.evaluation.cells.normalised import Cells, mean_of
 from evae.evaluation.cells.projection import Matrix, dense
 from evae.evaluation.systems.names import (

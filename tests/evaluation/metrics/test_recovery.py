@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from evae.evaluation.metrics.de_metrics import de_metrics, spearman_of_counts
 from evae.evaluation.metrics.differential import DETable
+from evae.evaluation.metrics.recovery import de_metrics, spearman_of_counts
 from evae.models.contract_evae import EvaeError
 
 NAMES = [f"p{i}" for i in range(9)]

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 
 from evae.common.files import atomic_write
-from evae.evaluation.cells.comparison import Comparison, Pair
+from evae.evaluation.cells import Comparison, Pair
 from evae.evaluation.cells.inputs import Progress
-from evae.evaluation.metrics.de_metrics import de_metrics
 from evae.evaluation.metrics.differential import (
     ControlRanks,
     DETable,
     differential_expression,
 )
+from evae.evaluation.metrics.recovery import de_metrics
 from evae.evaluation.protocols.distribution import split_halves
 from evae.evaluation.protocols.record import Record
 from evae.evaluation.systems.baselines import System, real_system, sampled
