@@ -1,23 +1,21 @@
-"""Both stages through their real entry points, killed at random moments again and again.
+"""Both stages through their real entry points, killed at named points.
 
     python real_run.py DATASET DIR    prints JSON: for every case the exit codes and whether the weights are the same
 
-Between the kills a checkpoint is written after every step, so that many kills fall into one.
+Between the kills a checkpoint is written after every step.
 """
 
 import json
 import os
-import random
 import resource
 import signal
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from toy_run import fork_ranks
+from toy_run import fork_ranks, install_kill_points, kill_if
 
 from evae.models import EvaeModel
 from evae.training.loop import train as loop
@@ -35,12 +33,12 @@ PRIOR = SIZES | {"num_hidden_layers": 2, "dropout": 0.1}
 # what `accelerate launch` makes of an `accelerate config` with FSDP
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 FSDP |= {"FSDP_TRANSFORMER_CLS_TO_WRAP": "ModulatedBlock"}
-# name: stage, ranks, environment, how often killed
+# name: stage, ranks, environment, where the last rank is killed, one kill after the other
 CASES = {
-    "tokenizer": ("tokenizer", 1, {}, 2),
-    "tokenizer ranks 2": ("tokenizer", 2, {}, 1),
-    "prior": ("prior", 1, {}, 1),
-    "prior fsdp": ("prior", 2, FSDP, 1),
+    "tokenizer": ("tokenizer", 1, {}, ["write:6", "update:3"]),  # in the second checkpoint, then three steps on
+    "tokenizer ranks 2": ("tokenizer", 2, {}, ["update:4"]),
+    "prior": ("prior", 1, {}, ["write:3"]),  # in the first checkpoint
+    "prior fsdp": ("prior", 2, FSDP, ["write:2"]),
 }
 
 
@@ -56,21 +54,28 @@ def same_weights(first, second, atol=0.0):
     return one.keys() == two.keys() and all(torch.allclose(one[k], two[k], rtol=0, atol=atol) for k in one)
 
 
-def torment(folder, name, values, rng):
-    """One case: a run left alone, and one that is killed at random moments and resumed."""
+def train_to_a_kill_point(kind, **values):
+    update = loop._Loop._update
+
+    def update_late(*args):
+        kill_if("update")
+        return update(*args)
+
+    install_kill_points()
+    loop._Loop._update = update_late
+    train(kind, **values)
+
+
+def torment(folder, name, values):
+    """One case: a run left alone, and one that is killed and resumed."""
     kind, world, environment, kills = CASES[name]
     values = values | {"kind": kind, "model": PRIOR if kind == "prior" else TOKENIZER}
     whole, killed = f"{folder}/{name} whole", f"{folder}/{name} killed"
-    started = time.monotonic()
-    found = {"whole": fork_ranks(world, environment, train, output_dir=whole, **values)}
-    took = time.monotonic() - started
-    found["killed"] = []
-    for _ in range(kills):
-        moment = {"rank": rng.randrange(world), "after": rng.uniform(0.2, 1.0) * took}
-        codes = fork_ranks(
-            world, environment, train, kill=moment, output_dir=killed, resume=True, **values | {"save_every": 1}
-        )
-        found["killed"].append(moment | {"codes": codes})
+    found = {"whole": fork_ranks(world, environment, train, output_dir=whole, **values), "killed": []}
+    between = values | {"output_dir": killed, "resume": True, "save_every": 1}
+    for kill in kills:
+        there = environment | {"KILL": kill, "KILL_RANK": str(world - 1)}
+        found["killed"].append(fork_ranks(world, there, train_to_a_kill_point, **between))
     found["resumed"] = fork_ranks(world, environment, train, output_dir=killed, resume=True, **values)
     found["same"] = set(found["resumed"]) == {0} and same_weights(whole, killed)
     return found
@@ -155,11 +160,10 @@ def compare_ranks(dataset, folder, pair):
 
 def main(dataset, folder):
     torch.set_num_threads(1)
-    seed = random.SystemRandom().randrange(10**6)
-    rng, results = random.Random(seed), {"seed": seed}
+    results = {}
     for name in CASES:
         more = {"tokenizer": f"{folder}/tokenizer whole"} if name.startswith("prior") else {}
-        results[name] = torment(folder, name, {"dataset": dataset} | more, rng)
+        results[name] = torment(folder, name, {"dataset": dataset} | more)
     results["full disk"] = fill_the_disk(folder, {"dataset": dataset})
     results["told"] = tell_one_rank(folder, {"dataset": dataset})
     results["equal"] = {pair: compare_ranks(dataset, folder, pair) for pair in PAIRS}

@@ -101,10 +101,11 @@ def test_two_ranks_go_on_from_one(survivors):
 
 
 @pytest.mark.parametrize("case", ["tokenizer", "tokenizer ranks 2", "prior", "prior fsdp"])
-def test_killed_at_random_moments_both_stages_end_with_the_same_weights(tormented, case):
+def test_killed_at_named_points_both_stages_end_with_the_same_weights(tormented, case):
     results, stderr = tormented
     found = results[case]
     assert set(found["whole"]) == {0}, stderr[-3000:]
+    assert all(-9 in codes and 0 not in codes for codes in found["killed"]), f"{found}\n{stderr[-3000:]}"
     assert found["same"], f"{found}\n{stderr[-3000:]}"
 
 

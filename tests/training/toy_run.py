@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import sys
-import threading
 import traceback
 from pathlib import Path
 from types import SimpleNamespace
@@ -184,11 +183,8 @@ KILLS = [
 ]
 
 
-def fork_ranks(world, environment, work, kill=None, **values):
+def fork_ranks(world, environment, work, **values):
     """Call `work(**values)` in `world` forked processes, as torchrun would.
-
-    Args:
-        kill: {"rank": which rank to kill, "after": how many seconds after the start}.
 
     Returns:
         exit codes, negative for a signal, 30 + n for SystemExit(n).
@@ -216,14 +212,9 @@ def fork_ranks(world, environment, work, kill=None, **values):
             finally:
                 os._exit(code)
         children.append(child)
-    timer = threading.Timer(kill["after"], os.kill, (children[kill["rank"]], signal.SIGKILL)) if kill else None
-    if timer:
-        timer.start()
     codes = {}
     while children:
         child, status = os.wait()
-        if timer:
-            timer.cancel()  # its process may be gone, and its number another's
         children.remove(child)
         codes[child] = os.waitstatus_to_exitcode(status)
         for other in children:  # as torchrun does when one rank dies, or ends with an error
