@@ -1,6 +1,7 @@
 """Loaded weights lie at multiples of 64 bytes, wherever they lie in the file, so they compute the same bits."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from transformers import AutoModel
 
 import evae
 from evae.models import EvaeModel
+from evae.models.alignment_evae import align_weights, mapped_files
 from evae.models.configuration_evae import HEADS
 
 from .conftest import KINDS
@@ -82,3 +84,59 @@ def test_a_pipeline(tiny_checkpoint, tmp_path, misalign):
     asked = pipe.processor.perturbations[1], pipe.processor.cell_types[0], 20
     drawn = [p.predict(None, *asked, progress=False).X for p in (pipe, before)]
     assert (drawn[0] != drawn[1]).nnz == 0
+
+
+def resident(path):
+    """Bytes of a mapped file that are in this process's memory."""
+    blocks = Path("/proc/self/smaps").read_text().split("\nVmFlags")
+    sizes = [block.split("\nRss:")[1].split()[0] for block in blocks if str(path) in block]
+    return 1024 * sum(map(int, sizes))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="the system does not tell what is in memory")
+class TestMemory:
+    def mapped(self, folder, misalign):
+        """A model of 8 MB that uses the memory of a mapped file, and the file."""
+        from safetensors.torch import load_file, save_file
+
+        torch.manual_seed(0)
+        save_file({str(i): torch.randn(1024, 1024) for i in range(2)}, folder / "model.safetensors")
+        misalign(folder)
+        weights = list(load_file(folder / "model.safetensors").values())
+        model = torch.nn.Module()
+        for name, weight in zip(("first", "second", "tied"), (*weights, None), strict=True):
+            setattr(model, name, model.first if weight is None else torch.nn.Parameter(weight, requires_grad=False))
+        return model, weights, folder / "model.safetensors"
+
+    def test_the_file_s_pages_are_given_back(self, tmp_path, misalign):
+        model, weights, path = self.mapped(tmp_path, misalign)
+        before = [weight.sum().item() for weight in weights]
+        assert resident(path) > 8_000_000
+        align_weights(model)
+        assert resident(path) < 1_000_000
+        assert {p.data_ptr() % 64 for p in model.parameters()} == {0}
+        assert model.tied is model.first
+        assert not any(p.requires_grad for p in model.parameters())
+        for parameter, weight, total in zip(model.parameters(), weights, before, strict=True):
+            assert torch.equal(parameter, weight)  # reads the file again
+            assert weight.sum().item() == total
+
+    def test_weights_that_the_user_holds_keep_what_was_written_to_them(self, tiny_tokenizer, tmp_path, misalign):
+        from safetensors.torch import load_file
+
+        model = tiny_tokenizer(hidden_size=512, intermediate_size=512)
+        model.save_pretrained(tmp_path)
+        misalign(tmp_path)
+        weights = load_file(tmp_path / "model.safetensors")
+        for weight in weights.values():
+            weight += 1
+        kept = {name: weight.clone() for name, weight in weights.items()}
+        loaded = EvaeModel.from_pretrained(None, config=model.config, state_dict=weights)
+        assert all(torch.equal(weights[name], kept[name]) for name in kept)
+        assert all(torch.equal(tensor, kept[name]) for name, tensor in loaded.state_dict().items())
+
+    def test_only_files_count_as_files(self, tmp_path, misalign):
+        _, weights, _ = self.mapped(tmp_path, misalign)
+        files = mapped_files()
+        assert any(weights[0].data_ptr() in file for file in files)
+        assert not any(torch.randn(1024, 1024).data_ptr() in file for file in files)

@@ -1,6 +1,5 @@
 """Layers shared by the tokenizer and the priors: attention, pre-norm and adaLN-Zero blocks, count embedding."""
 
-import itertools
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .contract_evae import EvaeError
 
 MOST_PARAMETERS = 2_000_000_000  # 8 GB in float32; the published models have some 10 million
-ALIGNMENT = 64  # bytes; what the CPU allocator of torch gives
 
 
 def check_size(config: Any) -> None:
@@ -274,17 +272,3 @@ class Perceptron(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(cells, inputs) -> (cells, outputs)"""
         return self.output(self.hidden(x))
-
-
-@torch.no_grad()
-def align_weights(model: nn.Module) -> None:
-    """Move every parameter and buffer that lies at no multiple of 64 bytes to memory that torch allocates.
-
-    safetensors maps a file into memory, and tensors then begin wherever they lie in the file. The matrix kernels of
-    some processors round otherwise at such addresses, so that a loaded model would draw other cells than the one that
-    was saved. Tensors are copied one by one: the weights are allocated once, and the pages of the mapped file beside
-    them are the system's to take back.
-    """
-    for tensor in itertools.chain(model.parameters(), model.buffers()):  # tied ones come once
-        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
-            tensor.data = tensor.data.clone()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .alignment_evae import align_weights
 from .coders_evae import (
     EvaeDecoder,
     EvaeEncoder,
@@ -25,7 +26,7 @@ from .coders_evae import (
 from .configuration_evae import COUNTS, EvaeConfig
 from .contract_evae import EvaeError
 from .heads_evae import HEAD_CLASSES, NegativeBinomialHead, with_gradient_of
-from .layers_evae import align_weights, check_ids, check_size, log_library
+from .layers_evae import check_ids, check_size, log_library
 from .quantization_evae import FiniteScalarQuantizer, GaussianBottleneck, LatentStandardizer
 from .randomness_evae import CellStreams, Randomness
 
@@ -85,7 +86,7 @@ class EvaePreTrainedModel(PreTrainedModel):
                 f"the weights lack {len(missing)} tensors of the model (first: {missing[0]}); download them again, or "
                 "train the model anew."
             )
-        align_weights(model)
+        align_weights(model, is_own_file=kwargs.get("state_dict") is None)
         return loaded if output_loading_info else model
 
     def _init_weights(self, module: nn.Module) -> None:

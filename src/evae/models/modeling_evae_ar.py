@@ -15,6 +15,7 @@ from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 # Not all are used here: from a local folder, transformers up to 5.0 fetches only what a file itself imports.
+from .alignment_evae import align_weights  # noqa: F401
 from .code_writer_evae import write_codes
 from .coders_evae import EvaeEncoder  # noqa: F401
 from .conditions_evae import ConditionEmbedding  # noqa: F401

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Not all are used here: from a local folder, transformers up to 5.0 fetches only what a file itself imports.
+from .alignment_evae import align_weights  # noqa: F401
 from .coders_evae import EvaeEncoder  # noqa: F401
 from .conditions_evae import ConditionEmbedding  # noqa: F401
 from .configuration_evae import EvaeConfig  # noqa: F401
