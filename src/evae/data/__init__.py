@@ -7,8 +7,9 @@ how a cell stands in it (`rows`) and where its shards lie (`store`). May import:
 The public names are imported when they are first asked for, so that `evae prepare` need not wait for torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from evae.common.lazy import lazy_names
 
 if TYPE_CHECKING:
     from evae.data.format import Dataset, DatasetInfo
@@ -18,18 +19,15 @@ if TYPE_CHECKING:
 
 __all__ = ["CellLoader", "Dataset", "DatasetInfo", "DatasetSplit", "prepare_dataset", "read_split"]
 
-_WHERE = {
-    "CellLoader": "streaming.loader",
-    "Dataset": "format",
-    "DatasetInfo": "format",
-    "DatasetSplit": "streaming.split_anndata",
-    "prepare_dataset": "preparing.prepare",
-    "read_split": "streaming.split_anndata",
-}
-
 if not TYPE_CHECKING:  # a type checker would take every name for granted
-
-    def __getattr__(name: str) -> Any:
-        if name not in _WHERE:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "CellLoader": "streaming.loader",
+            "Dataset": "format",
+            "DatasetInfo": "format",
+            "DatasetSplit": "streaming.split_anndata",
+            "prepare_dataset": "preparing.prepare",
+            "read_split": "streaming.split_anndata",
+        },
+    )

@@ -1,4 +1,9 @@
 """Simulated screens with known effects, for tests and for trying things out.
 
-Enters: sizes and a seed. Leaves: AnnData of raw counts. May import: the input contract.
+Enters: sizes and a seed. Leaves: AnnData or h5ad of raw counts. May import: the input contract.
 """
+
+from evae.data.simulation.perturb_seq import simulate_perturb_seq
+from evae.data.simulation.screen import ReversionScreen, write_reversion_screen
+
+__all__ = ["ReversionScreen", "simulate_perturb_seq", "write_reversion_screen"]
