@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from toy_run import fork_ranks, install_kill_points, kill_if
 
 from evae.models import EvaeModel
-from evae.training.loop import train as loop
+from evae.training.loop import steps as loop
 from evae.training.prior import train_prior
 from evae.training.resume.checkpoint import list_checkpoints
 from evae.training.settings import load_settings

@@ -12,7 +12,7 @@ from evae.data.streaming.loader import DatasetInfo
 from evae.data.streaming.mixture import Sources
 from evae.models import EvaeARForCausalLM, EvaeProcessor
 from evae.models.contract_evae import EvaeError
-from evae.training.loop import train as loop
+from evae.training.loop import steps as loop
 from evae.training.prior import train_prior
 from evae.training.settings import load_settings
 from evae.training.tokenizer import train_tokenizer

@@ -15,7 +15,7 @@ from evae.data.streaming.mixture import Sources
 from evae.models import EvaeARForCausalLM, EvaeModel, EvaeProcessor
 from evae.models.contract_evae import EvaeError
 from evae.training.codes import encode_cells
-from evae.training.loop import train as loop
+from evae.training.loop import steps as loop
 from evae.training.prior import encode_split, train_prior
 from evae.training.settings import PriorSettings, TokenizerSettings
 from evae.training.tokenizer import train_tokenizer

@@ -24,7 +24,7 @@ from torch import nn
 
 from evae.training.loop.setup import make_accelerator
 from evae.training.loop.stage import Stage
-from evae.training.loop.train import train
+from evae.training.loop.steps import train
 from evae.training.loop.validation import mean_loss
 from evae.training.resume import checkpoint
 from evae.training.resume.run_folder import FINISHED, RunFolder

@@ -1,4 +1,4 @@
-"""Public names of a room that are imported when they are first asked for, so that the command need not wait for torch."""
+"""Public names of a room, imported when they are first asked for, so that the command need not wait for torch."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module

@@ -18,7 +18,7 @@ from evae.data.streaming.mixture import Sources
 from evae.models.contract_evae import EvaeError, parts_of
 from evae.models.processing_evae import EvaeProcessor
 from evae.training.codes import EncodedCells
-from evae.training.loop.stopping import Ask, asking
+from evae.training.loop.stopping import StopCheck, checked_for_stop
 from evae.training.settings import PriorSettings
 
 MAX_CONTROLS = 2_000  # of a cell type, whose embeddings are kept while its contexts are made
@@ -148,14 +148,14 @@ def set_conditions(
     vocabulary: Vocabulary,
     settings: PriorSettings,
     device: torch.device,
-    ask: Ask,
+    check_stop: StopCheck,
 ) -> None:
     """Give the prior its feature vectors and contexts, and the encoded cells their ids and contexts.
 
     Args:
         prior: built for `vocabulary`.
         cells: split -> encoded cells, changed in place.
-        ask: called at every batch that is read, see `evae.training.loop.stopping`.
+        check_stop: called at every batch that is read, see `evae.training.loop.stopping`.
     """
     if len(vocabulary.features):
         prior.condition.perturbation.set_features(torch.from_numpy(vocabulary.features))
@@ -163,13 +163,15 @@ def set_conditions(
     for part in cells.values():
         part.perturbation_ids = ids[part.perturbation_ids]
     if prior.config.cell_type_context:
-        contexts = control_contexts(prior.tokenizer, settings, device, ask)
+        contexts = control_contexts(prior.tokenizer, settings, device, check_stop)
         prior.condition.cell_type.set_contexts(torch.from_numpy(contexts[:, 0]))
         cells["train"].contexts, cells["validation"].contexts = contexts, contexts[:, :1]
 
 
 @torch.no_grad()
-def control_contexts(tokenizer: Any, settings: PriorSettings, device: torch.device, ask: Ask) -> np.ndarray:
+def control_contexts(
+    tokenizer: Any, settings: PriorSettings, device: torch.device, check_stop: StopCheck
+) -> np.ndarray:
     """Mean embeddings of every cell type's training controls, float32 (cell types, N_SAMPLES, embedding).
 
     The first is over all controls, the others over random samples of them, so that the prior learns how little a
@@ -184,7 +186,7 @@ def control_contexts(tokenizer: Any, settings: PriorSettings, device: torch.devi
     tokenizer.to(device).eval()
     found: list[list[np.ndarray]] = [[] for _ in info.cell_types]
     batches = chain.from_iterable(sources.cells(i, "train", READ_BATCH) for i in range(len(sources)))
-    for batch in asking(batches, ask):
+    for batch in checked_for_stop(batches, check_stop):
         rows = batch["perturbation_ids"] == control
         if rows.any():
             embedded = tokenizer.embed(batch["counts"][rows].to(device), batch["gene_ids"][rows].to(device)).float()

@@ -31,12 +31,12 @@ from evae.training.codes import CodeBatches, EncodedCells, cells_batches, encode
 from evae.training.conditions import perturbation_vocabulary, set_conditions
 from evae.training.loop.setup import make_accelerator
 from evae.training.loop.stage import Stage
-from evae.training.loop.stopping import Ask, asking, leaving_together
-from evae.training.loop.train import train
+from evae.training.loop.steps import train
+from evae.training.loop.stopping import StopCheck, checked_for_stop, stopping_together
 from evae.training.loop.validation import Batch, take_cells
 from evae.training.resume.run_folder import FINISHED, RunFolder
 from evae.training.settings import PriorSettings, check_model_settings
-from evae.training.tokenizer import fingerprint, make_processor, save_with_processor, say_finished
+from evae.training.tokenizer import fingerprint, make_processor, report_finished, save_with_processor
 
 PRIORS: dict[str, tuple[Any, Any]] = {
     "evae_ar": (EvaeARConfig, EvaeARForCausalLM),
@@ -76,20 +76,20 @@ def train_prior(settings: PriorSettings) -> Path:
     accelerator = make_accelerator(settings)
     run = RunFolder(settings)
     if run.status == FINISHED:
-        return say_finished(run)
-    with leaving_together(run, accelerator, settings.compile) as ask:
-        return _train_on(settings, fields, accelerator, run, ask)
+        return report_finished(run)
+    with stopping_together(run, accelerator, settings.compile) as check_stop:
+        return _train_on(settings, fields, accelerator, run, check_stop)
 
 
 def _train_on(
-    settings: PriorSettings, fields: dict[str, Any], accelerator: Accelerator, run: RunFolder, ask: Ask
+    settings: PriorSettings, fields: dict[str, Any], accelerator: Accelerator, run: RunFolder, check_stop: StopCheck
 ) -> Path:
     """Build the prior, encode the dataset and train."""
     config_class, model_class = PRIORS[settings.model_type]
     sources = Sources(settings.datasets, settings.dataset_weights)
     info = sources.info
     if settings.tokenizer == NO_TOKENIZER:
-        tokenizer: Any = counts_in_its_place(info, model_class)
+        tokenizer: Any = counts_as_latents(info, model_class)
     else:
         tokenizer = load_tokenizer(settings.tokenizer, info)
     set_seed(settings.seed)
@@ -106,10 +106,10 @@ def _train_on(
     prior = model_class(config)
     prior.set_tokenizer(tokenizer)
     splits = ("train", "validation")
-    cells = {split: encode_split(settings, sources, tokenizer, split, accelerator, ask) for split in splits}
+    cells = {split: encode_split(settings, sources, tokenizer, split, accelerator, check_stop) for split in splits}
     prior.set_statistics(torch.from_numpy(cells["train"].codes))
-    set_conditions(prior, cells, processor, vocabulary, settings, accelerator.device, ask)
-    ask()
+    set_conditions(prior, cells, processor, vocabulary, settings, accelerator.device, check_stop)
+    check_stop()
     cell_type = "context" if config.cell_type_context else "cell_type_ids"
     stage = Stage(
         title="prior",
@@ -123,7 +123,7 @@ def _train_on(
     return train(prior, batches, settings, accelerator=accelerator, run=run, stage=stage)
 
 
-def counts_in_its_place(info: DatasetInfo, model_class: Any) -> NoTokenizer:
+def counts_as_latents(info: DatasetInfo, model_class: Any) -> NoTokenizer:
     """What a prior without latents has for a tokenizer: bins for codes, log1p counts for continuous latents."""
     return NoTokenizer(
         EvaeConfig(
@@ -160,16 +160,21 @@ def load_tokenizer(path_or_id: str, info: DatasetInfo) -> EvaeModel:
 
 
 def encode_split(
-    settings: PriorSettings, sources: Sources, tokenizer: nn.Module, split: str, accelerator: Accelerator, ask: Ask
+    settings: PriorSettings,
+    sources: Sources,
+    tokenizer: nn.Module,
+    split: str,
+    accelerator: Accelerator,
+    check_stop: StopCheck,
 ) -> EncodedCells:
-    """Encode one split of every dataset, one after another, the training cells also thinned; `ask` at every batch."""
+    """Encode one split of every dataset, one after another, the training cells also thinned."""
     parts = []
     copies = settings.thinned_copies if split == "train" else 0
     for number, info in enumerate(sources.infos):
         for copy in range(1 + copies):
             title = f"encoding {split}" + (f" of {sources.datasets[number]}" if len(sources) > 1 else "")
             title += f", thinned copy {copy}" if copy else ""
-            loader = asking(sources.cells(number, split, ENCODING_BATCH), ask)
+            loader = checked_for_stop(sources.cells(number, split, ENCODING_BATCH), check_stop)
             with progress_bar(accelerator.is_main_process) as bar:
                 cells = bar.track(loader, title, info.n_cells[split], lambda batch: len(batch["counts"]))
                 parts.append(encode_cells(tokenizer, thinned(cells, copy) if copy else cells, accelerator.device))

@@ -22,8 +22,8 @@ from evae.models.processing_evae import EvaeProcessor
 from evae.training.batch_cells import named_cells
 from evae.training.loop.setup import make_accelerator
 from evae.training.loop.stage import Stage
-from evae.training.loop.stopping import Ask, leaving_together
-from evae.training.loop.train import train
+from evae.training.loop.steps import train
+from evae.training.loop.stopping import StopCheck, stopping_together
 from evae.training.loop.validation import Batch, Tally, codebook_statistics, mean_loss, take_cells, tally_loss
 from evae.training.resume.checkpoint import THEN_RESUME
 from evae.training.resume.run_folder import FINISHED, RunFolder
@@ -50,13 +50,13 @@ def train_tokenizer(settings: TokenizerSettings) -> Path:
     accelerator = make_accelerator(settings)
     run = RunFolder(settings)
     if run.status == FINISHED:
-        return say_finished(run)
-    with leaving_together(run, accelerator, settings.compile) as ask:
-        return _train_on(settings, fields, accelerator, run, ask)
+        return report_finished(run)
+    with stopping_together(run, accelerator, settings.compile) as check_stop:
+        return _train_on(settings, fields, accelerator, run, check_stop)
 
 
 def _train_on(
-    settings: TokenizerSettings, fields: dict[str, Any], accelerator: Accelerator, run: RunFolder, ask: Ask
+    settings: TokenizerSettings, fields: dict[str, Any], accelerator: Accelerator, run: RunFolder, check_stop: StopCheck
 ) -> Path:
     """Build the tokenizer, set its bottleneck's scale and train."""
     sources = Sources(settings.datasets, settings.dataset_weights)
@@ -79,11 +79,11 @@ def _train_on(
         fingerprint=fingerprint(info, *sources.order()),
         named_cells=partial(named_cells, sources),
     )
-    ask()
+    check_stop()
     return train(model, loader, settings, accelerator=accelerator, run=run, stage=stage)
 
 
-def say_finished(run: RunFolder) -> Path:
+def report_finished(run: RunFolder) -> Path:
     """Tell that there is nothing left to do."""
     console().print(f"the run in {run.path} is finished; overwrite=true trains it anew", highlight=False)
     return run.path

@@ -1,5 +1,5 @@
 """A dataset folder becomes sparse batches of cells, in an order that resumes exactly.
 
-Enters: a dataset folder or Hub id. Leaves: batches of tensors, or a split as AnnData.
-May import: `data.format`, `common`, the input contract.
+Enters: an open `Dataset`, a folder or a Hub id. Leaves: batches of tensors, or a split as AnnData.
+May import: `data`, `common`, the input contract. The public names stand in `evae.data`.
 """

@@ -1,6 +1,6 @@
 """What stands in a table: the model, control copies, shifts, means, halves of the real cells. `names` calls them.
 
-Enters: a `Comparison`. Leaves: systems that give cells for each pair. May import: `evaluation.cells`, `common`.
+Enters: a `Comparison`. Leaves: systems that give cells for each pair. May import: `evaluation.cells`.
 """
 
 from evae.evaluation.systems.baselines import System, baselines, model_system, real_system

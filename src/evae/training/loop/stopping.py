@@ -31,7 +31,7 @@ from evae.training.loop.validation import Batch
 from evae.training.resume.run_folder import RESUMED, RunFolder
 from evae.training.settings import Settings
 
-Ask = Callable[[], None]
+StopCheck = Callable[[], None]
 BEFORE = "stopped by SIGTERM before training began"
 SHOW_CURSOR = "\x1b[?25h"  # which a progress bar hides
 SECOND_SIGTERM = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM ends without further ado
@@ -170,7 +170,7 @@ def stop_on_terminate(run: RunFolder, accelerator: Accelerator, compiled: bool) 
 
 
 @contextlib.contextmanager
-def leaving_together(run: RunFolder, accelerator: Accelerator, compiled: bool) -> Iterator[Ask]:
+def stopping_together(run: RunFolder, accelerator: Accelerator, compiled: bool) -> Iterator[StopCheck]:
     """A context around a whole training, in which all ranks end with exit code 0 when one of them gets SIGTERM.
 
     It yields a function that ends them if one was told to. Where there are several ranks, all call it together, before
@@ -182,7 +182,7 @@ def leaving_together(run: RunFolder, accelerator: Accelerator, compiled: bool) -
     """
     with stop_on_terminate(run, accelerator, compiled) as stop:
 
-        def ask() -> None:
+        def check_stop() -> None:
             if not any_rank(stop.requested, accelerator):
                 return
             if not finished:
@@ -191,9 +191,9 @@ def leaving_together(run: RunFolder, accelerator: Accelerator, compiled: bool) -
             raise SystemExit(0)
 
         finished = False
-        yield ask
+        yield check_stop
         finished = True
-        ask()
+        check_stop()
 
 
 def any_rank(flag: bool, accelerator: Accelerator) -> bool:
@@ -203,8 +203,8 @@ def any_rank(flag: bool, accelerator: Accelerator) -> bool:
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)
 
 
-def asking(batches: Iterable[Batch], ask: Ask) -> Iterator[Batch]:
-    """The batches, asking before each."""
+def checked_for_stop(batches: Iterable[Batch], check_stop: StopCheck) -> Iterator[Batch]:
+    """The batches, with a look for SIGTERM before each."""
     for batch in batches:
-        ask()
+        check_stop()
         yield batch

@@ -30,7 +30,7 @@ THEN_RESUME = "start again with resume=true"  # what to do once the disk can be 
 
 
 @dataclass
-class Checkpoint:
+class TrainingState:
     """What one rank reads back from a checkpoint.
 
     Attributes:
@@ -59,10 +59,10 @@ def list_checkpoints(root: Path) -> list[int]:
     return sorted(int(match.group(1)) for match in matches if match)
 
 
-def save_checkpoint(
+def write_checkpoint(
     root: Path,
     step: int,
-    content: Checkpoint,
+    content: TrainingState,
     *,
     rank: int = 0,
     barrier: Callable[[], None] = lambda: None,
@@ -106,7 +106,7 @@ def save_checkpoint(
     return final
 
 
-def load_checkpoint(root: Path, step: int, *, rank: int = 0) -> Checkpoint:
+def read_checkpoint(root: Path, step: int, *, rank: int = 0) -> TrainingState:
     """Read the checkpoint after `step` updates and check every byte of it.
 
     Raises:
@@ -127,7 +127,7 @@ def load_checkpoint(root: Path, step: int, *, rank: int = 0) -> Checkpoint:
             raise _damaged(root, step, f"{name} has {file.stat().st_size} of {expected['bytes']} bytes")
         if file_digest(file) != expected["sha256"]:
             raise _damaged(root, step, f"{name} does not match its checksum")
-    return Checkpoint(
+    return TrainingState(
         record=json.loads((folder / "record.json").read_text()),
         shared={name.removesuffix(".safetensors"): load_file(folder / name) for name in shared},
         rank_tensors=load_file(folder / mine[0]) if mine else {},

@@ -11,7 +11,7 @@ from torch import nn
 from evae.data.streaming.order import PLACE
 from evae.models.contract_evae import EvaeError
 from evae.models.randomness_evae import CellStreams
-from evae.training.resume.checkpoint import Checkpoint
+from evae.training.resume.checkpoint import TrainingState
 from evae.training.resume.state import (
     MovingAverage,
     load_optimizer,
@@ -46,7 +46,7 @@ class Running:
     best: dict[str, float] | None = None
 
 
-def capture(running: Running, accelerator: Accelerator, settings: Settings, fingerprint: str) -> Checkpoint:
+def capture(running: Running, accelerator: Accelerator, settings: Settings, fingerprint: str) -> TrainingState:
     """The content of this rank's checkpoint; the tensors are the live ones, written before the next step, but whole
     where FSDP has cut them into shards. All ranks call this together."""
     shared = {
@@ -65,11 +65,11 @@ def capture(running: Running, accelerator: Accelerator, settings: Settings, fing
         "fingerprint": fingerprint,
         "data": running.batches.state_dict(),
     }
-    return Checkpoint(record, shared, tensors, {"random": randomness})
+    return TrainingState(record, shared, tensors, {"random": randomness})
 
 
 def restore(
-    running: Running, stored: Checkpoint, accelerator: Accelerator, settings: Settings, fingerprint: str
+    running: Running, stored: TrainingState, accelerator: Accelerator, settings: Settings, fingerprint: str
 ) -> list[str]:
     """Put a run back to where a checkpoint was taken.
 

@@ -34,7 +34,7 @@ from evae.training.loop.stage import Batches, Stage
 from evae.training.loop.step_clock import StepClock
 from evae.training.loop.stopping import Termination, any_rank, save_offending_batches, stop_on_terminate
 from evae.training.loop.validation import Batch, validate
-from evae.training.resume.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
+from evae.training.resume.checkpoint import prune_checkpoints, read_checkpoint, write_checkpoint
 from evae.training.resume.run_folder import RESUMED, RunFolder
 from evae.training.resume.snapshot import Running, agreed_step, capture, cell_streams, restore, seed_rank
 from evae.training.resume.state import MovingAverage, build_optimizer, load_weights, reshard, weights_of, whole
@@ -254,7 +254,7 @@ class _Loop:
         content = capture(self.now, self.accelerator, self.settings, self.stage.fingerprint)
         wait = self.accelerator.wait_for_everyone
         rank = self.accelerator.process_index
-        save_checkpoint(self.run.checkpoints, self.now.step, content, rank=rank, barrier=wait)
+        write_checkpoint(self.run.checkpoints, self.now.step, content, rank=rank, barrier=wait)
         if rank == 0:
             best = None if self.now.best is None else int(self.now.best["step"])
             prune_checkpoints(self.run.checkpoints, self.settings.keep_checkpoints, best)
@@ -265,7 +265,7 @@ class _Loop:
         if step is None:
             seed_rank(self.settings, self.accelerator)
         else:
-            content = load_checkpoint(self.run.checkpoints, step, rank=self.accelerator.process_index)
+            content = read_checkpoint(self.run.checkpoints, step, rank=self.accelerator.process_index)
             self.notes = restore(self.now, content, self.accelerator, self.settings, self.stage.fingerprint)
         if self.accelerator.is_main_process:
             self.run.cut_log(self.now.step)
@@ -275,7 +275,7 @@ class _Loop:
         """Put the weights that were asked for into the model and save it."""
         average, best = self.now.average, self.now.best
         if self.settings.final_weights == "best" and best is not None and best["step"] != self.now.step:
-            stored = load_checkpoint(self.run.checkpoints, int(best["step"])).shared
+            stored = read_checkpoint(self.run.checkpoints, int(best["step"])).shared
             load_weights(self.now.model, stored["model"])
             if average:
                 average.load(stored["average"])
