@@ -34,7 +34,9 @@ def replace_index(path, values):
 
 
 @pytest.mark.parametrize(
-    "values", [lambda names: names.astype(object), pd.Categorical, lambda names: names.astype("S4")], ids=str
+    "values",
+    [lambda names: names.astype(object), pd.Categorical, lambda names: names.astype("S4")],
+    ids=["strings", "categories", "bytes"],
 )
 def test_every_index(path, values):
     replace_index(path, values)
