@@ -15,12 +15,12 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from evae.data.format import Pair
 from evae.data.reading.anndata_file import as_anndata
 from evae.inference.checkpoint import Checkpoint, load_checkpoint
 from evae.inference.devices import choose_device
 from evae.inference.embedding import embed_cells, warn_of_coverage
 from evae.inference.request import (
-    Pair,
     cell_type_labels,
     check_controls,
     pairs_asked_for,

@@ -93,7 +93,7 @@ def calibrate(model: EvaeModel, sources: Sources, settings: TokenizerSettings) -
     """Set the bottleneck's scale from training cells; the same cells on every rank."""
     cells = sources.sample(settings.calibration_cells, settings.seed)
     device = next(model.parameters()).device
-    model.eval()
+    model.train(False)
     model.calibrate(**{key: cells[key].to(device) for key in INPUTS})
     model.train()
 

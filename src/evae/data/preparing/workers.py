@@ -45,7 +45,7 @@ def workers(n: int, sources: list[H5adCounts], layer: str | None, scratch: Path)
 def _in_order(
     pool: ProcessPoolExecutor, n_waiting: int, function: Callable[..., Any], tasks: Iterable[Task]
 ) -> Iterator[Any]:
-    waiting: deque[Future] = deque()
+    waiting: deque[Future[Any]] = deque()
     for task in tasks:
         waiting.append(pool.submit(_call, function, task))
         if len(waiting) > n_waiting:

@@ -3,6 +3,7 @@
 import anndata as ad
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
@@ -68,7 +69,7 @@ class DatasetSplit:
             self._last = group, sp.csr_matrix(parts, shape=shape)
         return self._last[1]
 
-    def _read(self, group: int, columns: list[str]):
+    def _read(self, group: int, columns: list[str]) -> pa.Table:
         shard, index, _ = self._groups[group]
         if group + 1 < len(self._groups):
             self._store.expect(self._groups[group + 1][0])

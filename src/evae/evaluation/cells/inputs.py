@@ -24,7 +24,7 @@ from evae.models.contract_evae import EvaeError, near_matches
 from evae.models.genes_evae import GeneColumns, gene_columns, match_genes
 
 Data: TypeAlias = ad.AnnData | DatasetSplit | str | Path
-Progress: TypeAlias = Callable[[Iterable, str], Iterable]
+Progress: TypeAlias = Callable[[Iterable[Any], str], Iterable[Any]]
 LOG1P_CEILING = 20.0  # log1p(5e8); a larger fractional value cannot be a log1p of counts
 BLOCK_ROWS = 4_096
 BLOCK_VALUES = 1 << 23  # rows x genes of a block at most: 64 MiB where a file is dense
@@ -38,7 +38,7 @@ def require(module: str, what: str, extra: str = "eval") -> None:
         raise EvaeError(f"{what} needs {module}, which is not installed: pip install 'evae[{extra}]'") from error
 
 
-def silent(work: Iterable, description: str) -> Iterable:
+def silent(work: Iterable[Any], description: str) -> Iterable[Any]:
     """No progress bar."""
     return work
 
