@@ -98,10 +98,10 @@ class TestCacheAndAttention:
         """Code by code, for conditions that differ; in bfloat16 as near as that format is."""
         prior = tiny_prior(intermediate_size=24 if layout == "uneven" else 32)
         if layout == "as on a GPU":  # no product is taken in parts
-            room = CodeWriter._room_for
+            room = CodeWriter._empty_product
             shape = lambda x: torch.empty(1, x.shape[1], x.shape[0] * x.shape[2], dtype=x.dtype)  # noqa: E731
             monkeypatch.setattr(
-                CodeWriter, "_room_for", lambda own, linears: (room(own, linears)[0], shape(room(own, linears)[1]))
+                CodeWriter, "_empty_product", lambda own, linears: (room(own, linears)[0], shape(room(own, linears)[1]))
             )
         prior = prior if bfloat16 else prior.double()
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):

@@ -1,12 +1,16 @@
-"""CodeWriter: the autoregressive backbone laid out to write one code of every cell after another.
+"""CodeWriter: fast autoregressive decoding of codes with a static key/value cache.
 
-It computes what the blocks compute, for one token a cell. What stays the same from code to code is brought once into
-the form in which it is used: weights lie as the products read them and, under autocast, in its precision, scales have
-their 1 added, and keys and values go to memory that is laid out for the whole sequence.
+A step draws the next code of every cell. It computes what the prior's blocks compute, for one token a cell. What does
+not change between steps is prepared once, before the first:
 
-A step is told its position as a whole number, and attends to what is written so far, or as a tensor. Then only numbers
-on the device depend on the position: one graph serves all positions, which `torch.compile` compiles once and, on a
-GPU, replays without the host. Its memory stays where it is, and is kept for the next cells of the same prior.
+* The weights are copied into the layout that the matrix products read, under autocast in its lower precision.
+* 1 is added to the adaLN scales.
+* The key/value cache is allocated for the whole sequence.
+
+There are two kinds of steps. One takes its position as an int and attends to the positions written so far. The other
+takes it as a tensor and attends to the whole cache behind a mask. Its graph is the same at every position, so
+`torch.compile` compiles it once, and a GPU replays it as a CUDA graph. Its buffers stay at their addresses and serve
+the next cells of the same prior.
 """
 
 from collections.abc import Iterator
@@ -24,13 +28,13 @@ Position = int | Tensor  # a tensor holds one whole number, shape (1,)
 
 
 class CodeWriter:
-    """Memory for the codes of cells, and the step that writes the next code of every cell.
+    """Buffers for decoding a batch of cells, and the step that draws the next code of every cell.
 
     Args:
         prior: an autoregressive prior.
-        n_cells: cells that are written.
-        is_guided: whether the network sees every cell a second time, with the null condition.
-        n_modulations: conditions that are told apart: one a row of the network, or 1 where all share it.
+        n_cells: cells in the batch.
+        is_guided: use classifier-free guidance; every cell then has a second row in the batch, with the null condition.
+        n_modulations: 1 if all rows of the batch share one condition, else the number of rows.
     """
 
     def __init__(self, prior: Any, n_cells: int, is_guided: bool, n_modulations: int) -> None:
@@ -39,17 +43,20 @@ class CodeWriter:
         self.width, self.precision = prior.config.hidden_size, precision_of(prior)
         attention = prior.blocks[0].attention
         self.heads = (attention.n_heads, attention.head_width)
-        self.products = [self._room_for(linears) for linears in _linears(prior)]
-        self.tokens, self.places = (torch.empty_like(table) for table in _tables(prior))
+        self.products = [self._empty_product(linears) for linears in _linears(prior)]
+        self.tokens, self.positions = (torch.empty_like(table) for table in _embeddings(prior))
         size = (2, n_cells * (1 + is_guided), attention.n_heads, n_codes, attention.head_width)
         self.keys_values = [torch.empty(size, dtype=self.precision, device=device) for _ in range(layers)]
         self.modulation = self.tokens.new_zeros(6 * layers + 2, n_modulations, self.width)
-        self.codes = torch.full((n_codes + 1, n_cells), prior.config.bos_token_id, device=device)  # the first row stays
+        self.codes = torch.full((n_codes + 1, n_cells), prior.config.bos_token_id, device=device)  # row 0: BOS
         self.uniform = torch.zeros(n_codes, n_cells, device=device)
         self.scale, self.temperature = torch.ones((), device=device), torch.ones((), device=device)
 
-    def _room_for(self, linears: list[nn.Linear]) -> Product:
-        """For products of one input, side by side; on a CPU in parts as wide as the model, which is a fifth faster."""
+    def _empty_product(self, linears: list[nn.Linear]) -> Product:
+        """An empty bias and weight for linear layers of the same input, which become one product.
+
+        On a CPU the weight is cut into parts as wide as the model, which is a fifth faster.
+        """
         weight, n_outputs = linears[0].weight, sum(linear.out_features for linear in linears)
         in_parts = n_outputs % self.width == 0 and weight.device.type == "cpu"
         n_parts = n_outputs // self.width if in_parts else 1
@@ -58,34 +65,33 @@ class CodeWriter:
         return empty(n_outputs, dtype=self.precision), empty(size, dtype=self.precision)
 
     def begin(self, prior: Any, modulation: Tensor, uniform: Tensor, scale: float, temperature: float) -> None:
-        """Take the prior's weights as they are now, and all that belongs to the cells; see `write_codes`.
+        """Copy the prior's current weights and the batch's inputs into the buffers; arguments as in `write_codes`.
 
-        Cells beyond those of `uniform` are written too and belong to nobody.
+        The batch may be smaller than `n_cells`. Codes are drawn for the unused rows too, and are to be ignored.
         """
-        for own, table in zip((self.tokens, self.places), _tables(prior), strict=True):
-            own.copy_(table)
+        for buffer, table in zip((self.tokens, self.positions), _embeddings(prior), strict=True):
+            buffer.copy_(table)
         for (bias, weight), linears in zip(self.products, _linears(prior), strict=True):
             bias.copy_(torch.cat([linear.bias for linear in linears]))
             sizes = [linear.out_features for linear in linears]
             parts = weight.unbind() if len(weight) > 1 else weight[0].split(sizes, dim=1)
-            rows = [rows for linear in linears for rows in linear.weight.split(parts[0].shape[1])]
-            for own, some in zip(parts, rows, strict=True):
-                own.copy_(some.t())
+            weights = [rows for linear in linears for rows in linear.weight.split(parts[0].shape[1])]
+            for buffer, rows in zip(parts, weights, strict=True):
+                buffer.copy_(rows.t())
         n_cells, given = len(uniform), modulation.transpose(0, 1)
-        if self.modulation.shape[1] == 1:
-            room = self.modulation
-        else:
-            room = self.modulation.unflatten(1, (-1, self.n_cells))[:, :, :n_cells]
+        used = self.modulation
+        if used.shape[1] > 1:  # the rows of the cells and, with guidance, of their nulls; unused ones stay as they are
+            used = used.unflatten(1, (-1, self.n_cells))[:, :, :n_cells]
             given = given.unflatten(1, (-1, n_cells)) if len(modulation) > 1 else given.unsqueeze(1)
-        room.copy_(given)
-        room[1::3] += 1  # the scales, of shift, scale, gate, shift, scale, gate, ..., shift, scale
+        used.copy_(given)
+        used[1::3] += 1  # the scales, of shift, scale, gate, shift, scale, gate, ..., shift, scale
         self.uniform[:, :n_cells] = uniform.T
         self.scale.fill_(scale)
         self.temperature.fill_(temperature)
 
     def step(self, position: Position) -> None:
-        """Write the codes at `position`, of which those before are written."""
-        x = F.embedding(_row(self.codes, position), self.tokens) + _row(self.places, position)
+        """Draw the codes at `position`; those before it have been drawn."""
+        x = F.embedding(_row(self.codes, position), self.tokens) + _row(self.positions, position)
         if self.is_guided:
             conditional, null = self._logits(torch.cat([x, x]), position).float().chunk(2)
             logits = null + self.scale * (conditional - null)
@@ -98,14 +104,14 @@ class CodeWriter:
             self.codes.index_copy_(0, position + 1, drawn.unsqueeze(0))
 
     def _logits(self, x: Tensor, position: Position) -> Tensor:
-        """Logits (rows, codes) of the code after the embedded tokens `x` (rows, width) and those before them."""
+        """Logits (rows, codes) of the next code, from the embedded token `x` (rows, width) and the cache."""
         modulation = self.modulation.unbind()
-        for index, kept in enumerate(self.keys_values):
+        for index, cache in enumerate(self.keys_values):
             to_heads, from_heads, up, down = self.products[4 * index : 4 * index + 4]
             shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation[6 * index : 6 * index + 6]
-            made = _linear(self._modulated(x, shift_a, scale_a), to_heads)
-            query, new = made.reshape(len(x), 3, *self.heads).split((1, 2), dim=1)
-            attended = _attend(query.transpose(1, 2), new.transpose(0, 1), kept, position)
+            projected = _linear(self._modulated(x, shift_a, scale_a), to_heads)
+            query, new = projected.reshape(len(x), 3, *self.heads).split((1, 2), dim=1)
+            attended = _attend(query.transpose(1, 2), new.transpose(0, 1), cache, position)
             x = torch.addcmul(x, gate_a, _linear(attended.flatten(1), from_heads).flatten(1))
             hidden = F.gelu(_linear(self._modulated(x, shift_f, scale_f), up)).flatten(1)
             x = torch.addcmul(x, gate_f, _linear(hidden, down).flatten(1))
@@ -122,24 +128,24 @@ def write_codes(
 
     Args:
         prior: an autoregressive prior.
-        modulation: its `condition_modulation` of the cells and then, with guidance, of their nulls; (1, ...) where all
-            share it.
-        uniform: a number on [0, 1) for every code, (cells, latents).
-        scale: of the guidance; 1 is none.
+        modulation: the prior's `condition_modulation`. It has a row for every cell, followed with guidance by a row
+            for every cell's null condition; or one row that all share.
+        uniform: a uniform random number on [0, 1) for every code, (cells, latents).
+        scale: guidance scale; 1 is no guidance.
         temperature: divides the logits.
-        compiled: compile the step, or use what the last call compiled if that wrote as many cells or more.
+        compiled: compile the step. The step that the last call compiled is used again if its batch was large enough.
     """
     n_cells, is_guided = len(uniform), scale != 1
     if compiled:
-        with torch.inference_mode(False), torch.no_grad():  # memory that outlives the caller's mode
+        with torch.inference_mode(False), torch.no_grad():  # the buffers outlive the caller's inference mode
             writer, step = _compiled(prior, n_cells, is_guided)
             writer.begin(prior, modulation, uniform, scale, temperature)
-            for kept in writer.keys_values:
-                kept.zero_()  # what is not yet written is read too, with weight 0, which NaN would survive
+            for cache in writer.keys_values:
+                cache.zero_()  # positions not yet written are read with weight 0, and 0 * NaN would be NaN
             at = torch.zeros(1, dtype=torch.long, device=prior.device)
             for position in range(prior.n_codes):
                 step(at.fill_(position))
-            return writer.codes[1:, :n_cells].T.clone(memory_format=torch.contiguous_format)  # no view: it is reused
+            return writer.codes[1:, :n_cells].T.clone(memory_format=torch.contiguous_format)  # a copy
     writer = CodeWriter(prior, n_cells, is_guided, len(modulation))
     writer.begin(prior, modulation, uniform, scale, temperature)
     for position in range(prior.n_codes):
@@ -151,35 +157,35 @@ _COMPILED: WeakKeyDictionary[Any, tuple[CodeWriter, Any]] = WeakKeyDictionary()
 
 
 def _compiled(prior: Any, n_cells: int, is_guided: bool) -> tuple[CodeWriter, Any]:
-    """The last writer of this prior with its compiled step, or a new one where it does not fit."""
+    """This prior's last writer with its compiled step; a new pair if that one has another type or too few cells."""
     if prior in _COMPILED:
         writer, step = _COMPILED[prior]
-        same = (writer.is_guided, writer.precision, writer.tokens.device, writer.tokens.dtype) == (
+        is_alike = (writer.is_guided, writer.precision, writer.tokens.device, writer.tokens.dtype) == (
             is_guided, precision_of(prior), prior.device, prior.dtype,
         )  # fmt: skip
-        if same and writer.n_cells >= n_cells:
+        if is_alike and writer.n_cells >= n_cells:
             return writer, step
     writer = CodeWriter(prior, n_cells, is_guided, n_cells * (1 + is_guided))
-    own = [writer.tokens, writer.places, writer.modulation, writer.codes, writer.uniform, writer.scale]
-    for tensor in (*own, writer.temperature, *writer.keys_values, *(t for pair in writer.products for t in pair)):
-        torch._dynamo.mark_static_address(tensor)  # a graph on a GPU may then write to it, and copies nothing
+    buffers = [writer.tokens, writer.positions, writer.modulation, writer.codes, writer.uniform, writer.scale]
+    for tensor in (*buffers, writer.temperature, *writer.keys_values, *(t for pair in writer.products for t in pair)):
+        torch._dynamo.mark_static_address(tensor)  # a CUDA graph may then write to it in place, without copies
     mode = "reduce-overhead" if prior.device.type == "cuda" else "default"
     _COMPILED[prior] = writer, torch.compile(writer.step, mode=mode, dynamic=False)
     return _COMPILED[prior]
 
 
 def precision_of(prior: Any) -> torch.dtype:
-    """In which the prior's products are computed."""
-    kind = prior.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else prior.dtype
+    """The type in which the prior's matrix products are computed: that of autocast where it is on."""
+    device = prior.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else prior.dtype
 
 
-def _tables(prior: Any) -> tuple[Tensor, Tensor]:
+def _embeddings(prior: Any) -> tuple[Tensor, Tensor]:
     return prior.token_embedding.weight, prior.position_embedding.weight
 
 
 def _linears(prior: Any) -> Iterator[list[nn.Linear]]:
-    """The linear layers in the order in which a step uses them; those together that read the same."""
+    """The linear layers in the order in which a step uses them; layers of the same input stand in one list."""
     for block in prior.blocks:
         attention, feed_forward = block.attention, block.feed_forward
         yield [attention.q_proj, attention.k_proj, attention.v_proj]
@@ -200,12 +206,19 @@ def _linear(x: Tensor, product: Product) -> Tensor:
     return parts.transpose(0, 1)
 
 
-def _attend(query: Tensor, new: Tensor, kept: Tensor, position: Position) -> Tensor:
-    """`query` (rows, heads, 1, width); `new` keys and values (2, rows, heads, width), to be `kept`."""
+def _attend(query: Tensor, new: Tensor, cache: Tensor, position: Position) -> Tensor:
+    """Attention of one query a row to the cache, after `new` is written into it.
+
+    Args:
+        query: (rows, heads, 1, width).
+        new: keys and values at `position`, (2, rows, heads, width).
+        cache: keys and values, (2, rows, heads, positions, width).
+        position: the query's.
+    """
     if isinstance(position, int):
-        kept[:, :, :, position] = new
-        seen = kept[:, :, :, : position + 1]
-        return F.scaled_dot_product_attention(query, seen[0], seen[1])
-    kept.index_copy_(3, position, new.unsqueeze(3))
-    is_written = torch.arange(kept.shape[3], device=kept.device) <= position
-    return F.scaled_dot_product_attention(query, kept[0], kept[1], attn_mask=is_written.view(1, 1, 1, -1))
+        cache[:, :, :, position] = new
+        written = cache[:, :, :, : position + 1]
+        return F.scaled_dot_product_attention(query, written[0], written[1])
+    cache.index_copy_(3, position, new.unsqueeze(3))
+    is_written = torch.arange(cache.shape[3], device=cache.device) <= position
+    return F.scaled_dot_product_attention(query, cache[0], cache[1], attn_mask=is_written.view(1, 1, 1, -1))

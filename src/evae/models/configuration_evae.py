@@ -13,7 +13,7 @@ from .contract_evae import EvaeError
 
 HEADS = ("ce-quantile", "hurdle", "mse", "nb")
 QUANTIZERS = ("fsq", "gaussian")
-COUNTS = ("bins", "log1p")  # in the place of a quantizer: no tokenizer, the prior works on the counts of all genes
+COUNTS = ("bins", "log1p")  # instead of a quantizer: there is no tokenizer, the prior models the counts of all genes
 N_COUNT_BINS = 20
 CODERS = ("attention", "mlp")
 
@@ -46,32 +46,33 @@ class EvaeConfig(PretrainedConfig):
         decoder: "attention" (gene queries attend to the latent tokens) or "mlp".
         decoder_layers: layers of the decoder.
         decoder_self_attention: whether gene queries also attend to each other (published: yes).
-        gene_offsets: whether an attention decoder has output numbers of every gene's own, which start at the gene's
-            distribution over cells; perceptrons always have (published: no).
-        share_keys_values: whether the layers of an attention encoder share one projection of the genes to keys and
-            values, so that further layers cost next to nothing (published: no).
-        loss_genes: genes drawn at random for the loss of every training step, for all cells the same, whose gradient
-            is an unbiased estimate of that over all genes; 0 takes all genes (published). Genes must not attend to
-            each other. For the nb head, see `NegativeBinomialHead`.
-        quantizer: "fsq" (finite scalar quantization) or "gaussian" (continuous latents). For a prior without latents
-            "bins" (counts in 20 bins) or "log1p": then `n_latents` is `n_genes`, and only these,
+        gene_offsets: whether an attention decoder has an output bias per gene, which starts at the gene's marginal
+            distribution over cells (published: no). An MLP decoder always has one.
+        share_keys_values: whether all layers of an attention encoder use the keys and values of the first, which makes
+            further layers cheap (published: no).
+        loss_genes: number of genes, drawn at random in every training step, over which the loss is taken; 0 takes all
+            (published). The gradient is an unbiased estimate of that over all genes. Genes must not attend to each
+            other. For the nb head, see `NegativeBinomialHead`.
+        quantizer: "fsq" (finite scalar quantization) or "gaussian" (continuous latents). A prior without a tokenizer
+            has "bins" (counts in 20 bins) or "log1p". Then `n_latents` is `n_genes`, and besides only
             `sample_within_bins`, `condition_on_library` and `median_library_size` matter.
         fsq_levels: levels of each latent dimension; their product is the number of codes.
-        latent_dim: latent dimensions a token of the Gaussian quantizer.
+        latent_dim: dimensions of a latent token with the Gaussian quantizer.
         kl_weight: weight of the Gaussian quantizer's KL divergence (nats a cell).
-        standardize_latents: bring every pre-quantization value to zero mean and unit variance over cells, so that
-            all codes are in use from the first step (published: no).
+        standardize_latents: standardize every latent value over cells before quantization, so that all codes are in
+            use from the first step (published: no).
         head: output head, one of "ce-quantile", "hurdle", "mse", "nb".
         zero_loss_weight: weight of the hurdle head's zero/nonzero cross-entropy.
-        sample_within_bins: whether the ce-quantile head draws a whole count uniformly from a wide bin
-            instead of the bin's published representative value.
-        count_splitting: train the encoder on half of each batch by letting it see a random part of each cell's
-            molecules and reconstruct the other part, whose sampling noise is independent, so that codes hold the
-            cell's state and not the noise of single genes; the other half trains the decoder on whole cells. Needs
-            `condition_on_library` (published: no).
-        condition_on_library: whether decoder and prior are told the library size, so that the codes need not
-            carry it and generated cells follow the library sizes asked for (published: no).
-        sparse_encoding: encode the expressed genes only, which is exact and faster (see `EvaeModel`).
+        sample_within_bins: whether the ce-quantile head draws an integer count uniformly from a bin, instead of giving
+            the bin's published representative value.
+        count_splitting: train the encoder to reconstruct one random part of a cell's molecules from the other
+            (published: no). The two parts have independent noise, so the codes learn the cell's state and not the
+            noise of single genes. This is done to half of each batch; the other half trains the decoder on whole
+            cells. Needs `condition_on_library`.
+        condition_on_library: whether decoder and prior are conditioned on the library size (published: no). The codes
+            then need not carry it, and generated cells follow the library sizes asked for.
+        sparse_encoding: encode only the expressed genes and one token for all zeros, which is exact and faster (see
+            coders_evae.py).
         median_library_size: counts a cell that the hurdle and mse heads normalise to.
     """
 
@@ -171,7 +172,7 @@ class EvaeConfig(PretrainedConfig):
 
     @property
     def decoder_context_width(self) -> int:
-        """Numbers beside the latents that the decoder is told: log library size, and whether the cell is whole."""
+        """Number of the decoder's further inputs: the log library size, and whether the cell is whole."""
         return int(self.condition_on_library) + int(self.count_splitting)
 
 

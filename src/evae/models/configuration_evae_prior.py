@@ -13,24 +13,24 @@ from .contract_evae import EvaeError
 
 
 class EvaePriorConfig(PretrainedConfig):
-    """What all priors share: a frozen tokenizer, the vocabularies' sizes, and a DiT backbone.
+    """Fields that all priors share: a frozen tokenizer, the sizes of the vocabularies, and a DiT backbone.
 
     Args:
         tokenizer_config: configuration of the nested tokenizer, as `EvaeConfig` or as its dictionary.
-        n_perturbations: perturbations that can be asked for, the control among them.
-        n_perturbation_features: how many of these, the last ones, are known by a feature vector; the others have
-            learned vectors.
-        perturbation_feature_size: values of a feature vector.
-        n_cell_types: cell types that training saw.
-        cell_type_context: whether a cell type is known by the mean tokenizer embedding of its control cells, so that
-            unseen ones can be asked for, and not by a learned vector.
+        n_perturbations: number of perturbations, including the control.
+        n_perturbation_features: how many of the perturbations, the last ones, have a feature vector instead of a
+            learned embedding.
+        perturbation_feature_size: length of a feature vector.
+        n_cell_types: number of cell types seen in training.
+        cell_type_context: represent a cell type by the mean tokenizer embedding of its control cells instead of a
+            learned embedding. Cell types unseen in training can then be predicted.
         hidden_size: width of the backbone.
-        num_hidden_layers: its layers.
-        num_attention_heads: its heads.
-        intermediate_size: width of its feed-forward layers.
-        dropout: dropout rate of its feed-forward layers.
-        condition_dropout: share of training cells whose perturbation, cell type, or both are replaced by the null
-            condition; what classifier-free guidance needs.
+        num_hidden_layers: number of layers.
+        num_attention_heads: number of attention heads a layer.
+        intermediate_size: width of the feed-forward layers.
+        dropout: dropout rate of the feed-forward layers.
+        condition_dropout: fraction of training cells whose perturbation, cell type, or both are replaced by the null
+            condition. Classifier-free guidance needs more than 0.
     """
 
     sub_configs = {"tokenizer_config": EvaeConfig}  # noqa: RUF012
@@ -75,7 +75,7 @@ class EvaePriorConfig(PretrainedConfig):
             raise EvaeError(f"hidden_size {hidden_size} must be a multiple of num_attention_heads.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Fields as plain values, without where the tokenizer was loaded from: that is nobody else's matter."""
+        """Fields as plain values, without the path the tokenizer was loaded from, which is of no use elsewhere."""
         output = super().to_dict()
         for origin in ("_name_or_path", "auto_map"):
             output["tokenizer_config"].pop(origin, None)
@@ -85,7 +85,7 @@ class EvaePriorConfig(PretrainedConfig):
 class EvaeARConfig(EvaePriorConfig):
     """Configuration of the autoregressive prior `EvaeARForCausalLM`; fields as in `EvaePriorConfig`.
 
-    The vocabulary is the tokenizer's codes and one more id, equal to their number, that begins every sequence.
+    The vocabulary is the tokenizer's codes and a BOS token, which begins every sequence. Its id is the number of codes.
     """
 
     model_type = "evae_ar"
@@ -104,11 +104,11 @@ class EvaeARConfig(EvaePriorConfig):
 class EvaeMDLMConfig(EvaePriorConfig):
     """Configuration of the masked diffusion prior `EvaeMDLMModel`; further fields as in `EvaePriorConfig`.
 
-    The vocabulary is the tokenizer's codes and one more id, equal to their number, that stands for a hidden code.
+    The vocabulary is the tokenizer's codes and a mask token. Its id is the number of codes.
 
     Args:
-        time_conditioned: whether the network is told the time (MDLM) or not (RADD).
-        sampling_steps: steps of `sample` where none are asked for.
+        time_conditioned: whether the network is conditioned on the diffusion time, as in MDLM, or not, as in RADD.
+        sampling_steps: default number of steps of `sample`.
     """
 
     model_type = "evae_mdlm"
@@ -136,7 +136,7 @@ class EvaeFlowConfig(EvaePriorConfig):
     """Configuration of the flow prior `EvaeFlowModel`; further fields as in `EvaePriorConfig`.
 
     Args:
-        sampling_steps: steps of `sample` where none are asked for.
+        sampling_steps: default number of steps of `sample`.
     """
 
     model_type = "evae_flow"

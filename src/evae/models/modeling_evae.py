@@ -1,7 +1,8 @@
 """EvaeModel, the tokenizer: a VAE with a discrete (FSQ) or Gaussian bottleneck over a cell's counts.
 
-A gene's token is `gene_embedding[g] * f(count)`. Learned latent tokens attend to the gene tokens; each latent token is
-quantized to one code; gene queries attend to the codes and an output head turns their features into counts.
+Encode: a gene's token is `gene_embedding[g] * f(count)`, and learned latent tokens attend to the gene tokens.
+Quantize: each latent token becomes one code. Decode: gene queries attend to the codes, and an output head turns the
+decoded features into a distribution over counts.
 Source: doi:10.64898/2026.06.15.732063.
 """
 
@@ -14,15 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .alignment_evae import align_weights
-from .coders_evae import (
-    EvaeDecoder,
-    EvaeEncoder,
-    EvaeMLPDecoder,
-    EvaeMLPEncoder,
-    split_counts,
-    to_dense,
-    to_sparse,
-)
+from .coders_evae import EvaeDecoder, EvaeEncoder, EvaeMLPDecoder, EvaeMLPEncoder, split_counts, to_dense, to_sparse
 from .configuration_evae import COUNTS, EvaeConfig
 from .contract_evae import EvaeError
 from .heads_evae import HEAD_CLASSES, NegativeBinomialHead, with_gradient_of
@@ -36,7 +29,7 @@ except ImportError:
     from torch.nn import init  # type: ignore[no-redef]
 
 
-DECODED_NUMBERS = 2**25  # numbers of a decoder layer held at once when counts are drawn
+DECODED_NUMBERS = 2**25  # largest activation of a decoder layer, in numbers, when counts are drawn
 
 
 @dataclass
@@ -44,13 +37,13 @@ class EvaeOutput(ModelOutput):
     """Output of `EvaeModel`.
 
     Args:
-        loss: reconstruction loss, with the weighted KL divergence where the quantizer is Gaussian.
+        loss: reconstruction loss; with a Gaussian quantizer, plus the weighted KL divergence.
         reconstruction_loss: the head's loss.
         kl_loss: KL divergence, nats a cell (Gaussian only).
         codes: int64 (cells, latents) (FSQ only).
-        latents: what the decoder saw, (cells, latents, latent_width).
-        outputs: the decoder's numbers, (cells, genes, n_outputs of the head); in training with `loss_genes` of the
-            genes drawn, in the order drawn.
+        latents: the decoder's input, (cells, latents, latent_width).
+        outputs: the decoder's output, the parameters of the head's distribution, (cells, genes, n_outputs). In
+            training with `loss_genes`, only the drawn genes, in that order, unless the head needs all.
     """
 
     loss: Tensor | None = None
@@ -77,7 +70,7 @@ class EvaePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As in transformers, but of safetensors only, and weights that do not fill the model raise `EvaeError`."""
+        """As in transformers, but reads safetensors only, and raises `EvaeError` if weights are missing."""
         kwargs.setdefault("use_safetensors", True)
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, report = loaded
@@ -125,7 +118,7 @@ class EvaeModel(EvaePreTrainedModel):
         self.encoder = EvaeEncoder(config) if config.encoder == "attention" else EvaeMLPEncoder(config)
         standardize = config.standardize_latents and not gaussian
         self.standardizer = LatentStandardizer(config.n_latents, config.latent_width) if standardize else None
-        # Standardizing takes a bias away again: without a gradient, Adam would walk it about on rounding noise.
+        # Standardizing cancels a bias. Its gradient would be rounding noise, which Adam scales up to full steps.
         width = config.latent_width * (2 if gaussian else 1)
         self.to_latent = nn.Linear(config.hidden_size, width, bias=not standardize)
         self.quantizer: Any = GaussianBottleneck() if gaussian else FiniteScalarQuantizer(config.fsq_levels)
@@ -148,7 +141,8 @@ class EvaeModel(EvaePreTrainedModel):
             counts: raw counts, dense (cells, genes), or, with `gene_ids`, of the expressed genes (cells, tokens).
             gene_ids: panel index of every entry of `counts`; entries with count 0 are padding.
             library_size: total counts over the panel, (cells,); the row sum of `counts` if None.
-            generator: of what training draws, dropout aside; of `CellStreams` every cell gets its own in any batch.
+            generator: source of randomness in training, except for dropout. With `CellStreams` a cell's random numbers
+                do not depend on its batch.
         """
         target, whole = counts, None
         streams = CellStreams.of(generator, len(counts)) if self.training else None
@@ -157,14 +151,14 @@ class EvaeModel(EvaePreTrainedModel):
             library_size = target.sum(1)
         library_size = counts.sum(1) if library_size is None else library_size
         latents, codes, kl = self._bottleneck(self._latent_parameters(counts, gene_ids), streams)
-        if whole is not None:  # whole cells would teach the encoder to memorise noise
+        if whole is not None:  # no gradient to the encoder from whole cells: it would learn to memorise noise
             latents = torch.where(whole[:, None, None], latents.detach(), latents)
         genes = self._draw_loss_genes(streams, counts.device)
         outputs = self._decode(latents, library_size, whole, genes)
         if genes is not None and self.head.needs_all_genes:
             with torch.no_grad():
-                everything = self._decode(latents, library_size, whole)
-            outputs = with_gradient_of(everything, outputs, genes)
+                outputs_of_all = self._decode(latents, library_size, whole)
+            outputs = with_gradient_of(outputs_of_all, outputs, genes)
         reconstruction = self.head.loss(outputs, to_dense(target, gene_ids, self.config.n_genes), library_size, genes)
         loss = reconstruction if kl is None else reconstruction + self.config.kl_weight * kl.mean()
         return EvaeOutput(
@@ -178,13 +172,13 @@ class EvaeModel(EvaePreTrainedModel):
 
     def _draw_loss_genes(self, streams: CellStreams | None, device: torch.device) -> Tensor | None:
         """The genes of this training batch's loss, int64 (loss_genes,); None for all."""
-        n_genes, some = self.config.n_genes, self.config.loss_genes
-        if streams is None or not 0 < some < n_genes:
+        n_genes, n_drawn = self.config.n_genes, self.config.loss_genes
+        if streams is None or not 0 < n_drawn < n_genes:
             return None
-        return streams.of_batch().uniform(n_genes, device=device)[0].argsort(stable=True)[:some]
+        return streams.of_batch().uniform(n_genes, device=device)[0].argsort(stable=True)[:n_drawn]
 
     def encode(self, counts: Tensor, gene_ids: Tensor | None = None) -> Tensor:
-        """Codes, int64 (cells, latents), with FSQ; mean latents (cells, latents, latent_dim) with a Gaussian."""
+        """FSQ: codes, int64 (cells, latents). Gaussian: posterior means, (cells, latents, latent_dim)."""
         latents, codes, _ = self._bottleneck(self._latent_parameters(counts, gene_ids))
         return latents if codes is None else codes
 
@@ -192,8 +186,9 @@ class EvaeModel(EvaePreTrainedModel):
         """Embedding of cells, (cells, features).
 
         Args:
-            kind: "latents" (pre-quantization, flattened), "pooled" (mean of the encoder's tokens) or "codes"
-                (quantized latents, flattened).
+            counts, gene_ids: as in `forward`.
+            kind: "latents" (before quantization, flattened), "codes" (after quantization, flattened) or "pooled"
+                (mean of the encoder's latent tokens).
         """
         if kind == "pooled":
             return self._encoder_tokens(counts, gene_ids).mean(1)
@@ -205,7 +200,12 @@ class EvaeModel(EvaePreTrainedModel):
         raise EvaeError(f"embedding '{kind}' does not exist; choose latents, pooled or codes.")
 
     def decode(self, codes: Tensor, library_size: Tensor | None = None) -> Tensor:
-        """The head's numbers (cells, genes, n_outputs) of codes (cells, latents) or of latents with one more axis."""
+        """Parameters of the head's distribution, (cells, genes, n_outputs).
+
+        Args:
+            codes: codes (cells, latents), or latents (cells, latents, latent_width).
+            library_size: total counts over the panel, (cells,); needed with `condition_on_library`.
+        """
         if codes.dim() == 2:
             check_ids(codes, self.config.codebook_size, "code", self.training)
         latents = self.codes_to_latents(codes) if codes.dim() == 2 else codes
@@ -216,7 +216,7 @@ class EvaeModel(EvaePreTrainedModel):
     def _decode(
         self, latents: Tensor, library_size: Tensor | None, whole: Tensor | None = None, genes: Tensor | None = None
     ) -> Tensor:
-        """`whole` (cells,) tells whole cells from parts of split ones, `genes` (some,) what to decode; all if None."""
+        """`decode` of `genes`, int64 (some,), all if None; `whole`, bool (cells,), marks cells that were not split."""
         context = latents.new_zeros(len(latents), 0)
         if self.config.condition_on_library and library_size is not None:
             context = log_library(library_size, self.config.median_library_size).to(latents.dtype)
@@ -226,14 +226,11 @@ class EvaeModel(EvaePreTrainedModel):
         return self.decoder(latents, context, genes)
 
     def codes_to_latents(self, codes: Tensor) -> Tensor:
-        """Grid values (cells, latents, levels) of FSQ codes (cells, latents)."""
+        """FSQ codes (cells, latents) to grid values (cells, latents, levels)."""
         return self.quantizer.codes_to_values(codes).to(self.dtype)
 
     def sample_counts(self, codes: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
-        """Draw counts, float32 (cells, genes), from the head's distribution given codes or latents.
-
-        Few cells are decoded at once, so that what is in memory besides the counts does not grow with their number.
-        """
+        """Draw counts, float32 (cells, genes), from the head's distribution given codes or latents."""
         widest = self.config.intermediate_size if self.config.decoder == "attention" else self.head.n_outputs
         at_once = max(1, DECODED_NUMBERS // (self.config.n_genes * widest))
         streams, drawn = generator, []
@@ -252,9 +249,11 @@ class EvaeModel(EvaePreTrainedModel):
 
     @torch.no_grad()
     def calibrate(self, counts: Tensor, gene_ids: Tensor | None = None, **kwargs: Any) -> None:
-        """Set the untrained model by a sample of cells: latent dimensions get zero mean and unit variance, so that all
-        codes are in use, and outputs that every gene has of its own the gene's marginals, which spares hundreds of
-        steps."""
+        """Initialise an untrained model from a sample of cells.
+
+        Latent dimensions get zero mean and unit variance, so that all codes are in use. Outputs start at each gene's
+        marginal distribution where the decoder has a bias per gene, which saves hundreds of training steps.
+        """
         self.decoder.start_at(self.head.marginal(to_dense(counts, gene_ids, self.config.n_genes), counts.sum(1)))
         tokens = self._encoder_tokens(counts, gene_ids)
         latents = self.to_latent(tokens).flatten(0, 1).float()
