@@ -11,8 +11,8 @@ environment() {
         return
     fi
     local python=${PYTHON:-python3}
-    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-        echo "error: evae needs Python 3.11 or newer; set PYTHON to one, for example PYTHON=python3.12" >&2
+    if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+        echo "error: evae needs Python 3.11, 3.12 or 3.13; set PYTHON to one, for example PYTHON=python3.12" >&2
         exit 2
     fi
     echo "Setting up $root/.venv with $("$python" --version), once; about 3 minutes."
