@@ -1,9 +1,9 @@
-"""What a prior is told: the perturbation, the cell type, the library size and, in diffusion and flow, the time.
+"""Condition embeddings of a prior: perturbation, cell type, library size and, in diffusion and flow, the time.
 
-A perturbation is a learned vector, or, where the prior was trained with features, a linear projection of its feature
-vector, so that a perturbation that training never saw can be asked for. Of a combination the vectors are summed.
-A cell type is a learned vector, or a linear projection of its context, the mean tokenizer embedding of its control
-cells, so that a cell type that training never saw can be asked for.
+A perturbation has a learned vector, or a linear projection of its feature vector if the prior was trained with
+features. A combination is the sum of its parts. A cell type has a learned vector, or a linear projection of its
+context, the mean tokenizer embedding of its control cells. With features or contexts, perturbations or cell types that
+were not seen in training can be predicted too.
 """
 
 import math
@@ -24,9 +24,10 @@ except ImportError:
 
 
 class ConditionEmbedding(nn.Module):
-    """One vector a cell from perturbation, cell type and, where the tokenizer wants it, library size.
+    """Sum of the embeddings of perturbation, cell type and, with `condition_on_library`, library size.
 
-    The last row of each table is the null condition: what is left out, and what condition dropout puts in training.
+    The last row of each table is the null condition. It stands for a condition that is not given, and condition
+    dropout puts it in during training.
     """
 
     def __init__(self, config: Any) -> None:
@@ -52,12 +53,14 @@ class ConditionEmbedding(nn.Module):
         context: Tensor | None = None,
         generator: Randomness = None,
     ) -> Tensor:
-        """Condition vectors (cells, hidden_size); for the arguments see `EvaePrior.sample`. `generator` is of what
-        training leaves out."""
+        """Condition vectors (cells, hidden_size).
+
+        Arguments are as in `EvaePrior.sample`; `generator` is the source of randomness of condition dropout.
+        """
         conditions = {"perturbation ids": perturbation_ids, "cell type ids": cell_type_ids, "contexts": context}
-        for kind, given in conditions.items():
+        for name, given in conditions.items():
             if given is not None and len(given) != n_cells:
-                raise EvaeError(f"{len(given)} {kind} were given for {n_cells} cells; give one a cell.")
+                raise EvaeError(f"{len(given)} {name} were given for {n_cells} cells; give one a cell.")
         perturbation = self.perturbation(n_cells, perturbation_ids)
         cell_type = self.cell_type(n_cells, cell_type_ids, context)
         if self.training and self.dropout > 0:
@@ -74,7 +77,7 @@ class ConditionEmbedding(nn.Module):
 
 
 class PerturbationTable(nn.Embedding):
-    """Vectors of perturbations: learned ones, then projected features, with the null in the table's last row."""
+    """Vectors of perturbations: learned for the first ids, projected features for the last; the last row is null."""
 
     features: Tensor
 
@@ -87,7 +90,7 @@ class PerturbationTable(nn.Embedding):
             self.register_buffer("features", torch.zeros(n_featured, config.perturbation_feature_size))
 
     def set_features(self, features: Tensor) -> None:
-        """Take feature vectors (perturbations, features), brought to zero mean and unit variance over all values."""
+        """Store feature vectors (perturbations, features), standardized by mean and variance over all values."""
         features = features.float()
         self.features.copy_((features - features.mean()) / features.std().clamp_min(1e-8))
 
@@ -108,13 +111,13 @@ class PerturbationTable(nn.Embedding):
         learned = F.embedding(ids.clamp_max(null), self.weight)
         if self.projection is None:
             return learned
-        place = (ids - null).clamp(0, len(self.features) - 1)
-        featured = self.projection(self.features[place].to(self.weight.dtype))
+        row = (ids - null).clamp(0, len(self.features) - 1)
+        featured = self.projection(self.features[row].to(self.weight.dtype))
         return torch.where(((ids >= null) & (ids < self.n_known)).unsqueeze(-1), featured, learned)
 
 
 class CellTypeTable(nn.Embedding):
-    """Vectors of cell types: learned ones, or projected contexts, with the null in the table's last row."""
+    """Vectors of cell types, learned or projected from contexts; the last row is the null."""
 
     contexts: Tensor
     mean: Tensor
@@ -131,12 +134,12 @@ class CellTypeTable(nn.Embedding):
             self.register_buffer("std", torch.ones(size))
 
     def set_contexts(self, contexts: Tensor) -> None:
-        """Take the contexts of the cell types seen in training, (cell types, embedding)."""
+        """Store the contexts of the training cell types, (cell types, embedding)."""
         self.contexts.copy_(contexts)
         seen = contexts[contexts.abs().sum(1) > 0]  # a vocabulary may name cell types without training cells
         self.mean.copy_(seen.mean(0))
         spread = seen.std(0, unbiased=False)
-        self.std.copy_(spread + 0.1 * spread.mean() + 1e-6)  # values that hardly differ are not blown up
+        self.std.copy_(spread + 0.1 * spread.mean() + 1e-6)  # near-constant values are not scaled up
 
     def forward(self, n_cells: int, ids: Tensor | None, context: Tensor | None = None) -> Tensor:
         """Vectors (cells, width) of ids (cells,), or of contexts (cells, embedding)."""
@@ -163,7 +166,7 @@ class CellTypeTable(nn.Embedding):
 
 
 def init_condition_buffers(module: nn.Module) -> None:
-    """Defaults of what training sets: `from_pretrained` builds without them."""
+    """Initialise the buffers that training sets; `from_pretrained` builds the model with empty memory."""
     if isinstance(module, PerturbationTable) and module.projection is not None:
         init.zeros_(module.features)
     if isinstance(module, CellTypeTable) and module.by_context:

@@ -14,7 +14,8 @@ from transformers.cache_utils import DynamicCache
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-# Not all are used here: from a local folder, transformers up to 5.0 fetches only what a file itself imports.
+# All files of the model are imported here, used or not: from a local folder, transformers up to 5.0 copies only the
+# files that this one imports itself.
 from .alignment_evae import align_weights  # noqa: F401
 from .code_writer_evae import write_codes
 from .coders_evae import EvaeEncoder  # noqa: F401
@@ -67,10 +68,10 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         Args:
             input_ids: BOS followed by codes, (cells, tokens). Left out where `codes` is given.
             perturbation_ids, cell_type_ids, library_size, context: as in `sample`.
-            codes: whole code sequences (cells, latents): input and target in one; logits align with them.
-            labels: targets in the usual causal form, same shape as `input_ids`, shifted inside; -100 is left out.
-            modulation: precomputed `condition_modulation`, in place of the conditions.
-            generator: of the conditions that training leaves out; see `EvaeModel.forward`.
+            codes: whole code sequences (cells, latents), both input and target. Logits i are those of code i.
+            labels: targets of the same shape as `input_ids`. They are shifted inside, and -100 is ignored.
+            modulation: precomputed `condition_modulation`, instead of the conditions.
+            generator: source of randomness of condition dropout; see `EvaeModel.forward`.
         """
         if codes is not None:
             check_ids(codes, self.config.bos_token_id, "code", self.training)
@@ -78,7 +79,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
             input_ids = torch.cat([bos, codes[:, :-1]], dim=1)
         if input_ids is None:
             raise EvaeError("give input_ids (BOS followed by codes) or codes.")
-        if past_key_values is None:  # a generation step's own codes need no check
+        if past_key_values is None:  # `generate` checks the prefix, and draws valid codes
             check_ids(input_ids, self.config.vocab_size, "code", self.training)
         if modulation is None:
             conditions = (perturbation_ids, cell_type_ids, library_size, context)
@@ -91,7 +92,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
             loss = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten())
         elif labels is not None:
             loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten())
-        # BOS is in the vocabulary and is never drawn; not -inf, so that sums over p log p stay numbers
+        # BOS is in the vocabulary but must never be drawn. Not -inf, because then p log p would be NaN.
         logits = F.pad(logits, (0, 1), value=torch.finfo(logits.dtype).min)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
@@ -124,10 +125,10 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         context: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """transformers' `generate` over codes; samples by default, without truncation.
+        """`generate` of transformers over codes. By default it samples from the full distribution.
 
         Args:
-            inputs: code prefixes led by BOS (cells, tokens); BOS alone if None.
+            inputs: BOS followed by codes, (cells, tokens); BOS alone if None.
             perturbation_ids, cell_type_ids, library_size, context: as in `sample`.
             **kwargs: anything `GenerationMixin.generate` takes, for example `num_return_sequences`.
 
@@ -142,11 +143,11 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
             inputs = torch.full((n_cells, 1), self.config.bos_token_id, device=self.device)
         check_ids(inputs, self.config.vocab_size, "code", self.training)
         modulation = self.condition_modulation(n_cells, *conditions)
-        if "max_length" in kwargs:  # the number stored in generation_config would win over it
+        if "max_length" in kwargs:  # max_new_tokens in generation_config would override it
             kwargs.setdefault("max_new_tokens", kwargs.pop("max_length") - inputs.shape[1])
-        new = kwargs.setdefault("max_new_tokens", self.n_codes + 1 - inputs.shape[1])
-        if inputs.shape[1] - 1 + new > self.n_codes:
-            raise EvaeError(f"a cell has {self.n_codes} codes; {inputs.shape[1] - 1 + new} were asked for.")
+        n_new = kwargs.setdefault("max_new_tokens", self.n_codes + 1 - inputs.shape[1])
+        if inputs.shape[1] - 1 + n_new > self.n_codes:
+            raise EvaeError(f"a cell has {self.n_codes} codes; {inputs.shape[1] - 1 + n_new} were asked for.")
         output: Any = super().generate(  # type: ignore[misc]
             inputs, modulation=modulation, **kwargs
         )
@@ -163,17 +164,17 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         temperature: float = 1.0,
         compile: bool = False,
     ) -> Tensor:
-        """Draw code sequences, int64 (cells, latents), by a cached loop.
+        """Draw code sequences, int64 (cells, latents), with a key/value cache.
 
         Args:
             condition, streams, guidance_scale: see `EvaePrior._draw`.
             temperature: divides the logits.
-            compile: compile the network's step by `torch.compile`, on a GPU as a CUDA graph: takes up to some minutes
-                at the first call, and memory that is kept for the next.
+            compile: compile a decoding step with `torch.compile`, on a GPU as a CUDA graph. The first call takes up to
+                some minutes. Its buffers are kept for the next call.
         """
-        distinct, place = condition.unique(dim=0, return_inverse=True)
+        distinct, row = condition.unique(dim=0, return_inverse=True)
         modulation = self._modulation(distinct)  # once for each distinct condition, not in every step
-        modulation = modulation if len(distinct) == 1 else modulation[place]
+        modulation = modulation if len(distinct) == 1 else modulation[row]
         uniform = streams.uniform(self.n_codes).to(self.device)
         return write_codes(self, modulation, uniform, guidance_scale, temperature, compile)
 

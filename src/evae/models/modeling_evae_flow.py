@@ -1,10 +1,10 @@
-"""EvaeFlowModel, the flow prior: noise flows along straight paths to the latents of a Gaussian tokenizer.
+"""EvaeFlowModel, the flow prior: conditional flow matching from noise to the latents of a Gaussian tokenizer.
 
-With noise e and a standardised latent x, the path is z_t = (1 - t) e + t x, and the network learns its velocity:
+With noise e and a standardised latent x, the path is z_t = (1 - t) e + t x. The network learns its velocity:
 
     loss = E | v(z_t, t, condition) - (x - e) |^2
 
-To sample, z' = v is followed from t = 0 to 1. Lipman et al., "Flow Matching for Generative Modeling", 2023.
+Sampling integrates dz/dt = v from t = 0 to 1. Lipman et al., "Flow Matching for Generative Modeling", 2023.
 Source: doi:10.64898/2026.06.15.732063.
 """
 
@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Not all are used here: from a local folder, transformers up to 5.0 fetches only what a file itself imports.
+# All files of the model are imported here, used or not: from a local folder, transformers up to 5.0 copies only the
+# files that this one imports itself.
 from .alignment_evae import align_weights  # noqa: F401
 from .coders_evae import EvaeEncoder  # noqa: F401
 from .conditions_evae import ConditionEmbedding  # noqa: F401
@@ -78,7 +79,7 @@ class EvaeFlowModel(EvaePrior):
 
     @torch.no_grad()
     def set_statistics(self, tokens: Tensor) -> None:
-        """Take mean and standard deviation of all training cells' latents (cells, latents, latent_dim)."""
+        """Set the mean and standard deviation from all training cells' latents (cells, latents, latent_dim)."""
         self.scale.mean.copy_(tokens.float().mean(0))
         self.scale.std.copy_(tokens.float().std(0).clamp_min(1e-5))
 
@@ -94,17 +95,17 @@ class EvaeFlowModel(EvaePrior):
         generator: Randomness = None,
         **kwargs: Any,
     ) -> EvaePriorOutput:
-        """Velocity of the path from noise to latents, and how far it is off.
+        """Predict the velocity of the path from noise to latents, and compare it with the true one.
 
         Args:
-            latents: as the tokenizer gives them, (cells, latents, latent_dim).
+            latents: as encoded by the tokenizer, (cells, latents, latent_dim).
             perturbation_ids, cell_type_ids, library_size, context: as in `sample`.
             time: (cells,) in [0, 1]; drawn evenly spread over the cells if None.
             noise: shaped as `latents`; standard normal if None.
-            generator: of all that is drawn; see `EvaeModel.forward`.
+            generator: source of randomness of time, noise and condition dropout; see `EvaeModel.forward`.
 
         Returns:
-            `loss`: mean squared error a latent value, in units of its variance; velocity.
+            `loss`, the mean squared error of the velocity in standardised latents; `velocity`.
         """
         shape = (self.n_codes, self.config.tokenizer_config.latent_width)
         if latents.shape[1:] != shape:
@@ -113,14 +114,14 @@ class EvaeFlowModel(EvaePrior):
         streams = CellStreams.of(generator, len(latents))
         time = streams.spread(latents.device) if time is None else time
         noise = (streams.normal(*shape, device=latents.device) if noise is None else noise).to(target)
-        place = torch.lerp(noise, target, time.to(target).view(-1, 1, 1))
+        z = torch.lerp(noise, target, time.to(target).view(-1, 1, 1))
         conditions = (perturbation_ids, cell_type_ids, library_size, context)
-        velocity = self._velocity(place, time, self.condition(len(latents), *conditions, streams))
+        velocity = self._velocity(z, time, self.condition(len(latents), *conditions, streams))
         return EvaePriorOutput(loss=F.mse_loss(velocity.float(), target - noise), velocity=velocity)
 
-    def _velocity(self, place: Tensor, time: Tensor, condition: Tensor) -> Tensor:
-        """Velocity at `place` (cells, latents, latent_dim) and `time` (cells,), shaped as `place`."""
-        x = self.token_embedding(place.to(self.dtype)) + self.position_embedding.weight
+    def _velocity(self, z: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        """Velocity at the point `z` (cells, latents, latent_dim) and `time` (cells,), shaped as `z`."""
+        x = self.token_embedding(z.to(self.dtype)) + self.position_embedding.weight
         return self.velocity_head(self._features(x, self._modulation(condition, time)))
 
     def _draw(
@@ -132,13 +133,13 @@ class EvaeFlowModel(EvaePrior):
         solver: str = "heun",
         compile: bool = False,
     ) -> Tensor:
-        """Draw latents as the tokenizer decodes them, (cells, latents, latent_dim).
+        """Draw latents for the tokenizer to decode, (cells, latents, latent_dim).
 
         Args:
             condition, streams, guidance_scale: see `EvaePrior._draw`.
-            num_steps: equal steps from time 0 to 1.
+            num_steps: number of equal steps from time 0 to 1.
             solver: "heun" (second order, two network calls a step) or "euler" (first order, one).
-            compile: compile the network by `torch.compile`: takes up to some minutes at the first call.
+            compile: compile the network with `torch.compile`. The first call takes up to some minutes.
         """
         n_cells = len(streams)
         num_steps = self.config.sampling_steps if num_steps is None else num_steps
@@ -146,20 +147,20 @@ class EvaeFlowModel(EvaePrior):
             raise EvaeError(f"num_steps is {num_steps}; give at least 1.")
         if solver not in SOLVERS:
             raise EvaeError(f"solver '{solver}' does not exist; choose one of {', '.join(SOLVERS)}.")
-        place = streams.normal(self.n_codes, self.config.tokenizer_config.latent_width).to(self.device)
+        z = streams.normal(self.n_codes, self.config.tokenizer_config.latent_width).to(self.device)
 
-        def network(place: Tensor, time: Tensor) -> Tensor:
-            return self._velocity(place, time, condition).float()
+        def network(z: Tensor, time: Tensor) -> Tensor:
+            return self._velocity(z, time, condition).float()
 
         network = torch.compile(network) if compile else network
         for step in range(num_steps):
             now, then = (torch.full((n_cells,), s / num_steps, device=self.device) for s in (step, step + 1))
-            velocity = guided(network, guidance_scale, place, now)
+            velocity = guided(network, guidance_scale, z, now)
             if solver == "heun":
-                ahead = guided(network, guidance_scale, place + velocity / num_steps, then)
-                velocity = (velocity + ahead) / 2
-            place = place + velocity / num_steps
-        return self.scale.restore(place).to(self.dtype)
+                velocity_at_end = guided(network, guidance_scale, z + velocity / num_steps, then)
+                velocity = (velocity + velocity_at_end) / 2
+            z = z + velocity / num_steps
+        return self.scale.restore(z).to(self.dtype)
 
     sample_latents = EvaePrior.sample
 

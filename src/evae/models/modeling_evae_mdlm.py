@@ -1,9 +1,9 @@
-"""EvaeMDLMModel, the masked diffusion prior: codes are hidden at random and a bidirectional network fills them in.
+"""EvaeMDLMModel, the masked diffusion prior: codes are masked at random and a bidirectional network fills them in.
 
-At time t every code is hidden with probability t (log-linear schedule). With CE_i the cross-entropy of code i given
-the codes in sight, the condition and, in MDLM but not in RADD, the time, the bound on the likelihood is
+At time t every code is masked with probability t (log-linear schedule). CE_i is the cross-entropy of code i given the
+unmasked codes and the condition; in MDLM also given the time, in RADD not. The bound on the likelihood (ELBO) is
 
-    -log p(codes) <= integral over t in (0, 1) of (1 / t) E sum over hidden i of CE_i
+    -log p(codes) <= integral over t in (0, 1) of (1 / t) E sum over masked i of CE_i
 
 MDLM: Sahoo et al., "Simple and Effective Masked Diffusion Language Models", 2024. RADD: Ou et al., "Your Absorbing
 Discrete Diffusion Secretly Models the Conditional Distributions of Clean Data", 2024.
@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Not all are used here: from a local folder, transformers up to 5.0 fetches only what a file itself imports.
+# All files of the model are imported here, used or not: from a local folder, transformers up to 5.0 copies only the
+# files that this one imports itself.
 from .alignment_evae import align_weights  # noqa: F401
 from .coders_evae import EvaeEncoder  # noqa: F401
 from .conditions_evae import ConditionEmbedding  # noqa: F401
@@ -32,7 +33,7 @@ from .prior_evae import EvaePrior, EvaePriorOutput, guided
 from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
 from .randomness_evae import CellStreams, Randomness, categorical
 
-FIRST_TIME = 1e-3  # training times begin here: the weight 1 / t knows no bound
+FIRST_TIME = 1e-3  # smallest time in training, because the weight 1 / t is unbounded
 ORDERS = ("random", "confidence")
 
 
@@ -64,17 +65,18 @@ class EvaeMDLMModel(EvaePrior):
         generator: Randomness = None,
         **kwargs: Any,
     ) -> EvaePriorOutput:
-        """Hide codes and say what they were.
+        """Mask codes and predict them.
 
         Args:
             codes: whole code sequences (cells, latents).
             perturbation_ids, cell_type_ids, library_size, context: as in `sample`.
             time: (cells,) in (0, 1]; drawn evenly spread over the cells if None.
-            masked: which codes to hide, bool (cells, latents); drawn with probability `time` if None.
-            generator: of all that is drawn; see `EvaeModel.forward`.
+            masked: which codes to mask, bool (cells, latents); drawn with probability `time` if None.
+            generator: source of randomness of time, mask and condition dropout; see `EvaeModel.forward`.
 
         Returns:
-            `loss`: the bound above over the number of latents, nats a code, mean over cells; logits; masked.
+            `loss`, the bound above divided by the number of latents, in nats a code, mean over cells; `logits`;
+            `masked`.
         """
         self._check_codes(codes)
         streams = CellStreams.of(generator, len(codes))
@@ -85,7 +87,7 @@ class EvaeMDLMModel(EvaePrior):
         conditions = (perturbation_ids, cell_type_ids, library_size, context)
         modulation = self.condition_modulation(len(codes), *conditions, time=time, generator=streams)
         logits = self._logits(codes.masked_fill(masked, self.config.mask_token_id), modulation)
-        loss = (_hidden_losses(logits, codes, masked) / time).mean() / self.n_codes
+        loss = (_masked_losses(logits, codes, masked) / time).mean() / self.n_codes
         return EvaePriorOutput(loss=loss, logits=logits, masked=masked)
 
     def _check_codes(self, codes: Tensor) -> None:
@@ -94,7 +96,7 @@ class EvaeMDLMModel(EvaePrior):
             raise EvaeError(f"a cell has {self.n_codes} codes; {codes.shape[1]} were given.")
 
     def _logits(self, tokens: Tensor, modulation: Tensor) -> Tensor:
-        """Logits (cells, latents, codes) of `tokens` (cells, latents), where hidden codes are the mask id."""
+        """Logits (cells, latents, codes) of `tokens` (cells, latents), in which masked codes are the mask token."""
         x = self.token_embedding(tokens) + self.position_embedding.weight
         return self.lm_head(self._features(x, modulation))
 
@@ -108,15 +110,15 @@ class EvaeMDLMModel(EvaePrior):
         order: str = "random",
         compile: bool = False,
     ) -> Tensor:
-        """Draw code sequences, int64 (cells, latents); a code once revealed stays.
+        """Draw code sequences, int64 (cells, latents). A code does not change after it is unmasked.
 
         Args:
             condition, streams, guidance_scale: see `EvaePrior._draw`.
             temperature: divides the logits.
-            num_steps: steps from time 1 to 0; the network is called at most as often as a cell has codes.
-            order: "random" (the diffusion's own, ancestral sampling) or "confidence" (in every step the
-                likeliest of the codes drawn; for few steps, and no longer the model's distribution).
-            compile: compile the network by `torch.compile`: takes up to some minutes at the first call.
+            num_steps: number of steps from time 1 to 0. The network is called at most once for each code of a cell.
+            order: "random" is ancestral sampling. "confidence" unmasks the most probable of the codes drawn in every
+                step. That suits few steps, but does not sample the model's distribution.
+            compile: compile the network with `torch.compile`. The first call takes up to some minutes.
         """
         num_steps = self.config.sampling_steps if num_steps is None else num_steps
         if num_steps < 1:
@@ -132,13 +134,13 @@ class EvaeMDLMModel(EvaePrior):
         def probabilities(tokens: Tensor, time: Tensor) -> Tensor:
             return (guided(network, guidance_scale, tokens, time) / temperature).softmax(-1)
 
-        reveal = self._reveal_at_random if order == "random" else self._reveal_by_confidence
-        return reveal(probabilities, streams, num_steps)
+        unmask = self._unmask_at_random if order == "random" else self._unmask_by_confidence
+        return unmask(probabilities, streams, num_steps)
 
     sample_codes = EvaePrior.sample
 
-    def _reveal_at_random(self, probabilities: Callable[..., Tensor], streams: CellStreams, num_steps: int) -> Tensor:
-        """Ancestral sampling: a code is revealed at a uniform time, whatever the other codes do."""
+    def _unmask_at_random(self, probabilities: Callable[..., Tensor], streams: CellStreams, num_steps: int) -> Tensor:
+        """Ancestral sampling: each code is unmasked at a uniform time, independently of the others."""
         when, uniform = streams.uniform(2, self.n_codes).to(self.device).unbind(1)
         call_of_code, times = plan_calls(when, num_steps)
         tokens = torch.full_like(call_of_code, self.config.mask_token_id)
@@ -147,24 +149,24 @@ class EvaeMDLMModel(EvaePrior):
             tokens = torch.where(call_of_code == call, drawn, tokens)
         return tokens
 
-    def _reveal_by_confidence(
+    def _unmask_by_confidence(
         self, probabilities: Callable[..., Tensor], streams: CellStreams, num_steps: int
     ) -> Tensor:
-        """In every step, draw all hidden codes and keep those drawn with the highest probability."""
+        """In every step, draw all masked codes and keep those drawn with the highest probability."""
         num_steps = min(num_steps, self.n_codes)
         uniform = streams.uniform(num_steps, self.n_codes).to(self.device)
         tokens = torch.full((len(streams), self.n_codes), self.config.mask_token_id, device=self.device)
-        n_hidden = self.n_codes
+        n_masked = self.n_codes
         for step in range(num_steps):
-            time = torch.full((len(streams),), n_hidden / self.n_codes, device=self.device)
+            time = torch.full((len(streams),), n_masked / self.n_codes, device=self.device)
             shares = probabilities(tokens, time)
             drawn = categorical(shares, uniform[:, step])
             confidence = shares.gather(2, drawn.unsqueeze(2)).squeeze(2)
             confidence = confidence.masked_fill(tokens != self.config.mask_token_id, -1)
             left = self.n_codes * (num_steps - step - 1) // num_steps
-            chosen = confidence.topk(n_hidden - left, dim=1).indices
+            chosen = confidence.topk(n_masked - left, dim=1).indices
             tokens = tokens.scatter(1, chosen, drawn.gather(1, chosen))
-            n_hidden = left
+            n_masked = left
         return tokens
 
     @torch.no_grad()
@@ -180,14 +182,15 @@ class EvaeMDLMModel(EvaePrior):
     ) -> Tensor:
         """Unbiased estimate of the lower bound (ELBO) on the log-likelihood, nats a cell, (cells,).
 
-        The integral is taken over the number m of hidden codes, each of which has the weight 1 / m and a time that
-        is the m-th smallest of as many uniform draws as there are codes: no draw of a small time blows it up.
+        The integral over time becomes a sum over the number m of masked codes, in which each has the weight 1 / m.
+        Its time is the m-th smallest of as many uniform draws as there are codes. So no small time makes the variance
+        large.
 
         Args:
             codes: code sequences (cells, latents).
             perturbation_ids, cell_type_ids, library_size, context: as in `sample`.
-            n_samples: orders of hiding to average over; each takes one network call for every code.
-            generator: a torch generator, or `CellStreams`.
+            n_samples: random orders of masking to average over. Each takes one network call for every code.
+            generator: source of randomness: a torch generator, or `CellStreams`.
         """
         self._check_codes(codes)
         condition = self.condition(len(codes), perturbation_ids, cell_type_ids, library_size, context)
@@ -196,29 +199,29 @@ class EvaeMDLMModel(EvaePrior):
         for _ in range(n_samples):
             times, order = streams.uniform(self.n_codes).to(codes.device).sort(dim=1)
             rank = order.argsort(dim=1)
-            for hidden in range(1, self.n_codes + 1):
-                masked = rank < hidden
-                modulation = self._modulation(condition, times[:, hidden - 1])
+            for n_masked in range(1, self.n_codes + 1):
+                masked = rank < n_masked
+                modulation = self._modulation(condition, times[:, n_masked - 1])
                 logits = self._logits(codes.masked_fill(masked, self.config.mask_token_id), modulation)
-                total -= _hidden_losses(logits, codes, masked) / hidden
+                total -= _masked_losses(logits, codes, masked) / n_masked
         return total / n_samples
 
 
-def _hidden_losses(logits: Tensor, codes: Tensor, masked: Tensor) -> Tensor:
-    """Cross-entropy summed over the hidden codes, nats, (cells,)."""
+def _masked_losses(logits: Tensor, codes: Tensor, masked: Tensor) -> Tensor:
+    """Cross-entropy summed over the masked codes, nats, (cells,)."""
     losses = F.cross_entropy(logits.float().transpose(1, 2), codes, reduction="none")
     return (losses * masked).sum(1)
 
 
 def plan_calls(when: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
-    """In which network call a code is revealed, and the times of the calls.
+    """In which network call each code is unmasked, and the times of the calls.
 
-    Of `num_steps` equal steps from time 1 to 0 a cell needs only those in which one of its codes is revealed, so
-    every cell goes through its own steps, and all cells together need no more calls than a cell has codes.
+    There are `num_steps` equal steps from time 1 to 0. A cell needs a call only in the steps that unmask one of its
+    codes. So every cell has its own steps, and a batch needs no more calls than a cell has codes.
 
     Args:
-        when: uniform draws on [0, 1), (cells, latents): how far on the way from time 1 to 0.
-        num_steps: steps.
+        when: uniform draws on [0, 1), (cells, latents). A code is unmasked at time 1 - `when`.
+        num_steps: number of steps.
 
     Returns:
         the call of every code, int64 (cells, latents), and the time of every call, (cells, latents).

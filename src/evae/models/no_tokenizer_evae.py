@@ -1,4 +1,4 @@
-"""NoTokenizer: what stands in a prior's tokenizer's place where the prior works on the counts of all genes.
+"""NoTokenizer replaces the tokenizer in a prior that models the counts of all genes directly.
 
 The published ablations without latents: AR and masked diffusion over counts in 20 bins, flow over log1p counts.
 """
@@ -14,25 +14,25 @@ from .randomness_evae import Randomness
 
 
 class NoTokenizer(nn.Module):
-    """The methods of `EvaeModel` that a prior uses, without any parameter; a gene is a latent."""
+    """The methods of `EvaeModel` that a prior uses, without parameters. Every gene is one latent."""
 
     def __init__(self, config: EvaeConfig) -> None:
         super().__init__()
         self.config = config
 
     def encode(self, counts: Tensor, gene_ids: Tensor | None = None) -> Tensor:
-        """Bins, int64 (cells, genes), or log1p counts, float32 (cells, genes, 1); the arguments as `EvaeModel` has."""
+        """Bins, int64 (cells, genes), or log1p counts, float32 (cells, genes, 1); arguments as in `EvaeModel`."""
         dense = self._dense(counts, gene_ids)
         return counts_to_bins(dense) if self.config.quantizer == "bins" else torch.log1p(dense).unsqueeze(-1)
 
     def embed(self, counts: Tensor, gene_ids: Tensor | None = None, kind: str = "latents") -> Tensor:
-        """log1p counts (cells, genes), of the kind "latents" only."""
+        """log1p counts (cells, genes); `kind` must be "latents"."""
         if kind != "latents":
             raise EvaeError(f"a prior without a tokenizer has no embedding '{kind}'; choose latents.")
         return torch.log1p(self._dense(counts, gene_ids))
 
     def sample_counts(self, codes: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
-        """Counts, float32 (cells, genes), of bins (cells, genes) or of log1p counts (cells, genes, 1)."""
+        """Bins (cells, genes), or log1p counts (cells, genes, 1), to counts, float32 (cells, genes)."""
         if self.config.quantizer == "bins":
             return bins_to_counts(codes, generator, self.config.sample_within_bins)
         return torch.expm1(codes.squeeze(-1).float().clamp(0, 20))

@@ -1,11 +1,12 @@
-"""What the priors share: the nested tokenizer, the conditions, the DiT backbone, guidance, and drawing cells.
+"""Base class of the priors: nested tokenizer, condition embedding, DiT backbone, classifier-free guidance, sampling.
 
-Every prior is called as `prior(codes=... or latents=..., perturbation_ids, cell_type_ids, library_size).loss` and has
-`sample` (codes or latents) and `sample_cells` (counts). Classifier-free guidance (Ho & Salimans, 2022) draws from
+Every prior gives its loss as `prior(codes=... or latents=..., perturbation_ids, cell_type_ids, library_size).loss`.
+`sample` draws codes or latents, and `sample_cells` draws counts. Classifier-free guidance (Ho & Salimans, 2022)
+replaces the network's output by
 
     null + g (conditional - null)
 
-of the network's outputs, where null leaves the perturbation out, or all conditions; g = 1 is the model as trained.
+where null is the output without the perturbation, or without all conditions; g = 1 is the model as trained.
 Source: doi:10.64898/2026.06.15.732063.
 """
 
@@ -57,13 +58,13 @@ class EvaePriorOutput(ModelOutput):
 
 
 class EvaePrior(EvaePreTrainedModel):
-    """Base of the three priors; a subclass adds its output layer, `forward` and `_draw`, what `sample` ends with.
+    """Base of the three priors; a subclass adds its output layer, `forward`, and `_draw`, which `sample` calls.
 
     Args:
         config: of the prior.
-        token_embedding: builds the layer from a code, or a latent, to the backbone's width.
-        is_causal: whether a position sees only itself and what stands before it.
-        with_time: whether the network is told a time besides the conditions.
+        token_embedding: builds the layer that maps a code, or a latent, to the backbone's width.
+        is_causal: whether attention is causal.
+        with_time: whether the network is also conditioned on a time.
     """
 
     _input_embed_layer = "token_embedding"
@@ -94,17 +95,17 @@ class EvaePrior(EvaePreTrainedModel):
         init_condition_buffers(module)
 
     def train(self, mode: bool = True) -> "EvaePrior":
-        """Set the training mode; the tokenizer stays frozen."""
+        """Set the training mode; the tokenizer stays frozen and in evaluation mode."""
         super().train(mode)
         self.tokenizer.eval().requires_grad_(False)
         return self
 
     def set_tokenizer(self, tokenizer: nn.Module) -> None:
-        """Copy a trained tokenizer's weights in."""
+        """Copy the weights of a trained tokenizer into the nested one."""
         self.tokenizer.load_state_dict(tokenizer.state_dict())
 
     def set_statistics(self, tokens: Tensor) -> None:
-        """Take what must be known of all training cells' codes or latents before the first step: nothing here."""
+        """Set statistics of the training cells' codes or latents before the first step; by default there are none."""
 
     def condition_modulation(
         self,
@@ -116,7 +117,10 @@ class EvaePrior(EvaePreTrainedModel):
         time: Tensor | None = None,
         generator: Randomness = None,
     ) -> Tensor:
-        """What conditions (see `sample`) and time do to every block, (cells, 6 * layers + 2, hidden_size)."""
+        """adaLN shifts, scales and gates of all blocks, (cells, 6 * layers + 2, hidden_size); arguments as in `sample`.
+
+        `time` is (cells,); `generator` is the source of randomness of condition dropout.
+        """
         condition = self.condition(n_cells, perturbation_ids, cell_type_ids, library_size, context, generator)
         return self._modulation(condition, time)
 
@@ -126,7 +130,7 @@ class EvaePrior(EvaePreTrainedModel):
         return self.modulation(F.silu(condition)).unflatten(-1, (-1, self.config.hidden_size))
 
     def _features(self, x: Tensor, modulation: Tensor, cache: Any = None) -> Tensor:
-        """The backbone, (cells, tokens, hidden_size) to the same shape."""
+        """Output of the backbone for `x` (cells, tokens, hidden_size), of the same shape."""
         for index, block in enumerate(self.blocks):
             x = block(x, modulation[:, 6 * index : 6 * index + 6], past_key_values=cache)
         shift, scale = modulation[:, -2:].unsqueeze(2).unbind(1)
@@ -142,7 +146,7 @@ class EvaePrior(EvaePreTrainedModel):
         guidance_scale: float,
         guide: str,
     ) -> Tensor:
-        """Condition vectors (cells, hidden_size); with guidance those of the null follow, (2 * cells, ...)."""
+        """Condition vectors (cells, hidden_size); with guidance (2 * cells, ...), those of the nulls last."""
         condition = self.condition(n_cells, perturbation_ids, cell_type_ids, library_size, context)
         if guide not in GUIDES:
             raise EvaeError(f"guide '{guide}' does not exist; choose one of {', '.join(GUIDES)}.")
@@ -156,11 +160,11 @@ class EvaePrior(EvaePreTrainedModel):
         return torch.cat([condition, self.condition(n_cells, None, kept[0], library_size, kept[1])])
 
     def _draw(self, condition: Tensor, streams: CellStreams, guidance_scale: float) -> Tensor:
-        """Draw codes or latents; what a subclass takes beyond this are its own sampling options.
+        """Draw codes or latents. A subclass may add arguments: they are its sampling options.
 
         Args:
             condition: from `_sampling_conditions`.
-            streams: one a cell.
+            streams: random numbers of the cells.
             guidance_scale: strength of classifier-free guidance.
         """
         raise NotImplementedError
@@ -178,23 +182,22 @@ class EvaePrior(EvaePreTrainedModel):
         context: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
-        """Draw codes or latents; also called `sample_codes`, or `sample_latents` of the flow.
+        """Draw codes, or latents with the flow; also called `sample_codes`, or `sample_latents`.
 
         Args:
-            perturbation_ids: (cells,), or (cells, parts) for combinations, padded with -1; left out means the null
-                condition.
-            cell_type_ids: (cells,); left out likewise.
-            library_size: total counts over the panel, (cells,), where the tokenizer is conditioned on it.
-            n_cells: cells to draw; as many as there are conditions if None.
-            generator: a torch generator, or `CellStreams`, one stream a cell.
+            perturbation_ids: (cells,), or (cells, parts) for combinations, padded with -1; the null condition if None.
+            cell_type_ids: (cells,); the null condition if None.
+            library_size: total counts over the panel, (cells,); needed with `condition_on_library`.
+            n_cells: number of cells to draw; as many as there are conditions if None.
+            generator: source of randomness: a torch generator, or `CellStreams`, which has a stream for every cell.
             guidance_scale: strength of classifier-free guidance; 1 is the model as trained.
-            guide: what the null leaves out: "perturbation", or "all" (perturbation and cell type).
-            context: mean tokenizer embedding of control cells, (cells, embedding), in the place of `cell_type_ids`,
-                where the prior was trained with `cell_type_context`.
-            **options: this prior's own, see its `_draw`.
+            guide: which conditions the null leaves out: "perturbation", or "all" (perturbation and cell type).
+            context: mean tokenizer embedding of the control cells, (cells, embedding). It replaces `cell_type_ids` in a
+                prior with `cell_type_context`.
+            **options: sampling options of this prior, see its `_draw`.
 
         Returns:
-            codes, int64 (cells, latents); of the flow latents, (cells, latents, latent_dim).
+            codes, int64 (cells, latents); with the flow, latents (cells, latents, latent_dim).
         """
         self._check_options(options)
         if options.get("compile"):
@@ -219,13 +222,13 @@ class EvaePrior(EvaePreTrainedModel):
         generator: Randomness = None,
         **options: Any,
     ) -> Tensor:
-        """Draw cells: codes or latents from the prior, counts from the tokenizer's head.
+        """Draw cells: codes or latents from the prior, then counts from the tokenizer's head.
 
         Args:
             perturbation_ids, cell_type_ids: as in `sample`.
             library_size: total counts over the panel of every cell to draw, (cells,).
-            generator: source of randomness: a torch generator, or `CellStreams`, one a cell, with which a cell
-                does not depend on the batch it is drawn in.
+            generator: source of randomness: a torch generator, or `CellStreams`. With these a cell does not depend on
+                the batch it is drawn in.
             **options: further arguments of `sample`: `context`, `guidance_scale`, `guide`, the prior's own.
 
         Returns:
@@ -243,7 +246,7 @@ class EvaePrior(EvaePreTrainedModel):
 
 
 def check_compiler() -> None:
-    """Raise `EvaeError` where `torch.compile` would find no compiler."""
+    """Raise `EvaeError` if there is no C++ compiler for `torch.compile`."""
     if not shutil.which(shlex.split(os.environ.get("CXX") or "g++")[0]):
         raise EvaeError("to compile needs a C++ compiler; install g++, name another in CXX, or leave `compile` out.")
 
@@ -255,7 +258,10 @@ def cells_asked_for(n_cells: int | None, *conditions: Tensor | None) -> int:
 
 
 def guided(network: Callable[..., Tensor], scale: float, *inputs: Tensor) -> Tensor:
-    """`network(*inputs)`; with a scale other than 1, guided: `network` then holds conditions of twice the cells."""
+    """`network(*inputs)` with classifier-free guidance; 1 is none.
+
+    With guidance `network` gets the inputs twice: for the conditions of the cells, then for their nulls.
+    """
     if scale == 1:
         return network(*inputs)
     conditional, null = network(*(torch.cat([x, x]) for x in inputs)).chunk(2)

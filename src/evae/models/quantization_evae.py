@@ -37,7 +37,7 @@ class FiniteScalarQuantizer(nn.Module):
             columns.append(torch.tanh(value + math.atanh(offset / half)) * half - offset)
         return torch.stack(columns, dim=-1)
 
-    # Constants below stay Python numbers: a tensor of them, made anew, would make the host wait for the device.
+    # The levels stay Python numbers: copying them to the device in every step would make the host wait for it.
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Quantize `z` of shape (..., levels).
@@ -52,7 +52,7 @@ class FiniteScalarQuantizer(nn.Module):
         return values.to(z.dtype), self.values_to_codes(values)
 
     def values_to_codes(self, values: Tensor) -> Tensor:
-        """Codes, int64 of shape (...), of grid values (..., levels)."""
+        """Grid values (..., levels) to codes, int64 of shape (...)."""
         codes, radix = torch.zeros(values.shape[:-1], dtype=torch.int64, device=values.device), 1
         for value, level in zip(values.detach().float().unbind(-1), self.levels, strict=True):
             half = level // 2
@@ -61,7 +61,7 @@ class FiniteScalarQuantizer(nn.Module):
         return codes
 
     def codes_to_values(self, codes: Tensor) -> Tensor:
-        """Grid values in [-1, 1], float32 of shape (..., levels), of codes (...)."""
+        """Codes (...) to grid values in [-1, 1], float32 of shape (..., levels)."""
         columns = []
         for level in self.levels:
             half = level // 2
@@ -90,13 +90,14 @@ class GaussianBottleneck(nn.Module):
 
 
 class LatentStandardizer(nn.Module):
-    """Zero mean and unit variance over cells for every (latent, dimension): batch statistics in training, their
-    running average in evaluation. Statistics are taken over the cells of all processes, so that the result does not
-    depend on how a batch is split.
+    """Standardizes every (latent, dimension) over cells, as batch normalisation without scale and shift.
+
+    In training it uses the statistics of the batch, in evaluation their running average. A batch is the cells of all
+    processes together, so the result does not depend on how they share it.
 
     Args:
-        momentum: weight of a batch in the running average. Means move by whole standard deviations within tens of early
-            steps, so that an average over many more would put an evaluation's cells into wrong codes.
+        momentum: weight of a batch in the running average. Early in training the means move by whole standard
+            deviations within tens of steps. A slower average would lag, and evaluation would give wrong codes.
     """
 
     running_mean: Tensor
@@ -110,7 +111,7 @@ class LatentStandardizer(nn.Module):
 
     @torch.no_grad()
     def set_statistics(self, z: Tensor) -> None:
-        """Take the statistics of `z` (cells, latents, width) as they are, before training."""
+        """Set the running averages to the statistics of `z` (cells, latents, width), before training."""
         self.running_mean.copy_(z.float().mean(0))
         self.running_variance.copy_(z.float().var(0))
 
@@ -120,7 +121,7 @@ class LatentStandardizer(nn.Module):
             return ((z - self.running_mean) * (self.running_variance + 1e-5).rsqrt()).to(z.dtype)
         values = z.float()
         mean = _mean_over_cells(values)
-        variance = _mean_over_cells((values - mean) ** 2)  # of the deviations: E[z^2] - E[z]^2 cancels in float32
+        variance = _mean_over_cells((values - mean) ** 2)  # not E[z^2] - E[z]^2, which cancels in float32
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_variance.lerp_(variance, self.momentum)
@@ -128,7 +129,7 @@ class LatentStandardizer(nn.Module):
 
 
 def _mean_over_cells(values: Tensor) -> Tensor:
-    """Mean over the first axis and over all processes, which hold as many cells each; with its gradient."""
+    """Differentiable mean over the first axis and over all processes, which hold equally many cells."""
     mean = values.mean(0)
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return mean
