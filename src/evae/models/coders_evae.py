@@ -1,7 +1,7 @@
-"""Encoders and decoders of the tokenizer: attention (as published) and perceptrons (for a CPU).
+"""Encoders and decoders of the tokenizer: attention (as published) and MLP (for a CPU).
 
-Sparse encoding is exact: all genes with count 0 share one token, the zero vector, so the encoder attends over the
-expressed genes and ONE token for all zeros with the attention bias log(number of zeros).
+Sparse encoding is exact. All genes with count 0 have the same token, the zero vector. So the encoder attends to the
+expressed genes and to ONE token for all zeros, with the attention bias log(number of zeros).
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ try:  # transformers >= 5 skips what is already loaded
 except ImportError:
     from torch.nn import init  # type: ignore[no-redef]
 
-BUCKET_TOKENS = 2**17  # 134 MB at width 256
+BUCKET_TOKENS = 2**17  # tokens, with padding, that a bucket may have; 134 MB at width 256
 GENE_SCALE = 4.0  # standard deviation of the gene embedding at the start
 
 
@@ -32,54 +32,55 @@ class EvaeEncoder(nn.Module):
         self.config = config
         self.embedding = CountEmbedding(config.n_genes, config.hidden_size)
         self.latent_tokens = nn.Parameter(torch.empty(config.n_latents, config.hidden_size))
-        first_alone = config.share_keys_values  # reads the memory for all layers
+        shared = config.share_keys_values  # the first layer's keys and values serve all layers
         self.layers = nn.ModuleList(
-            [CrossBlock(config, reads_memory=not (first_alone and index)) for index in range(config.encoder_layers)]
+            [CrossBlock(config, reads_memory=not (shared and index)) for index in range(config.encoder_layers)]
         )
         self.norm = nn.LayerNorm(config.hidden_size)
 
     def init_weights(self) -> None:
-        # Latent tokens that start alike ask alike, and all of a cell's codes then say the same for hundreds of steps.
+        # Similar latent tokens make similar queries, and all codes of a cell would be the same for hundreds of steps.
         init.normal_(self.latent_tokens, std=1.0)
-        # A latent token reads an average over all genes: large features of a gene, or cells hardly differ at the start.
+        # A latent token averages over all genes. With small gene features, cells would hardly differ at the start.
         init.normal_(self.embedding.up.weight, std=1.0)
-        # here, because transformers passes over modules without parameters of their own such as CountEmbedding
+        # Not in CountEmbedding: transformers skips modules without parameters of their own.
         init.normal_(self.embedding.gene_embedding.weight, std=GENE_SCALE)
 
     def forward(self, counts: Tensor, gene_ids: Tensor) -> Tensor:
-        """Encode (cells, tokens) counts and genes; where sparse, count 0 is padding and its genes are folded."""
+        """Encode counts and genes, (cells, tokens) each; in sparse encoding entries with count 0 are padding."""
         if not self.config.sparse_encoding:
             return self.encode_each(counts, gene_ids)
-        counts, gene_ids = F.pad(counts, (1, 0)), F.pad(gene_ids, (1, 0))  # a first token that stands for all zeros
+        counts, gene_ids = F.pad(counts, (1, 0)), F.pad(gene_ids, (1, 0))  # a first token for all zeros
         if counts.device.type == "cpu":
             return self.encode_distinct(counts, gene_ids)
-        if self.training:  # buckets read numbers back from the device, for which a step must not wait
+        if self.training:  # forming buckets reads sizes back from the device, which would stall a training step
             return self.encode_each(counts, gene_ids)
         return in_buckets(self.encode_each, counts, gene_ids)
 
     def encode_each(self, counts: Tensor, gene_ids: Tensor) -> Tensor:
-        """Every cell with tokens of its own."""
+        """Encode with a token for every entry of every cell."""
         return self._attend(self._project(self.embedding(gene_ids, counts)), counts)
 
     def encode_distinct(self, counts: Tensor, gene_ids: Tensor) -> Tensor:
-        """The same, but cells that have a gene with the same count share its token, its keys and its values."""
-        pairs, place = distinct_pairs(counts, gene_ids)
+        """The same, but cells with the same count of a gene share its token, key and value, which saves work."""
+        pairs, pair_ids = distinct_pairs(counts, gene_ids)
         projected = self._project(self.embedding(*pairs))
-        return in_buckets(lambda counts, place: self._attend(projected, counts, place), counts, place)
+        return in_buckets(lambda counts, pair_ids: self._attend(projected, counts, pair_ids), counts, pair_ids)
 
     def _project(self, tokens: Tensor) -> list[KeysValues]:
-        """Keys and values of `tokens` (..., width) in every layer that makes its own, (..., width) each."""
+        """Keys and values of `tokens` (..., width) in every layer that has projections for them, (..., width) each."""
         attentions: list[Any] = [layer.cross_attention for layer in self.layers]
         readers = [attention for attention in attentions if attention.reads_memory]
         return [(reader.k_proj(tokens), reader.v_proj(tokens)) for reader in readers]
 
-    def _attend(self, projected: list[KeysValues], counts: Tensor, place: Tensor | None = None) -> Tensor:
-        """Latent tokens (cells, latents, width) that read the genes of `counts` (cells, tokens).
+    def _attend(self, projected: list[KeysValues], counts: Tensor, pair_ids: Tensor | None = None) -> Tensor:
+        """Latent tokens (cells, latents, width) after they attended to the genes.
 
         Args:
-            projected: keys and values, (cells, tokens, width), or (pairs, width) with `place`; layers beyond these
-                read the last ones.
-            place: the pair of every token, (cells, tokens).
+            projected: keys and values of the layers, (cells, tokens, width), or (pairs, width) with `pair_ids`. Layers
+                beyond these use the last ones.
+            counts: (cells, tokens), to find padding and zeros.
+            pair_ids: the row of `projected` for every token, (cells, tokens).
         """
         latents, bias, memory = self.latent_tokens.unsqueeze(0), None, None
         split: Any = self.layers[0].cross_attention.split
@@ -87,7 +88,7 @@ class EvaeEncoder(nn.Module):
             bias = _zero_token_bias(counts, self.config.n_genes, latents.dtype)
         for index, layer in enumerate(self.layers):
             if index < len(projected):
-                memory = tuple(split(x if place is None else F.embedding(place, x)) for x in projected[index])
+                memory = tuple(split(x if pair_ids is None else F.embedding(pair_ids, x)) for x in projected[index])
             latents = layer(latents, memory, bias)
         return self.norm(latents)
 
@@ -99,13 +100,14 @@ def distinct_pairs(counts: Tensor, gene_ids: Tensor) -> tuple[tuple[Tensor, Tens
         counts, gene_ids: (cells, tokens); where the count is 0 the gene does not matter.
 
     Returns:
-        genes and counts of the pairs, (pairs,) each, led by count 0; and which pair every entry is, as `counts`.
+        genes and counts of the pairs, (pairs,) each, of which the first has count 0; and the pair of every entry,
+        shaped as `counts`.
     """
-    bits = counts.float().contiguous().view(torch.int32).long()  # a key of one number: 32 bits each
+    bits = counts.float().contiguous().view(torch.int32).long()  # a key is 32 bits of gene and 32 bits of count
     keys = torch.where(counts > 0, gene_ids.long() << 32 | bits, 0).flatten()
-    keys, place = torch.cat([keys.new_zeros(1), keys]).unique(return_inverse=True)
+    keys, pair_ids = torch.cat([keys.new_zeros(1), keys]).unique(return_inverse=True)
     values = (keys & 0xFFFFFFFF).int().view(torch.float32).to(counts.dtype)
-    return (keys >> 32, values), place[1:].view_as(counts)
+    return (keys >> 32, values), pair_ids[1:].view_as(counts)
 
 
 def _zero_token_bias(counts: Tensor, n_genes: int, dtype: torch.dtype) -> Tensor:
@@ -118,7 +120,7 @@ def _zero_token_bias(counts: Tensor, n_genes: int, dtype: torch.dtype) -> Tensor
 
 
 class EvaeMLPEncoder(nn.Module):
-    """Counts to latent tokens by a perceptron over the log1p counts; reads the expressed genes only."""
+    """Counts to latent tokens by an MLP over the log1p counts; it reads the expressed genes only."""
 
     def __init__(self, config: EvaeConfig) -> None:
         super().__init__()
@@ -139,7 +141,7 @@ class EvaeMLPEncoder(nn.Module):
 
 
 class EvaeDecoder(nn.Module):
-    """Latent tokens to the head's numbers, (cells, genes, n_outputs)."""
+    """Latent tokens to the parameters of the head's distribution, (cells, genes, n_outputs)."""
 
     def __init__(self, config: EvaeConfig, n_outputs: int) -> None:
         super().__init__()
@@ -157,7 +159,7 @@ class EvaeDecoder(nn.Module):
         self.gene_offsets = nn.Parameter(torch.empty(config.n_genes, n_outputs)) if config.gene_offsets else None
 
     def init_weights(self) -> None:
-        # Codes and positions of one size: genes tell the codes apart from the start, and do not read their mean alone.
+        # Codes and positions of the same scale let genes attend to single codes from the start, not to their mean only.
         init.normal_(self.from_latent.weight, std=1.0)
         init.normal_(self.positions, std=1.0)
         init.normal_(self.gene_queries, std=1.0)
@@ -165,16 +167,21 @@ class EvaeDecoder(nn.Module):
             init.zeros_(self.gene_offsets)
 
     def start_at(self, outputs: Tensor) -> None:
-        """With gene offsets, start near `outputs` (genes, n_outputs), whatever the cell; else stay as published."""
+        """With gene offsets, start near `outputs` (genes, n_outputs) for all cells; without, change nothing."""
         if self.gene_offsets is not None:
             self.gene_offsets.copy_(outputs)
-            self.output.weight.mul_(0.1)  # that of perceptrons starts small too, having many outputs
+            self.output.weight.mul_(0.1)  # an MLP's weights start small too, because it has many outputs
 
     def forward(self, latents: Tensor, context: Tensor, genes: Tensor | None = None) -> Tensor:
-        """`latents` (cells, latents, latent_width), `context` (cells, decoder_context_width); `genes`, int64 (some,),
-        are the genes to decode, all if None."""
+        """Decode.
+
+        Args:
+            latents: (cells, latents, latent_width).
+            context: log library size and the like, (cells, decoder_context_width).
+            genes: the genes to decode, int64 (some,); all if None.
+        """
         memory = self.from_latent(latents) + self.positions
-        if self.context_to_memory is not None:  # in every token: as one more among many it would drown
+        if self.context_to_memory is not None:  # added to every token: one more token would get little attention
             memory = memory + self.context_to_memory(context).unsqueeze(1)
         queries = self.gene_queries if genes is None else self.gene_queries.index_select(0, genes)
         features = queries.unsqueeze(0)
@@ -187,7 +194,7 @@ class EvaeDecoder(nn.Module):
 
 
 class EvaeMLPDecoder(nn.Module):
-    """Latents to the head's numbers by a perceptron."""
+    """Latents to the parameters of the head's distribution by an MLP."""
 
     def __init__(self, config: EvaeConfig, n_outputs: int) -> None:
         super().__init__()
@@ -201,7 +208,7 @@ class EvaeMLPDecoder(nn.Module):
         )
 
     def start_at(self, outputs: Tensor) -> None:
-        """Shift the head's numbers by `outputs` (genes, n_outputs), whatever the cell."""
+        """Add `outputs` (genes, n_outputs) to the output bias."""
         self.body.output.bias.add_(outputs.flatten())
 
     def forward(self, latents: Tensor, context: Tensor, genes: Tensor | None = None) -> Tensor:
@@ -214,17 +221,17 @@ class EvaeMLPDecoder(nn.Module):
 
 
 def split_counts(counts: Tensor, streams: CellStreams) -> tuple[Tensor, Tensor, Tensor]:
-    """Divide the molecules of every second cell at random into two parts with independent noise.
+    """Split the molecules of every second cell at random into two parts with independent noise.
 
-    The share of the first part is uniform on [0.1, 0.9] a cell. Source: count splitting (Neufeld et al., 2024).
+    The share of the first part is uniform on [0.1, 0.9] for each cell. Source: count splitting (Neufeld et al., 2024).
 
     Args:
-        counts: raw counts (cells, anything), expressed genes first where they are lists.
-        streams: the cells' random numbers; cells of odd places are divided.
+        counts: raw counts, (cells, genes) or the lists (cells, tokens) with the expressed genes first.
+        streams: the cells' random numbers; cells with odd numbers are split.
 
     Returns:
-        what the encoder sees and what the decoder is to say, both shaped as `counts`; and whether a cell was left
-        whole, so that both are the cell itself, bool (cells,).
+        the encoder's input and the decoder's target, both shaped as `counts`; and bool (cells,), True for cells that
+        were not split, whose input and target are the whole cell.
     """
     divided = slice((streams.cells.start + 1) % 2, None, 2)
     own, parts = streams[divided], counts[divided]
@@ -240,13 +247,13 @@ def split_counts(counts: Tensor, streams: CellStreams) -> tuple[Tensor, Tensor, 
 def in_buckets(
     encode: Callable[[Tensor, Tensor], Tensor], counts: Tensor, gene_ids: Tensor, bucket_cells: int = 4
 ) -> Tensor:
-    """`encode(counts, gene_ids)`, cells of like numbers of expressed genes together, so that little is padding.
+    """`encode(counts, gene_ids)` in buckets of cells with similar numbers of expressed genes, which saves padding.
 
     Args:
-        encode: from expressed counts and genes, (cells, tokens) each, to (cells, ...).
-        counts, gene_ids: as `to_sparse` gives them. Where padding stands before an expressed gene, nothing is cut off.
-        bucket_cells: cells in a bucket at least; there are at most 8 buckets, or so many that a bucket has no more
-            than `BUCKET_TOKENS`.
+        encode: maps counts and genes, (cells, tokens) each, to (cells, ...).
+        counts, gene_ids: as `to_sparse` returns them. Padding is cut only after the last expressed gene.
+        bucket_cells: smallest number of cells in a bucket. There are at most 8 buckets, or as many as keep a bucket
+            below about `BUCKET_TOKENS`.
     """
     n_buckets = min(max(8, -(-counts.numel() // BUCKET_TOKENS)), len(counts) // bucket_cells)
     if n_buckets < 2:
@@ -261,14 +268,14 @@ def in_buckets(
 
 
 def to_dense(counts: Tensor, gene_ids: Tensor | None, n_genes: int) -> Tensor:
-    """Counts of expressed genes (cells, tokens) as a dense matrix (cells, genes), which they are without `gene_ids`."""
+    """Counts of expressed genes (cells, tokens) to a dense matrix (cells, genes); unchanged without `gene_ids`."""
     if gene_ids is None:
         return counts
     return counts.new_zeros(len(counts), n_genes).scatter_add_(1, gene_ids.long(), counts)
 
 
 def to_sparse(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Dense counts (cells, genes) as expressed counts and gene ids, both (cells, tokens), padded with zeros."""
+    """Dense counts (cells, genes) to counts and ids of the expressed genes, (cells, tokens) each, padded with zeros."""
     width = int((counts > 0).sum(1).max().clamp_min(1))
     gene_ids = (counts > 0).to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width]
     return counts.gather(1, gene_ids), gene_ids

@@ -1,7 +1,7 @@
-"""Output heads: how the decoder's numbers become counts.
+"""Output heads: the distribution of counts given the decoder's outputs.
 
-Each head has `n_outputs` numbers a gene, a `loss`, a `sample` and a `mean`, and `marginal` outputs, (genes, n_outputs),
-that give every gene the distribution it has over some cells. With c the counts, l the library size
+A head takes `n_outputs` numbers a gene and has a `loss`, a `sample` and a `mean`. `marginal` gives the outputs,
+(genes, n_outputs), with which every gene has its distribution over given cells. With c the counts, l the library size
 (counts a cell over the panel) and m the median library size, x = log1p(c m / l):
 
     ce-quantile   20-way cross-entropy over count bins; sampling draws a bin
@@ -11,8 +11,8 @@ that give every gene the distribution it has over some cells. With c the counts,
 
 Source: doi:10.64898/2026.06.15.732063. "nb" sums over genes, the others average.
 
-A loss over some genes, `loss(outputs, counts, library_size, genes)` with `outputs` of `genes` only, has the expectation
-of the loss over all genes when the genes are drawn at random. That of "nb" needs all genes (`needs_all_genes`).
+`loss(outputs, counts, library_size, genes)` is the loss over `genes` only, given their `outputs`. When the genes are
+drawn at random, its expectation is the loss over all genes. "nb" needs the outputs of all genes (`needs_all_genes`).
 """
 
 from typing import Any
@@ -30,20 +30,20 @@ BIN_VALUES = (
     *(13.5, 19.5, 27.5, 39.5, 55.5, 76.5, 109.3, 154.3, 219.9, 360.8),
 )
 N_BINS = len(BIN_VALUES)
-# The first and the last whole count of each bin where counts are drawn within it; of the open one, its value.
+# The first and the last integer count of each bin. The open last bin has its representative value only.
 BIN_FIRST = (0, *(edge + 1 for edge in BIN_UPPER_EDGES[:-1]), round(BIN_VALUES[-1]))
 BIN_LAST = (*BIN_UPPER_EDGES, round(BIN_VALUES[-1]))
 
 
 def counts_to_bins(counts: Tensor) -> Tensor:
-    """The bin, 0 to 19, of every count; same shape, int64."""
+    """The bin, 0 to 19, of every count; int64 of the same shape."""
     return torch.bucketize(counts.float(), constant(BIN_UPPER_EDGES, counts.device))
 
 
 def bins_to_counts(bins: Tensor, generator: Randomness = None, within: bool = False) -> Tensor:
-    """Counts of bins, float32: published bin values or, with `within`, whole counts drawn from the bin.
+    """Bins to counts, float32: the published bin values or, with `within`, integers drawn uniformly from the bin.
 
-    The open last bin always gives its published value, rounded with `within`.
+    The open last bin always gives its published value, rounded if `within`.
     """
     if not within:
         return constant(BIN_VALUES, bins.device)[bins]
@@ -56,11 +56,11 @@ _CONSTANTS: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
 
 
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """`values` as float32 on a device, copied there once: with a copy in every step the host would wait for it."""
+    """`values` as float32 on a device. They are copied once, because the host waits for every copy."""
     tensor = _CONSTANTS.get((values, device))
     if tensor is None:
         tensor = torch.tensor(values, dtype=torch.float32, device=device)
-        if type(tensor) is Tensor and not tensor.is_inference():  # others serve the mode they were made in only
+        if type(tensor) is Tensor and not tensor.is_inference():  # inference and fake tensors cannot be reused
             _CONSTANTS[values, device] = tensor
     return tensor
 
@@ -82,7 +82,7 @@ class CrossEntropyQuantileHead(nn.Module):
         bins = counts_to_bins(counts).T  # (genes, cells)
         seen = torch.zeros(len(bins), N_BINS, device=counts.device)
         seen.scatter_add_(1, bins, torch.ones_like(bins, dtype=seen.dtype))
-        return ((seen + 1 / N_BINS) / (len(counts) + 1)).log()  # one more cell, spread over all bins
+        return ((seen + 1 / N_BINS) / (len(counts) + 1)).log()  # pseudocount: one more cell, spread over all bins
 
     def sample(self, outputs: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
         uniform = draw_uniform(outputs.shape[:-1], outputs.device, generator)
@@ -95,7 +95,7 @@ class CrossEntropyQuantileHead(nn.Module):
 
 
 class HurdleHead(nn.Module):
-    """A zero gate and a magnitude; outputs are [nonzero logit, magnitude] (cells, genes, 2)."""
+    """Whether a count is zero, and its magnitude if not; outputs are [nonzero logit, magnitude] (cells, genes, 2)."""
 
     n_outputs = 2
     needs_all_genes = False
@@ -107,7 +107,7 @@ class HurdleHead(nn.Module):
 
     def loss(self, outputs: Tensor, counts: Tensor, library_size: Tensor, genes: Tensor | None = None) -> Tensor:
         logit, magnitude = outputs.float().unbind(-1)
-        # nonzero entries of all genes, brought to the genes at hand: those of these genes alone would bias the ratio
+        # Nonzero entries of all genes, scaled to the drawn genes. A count over the drawn genes would bias the ratio.
         n_nonzero = (counts > 0).sum().clamp_min(1) * (outputs.shape[1] / counts.shape[1])
         counts = _of(counts, genes)
         nonzero = (counts > 0).float()
@@ -157,10 +157,10 @@ class MeanSquaredErrorHead(nn.Module):
 class NegativeBinomialHead(nn.Module):
     """Negative binomial with mean l softmax(outputs) and one dispersion a gene; outputs (cells, genes, 1).
 
-    The softmax ties all genes together, so a loss over some genes is no sum over them. With `loss_genes` the model
-    therefore decodes all genes once without gradient, about a third of a full step, and puts in the outputs of the
-    drawn genes: value and gradient with respect to every output are then exact, and the gradient that flows back
-    through the drawn outputs, times n_genes / loss_genes, is unbiased.
+    The softmax couples all genes, so the loss needs the outputs of all. With `loss_genes` the model decodes all genes
+    once without gradient, which costs about a third of a full step, and the drawn genes again with gradient. The value
+    of the loss and its gradient with respect to the outputs are then exact. The gradient that flows back through the
+    drawn outputs, times n_genes / loss_genes, is unbiased.
     """
 
     n_outputs = 1
@@ -202,20 +202,25 @@ class NegativeBinomialHead(nn.Module):
 
 
 def _of(counts: Tensor, genes: Tensor | None) -> Tensor:
-    """The counts (cells, some) of `genes` (some,) among `counts` (cells, genes); all if None."""
+    """Columns `genes` (some,) of `counts` (cells, genes); all if None."""
     return counts if genes is None else counts.index_select(1, genes)
 
 
 def with_gradient_of(outputs: Tensor, drawn: Tensor, genes: Tensor) -> Tensor:
-    """`outputs` of all genes (cells, genes, n) without gradient, those of `genes` (some,) replaced by `drawn` (cells,
-    some, n), whose gradient is multiplied by genes / some to stand for all."""
+    """Outputs of all genes, with a gradient through the drawn genes only, scaled up to represent all.
+
+    Args:
+        outputs: of all genes, (cells, genes, n); no gradient passes.
+        drawn: outputs of `genes`, (cells, some, n); their gradient is multiplied by genes / some.
+        genes: the drawn genes, int64 (some,).
+    """
     scale = outputs.shape[1] / drawn.shape[1]
     scaled = drawn.detach() + scale * (drawn - drawn.detach())
     return outputs.detach().index_copy(1, genes, scaled.to(outputs.dtype))
 
 
 def log_normalize(counts: Tensor, library_size: Tensor, median: float) -> Tensor:
-    """log1p of counts (cells, genes) brought to `median` counts a cell."""
+    """log1p of counts (cells, genes) scaled to `median` counts a cell."""
     return torch.log1p(counts.float() * (median / library_size.float().clamp_min(1)).unsqueeze(-1))
 
 

@@ -23,7 +23,7 @@ def check_size(config: Any) -> None:
 
 
 def parameters_at_least(config: Any) -> int:
-    """Parameters of a tokenizer's or a prior's large matrices, a lower bound that is close to their number."""
+    """Number of parameters in the large matrices of a tokenizer or a prior: a close lower bound on all."""
     width, inner = config.hidden_size, config.intermediate_size
     attention, feed_forward = 4 * width**2, 2 * width * inner
     if hasattr(config, "tokenizer_config"):
@@ -48,7 +48,7 @@ def parameters_at_least(config: Any) -> int:
 def check_ids(ids: Tensor, size: int, kind: str, training: bool) -> None:
     """Raise `EvaeError` unless all ids lie in 0 .. size - 1.
 
-    Reading a value back from an accelerator waits for it, so training steps there go unchecked.
+    On an accelerator training steps are not checked, because reading a value back makes the host wait.
     """
     if ids.numel() == 0 or ids.is_meta or (training and ids.device.type != "cpu"):
         return
@@ -68,7 +68,7 @@ def eager_attention(
     is_causal: bool,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out; shapes as in transformers: inputs (cells, heads, tokens, width), output
+    """Plain attention with the interface of transformers: inputs (cells, heads, tokens, width), output
     (cells, tokens, heads, width)."""
     scores = query @ key.transpose(2, 3) * scaling
     if is_causal:
@@ -86,13 +86,14 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens onto themselves or onto a memory.
+    """Multi-head self-attention, or cross-attention to a memory.
 
     Args:
         config: any of our configurations; its attention implementation is used.
-        is_causal: whether a token sees only itself and what stands before it.
-        layer_idx: place in the key/value cache, for causal layers.
-        reads_memory: whether it makes keys and values of a memory; else it is given another layer's.
+        is_causal: whether a token attends only to itself and to those before it.
+        layer_idx: index in the key/value cache, for causal layers.
+        reads_memory: whether the layer has key and value projections; without, it is given another layer's keys and
+            values.
     """
 
     def __init__(
@@ -131,9 +132,9 @@ class Attention(nn.Module):
         """Attend.
 
         Args:
-            x: queries (cells, tokens, width), or (1, tokens, width) where all cells ask the same: these are
-                projected once.
-            memory: what is attended to (cells, others, width), or its keys and values; `x` itself if None.
+            x: queries (cells, tokens, width), or (1, tokens, width) if they are the same for all cells, to project
+                them once.
+            memory: (cells, others, width), or its keys and values; `x` itself if None.
             bias: added to the attention scores, broadcast to (cells, heads, tokens, others).
             past_key_values: a transformers cache; this call's keys and values are appended to it.
         """
@@ -145,7 +146,7 @@ class Attention(nn.Module):
             key, value = past_key_values.update(key, value, self.layer_idx)
         implementation = self.config._attn_implementation
         attend = eager_attention if implementation in (None, "eager") else ALL_ATTENTION_FUNCTIONS[implementation]
-        # one query against a cache sees everything; PyTorch's is_causal would align it to the first key
+        # One query attends to the whole cache. PyTorch's is_causal would let it see the first key only.
         causal = self.is_causal and query.shape[2] > 1
         if causal and key.shape[2] != query.shape[2]:
             bias, causal = _offset_causal_bias(query, key, bias), False
@@ -190,7 +191,7 @@ class CrossBlock(nn.Module):
     def forward(self, x: Tensor, memory: Tensor | KeysValues, memory_bias: Tensor | None = None) -> Tensor:
         """`x` (cells or 1, tokens, width), `memory` (cells, others, width) -> (cells, tokens, width).
 
-        Tokens that are the same for all cells, as in a first layer, are worked on once until they read the memory.
+        Tokens that are the same for all cells, as in the first layer, are computed once up to the cross-attention.
         """
         if self.self_attention is not None and self.self_norm is not None:
             x = x + self.self_attention(self.self_norm(x))
@@ -201,8 +202,8 @@ class CrossBlock(nn.Module):
 class ModulatedBlock(nn.Module):
     """DiT block with adaLN-Zero (Peebles & Xie, "Scalable Diffusion Models with Transformers", 2023).
 
-    The condition gives a shift, a scale and a gate for the attention and for the feed-forward part; all start at
-    zero, so that the block starts as the identity.
+    The condition gives a shift, a scale and a gate for the attention and for the feed-forward part. All start at zero,
+    so the block starts as the identity.
     """
 
     def __init__(self, config: Any, is_causal: bool, layer_idx: int) -> None:
@@ -235,7 +236,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class CountEmbedding(nn.Module):
     """Token of a gene: `gene_embedding[g] * f(count)` with f(0) = 0.
 
-    f is log1p, then linear, SiLU, linear, both without bias, so a gene that is not expressed gives the zero vector.
+    f is log1p, linear, SiLU, linear. Neither layer has a bias, so a gene with count 0 has the zero vector as its token.
     """
 
     def __init__(self, n_genes: int, width: int) -> None:
@@ -263,7 +264,7 @@ class Perceptron(nn.Module):
         self.output = nn.Linear(width, n_outputs)
 
     def hidden(self, x: Tensor) -> Tensor:
-        """(cells, inputs) -> what the output layer reads, (cells, width)."""
+        """(cells, inputs) -> input of the output layer, (cells, width)."""
         x = self.input(x)
         for norm, layer in zip(self.norms, self.layers, strict=True):
             x = x + self.dropout(F.gelu(layer(norm(x))))
