@@ -1,7 +1,7 @@
 """Models, configurations and the processor: the files that are pushed to the Hub as custom code.
 
-The names below are imported when they are first asked for, so that `evae.models.contract_evae`, which needs numpy
-only, does not cost the import of torch.
+The names below are imported on first use. So `evae.models.contract_evae`, which needs numpy only, can be imported
+without torch.
 """
 
 from importlib import import_module
@@ -45,7 +45,7 @@ _FILES = {
     "EvaeProcessor": "processing_evae",
 }
 
-if not TYPE_CHECKING:  # a type checker would take every name for granted
+if not TYPE_CHECKING:  # to a type checker, every name would exist
 
     def __getattr__(name: str) -> Any:
         if name not in _FILES:

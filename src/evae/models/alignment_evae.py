@@ -1,7 +1,7 @@
-"""Loaded weights move to memory that torch allocates, which begins at multiples of 64 bytes.
+"""Alignment of loaded weights: they are copied to memory from torch, at addresses that are multiples of 64 bytes.
 
-safetensors maps a file into memory, and a tensor then begins wherever it lies in the file. The matrix kernels of some
-processors round otherwise at such addresses. A loaded model would then draw other cells than the model that was saved.
+safetensors maps a file into memory, so the address of a tensor depends on its offset in the file. On some processors
+matrix products round differently at unaligned addresses. A loaded model would then draw other cells than the saved one.
 """
 
 import ctypes
@@ -17,13 +17,13 @@ ALIGNMENT = 64  # bytes; what the CPU allocator of torch gives
 
 @torch.no_grad()
 def align_weights(model: nn.Module, is_own_file: bool = True) -> None:
-    """Copy every parameter and buffer that does not begin at a multiple of 64 bytes, one after the other.
+    """Copy every parameter and buffer whose address is not a multiple of 64 bytes, one after the other.
 
-    Tied parameters stay tied, and `requires_grad` stays.
+    Tied parameters stay tied, and `requires_grad` does not change.
 
     Args:
         model: a model that was just loaded.
-        is_own_file: nobody else uses the file's mapping. Its pages are then given back as the copies are made, so that
+        is_own_file: whether nothing else uses the mapped file. Its pages are then released while copying, so that
             the weights are not in memory twice.
     """
     files = mapped_files() if is_own_file else []
@@ -36,7 +36,7 @@ def align_weights(model: nn.Module, is_own_file: bool = True) -> None:
 
 
 def mapped_files() -> list[range]:
-    """The addresses at which files are mapped for this process alone; known on Linux only."""
+    """Address ranges of this process's private file mappings; empty where there is no /proc (not Linux)."""
     table = Path("/proc/self/maps")
     if not table.is_file():
         return []
@@ -49,9 +49,9 @@ def mapped_files() -> list[range]:
 
 
 def release_pages(tensor: Tensor, files: list[range]) -> None:
-    """Take the pages that only this tensor fills out of memory; a later access reads them from the file again.
+    """Release the memory pages that hold nothing but this tensor; a later access reads them from the file again.
 
-    Other memory would lose its content, so nothing is done where the tensor does not lie in one of the `files`.
+    Memory outside a mapped file would lose its content, so nothing is done for a tensor outside the `files`.
     """
     end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE

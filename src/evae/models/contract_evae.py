@@ -1,7 +1,7 @@
-"""The input contract: what counts, genes and labels must be, and what to do when they are not.
+"""The input contract: checks of counts, genes and labels, whose messages say what to do.
 
-Raw counts in, always: integers, non-negative, finite. Unknown names raise and name near matches.
-This file needs numpy only; the processor and the data conversion share it.
+Counts must be raw: non-negative, finite integers. An unknown name raises an error that names near matches.
+This file needs numpy only. The processor and the data conversion share it.
 """
 
 import difflib
@@ -48,7 +48,7 @@ def check_raw_counts(values: np.ndarray, source: str = "the counts") -> None:
 
 
 def near_matches(name: str, known: Sequence[str], limit: int = 3) -> str:
-    """A sentence naming the entries of `known` nearest to `name`, or listing the first few."""
+    """A sentence with the entries of `known` nearest to `name`, or with the first few if none is near."""
     lower = {str(k).lower(): str(k) for k in known}
     close = difflib.get_close_matches(str(name).lower(), list(lower), n=limit, cutoff=0.6)
     if close:
@@ -77,9 +77,10 @@ def look_up(names: Iterable[str], known: Sequence[str], kind: str) -> np.ndarray
 
 
 def split_names(text: str, known: Container[str], sign: str = ",") -> list[str]:
-    """Several names in one text, such as `STAT1,JAK2`. A name may hold the sign itself: the longest known one is taken.
+    """Split a text such as `STAT1,JAK2` into names.
 
-    `1,10-decanediol,JAK2` is two names where `1,10-decanediol` is known. What is not known is cut at every sign.
+    A name may itself hold the sign, so the longest known names are found first:
+    `1,10-decanediol,JAK2` is two names if `1,10-decanediol` is known. Unknown text is split at every sign.
     """
     pieces = _pieces(text, known, sign)
     names = [n for piece, is_known in pieces for n in ([piece] if is_known else piece.split(sign))]
@@ -87,17 +88,17 @@ def split_names(text: str, known: Container[str], sign: str = ",") -> list[str]:
 
 
 def parts_of(name: str, known: Container[str], control: str | None = None, sign: str = "+") -> list[str]:
-    """The perturbations that a name combines: `KLF1+TGFBR2` is KLF1 and TGFBR2; the control counts for nothing.
+    """The perturbations that a name combines, without the control: `KLF1+TGFBR2` is KLF1 and TGFBR2.
 
-    A name is a combination where at least one part between the signs is a known name; the longest known name is
-    taken first, and what is left between two known names is one part. So `(+)-ibuprofen` is one compound, and
-    `TNF+(+)-ibuprofen` is TNF with that compound.
+    A name is a combination if at least one of its parts is a known name. The longest known names are found first, and
+    text between two known names is one part. So `(+)-ibuprofen` is one compound, and `TNF+(+)-ibuprofen` is TNF with
+    that compound.
 
     Args:
         name: a label.
         known: names of perturbations, with or without `name` itself.
         control: the control's name; it is always known.
-        sign: what stands between the parts; "" where no name is a combination.
+        sign: separator of the parts; "" if no name is a combination.
     """
     pieces = _pieces(name, known, sign, control, whole=False) if sign else []
     if len(pieces) < 2 or not all(piece for piece, _ in pieces):
@@ -109,7 +110,7 @@ def parts_of(name: str, known: Container[str], control: str | None = None, sign:
 def _pieces(
     text: str, known: Container[str], sign: str, control: str | None = None, whole: bool = True
 ) -> list[tuple[str, bool]]:
-    """`text` cut at signs into known names, the longest first, and what is left between them; True marks known ones.
+    """`text` split at signs into known names, the longest first, and the text between them; True marks known names.
 
     Args:
         whole: whether `text` as a whole may be the known name.
@@ -134,7 +135,7 @@ def _pieces(
 
 
 def check_unique(names: Sequence[str], kind: str) -> None:
-    """Raise `EvaeError` if a name stands twice."""
+    """Raise `EvaeError` if a name occurs twice."""
     seen: set[str] = set()
     twice = sorted({str(n) for n in names if str(n) in seen or seen.add(str(n))})  # type: ignore[func-returns-value]
     if twice:

@@ -1,7 +1,7 @@
-"""Which gene is which: symbols and Ensembl ids of a table of genes, and where the genes of a panel stand in it.
+"""Gene matching: symbols and Ensembl ids of a table of genes, and the columns of a panel's genes in it.
 
-This is a part of the input contract. Whatever reads a user's genes (preparing, predicting, embedding, evaluating,
-reversion; a file or an AnnData) asks `gene_columns`, so all of them find the same genes in the same cells.
+This is a part of the input contract. Everything that reads a user's genes calls `gene_columns`: preparing, predicting,
+embedding, evaluating and reversion, from a file or an AnnData. So all of them find the same genes in the same cells.
 """
 
 import re
@@ -14,7 +14,7 @@ import numpy as np
 
 from .contract_evae import EvaeError
 
-# Column names are compared without case, blanks and punctuation: "Ensembl_ID" is "ensemblid".
+# Column names are compared without case, spaces and punctuation: "Ensembl_ID" is "ensemblid".
 SYMBOL_COLUMNS = (
     *("genesymbol", "genesymbols", "symbol", "symbols", "genename", "genenames", "featurename", "featurenames"),
     *("hgncsymbol", "mgisymbol", "externalgenename", "geneshortname", "gene", "genes", "index"),
@@ -25,7 +25,7 @@ ENSEMBL_COLUMNS = (
 )
 MISSING = {"", "nan", "NaN", "None", "<NA>"}  # as text, whatever the missing value was
 ENSEMBL = re.compile(r"((?:ENS[A-Z]*|FBgn|WBGene)\d{6,})(?:\.\d+)?(_PAR_Y)?")  # of fly and worm, Ensembl keeps theirs
-SHOWN = 3  # genes that a message names
+SHOWN = 3  # number of genes named in a message
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class GeneColumns:
     Attributes:
         symbols: "" where unknown; two genes may share one.
         ensembl_ids: without version; "" where unknown, or where two genes have the same.
-        names: what each gene is called, no two alike: its symbol; its Ensembl id where it has no symbol or shares it.
+        names: unique names: the symbol, or the Ensembl id of a gene that has no symbol or shares it.
     """
 
     symbols: list[str]
@@ -65,19 +65,19 @@ def gene_columns(
 ) -> GeneColumns:
     """Symbols and Ensembl ids of genes, from the index of `var` or its known columns.
 
-    * An entry of the index that is an Ensembl id is the gene's id, any other entry is its symbol. An index of whole
-      numbers only counts the genes and says nothing about them.
-    * What the index does not say comes from the first column that says it: symbols from `SYMBOL_COLUMNS` (gene_symbol,
+    * An index entry that is an Ensembl id is the gene's id; any other entry is its symbol. An index of integers is
+      ignored.
+    * What the index lacks is taken from columns, the first that has it: symbols from `SYMBOL_COLUMNS` (gene_symbol,
       symbol, gene_name, feature_name, ...), ids from `ENSEMBL_COLUMNS` (ensembl_id, gene_ids, feature_id, ...).
-      `Gene Symbol`, `gene_symbol` and `gene.symbol` are one column name.
-    * A missing value (NaN, None, "", or the text "nan") is no symbol and no id.
-    * Versions of ids are left off. An id that two genes have tells them apart no more, so it counts as missing.
-    * A gene is called by its symbol; by its id where it has no symbol, or where another gene has the same.
+      `Gene Symbol`, `gene_symbol` and `gene.symbol` are the same column name.
+    * NaN, None, "" and the text "nan" are missing values.
+    * Versions of ids are removed. An id that two genes share cannot tell them apart, so it counts as missing.
+    * A gene's name is its symbol. It is the id if the gene has no symbol or another gene has the same symbol.
 
     Args:
         index: `adata.var_names`, or what stands for it.
         columns: `adata.var`, or any mapping from column name to values, (genes,) each; only known columns are read.
-        source: what to call the genes' owner in messages, for example a file.
+        source: what to call the data in messages, for example a file.
 
     Raises:
         EvaeError: the genes are numbered and no known column names them, a gene has no name at all, or two genes
@@ -105,18 +105,18 @@ def gene_columns(
 
 
 def match_genes(panel: GeneColumns, given: GeneColumns, source: str = "the data") -> np.ndarray:
-    """Where each gene of the panel stands among the given ones, int64 (panel,), -1 where it is absent.
+    """Index of each gene of the panel among the given genes, int64 (panel,), -1 if it is absent.
 
-    Genes match by Ensembl id wherever both sides have one, else by symbol.
+    Genes match by Ensembl id if both have one, else by symbol.
 
     Args:
-        panel: the genes that are wanted; their `names` count.
+        panel: the genes to find; their `names` are used as symbols.
         given: the genes of a file or an AnnData.
         source: what to call these in messages.
 
     Raises:
-        EvaeError: a symbol of the panel, without an id, is that of several given genes; or two genes of the panel are
-            one given gene.
+        EvaeError: a symbol of the panel matches several given genes; or two genes of the panel match the same given
+            gene.
     """
     by_id = {i: g for g, i in enumerate(given.ensembl_ids) if i}
     by_symbol: dict[str, list[int]] = {}

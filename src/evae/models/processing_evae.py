@@ -1,7 +1,7 @@
-"""EvaeProcessor: cells of the user in, tensors of the model out.
+"""EvaeProcessor: turns a user's cells into the model's tensors.
 
-It holds the gene panel, the vocabularies and the library sizes of the training cells, and is where the input contract
-is checked: raw counts only, genes matched by symbol or Ensembl id with a minimum coverage, names that are known.
+It holds the gene panel, the vocabularies and the library sizes of the training cells. It checks the input contract:
+raw counts, genes that match by symbol or Ensembl id and cover enough of the panel, and known names.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,16 +21,16 @@ class EvaeProcessor(FeatureExtractionMixin):
     Args:
         genes: symbols of the panel, in the model's order.
         ensembl_ids: their Ensembl ids, "" where unknown; may be left out.
-        perturbations: names the model was trained with, in the order of its ids.
+        perturbations: names of the training perturbations, in the order of their ids.
         cell_types: likewise.
-        perturbation_units: names of the prior's perturbation ids, where these are not `perturbations`: the parts of
-            combinations, and what has a feature vector.
+        perturbation_units: names of the prior's perturbation ids, if these are not `perturbations`: the parts of
+            combinations, and the names that have a feature vector.
         control: the control's name among `perturbations`.
         library_size_quantiles: quantiles, equally spaced from 0 to 1, of the training cells' library sizes over the
-            panel; the source of library sizes where no controls are given.
+            panel. Library sizes are drawn from them if no controls are given.
         training_pairs: for each cell type the perturbations seen with it in training.
-        min_coverage: smallest share of the panel that the user's genes must cover.
-        combination_sign: what stands between the parts of a combination in `perturbations`; "" for no combinations.
+        min_coverage: smallest fraction of the panel that the user's genes must cover.
+        combination_sign: separator of the parts of a combination in `perturbations`; "" for no combinations.
     """
 
     model_input_names = ["counts", "gene_ids", "library_size"]  # noqa: RUF012
@@ -78,7 +78,7 @@ class EvaeProcessor(FeatureExtractionMixin):
         layer: str | None = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """Check cells and bring them to the model's sparse batch.
+        """Check cells and convert them to the model's sparse batch.
 
         Args:
             data: AnnData, a scipy sparse matrix or an array of raw counts, (cells, genes). The genes of an AnnData
@@ -95,7 +95,7 @@ class EvaeProcessor(FeatureExtractionMixin):
             `library_size` float32 (cells,), total counts over the panel; and the ids asked for, int64 (cells,).
 
         Raises:
-            EvaeError: counts that are not raw, genes that have no name, stand twice or cover too little, unknown names.
+            EvaeError: counts are not raw; genes have no name, occur twice or cover too little; a name is unknown.
         """
         if return_tensors != "pt":
             raise EvaeError(f"return_tensors '{return_tensors}' is not available; use 'pt'.")
@@ -111,20 +111,20 @@ class EvaeProcessor(FeatureExtractionMixin):
         return BatchFeature(batch)
 
     def coverage(self, genes: Sequence[str], ensembl_ids: Sequence[str] | None = None) -> float:
-        """Share of the panel, 0 to 1, found among the given genes."""
+        """Fraction of the panel, 0 to 1, found among the given genes."""
         return float((self.gene_positions(_named(genes, ensembl_ids)) >= 0).mean())
 
     def gene_positions(self, columns: GeneColumns) -> np.ndarray:
-        """Where each gene of the panel stands among the given ones, int64 (panel,), -1 where it is absent."""
+        """Index of each gene of the panel among the given genes, int64 (panel,), -1 if it is absent."""
         return match_genes(GeneColumns.of_panel(self.genes, self.ensembl_ids), columns)
 
     def perturbation_ids(self, names: Sequence[str]) -> torch.Tensor:
         """The prior's ids of perturbations, int64 (names,); with combinations (names, parts), padded with -1.
 
-        A combination `A+B` may be asked for wherever its parts may.
+        A combination `A+B` is allowed if its parts are.
 
         Raises:
-            EvaeError: a name, or a part of it, that the prior was not trained for.
+            EvaeError: the prior does not know a name or one of its parts.
         """
         units = self.known_units()
         known = list(dict.fromkeys([*self.perturbations, *units]))  # near matches begin with what training saw
@@ -140,13 +140,13 @@ class EvaeProcessor(FeatureExtractionMixin):
         return torch.from_numpy(ids[:, 0] if width == 1 else ids)
 
     def known_units(self) -> list[str]:
-        """What the prior has an id for, in that order: `perturbations`, or the parts that they are made of."""
+        """Names of the prior's perturbation ids, in their order: `perturbations`, or `perturbation_units` if given."""
         return self.perturbations if self.perturbation_units is None else self.perturbation_units
 
     def parts(self, perturbation: str) -> list[str]:
-        """The units that a name stands for: of a combination its parts, else the name itself.
+        """The parts of a combination; for any other perturbation, its name alone.
 
-        Several parts are found only where training saw combinations.
+        A name is split into several parts only if training saw combinations.
         """
         units = set(self.known_units())
         if perturbation in units:
@@ -165,7 +165,8 @@ class EvaeProcessor(FeatureExtractionMixin):
     def supports(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
         """What training saw of each (cell type, perturbation): "seen together", "seen apart" or "unseen".
 
-        Names that stand for the same parts are the same perturbation: `B+A` is `A+B`, `A` is `A+control`.
+        It is "unknown" without `training_pairs`. Names with the same parts are the same perturbation: `B+A` is `A+B`,
+        `A+control` is `A`.
         """
         if self.training_pairs is None:
             return ["unknown"] * len(pairs)
@@ -179,7 +180,7 @@ class EvaeProcessor(FeatureExtractionMixin):
         return found
 
     def sample_library_size(self, n_cells: int, rng: np.random.Generator) -> np.ndarray:
-        """Library sizes over the panel from the training distribution, float32 (cells,)."""
+        """Draw library sizes over the panel from the training distribution, float32 (cells,)."""
         if self.library_size_quantiles is None:
             raise EvaeError("this processor knows no library sizes; give control cells.")
         quantiles = np.asarray(self.library_size_quantiles)
@@ -217,7 +218,7 @@ class EvaeProcessor(FeatureExtractionMixin):
         return matrix, columns
 
     def panel_index(self, columns: GeneColumns) -> np.ndarray:
-        """For every gene of a count matrix its place in the panel, int64 (genes,), -1 where the panel has no such gene.
+        """Panel index of every column of a count matrix, int64 (genes,), -1 if the panel has no such gene.
 
         Raises:
             EvaeError: the columns cover less of the panel than `min_coverage`.
@@ -260,7 +261,7 @@ def _named(genes: Sequence[str], ensembl_ids: Sequence[str] | None) -> GeneColum
 
 
 def _case(missing: Sequence[str], columns: GeneColumns) -> str:
-    """A sentence on missing genes that are there in other case, as mouse genes beside human ones; else ""."""
+    """A sentence on missing genes that differ only in case, as mouse and human symbols do; "" if there are none."""
     given = {symbol.lower(): symbol for symbol in columns.symbols}
     pairs = [(gene, given[gene.lower()]) for gene in missing if gene.lower() in given]
     if not pairs:

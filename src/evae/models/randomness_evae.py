@@ -1,10 +1,11 @@
-"""Random numbers cell by cell: a drawn cell depends on the seed and on its place, not on the batch it is drawn in.
+"""Random numbers cell by cell: a drawn cell depends on the seed and on its number, not on the batch it is drawn in.
 
-A batch drawn from one stream gives other cells as soon as it is cut elsewhere. So every cell has a stream of its own:
-number i of cell c is a hash of (seed, c, i), computed for all cells at once on any device. In training too: what is
-drawn for a cell depends on its number among all cells that were trained on, not on the process that trains on it. The
-hash is SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", 2014), and a cell's stream
-its sequence from a hashed start.
+With one stream for a batch, another batch size would give other cells. So every cell has its own stream: number i of
+cell c is a hash of (seed, c, i), computed for all cells at once on any device. In training a cell's number is its
+position among all cells trained on so far, so its random numbers do not depend on the process that trains on it.
+
+A stream is the sequence of SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", 2014)
+from a hashed start.
 """
 
 import math
@@ -15,25 +16,25 @@ import torch
 from torch import Tensor
 
 _SEEDS = 2**32  # torch's CPU generator reads 32 bits of a seed
-_STRIDE = 2_654_435_761  # odd, so that no two cells share a seed; near the golden ratio, so that runs hardly meet
-_BRANCH = 2_246_822_519  # odd, so that no two branches share a seed
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # the step of SplitMix64, as the signed number of the same bits
-EXACT = 24  # molecules up to which a binomial draw sums its distribution
+_STRIDE = 2_654_435_761  # odd, so no two cells share a seed; near the golden ratio, so runs rarely share one
+_BRANCH = 2_246_822_519  # odd, so no two branches share a seed
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # the increment of SplitMix64, as a signed number with the same bits
+EXACT = 24  # largest number of molecules for which a binomial draw is exact
 _MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 
 
 class CellStreams:
-    """One stream of random numbers a cell.
+    """One stream of random numbers for every cell.
 
     Args:
-        seed: of all streams together, 0 to 2**32 - 1.
-        cells: the places of the cells, 0 or more; place i has the same stream whatever the other places are.
-        batch: number of the batch that these cells are a part of, for what the whole batch shares.
+        seed: one for all streams, 0 to 2**32 - 1.
+        cells: the numbers of the cells, 0 or more. Cell i has the same stream whatever other cells there are.
+        batch: number of the batch, for random numbers that the whole batch shares.
     """
 
     def __init__(self, seed: int, cells: range, batch: int = 0) -> None:
         self.seed, self.cells, self.batch = seed, cells, batch
-        self._drawn = 0  # numbers every stream has given so far
+        self._drawn = 0  # how many numbers were drawn from every stream
         self._generators: list[torch.Generator] = []
 
     @classmethod
@@ -52,29 +53,29 @@ class CellStreams:
         return len(self.cells)
 
     def __getitem__(self, rows: slice) -> "CellStreams":
-        """The streams of some cells, from their beginning."""
+        """The streams of some cells, from the start."""
         return CellStreams(self.seed, self.cells[rows], self.batch)
 
     def branch(self, number: int) -> "CellStreams":
-        """Other streams of the same cells, from their beginning: what is drawn from one branch moves no other."""
+        """Independent streams of the same cells, from the start. Drawing from one branch does not advance another."""
         return CellStreams((self.seed + (number + 1) * _BRANCH) % _SEEDS, self.cells, self.batch)
 
     def of_batch(self) -> "CellStreams":
-        """One stream that all cells of the batch share, wherever they are."""
+        """One stream that all cells of the batch share, on all processes."""
         return CellStreams(self.seed, range(-1 - self.batch, -self.batch))
 
     def fork(self, rows: slice) -> "CellStreams":
-        """The streams of some cells, from where they are."""
+        """The streams of some cells, from their current position."""
         part = self[rows]
         part._drawn, part._generators = self._drawn, self.generators()[rows] if self._generators else []
         return part
 
     def join(self, part: "CellStreams") -> None:
-        """Go on from where `part`, a fork that drew as much as all the others, has come to."""
+        """Advance to the position of `part`, the last of several forks that drew equally many numbers."""
         self._drawn = part._drawn
 
     def generators(self) -> list[torch.Generator]:
-        """The cells' torch generators (CPU), for distributions that a fixed number of uniform draws does not give."""
+        """The cells' torch generators (CPU), for distributions that need a varying number of uniform draws."""
         if not self._generators:
             seeds = ((self.seed + cell * _STRIDE) % _SEEDS for cell in self.cells)
             self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -90,20 +91,21 @@ class CellStreams:
         return (math.sqrt(2) * torch.erfinv(odd * 2**-23 - 1)).view(len(self), *shape)
 
     def spread(self, device: torch.device | str = "cpu") -> Tensor:
-        """Numbers on [0, 1), float32 (cells,): each uniform over seeds, those of neighbours evenly spread together.
+        """Low-discrepancy numbers on [0, 1), float32 (cells,).
 
-        The golden ratio's multiples modulo 1: any run of n places leaves no gap wider than 2.7 / n.
+        Each is uniform over seeds, and the cells of a batch cover [0, 1) evenly. They are multiples of
+        the golden ratio modulo 1. Any n consecutive cells leave no gap wider than 2.7 / n.
         """
         start = _mixed(torch.full((1,), self.seed, device=device))
-        return ((self._places(device) * _GOLDEN + start) >> 40).bitwise_and_(2**24 - 1).float() * 2**-24
+        return ((self._cell_numbers(device) * _GOLDEN + start) >> 40).bitwise_and_(2**24 - 1).float() * 2**-24
 
-    def _places(self, device: torch.device | str) -> Tensor:
+    def _cell_numbers(self, device: torch.device | str) -> Tensor:
         return torch.arange(self.cells.start, self.cells.stop, self.cells.step, device=device)
 
     def _bits(self, n: int, device: torch.device | str) -> Tensor:
-        """The next `n` numbers of 24 bits of every stream, int64 (cells, n). A hash gives two."""
+        """The next `n` random numbers of 24 bits of every stream, int64 (cells, n). One hash gives two."""
         first, self._drawn = self._drawn, self._drawn + n
-        starts = _mixed((self._places(device) + 1) * _GOLDEN + self.seed)
+        starts = _mixed((self._cell_numbers(device) + 1) * _GOLDEN + self.seed)
         steps = torch.arange(first // 2, (self._drawn + 1) // 2, device=device)
         words = _mixed(starts.unsqueeze(1) + (steps + 1) * _GOLDEN)
         pairs = torch.stack([words >> 40, words >> 16], dim=-1).bitwise_and_(2**24 - 1).flatten(1)
@@ -111,7 +113,7 @@ class CellStreams:
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """The finaliser of SplitMix64 on int64, whose products wrap around; shifts fill with zeros by the mask."""
+    """The finaliser of SplitMix64 on int64. Products wrap around; the masks make the shifts unsigned."""
     for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
         x = (x ^ ((x >> shift).bitwise_and_(2 ** (64 - shift) - 1))).mul_(multiplier)
     return x ^ ((x >> 31).bitwise_and_(2**33 - 1))
@@ -121,26 +123,26 @@ Randomness = torch.Generator | CellStreams | None
 
 
 def draw_uniform(shape: Sequence[int], device: torch.device, source: Randomness) -> Tensor:
-    """Uniform numbers of `shape` (cells, ...) on [0, 1), from one stream or from each cell's own."""
+    """Uniform numbers of `shape` (cells, ...) on [0, 1), from a torch generator or the cells' streams."""
     if source is None or isinstance(source, torch.Generator):
         return torch.rand(tuple(shape), device=device, generator=source)
     return source.uniform(*shape[1:], device=device)
 
 
 def draw_normal(shape: Sequence[int], device: torch.device, source: Randomness) -> Tensor:
-    """Standard normal numbers of `shape` (cells, ...), from one stream or from each cell's own."""
+    """Standard normal numbers of `shape` (cells, ...), from a torch generator or the cells' streams."""
     if source is None or isinstance(source, torch.Generator):
         return torch.randn(tuple(shape), device=device, generator=source)
     return source.normal(*shape[1:], device=device)
 
 
 def draw_binomial(counts: Tensor, share: Tensor, source: CellStreams) -> Tensor:
-    """How many of `counts` molecules (cells, genes) are kept, each with probability `share` (cells, 1).
+    """Binomial draws from `counts` (cells, genes) trials with probability `share` (cells, 1).
 
-    One uniform number an entry, turned into a count by the inverse distribution function: summed term by term up to
-    EXACT molecules, by the normal distribution with the correction for skewness (Cornish & Fisher, 1938) above, where
-    it is off by less than 0.01 in total variation. `torch.binomial` takes more or fewer numbers, so it could not give
-    a cell the same draw in any batch.
+    Every entry takes one uniform number, which the inverse distribution function turns into a count. Up to EXACT
+    trials it is summed term by term. Above, it is the normal approximation corrected for skewness (Cornish & Fisher,
+    1938), which is off by less than 0.01 in total variation. `torch.binomial` uses a varying number of uniform numbers,
+    so a cell's draw would depend on its batch.
     """
     uniform = source.uniform(*counts.shape[1:], device=counts.device)
     rarer = torch.minimum(share, 1 - share)
@@ -162,7 +164,7 @@ def draw_binomial(counts: Tensor, share: Tensor, source: CellStreams) -> Tensor:
 
 def draw_negative_binomial(mu: Tensor, theta: Tensor, source: Randomness) -> Tensor:
     """Counts (cells, genes) of mean `mu` (cells, genes) and inverse overdispersion `theta` (genes,)."""
-    # torch.distributions takes no generator; the two draws behind a negative binomial do
+    # As a gamma-Poisson mixture: these two draws accept a generator, torch.distributions does not.
     if source is None or isinstance(source, torch.Generator):
         gamma = torch._standard_gamma(theta.expand_as(mu).contiguous(), generator=source)
         return torch.poisson(gamma * mu / theta, generator=source)
@@ -174,7 +176,7 @@ def draw_negative_binomial(mu: Tensor, theta: Tensor, source: Randomness) -> Ten
 
 
 def categorical(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """The category, int64 (...), that `uniform` (...) falls on in `probabilities` (..., categories)."""
+    """Draw a category, int64 (...), from `probabilities` (..., categories) with `uniform` numbers (...) on [0, 1)."""
     cumulative = probabilities.cumsum(-1)
-    point = uniform.unsqueeze(-1) * cumulative[..., -1:]  # the sum is 1 but for rounding
+    point = uniform.unsqueeze(-1) * cumulative[..., -1:]  # the sum is 1 up to rounding
     return (cumulative <= point).sum(-1).clamp_max(probabilities.shape[-1] - 1)
