@@ -1,12 +1,11 @@
-"""The order in which cells are read: which rows batch number b of epoch e holds on rank r of w.
+"""The order in which cells are read: which rows are in batch b of epoch e on rank r of w.
 
-The unit of reading is the row group of a Parquet shard. The row counts of all shards are known from
-dataset.json, so an epoch's sequence of row groups is cut into equal, disjoint lanes whatever the number of shards, and
-any batch is found from its number alone: the state of a loader is two integers.
+The unit of reading is the row group of a Parquet shard. An epoch is a permuted sequence of all row groups, cut into
+lanes: equal, disjoint ranges of rows. dataset.json holds the row counts of all shards, so any batch can be computed
+from its number, and the state of a loader is two integers (epoch and batch).
 
-In training a batch of all ranks together takes as many rows from each of 8 lanes, and a rank reads its own lanes
-only. So 1, 2, 4 or 8 ranks with as many cells a step see the same cells in the same steps, and none reads what another
-one does.
+In training there are up to 8 lanes. The global batch takes equally many rows from each, and a rank reads its own lanes
+only. So 1, 2, 4 or 8 ranks with the same global batch see the same cells in the same steps, and no row is read twice.
 """
 
 import math
@@ -29,18 +28,18 @@ class Piece:
 
 
 MOST_LANES = 8
-PLACE = ("epoch", "batch", "cells_seen")  # of a source's state; the rest says which order the place is in
+PLACE = ("epoch", "batch", "cells_seen")  # the position in a source's state; the other keys describe the order
 
 
 @dataclass(frozen=True)
 class Window:
-    """A run of batches that are read together.
+    """Consecutive batches that are read and shuffled together.
 
     Attributes:
         first_batch: number of its first batch.
-        pieces: the rows that it holds of each of the rank's lanes.
-        permutation: (rows,), which of its rows, lane after lane, the batches hold one after another; None for the
-            stored order.
+        pieces: its rows in each of the rank's lanes.
+        permutation: (rows,), the order of the rows in the batches, as indices into the pieces lane after lane; None
+            for the stored order.
     """
 
     first_batch: int
@@ -50,7 +49,7 @@ class Window:
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """Everything that decides which rows batch number b of epoch e holds on this rank."""
+    """Everything that determines which rows are in a batch on this rank."""
 
     shards: list[tuple[str, int]]  # (path in the dataset folder, number of rows)
     row_group_rows: int
@@ -68,7 +67,7 @@ class BatchOrder:
 
     @cached_property
     def n_lanes(self) -> int:
-        """Lanes of all ranks together."""
+        """Number of lanes of all ranks together."""
         common = math.gcd(self.world_size * self.batch_size, MOST_LANES)
         alike = self.shuffle and self.drop_last and common % self.world_size == 0
         return common if alike else self.world_size
@@ -81,12 +80,12 @@ class BatchOrder:
 
     @property
     def lane_rows(self) -> int:
-        """Rows of a lane in a batch."""
+        """Rows that a batch takes from one lane."""
         return self.batch_size // len(self.own_lanes)
 
     @property
     def window_batches(self) -> int:
-        """Batches of a window; rows are permuted within a lane's part of it."""
+        """Batches in a window. Rows are permuted within each lane's part of it."""
         return max(1, self.window_rows // min(self.n_lanes, MOST_LANES) // self.lane_rows)
 
     def window_start(self, batch: int) -> int:
@@ -94,7 +93,7 @@ class BatchOrder:
         return batch // self.window_batches * self.window_batches
 
     def share(self, lane: int) -> tuple[int, int]:
-        """First and one past the last row of a lane in the epoch's sequence."""
+        """Start and stop row of a lane in the epoch's sequence."""
         n = self.n_cells
         if self.drop_last:  # equal shares, so that all ranks have the same number of batches
             each = n // self.n_lanes
@@ -108,7 +107,7 @@ class BatchOrder:
         return rows // self.lane_rows if self.drop_last else -(-rows // self.lane_rows)
 
     def fingerprint(self) -> dict[str, int]:
-        """What must be equal for a state to mean the same rows."""
+        """The settings that must be equal for a saved position to mean the same rows."""
         return {
             "seed": self.seed,
             "global_batch": self.batch_size * self.world_size,
@@ -149,12 +148,12 @@ class EpochOrder:
         return self._order.window_batches * self._order.batch_size
 
     def shards_from(self, lane: int, batch: int) -> list[str]:
-        """The shards that a lane reads from the window of batch number `batch` on, in this order."""
+        """The shards that a lane reads, in order, from the window with batch number `batch` on."""
         first = self._order.window_start(batch)
         return list(dict.fromkeys(p.shard for p in self._pieces(*self._rows(lane, first, self._order.n_batches))))
 
     def windows_from(self, batch: int) -> Iterator[Window]:
-        """The windows of this rank, from the one that holds batch number `batch` on."""
+        """The windows of this rank, from the one with batch number `batch` on."""
         order, each = self._order, self._order.lane_rows
         for first in range(order.window_start(batch), order.n_batches, order.window_batches):
             last = min(first + order.window_batches, order.n_batches)
@@ -175,7 +174,7 @@ class EpochOrder:
             yield Window(first, pieces, permutation)
 
     def _rows(self, lane: int, first: int, last: int) -> tuple[int, int]:
-        """First and one past the last row of a lane's batches first..last, in the epoch's sequence."""
+        """Start and stop row, in the epoch's sequence, of a lane's batches `first` to `last` (exclusive)."""
         begin, end = self._order.share(lane)
         return begin + first * self._order.lane_rows, min(end, begin + last * self._order.lane_rows)
 

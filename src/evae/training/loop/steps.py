@@ -1,16 +1,17 @@
-"""The one training loop of both stages: Accelerate underneath, exact checkpoints, nothing hidden.
+"""The training loop of both stages, on Accelerate, with exact checkpoints.
 
-One step is one optimiser update: `gradient_accumulation_steps` forward passes of `batch_size` cells a rank,
-the gradient averaged over all of them, clipped, and applied by AdamW at the rate of schedule.py. Between
-the lines of the log the host never waits for the device.
+One step is one optimiser update. It takes `gradient_accumulation_steps` forward passes of `batch_size` cells on every
+rank. The gradient is averaged over all of them, clipped, and applied by AdamW at the learning rate of schedule.py.
+Between the lines of the log the host never waits for the device.
 
-What survives: a kill at any moment (the run goes on from the last checkpoint and ends with the same weights,
-bit for bit on a CPU and wherever the device's own kernels are deterministic), SIGTERM (checkpoint, exit code
-0), a loss that is not finite (the run stops and the batch is saved). With another number of ranks or another
-batch size, weights, optimiser and schedule go on exactly; see snapshot.py for the rest.
+* A run killed at any moment resumes from the last checkpoint and ends with the same weights: bit for bit on a CPU, and
+  on other devices if their kernels are deterministic.
+* SIGTERM writes a checkpoint and exits with code 0.
+* A NaN or infinite loss stops the run and saves the batch.
+* With other ranks or another batch size, weights, optimiser and schedule resume exactly; snapshot.py has the rest.
 
-1, 2, 4 or 8 ranks with as many cells a step together see the same cells with the same random draws, and in float32
-end with the same weights up to rounding. The masks of dropout are the exception: each rank draws its own; and of
+1, 2, 4 or 8 ranks with the same global batch see the same cells with the same random numbers. In float32 they end with
+the same weights up to rounding. There are two exceptions. Dropout masks differ, because each rank draws its own. And of
 several datasets, the cells of each in a step must divide among the ranks (see `Sources.batch_quotas`).
 """
 
@@ -53,7 +54,7 @@ def train(
     """Train `model` to the end and save it.
 
     Args:
-        model: built with the same seed on every rank; ready for its first step.
+        model: the model to train, built with the same seed on every rank.
         batches: this rank's training batches.
         settings: steps, rates and intervals.
         accelerator: from `make_accelerator`.
@@ -64,14 +65,14 @@ def train(
         The run folder, which now holds the finished model.
 
     Raises:
-        EvaeError: a loss that is not finite, a damaged checkpoint, a full disk, other data than before.
+        EvaeError: a NaN or infinite loss, a damaged checkpoint, a full disk, other data than before.
         SystemExit: code 0, after SIGTERM and the checkpoint.
     """
     return _Loop(model, batches, settings, accelerator, run, stage).run_to_end()
 
 
 class _Loop:
-    """The state of one call of `train`; `now` is the part that checkpoints remember."""
+    """The state of one call of `train`; `now` is the part that checkpoints hold."""
 
     def __init__(
         self, model: nn.Module, batches: Batches, settings: Settings, accelerator: Accelerator, run: RunFolder,
@@ -83,14 +84,14 @@ class _Loop:
             compile_blocks(model)
         self.sharded = accelerator.distributed_type == DistributedType.FSDP
         self.whole = copy.deepcopy(model) if self.sharded else model  # what is saved at the end
-        if self.sharded:  # what is not trained takes no part
+        if self.sharded:  # FSDP must leave frozen modules alone
             frozen = [m for m in model.children() if not any(p.requires_grad for p in m.parameters())]
             accelerator.state.fsdp_plugin.ignored_modules = frozen
         optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         average = MovingAverage(model, settings.ema_decay) if settings.ema_decay else None
         self.now = Running(model, self.optimizer, batches, average)
-        self.pending: list[tuple[Tensor, Tensor, list[Batch]]] = []  # steps whose loss the host has not seen
+        self.pending: list[tuple[Tensor, Tensor, list[Batch]]] = []  # steps whose loss was not fetched yet
         self.waited, self.since = 0.0, time.monotonic()
         self.notes: list[str] = []
         self.clock = StepClock(accelerator.device, settings.time_steps)
@@ -121,7 +122,7 @@ class _Loop:
                 evaluating = bool(self.stage.validation) and (last or self.now.step % every.eval_every == 0)
                 saving = last or stopping or self.now.step % every.save_every == 0
                 if evaluating or saving or self.now.step % every.log_every == 0:
-                    self._look_at_losses()
+                    self._check_and_log_losses()
                 improved = evaluating and self._evaluate()
                 if saving or improved:
                     self._save()
@@ -181,12 +182,12 @@ class _Loop:
         return {k: t.pin_memory().to(self.accelerator.device, non_blocking=True) for k, t in batch.items()}
 
     def _all_agree_to_stop(self, stop: Termination) -> bool:
-        """Whether to stop now. Several ranks stop at the same step: they ask each other when they log."""
+        """Whether to stop now. Several ranks agree on it when they log, so all stop at the same step."""
         asking = self.accelerator.num_processes == 1 or self.now.step % self.settings.log_every == 0
         return asking and any_rank(stop.requested, self.accelerator)
 
-    def _look_at_losses(self) -> None:
-        """Fetch the losses since the last look, stop at one that is not finite, log their mean."""
+    def _check_and_log_losses(self) -> None:
+        """Fetch the losses since the last call, stop at a NaN or infinite one, and log their mean."""
         if not self.pending:
             return
         values = torch.stack([torch.stack((loss, norm)) for loss, norm, _ in self.pending])  # (steps, 2)
@@ -272,7 +273,7 @@ class _Loop:
         start_trackers(self.accelerator, self.settings, self.stage.title)
 
     def _finish(self) -> Path:
-        """Put the weights that were asked for into the model and save it."""
+        """Load the weights chosen by `final_weights` into the model and save it."""
         average, best = self.now.average, self.now.best
         if self.settings.final_weights == "best" and best is not None and best["step"] != self.now.step:
             stored = read_checkpoint(self.run.checkpoints, int(best["step"])).shared
@@ -295,5 +296,5 @@ class _Loop:
         return self.run.path
 
     def _close_trackers(self) -> None:
-        for tracker in self.accelerator.trackers:  # `end_training` would part the ranks, who may train again
+        for tracker in self.accelerator.trackers:  # not `end_training`: the ranks may train again
             tracker.finish()

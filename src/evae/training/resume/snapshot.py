@@ -1,4 +1,4 @@
-"""From a running training to the content of a checkpoint and back."""
+"""Content of a checkpoint: taken from a running training, and put back into one."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,14 +27,14 @@ from evae.training.settings import Settings
 
 @dataclass
 class Running:
-    """Everything of a run that a checkpoint remembers, for one rank.
+    """The state of a run that a checkpoint holds, for one rank.
 
     Attributes:
-        model: the model, not wrapped for distribution.
+        model: the model, without wrappers for distributed training.
         optimizer: AdamW over the trained parameters.
         batches: the data source, with `state_dict` and `load_state_dict`.
-        average: the moving average, if there is one.
-        step: updates made.
+        average: the moving average of the weights, if there is one.
+        step: number of updates made.
         best: "step" and "loss" of the lowest validation loss so far.
     """
 
@@ -47,8 +47,10 @@ class Running:
 
 
 def capture(running: Running, accelerator: Accelerator, settings: Settings, fingerprint: str) -> TrainingState:
-    """The content of this rank's checkpoint; the tensors are the live ones, written before the next step, but whole
-    where FSDP has cut them into shards. All ranks call this together."""
+    """The content of this rank's checkpoint. All ranks must call it together.
+
+    The tensors are not copied, so they must be written before the next step. Those that FSDP has sharded are gathered.
+    """
     shared = {
         "model": whole(weights_of(running.model)),
         "optimizer": whole(optimizer_tensors(running.model, running.optimizer)),
@@ -71,15 +73,16 @@ def capture(running: Running, accelerator: Accelerator, settings: Settings, fing
 def restore(
     running: Running, stored: TrainingState, accelerator: Accelerator, settings: Settings, fingerprint: str
 ) -> list[str]:
-    """Put a run back to where a checkpoint was taken.
+    """Restore a run from a checkpoint.
 
-    With the same ranks and batch size everything is as it was. With other ranks that share as many cells a step, all
-    but the masks of dropout are, where the source deals the cells to them alike (see `evae.data.streaming.order`).
-    Otherwise weights, optimiser, average and step are, and the data goes on with the next epoch: the cells that were
-    left of the interrupted one are skipped once.
+    * With the same number of ranks and batch size, everything is restored exactly.
+    * With other ranks and the same global batch, everything but the dropout masks is, if the data source gives the
+      ranks together the same cells (see `evae.data.streaming.order`).
+    * Otherwise weights, optimiser, average and step are restored. The data goes on with the next epoch, and the rest of
+      the interrupted epoch is skipped.
 
     Returns:
-        What is not exactly as it was, for the user.
+        Messages to the user on what was not restored exactly.
 
     Raises:
         EvaeError: the checkpoint belongs to other data, another tokenizer or another model.
@@ -124,8 +127,8 @@ def restore(
 def cell_streams(settings: Settings, accelerator: Accelerator, step: int, part: int) -> CellStreams:
     """The random numbers of this rank's cells in forward pass `part` after `step` updates.
 
-    They are a function of the seed and of the cells' numbers among all that are trained on, so that they do not
-    depend on how many ranks share the cells.
+    They are a function of the seed and of the cell's position among all cells trained on. So they do not depend on the
+    number of ranks.
     """
     number = step * settings.gradient_accumulation_steps + part
     first = (number * accelerator.num_processes + accelerator.process_index) * settings.batch_size
@@ -133,12 +136,12 @@ def cell_streams(settings: Settings, accelerator: Accelerator, step: int, part: 
 
 
 def seed_rank(settings: Settings, accelerator: Accelerator, step: int = 0) -> None:
-    """Seed the generators from which dropout draws, differently on every rank."""
+    """Seed the generators of dropout, differently on every rank."""
     set_seed((settings.seed * 1_000_003 + accelerator.process_index * 7_919 + step) % 2**32)
 
 
 def agreed_step(step: int | None, accelerator: Accelerator) -> int | None:
-    """The main rank's answer, on all ranks: a file system may show a new checkpoint to some ranks later."""
+    """The main rank's `step` on all ranks: a shared file system may show a new checkpoint to some ranks later."""
     if accelerator.num_processes == 1:
         return step
     own = -1 if step is None else step
