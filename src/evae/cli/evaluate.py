@@ -17,6 +17,7 @@ SUITES = ("paper", "robust", "perturbation", "cell-eval", "full")
 BASELINES = ("scvi",)
 TOKENIZER_ALONE = "tokenizer_alone.json"
 RESULT = "result.json"
+SCALES = ("auto", "counts", "log1p")
 
 
 def evaluate(
@@ -32,6 +33,11 @@ def evaluate(
     control: Annotated[str | None, typer.Option(help="With REAL.h5ad: label of the controls.")] = None,
     perturbation_key: PerturbationKey = "perturbation",
     cell_type_key: CellTypeKey = "cell_type",
+    scale: Annotated[
+        str,
+        typer.Option(help=f"Of the predicted values: {', '.join(SCALES)}. counts takes fractions as expected counts."),
+    ] = "auto",
+    real_scale: Annotated[str, typer.Option(help="The same of the real values.")] = "auto",
     suite: Annotated[str, typer.Option(help=f"{', '.join(SUITES)}.")] = "robust",
     seeds: Annotated[int, typer.Option(help="How many seeds to average over.", min=1)] = 3,
     baseline: Annotated[
@@ -60,6 +66,7 @@ def evaluate(
     files = {"real": real, "train": train, "controls": controls, "control": control}
     _check(predicted, dataset, files)
     check_known([suite], SUITES, "suite")
+    check_known([scale, real_scale], SCALES, "scale")
     check_known([baseline] if baseline else [], BASELINES, "baseline")
     if tokenizer is not None:
         check_model(tokenizer)
@@ -69,6 +76,7 @@ def evaluate(
 
     how: dict[str, Any] = files if dataset is None else dataset_cells(dataset)
     how |= {"perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "suite": suite}
+    how |= {"scale": scale, "real_scale": real_scale}
     how |= {"seeds": tuple(range(seeds)), "progress": watched()}
     result = run_evaluation(predicted, **how, extra_baselines=() if baseline is None else (baseline,))
     alone = None if tokenizer is None else _tokenizer_alone(tokenizer, dataset, how)
@@ -107,6 +115,7 @@ def _tokenizer_alone(model: str, dataset: str | None, how: dict[str, Any]) -> "E
     from evae.inference.pipeline import pipeline
 
     quiet_transformers()
+    how = how | {"scale": "auto"}  # it draws whole counts
     if dataset is not None:  # its labels have these names, whatever the predictions call theirs
         how = how | {"perturbation_key": "perturbation", "cell_type_key": "cell_type"}
     cells = read_h5ad(how["real"]) if dataset is None else read_split(dataset, "test")

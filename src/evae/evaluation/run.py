@@ -46,6 +46,8 @@ def evaluate(
     perturbation_key: str = "perturbation",
     cell_type_key: str | None = "cell_type",
     control: str = "control",
+    scale: str = "auto",
+    real_scale: str = "auto",
     suite: str = "robust",
     seeds: int | Sequence[int] = (0, 1, 2),
     n_components: int = 30,
@@ -56,7 +58,7 @@ def evaluate(
 ) -> EvaluationResult:
     """Compare predicted with real cells, beside baselines and the real cells' own split half.
 
-    Values are recognised as raw counts or log1p, whoever predicted them, and compared as log1p CP10K
+    Values are recognised as raw counts or log1p (or stated), whoever predicted them, and compared as log1p CP10K
     over the real cells' genes. Inputs are never changed.
 
     Args:
@@ -71,6 +73,9 @@ def evaluate(
         perturbation_key: obs column of the perturbation.
         cell_type_key: obs column of the cell type; None treats all cells as one type.
         control: label of the control.
+        scale: of the predicted values: "auto" recognises whole counts and log1p, cell by cell; "counts" takes
+            fractions as expected counts, "log1p" as log1p.
+        real_scale: the same of the real values. Training cells and controls are recognised.
         suite: "paper" (as published), "robust", "perturbation" (pseudobulks and differential expression),
             "cell-eval" (the same, and cell-eval itself beside it; needs the extra `eval`) or "full" (all).
         seeds: of the draws and splits, one or several; the first alone serves where one draw is made.
@@ -92,8 +97,10 @@ def evaluate(
     _check(suite, seeds)
     _check_extra(extra_baselines, train)
     started = time.perf_counter()
-    labels = perturbation_key, cell_type_key, control
-    keys: Any = dict(zip(("perturbation_key", "cell_type_key", "control"), labels, strict=True))
+    keys: dict[str, Any] = {
+        "perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "control": control,
+        "scale": scale, "real_scale": real_scale,
+    }  # fmt: skip
     tables = default_cache() if cache == "default" else None if cache is None else Path(cache)
     with progress_bar(progress, unit="", transient=True) as bar:
         comparison = compare(predicted, real, train, controls, seed=seeds[0], progress=bar.track, **keys)

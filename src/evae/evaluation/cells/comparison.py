@@ -114,6 +114,8 @@ def compare(
     perturbation_key: str = "perturbation",
     cell_type_key: str | None = "cell_type",
     control: str = "control",
+    scale: str = "auto",
+    real_scale: str = "auto",
     seed: int = 0,
     progress: Progress = silent,
 ) -> Comparison:
@@ -123,12 +125,16 @@ def compare(
         EvaeError: no control cells, no perturbed cells, pairs without predictions, genes that do not match,
             or values that are neither raw counts nor log1p.
     """
-    named = ((real, "the real cells"), (predicted, "the predicted cells"), (train, "the training cells"),
-             (controls, "the controls"))  # fmt: skip
+    named = (
+        (real, "the real cells", real_scale, "--real-scale"),
+        (predicted, "the predicted cells", scale, "--scale"),
+        (train, "the training cells", "auto", ""),
+        (controls, "the controls", "auto", ""),
+    )
     with ExitStack() as stack:
         sources: list[Source | None] = []
-        for data, name in named:
-            source = None if data is None else open_source(data, name, perturbation_key, cell_type_key)
+        for data, name, *stated in named:
+            source = None if data is None else open_source(data, name, perturbation_key, cell_type_key, *stated)
             sources.append(source if source is None else stack.enter_context(closing(source)))
         truth, generated, trained, given = sources
         assert truth is not None
@@ -171,7 +177,12 @@ def _read(
     for name, cells in (("real", truth), ("predicted", prediction), ("control", control_cells)):
         if cells.n_empty:
             notes.append(f"{cells.n_empty} {name} cells have no counts over the panel and stay empty")
-    notes.append(f"real cells came as {source.scale}, predicted cells as {generated.scale}; compared as log1p CP10K")
+    notes.append(
+        f"real cells came as {source.scale.name} ({source.scale.reason}), predicted cells as {generated.scale.name} "
+        f"({generated.scale.reason}); compared as log1p CP10K"
+    )
+    doubts = [s.scale.doubt for s in (source, generated, trained, given) if s is not None]
+    notes.extend(doubt for doubt in doubts if doubt)
     return comparison
 
 

@@ -1,6 +1,6 @@
 """Reading cells for evaluation: any AnnData, h5ad file or dataset split, a block of rows at a time.
 
-The scale of the input is recognised and stated: raw counts are scaled to 10,000 a cell over the panel and
+The scale of the input is recognised or stated: counts are scaled to 10,000 a cell over the panel and
 log1p'd; log1p values are first taken back by expm1, so that everything is compared in one space, whoever
 predicted it. Cells that come from a file are kept in a temporary file, so that memory does not grow with it.
 """
@@ -20,12 +20,12 @@ from evae.data.reading.anndata_file import as_anndata
 from evae.data.reading.labels import label_texts
 from evae.data.streaming.split_anndata import DatasetSplit
 from evae.evaluation.cells.normalised import Cells, Rows, StoredRows, log1p_and_totals
+from evae.evaluation.cells.scale import RAW, Scale, recognise_scale
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.models.genes_evae import GeneColumns, gene_columns, match_genes
 
 Data: TypeAlias = ad.AnnData | DatasetSplit | str | Path
 Progress: TypeAlias = Callable[[Iterable[Any], str], Iterable[Any]]
-LOG1P_CEILING = 20.0  # log1p(5e8); a larger fractional value cannot be a log1p of counts
 BLOCK_ROWS = 4_096
 BLOCK_VALUES = 1 << 23  # rows x genes of a block at most: 64 MiB where a file is dense
 
@@ -52,7 +52,7 @@ class Source:
         perturbation, cell_type: labels, (cells,).
         cell_names: names of the cells, (cells,).
         genes: those of the source.
-        scale: "raw counts" or "log1p".
+        scale: the scale that the values are taken for, and why.
         read: (start, stop) -> the values of these rows, dense or sparse.
         in_memory: whether the values lie in memory already.
         close: lets go of the file.
@@ -63,7 +63,7 @@ class Source:
     cell_type: np.ndarray
     cell_names: pd.Index
     genes: GeneColumns
-    scale: str
+    scale: Scale
     read: Callable[[int, int], Any]
     in_memory: bool
     close: Callable[[], None] = lambda: None
@@ -83,8 +83,8 @@ class Source:
             values = self.read(int(first), min(int(first) + size, len(self)))
             if len(part) < values.shape[0]:
                 values = values[part - first]
-            check_values(values, self.scale, self.name)
-            yield part, *log1p_and_totals(values, self.scale, columns)
+            self.scale.check(values, self.name)
+            yield part, *log1p_and_totals(values, self.scale.name, columns)
 
     def columns(self, genes: GeneColumns) -> np.ndarray | None:
         """Where the panel's genes stand in this source; None when it is the panel already."""
@@ -115,12 +115,19 @@ class Source:
             parts.append(block) if self.in_memory else stored.append(block)
             sums.append(totals)
         matrix: Rows = sp.vstack(parts, format="csr") if self.in_memory else stored
-        counted = np.concatenate(sums) if self.scale == "raw counts" else None
+        counted = np.concatenate(sums) if self.scale.name == RAW else None
         names = np.asarray(genes.names, dtype=object)
         return Cells(matrix, self.perturbation[rows], self.cell_type[rows], names, empty, counted)
 
 
-def open_source(data: Data, name: str, perturbation_key: str, cell_type_key: str | None) -> Source:
+def open_source(
+    data: Data,
+    name: str,
+    perturbation_key: str,
+    cell_type_key: str | None,
+    scale: str = "auto",
+    scale_option: str = "",
+) -> Source:
     """Open an AnnData, an h5ad file or a dataset split and check it.
 
     Args:
@@ -128,12 +135,16 @@ def open_source(data: Data, name: str, perturbation_key: str, cell_type_key: str
         name: what to call it in messages ("the predicted cells").
         perturbation_key: obs column of the perturbation; a dataset split knows its own.
         cell_type_key: obs column of the cell type; None treats all cells as one type.
+        scale: "auto" (recognised), "counts" (fractions are expected counts) or "log1p".
+        scale_option: the option that states it, for messages.
 
     Raises:
         EvaeError: a file, column or matrix is missing, a label is missing, genes have no names or stand twice, or the
-            values are neither raw counts nor log1p.
+            values are of no scale, or not of the stated one.
     """
     if isinstance(data, DatasetSplit):
+        if scale == "log1p":
+            raise EvaeError(f"{name}: a split of a dataset holds raw counts; leave {scale_option or 'scale'} out.")
         return _open_split(data, name, cell_type_key)
     from_file = isinstance(data, (str, Path))
     if isinstance(data, (str, Path)):
@@ -149,7 +160,8 @@ def open_source(data: Data, name: str, perturbation_key: str, cell_type_key: str
         cell_type = np.full(data.n_obs, "all", dtype=object)
     else:
         cell_type = _labels(data, cell_type_key, name, "cell_type_key")
-    scale = recognise_scale((_rows(data, start, stop) for start, stop in _spans(data.n_obs, len(genes))), name)
+    blocks = (_rows(data, start, stop) for start, stop in _spans(data.n_obs, len(genes)))
+    recognised = recognise_scale(blocks, name, scale, scale_option)
     backed = from_file and data.isbacked
     return Source(
         name=name,
@@ -157,47 +169,11 @@ def open_source(data: Data, name: str, perturbation_key: str, cell_type_key: str
         cell_type=cell_type,
         cell_names=data.obs_names,
         genes=genes,
-        scale=scale,
+        scale=recognised,
         read=lambda start, stop: _rows(data, start, stop),
         in_memory=not backed,
         close=data.file.close if backed else lambda: None,  # a file that the caller opened stays open
     )
-
-
-def recognise_scale(blocks: Iterable[Any], name: str) -> str:
-    """ "raw counts" if the first values are integers, "log1p" if they lie below `LOG1P_CEILING`.
-
-    Only as many blocks are read as it takes to find a value; `check_values` holds every other block to it.
-    """
-    for block in blocks:
-        values = _values(block)
-        if np.any(values != 0):
-            finite = values[np.isfinite(values)]
-            scale = "raw counts" if (finite == np.floor(finite)).all() else "log1p"
-            check_values(block, scale, name)
-            return scale
-    return "raw counts"
-
-
-def check_values(block: Any, scale: str, name: str) -> None:
-    """Raise `EvaeError` unless all values of a block of cells are finite, not negative and of the scale."""
-    values = _values(block)
-    if values.size == 0:
-        return
-    if not np.isfinite(values).all():
-        dense = block.toarray() if sp.issparse(block) else block
-        n_bad = int((~np.isfinite(dense)).any(axis=1).sum())
-        raise EvaeError(f"{name}: {n_bad} cells hold NaN or infinite values; drop those cells first.")
-    if values.min() < 0:
-        raise EvaeError(f"{name}: negative values, so X looks scaled or centred; give raw counts or log1p values.")
-    whole = bool((values == np.floor(values)).all())
-    if scale == "raw counts" and not whole:
-        raise EvaeError(f"{name}: some cells hold raw counts, some fractions; give one kind, counts or log1p values.")
-    if scale == "log1p" and values.max() >= LOG1P_CEILING:
-        raise EvaeError(
-            f"{name}: fractional values up to {values.max():.4g} are neither raw counts nor log1p; "
-            "give integer counts or log1p of normalised counts in X."
-        )
 
 
 def _open_file(path: str | Path, name: str) -> ad.AnnData:
@@ -217,8 +193,8 @@ def _open_split(data: DatasetSplit, name: str, cell_type_key: str | None) -> Sou
     if cell_type_key is None:
         cell_type = np.full(len(labels), "all", dtype=object)
     name = f"{name} (split {data.split} of the dataset)"
-    genes = GeneColumns.of_panel(data.info.genes, data.info.ensembl_ids)
-    return Source(name, perturbation, cell_type, labels.index, genes, "raw counts", data.counts, in_memory=False)
+    genes, scale = GeneColumns.of_panel(data.info.genes, data.info.ensembl_ids), Scale(RAW, "a dataset holds counts")
+    return Source(name, perturbation, cell_type, labels.index, genes, scale, data.counts, in_memory=False)
 
 
 def _labels(data: ad.AnnData, key: str, name: str, argument: str) -> np.ndarray:
@@ -251,7 +227,3 @@ def _rows(data: ad.AnnData, start: int, stop: int) -> Any:
         part = part.copy()  # it may be the caller's own
         part.sum_duplicates()
     return part
-
-
-def _values(block: Any) -> np.ndarray:
-    return np.asarray(block.data if sp.issparse(block) else block)

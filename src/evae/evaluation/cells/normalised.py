@@ -70,7 +70,8 @@ class Cells:
         cell_type: label of each cell, (cells,).
         genes: the panel, (genes,).
         n_empty: cells without any count over the panel.
-        totals: counts of each cell over the panel, (cells,); None where the values came as log1p.
+        totals: counts of each cell over the panel, (cells,); None where the values came as
+            log1p or expected counts.
     """
 
     matrix: Rows
@@ -93,10 +94,10 @@ class Cells:
         """The raw counts of all cells, (cells, genes), got back from their log1p CP10K.
 
         Raises:
-            EvaeError: the cells came as log1p.
+            EvaeError: the cells came as log1p or as expected counts.
         """
         if self.totals is None:
-            raise EvaeError("cells that came as log1p have no raw counts; give raw counts in X.")
+            raise EvaeError("cells that came as log1p or expected counts have no raw counts; give raw counts in X.")
         matrix = self.matrix[:].astype(np.float64)
         scale = np.repeat(self.totals / TARGET_TOTAL, np.diff(matrix.indptr))
         matrix.data = np.rint(np.expm1(matrix.data) * scale)  # exact below about 1e6 counts of a gene
@@ -121,19 +122,19 @@ class Cells:
 
 
 def log1p_cp10k(matrix: Any, scale: str, columns: np.ndarray | None = None) -> sp.csr_matrix:
-    """Bring raw counts or log1p values to log1p of counts per 10,000 over the panel; see `log1p_and_totals`."""
+    """Bring counts or log1p values to log1p of counts per 10,000 over the panel; see `log1p_and_totals`."""
     return log1p_and_totals(matrix, scale, columns)[0]
 
 
 def log1p_and_totals(matrix: Any, scale: str, columns: np.ndarray | None = None) -> tuple[sp.csr_matrix, np.ndarray]:
-    """Bring raw counts or log1p values to log1p of counts per 10,000 over the panel.
+    """Bring counts or log1p values to log1p of counts per 10,000 over the panel.
 
     The total of log1p values is rounded to six digits, for float32 values do not give it more exactly: cells
     that were scaled to one total keep one factor, so that equal values stay equal, on which ranks depend.
 
     Args:
         matrix: (cells, genes of the file), dense or sparse; it is not changed.
-        scale: "raw counts" or "log1p".
+        scale: "raw counts", "expected counts" or "log1p".
         columns: the panel's columns; None takes all. The total is over the panel.
 
     Returns:

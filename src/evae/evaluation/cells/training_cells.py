@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from evae.data.format import Pair
 from evae.evaluation.cells.inputs import Progress, Source, silent
 from evae.evaluation.cells.normalised import Cells, StoredRows
+from evae.evaluation.cells.scale import RAW
 from evae.models.contract_evae import EvaeError
 from evae.models.genes_evae import GeneColumns
 
@@ -115,7 +116,7 @@ def summarise_training(
                 sample.append(matrix[chosen_rows])
     n_cells = np.bincount(codes[usable], minlength=len(pairs))
     sums /= n_cells[:, None]
-    known = totals if source.scale == "raw counts" else None
+    known = totals if source.scale.name == RAW else None
 
     def kept(matrix: StoredRows, rows: np.ndarray) -> Cells:
         labels = source.perturbation[rows], source.cell_type[rows]

@@ -57,7 +57,10 @@ def scvi_shift(
     assert training is not None
     for name, cells in (("training cells", training.reference), ("controls", controls)):
         if cells.totals is None:
-            raise EvaeError(f"the baseline scvi needs raw counts, and the {name} came as log1p; give counts in X.")
+            raise EvaeError(
+                f"the baseline scvi needs raw counts, and the {name} came as log1p or expected counts; give raw "
+                "counts in X."
+            )
     counts = training.reference.counts()
     model = (fit or fit_scvi)(counts, seed)
     shifts = latent_shifts(training, model)

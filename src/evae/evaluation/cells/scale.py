@@ -1,0 +1,164 @@
+"""Which scale the values of cells have: raw counts, expected counts or log1p; judged cell by cell.
+
+A cell of whole numbers is counts. A cell with fractions is taken for log1p only where its total after expm1 is
+possible: log1p of counts per million gives a million, log1p of counts the library size. Fractions may also be
+expected counts, which no rule can tell from log1p for sure, so those are to be stated.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from evae.models.contract_evae import EvaeError, near_matches
+
+SCALES = ("auto", "counts", "log1p")
+POSSIBLE_TOTAL = 2e6  # twice counts per million
+UNEXPLAINED_SPREAD = 30.0  # of the totals after expm1, 99th to 1st percentile
+DOUBTFUL_SPREAD = 3.0
+RAW, EXPECTED, LOG1P = "raw counts", "expected counts", "log1p"
+_LARGEST = 50.0  # expm1 of more says no more, and overflows
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The scale that the values of a source are taken for.
+
+    Attributes:
+        name: "raw counts", "expected counts" (counts with fractions, only where stated) or "log1p".
+        reason: why, in a few words.
+        option: the option that states it, for messages; "" where there is none.
+        stated: whether the user said so.
+        doubt: a sentence for the report where the values may well be of another scale; else "".
+    """
+
+    name: str
+    reason: str
+    option: str = ""
+    stated: bool = False
+    doubt: str = ""
+
+    def check(self, block: Any, name: str) -> None:
+        """Raise `EvaeError` unless a block of cells (cells, genes) is finite, not negative and of this scale."""
+        _check_numbers(block, name)
+        if self.name == EXPECTED or (self.name == RAW and self.stated):
+            return
+        fractional, filled, totals = _judge(block)
+        if self.name == LOG1P:
+            _check_totals(totals if self.stated else totals[fractional], name, self.option, self.stated)
+        if not self.stated and (fractional if self.name == RAW else filled & ~fractional).any():
+            raise EvaeError(
+                f"{name}: some cells hold whole numbers, some fractions; give one kind, counts or log1p values"
+                f"{f', or state which it is with {self.option} counts or log1p' if self.option else ''}."
+            )
+
+
+def recognise_scale(blocks: Iterable[Any], name: str, stated: str = "auto", option: str = "") -> Scale:
+    """The scale of cells.
+
+    Whole numbers are read until the first cell that is not empty, for `Scale.check` holds every block to it as it
+    is read; fractions are read to the end, for their totals are judged together.
+
+    Args:
+        blocks: the values, (cells, genes) each, dense or sparse.
+        name: what to call the cells in messages.
+        stated: "auto", "counts" or "log1p".
+        option: the option that states it, for messages; "" where there is none.
+
+    Raises:
+        EvaeError: an unknown scale, NaN, negative values, whole and fractional cells, or fractions that no scale
+            explains.
+    """
+    if stated not in SCALES:
+        raise EvaeError(f"unknown scale '{stated}' of {name}. {near_matches(stated, SCALES)}")
+    if stated == "log1p":
+        return Scale(LOG1P, "as stated", option, stated=True)
+    if stated == "counts":
+        return Scale(EXPECTED if _any_fraction(blocks, name) else RAW, "as stated", option, stated=True)
+    guess = Scale(LOG1P, "", option)
+    totals: list[np.ndarray] = []
+    for block in blocks:
+        _check_numbers(block, name)
+        fractional, filled, sums = _judge(block)
+        if not filled.any():
+            continue
+        if not totals and not fractional.any():
+            return Scale(RAW, "whole numbers", option)
+        guess.check(block, name)
+        totals.append(sums[filled])
+    if not totals:
+        return Scale(RAW, "all cells are empty", option)
+    return _log1p(np.concatenate(totals), name, option)
+
+
+def _log1p(totals: np.ndarray, name: str, option: str) -> Scale:
+    """log1p, unless the totals (cells,) after expm1 are too unlike."""
+    low, high = np.percentile(totals, [1, 99])
+    spread = high / low
+    seen = f"totals after expm1 of {low:,.4g} to {high:,.4g}"
+    if spread > UNEXPLAINED_SPREAD:
+        raise EvaeError(
+            f"{name}: fractions with {seen}, too unlike for log1p; {_mend(option)}"
+            f"{f' and {option} log1p if they are log1p' if option else ''}."
+        )
+    doubt = ""
+    if spread > DOUBTFUL_SPREAD:
+        doubt = f"{name} were taken for log1p though their {seen} differ; {_mend(option)}"
+    return Scale(LOG1P, f"fractions with {seen}", option, doubt=doubt)
+
+
+def _mend(option: str) -> str:
+    return f"use {option} counts if they are expected counts" if option else "give raw counts"
+
+
+def _check_totals(totals: np.ndarray, name: str, option: str, stated: bool) -> None:
+    n_bad = int((totals > POSSIBLE_TOTAL).sum())
+    if n_bad:
+        so = (
+            "cells cannot be log1p as stated"
+            if stated
+            else "cells hold fractions that are neither raw counts nor log1p"
+        )
+        raise EvaeError(
+            f"{name}: {n_bad:,} {so} (total after expm1 up to {totals.max():.2g}, at most {POSSIBLE_TOTAL:.0e} is "
+            f"possible); {_mend(option)}{'' if stated else ', else whole counts or log1p of normalised counts in X'}."
+        )
+
+
+def _any_fraction(blocks: Iterable[Any], name: str) -> bool:
+    for block in blocks:
+        _check_numbers(block, name)
+        values = _values(block)
+        if (values != np.floor(values)).any():
+            return True
+    return False
+
+
+def _check_numbers(block: Any, name: str) -> None:
+    values = _values(block)
+    if values.size == 0:
+        return
+    if not np.isfinite(values).all():
+        dense = block.toarray() if sp.issparse(block) else block
+        n_bad = int((~np.isfinite(dense)).any(axis=1).sum())
+        raise EvaeError(f"{name}: {n_bad} cells hold NaN or infinite values; drop those cells first.")
+    if values.min() < 0:
+        raise EvaeError(f"{name}: negative values, so X looks scaled or centred; give raw counts or log1p values.")
+
+
+def _judge(block: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each cell: whether it holds a fraction, whether it holds anything, its total after expm1; (cells,) each."""
+    block = sp.csr_matrix(block)
+    n = block.shape[0]
+    rows = np.repeat(np.arange(n), np.diff(block.indptr))
+    values = block.data
+    fractional = np.bincount(rows[values != np.floor(values)], minlength=n) > 0
+    filled = np.bincount(rows[values > 0], minlength=n) > 0
+    totals = np.bincount(rows, np.expm1(np.minimum(values.astype(np.float64), _LARGEST)), minlength=n)
+    return fractional, filled, totals
+
+
+def _values(block: Any) -> np.ndarray:
+    return np.asarray(block.data if sp.issparse(block) else block)
