@@ -20,6 +20,8 @@ from evae.hub import push_run
 NEW_CLIENT = pytest.mark.skipif(huggingface_hub.__version__ < "1", reason="the client before 1.0 does not retry this")
 WRITER, READER, STRANGER = "hf_writer", "hf_reader", "hf_stranger"
 
+pytestmark = pytest.mark.slow
+
 
 def refusal(name: str, **options) -> str:
     """The one line that a failing load gives."""

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 TOY, REAL = Path(__file__).with_name("toy_run.py"), Path(__file__).with_name("real_run.py")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def survivors(tmp_path_factory):
