@@ -1,0 +1,54 @@
+"""Dataset folders and datasets on the Hub, read by `datasets` itself: all rows, named labels, exact resume."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import ClassLabel, load_dataset
+from datasets.distributed import split_dataset_by_node
+from huggingface_hub import HfApi
+
+from evae.data.format import Dataset
+
+REPO = "evae/rows"
+
+
+@pytest.fixture(params=["folder", "hub"])
+def source(request: pytest.FixtureRequest, screen_dataset: Path) -> str:
+    if request.param == "folder":
+        return str(screen_dataset)
+    request.getfixturevalue("hub")
+    api = HfApi(token="hf_writer")
+    api.create_repo(REPO, repo_type="dataset")
+    api.upload_folder(repo_id=REPO, repo_type="dataset", folder_path=screen_dataset)
+    return REPO
+
+
+def test_datasets_reads_all_rows(source, screen_dataset, tmp_path):
+    info = Dataset.open(screen_dataset).info
+    plain = load_dataset(source, split="train", cache_dir=str(tmp_path / "cache"))
+    streamed = load_dataset(source, split="train", streaming=True)
+    assert len(plain) == info.n_cells["train"]
+    rows = list(streamed)
+    assert rows == list(plain)
+    for name, known in (("perturbation", info.perturbations), ("cell_type", info.cell_types)):
+        for found in (plain, streamed):
+            assert isinstance(found.features[name], ClassLabel)
+            assert found.features[name].names == list(known)
+    for found in (plain, streamed):
+        row = next(iter(found.with_format("torch")))
+        assert isinstance(row["perturbation"], torch.Tensor)
+        assert int(row["perturbation"]) == rows[0]["perturbation"]
+
+    for found in (plain, streamed):
+        shares = [list(split_dataset_by_node(found, rank, 2)) for rank in range(2)]
+        assert all(shares)
+        assert sorted(row["cell_id"] for share in shares for row in share) == sorted(row["cell_id"] for row in rows)
+
+    for done in (1, 70, len(rows) - 1):
+        stopped = load_dataset(source, split="train", streaming=True)
+        for _ in zip(range(done), stopped, strict=False):
+            pass
+        resumed = load_dataset(source, split="train", streaming=True)
+        resumed.load_state_dict(stopped.state_dict())
+        assert list(resumed) == rows[done:]
