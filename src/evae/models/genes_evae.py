@@ -23,7 +23,7 @@ ENSEMBL_COLUMNS = (
     *("ensemblid", "ensemblids", "ensemblgeneid", "ensemblgeneids", "ensembl", "geneid", "geneids"),
     *("featureid", "featureids", "accession", "index"),
 )
-MISSING = {"", "nan", "NaN", "None", "<NA>"}  # as text, whatever the missing value was
+MISSING = {"", "nan", "NaN", "None", "<NA>"}  # missing values as text
 ENSEMBL = re.compile(r"((?:ENS[A-Z]*|FBgn|WBGene)\d{6,})(?:\.\d+)?(_PAR_Y)?")  # of fly and worm, Ensembl keeps theirs
 SHOWN = 3  # number of genes named in a message
 
@@ -75,7 +75,7 @@ def gene_columns(
     * A gene's name is its symbol. It is the id if the gene has no symbol or another gene has the same symbol.
 
     Args:
-        index: `adata.var_names`, or what stands for it.
+        index: `adata.var_names`, or the same of another format.
         columns: `adata.var`, or any mapping from column name to values, (genes,) each; only known columns are read.
         source: what to call the data in messages, for example a file.
 

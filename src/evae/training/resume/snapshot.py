@@ -90,9 +90,8 @@ def restore(
     record = stored.record
     if record["fingerprint"] != fingerprint:
         raise EvaeError(
-            "the dataset or the tokenizer is not the one this run was started with; point dataset= and "
-            "tokenizer= "
-            "to the old ones, or set overwrite=true to start anew."
+            "the dataset or the tokenizer is not the one this run was started with; point dataset= and tokenizer= to "
+            "the old ones, or set overwrite=true to start anew."
         )
     try:
         load_weights(running.model, stored.shared["model"])
@@ -101,9 +100,8 @@ def restore(
             running.average.load(stored.shared["average"])
     except (KeyError, RuntimeError) as error:
         raise EvaeError(
-            f"the checkpoint does not fit this model ({str(error).splitlines()[0]}); it was written by "
-            "another version, "
-            "set overwrite=true to start anew."
+            f"the checkpoint does not fit this model ({str(error).splitlines()[0]}); it was written by another "
+            "version, set overwrite=true to start anew."
         ) from None
     running.step, running.best = record["step"], record["best"]
     notes = []
@@ -145,6 +143,6 @@ def agreed_step(step: int | None, accelerator: Accelerator) -> int | None:
     if accelerator.num_processes == 1:
         return step
     own = -1 if step is None else step
-    told = torch.tensor(own if accelerator.is_main_process else 0, device=accelerator.device)
-    agreed = int(accelerator.reduce(told, "sum"))
+    sent = torch.tensor(own if accelerator.is_main_process else 0, device=accelerator.device)
+    agreed = int(accelerator.reduce(sent, "sum"))
     return None if agreed < 0 else agreed
