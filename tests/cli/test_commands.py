@@ -243,3 +243,40 @@ def test_sampling_options_reach_the_prior(run, trained_prior, screen_split, tmp_
     assert refused.code == 2
     assert "EvaeARForCausalLM has no sampling option 'num_steps'" in refused.err
     assert not (tmp_path / "no.h5ad").exists()
+
+
+def test_a_real_file_that_says_donor(run, trained_prior, screen, screen_split, tmp_path):
+    """Its column is named once for every command; predictions keep it, and older ones without it serve too."""
+    cells = screen.copy()
+    cells.obs = cells.obs.rename(columns={"perturbation": "gene", "cell_type": "donor"})
+    cells[cells.obs["gene"] == "control"].write_h5ad(tmp_path / "controls.h5ad")
+    wanted = screen_split["pert"][0]
+    cells[cells.obs["gene"].isin(["control", wanted])].write_h5ad(tmp_path / "real.h5ad")
+    keys = ("--perturbation-key", "gene", "--cell-type-key", "donor")
+    outcome = run(
+        *("predict", trained_prior, "--controls", tmp_path / "controls.h5ad", *keys, "--perturbation", wanted),
+        *("--n-cells", 20, "--out", tmp_path / "new.h5ad"),
+    )
+    assert outcome.code == 0, outcome.err
+    new = ad.read_h5ad(tmp_path / "new.h5ad")
+    assert (new.obs["donor"] == new.obs["cell_type"]).all()
+    assert (new.obs["gene"] == new.obs["perturbation"]).all()
+    old, other = new.copy(), new.copy()
+    old.obs = new.obs.drop(columns=["donor", "gene"])
+    other.obs = old.obs.rename(columns={"cell_type": "line", "perturbation": "hit"})
+    old.write_h5ad(tmp_path / "old.h5ad")
+    other.write_h5ad(tmp_path / "other.h5ad")
+    summaries = []
+    named = ("--predicted-cell-type-key", "line", "--predicted-perturbation-key", "hit")
+    for name, more in (("new", ()), ("old", ()), ("other", named)):
+        outcome = run(
+            *("evaluate", tmp_path / f"{name}.h5ad", tmp_path / "real.h5ad", "--control", "control", *keys, *more),
+            *("--seeds", 1, "--no-plots", "--out", tmp_path / name),
+        )
+        assert outcome.code == 0, outcome.err
+        summaries.append(json.loads((tmp_path / name / "result.json").read_text())["summary"])
+        assert ("stands for 'donor'" in outcome.out) == (name != "new")
+    assert summaries[0] == summaries[1] == summaries[2]
+    outcome = run("evaluate", tmp_path / "other.h5ad", tmp_path / "real.h5ad", "--control", "control", *keys)
+    assert outcome.code == 2
+    assert "name it with predicted_perturbation_key" in " ".join(outcome.err.split())

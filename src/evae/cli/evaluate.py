@@ -38,6 +38,12 @@ def evaluate(
         typer.Option(help=f"Of the predicted values: {', '.join(SCALES)}. counts takes fractions as expected counts."),
     ] = "auto",
     real_scale: Annotated[str, typer.Option(help="The same of the real values.")] = "auto",
+    predicted_perturbation_key: Annotated[
+        str | None, typer.Option(help="The same of PRED.h5ad; if left out, the same name, else perturbation.")
+    ] = None,
+    predicted_cell_type_key: Annotated[
+        str | None, typer.Option(help="The same of PRED.h5ad; if left out, the same name, else cell_type.")
+    ] = None,
     suite: Annotated[str, typer.Option(help=f"{', '.join(SUITES)}.")] = "robust",
     seeds: Annotated[int, typer.Option(help="How many seeds to average over.", min=1)] = 3,
     baseline: Annotated[
@@ -76,6 +82,10 @@ def evaluate(
 
     how: dict[str, Any] = files if dataset is None else dataset_cells(dataset)
     how |= {"perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "suite": suite}
+    how |= {
+        "predicted_perturbation_key": predicted_perturbation_key,
+        "predicted_cell_type_key": predicted_cell_type_key,
+    }
     how |= {"scale": scale, "real_scale": real_scale}
     how |= {"seeds": tuple(range(seeds)), "progress": watched()}
     result = run_evaluation(predicted, **how, extra_baselines=() if baseline is None else (baseline,))
@@ -115,7 +125,8 @@ def _tokenizer_alone(model: str, dataset: str | None, how: dict[str, Any]) -> "E
     from evae.inference.pipeline import pipeline
 
     quiet_transformers()
-    how = how | {"scale": "auto"}  # it draws whole counts
+    # whole counts are drawn, with the real cells' labels
+    how = how | {"scale": "auto", "predicted_perturbation_key": None, "predicted_cell_type_key": None}
     if dataset is not None:  # its labels have these names, whatever the predictions call theirs
         how = how | {"perturbation_key": "perturbation", "cell_type_key": "cell_type"}
     cells = read_h5ad(how["real"]) if dataset is None else read_split(dataset, "test")

@@ -45,6 +45,8 @@ def evaluate(
     *,
     perturbation_key: str = "perturbation",
     cell_type_key: str | None = "cell_type",
+    predicted_perturbation_key: str | None = None,
+    predicted_cell_type_key: str | None = None,
     control: str = "control",
     scale: str = "auto",
     real_scale: str = "auto",
@@ -72,6 +74,8 @@ def evaluate(
             None.
         perturbation_key: obs column of the perturbation.
         cell_type_key: obs column of the cell type; None treats all cells as one type.
+        predicted_perturbation_key, predicted_cell_type_key: the same columns of the predicted cells; None takes
+            the real cells' where the predicted have them, else `perturbation` and `cell_type`, as predictions do.
         control: label of the control.
         scale: of the predicted values: "auto" recognises whole counts and log1p, cell by cell; "counts" takes
             fractions as expected counts, "log1p" as log1p.
@@ -99,6 +103,7 @@ def evaluate(
     started = time.perf_counter()
     keys: dict[str, Any] = {
         "perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "control": control,
+        "predicted_perturbation_key": predicted_perturbation_key, "predicted_cell_type_key": predicted_cell_type_key,
         "scale": scale, "real_scale": real_scale,
     }  # fmt: skip
     tables = default_cache() if cache == "default" else None if cache is None else Path(cache)

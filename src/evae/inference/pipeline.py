@@ -23,6 +23,7 @@ from evae.inference.embedding import embed_cells, warn_of_coverage
 from evae.inference.request import (
     cell_type_labels,
     check_controls,
+    keep_own_columns,
     pairs_asked_for,
     planned_cells,
     planned_genes,
@@ -118,7 +119,9 @@ class Pipeline:
             AnnData. X: raw counts over the model's gene panel, CSR float32, (cells, genes). obs:
             `perturbation`, `cell_type`, `support` (what training saw of the pair: "seen together", "seen
             apart" or "unseen"), `library_size` (the total counts the cell was drawn for). var: genes are named as the
-            controls name them. uns["evae"]: model, seed, share of the panel that the controls cover, versions.
+            controls name them. Where the controls call the label
+            columns otherwise, obs has them under those names too. uns["evae"]: model,
+            seed, share of the panel that the controls cover, versions.
 
         Raises:
             EvaeError: the checkpoint is a tokenizer only, a name or an option that it does not know, controls
@@ -145,6 +148,8 @@ class Pipeline:
             found = read_control_facts(self.checkpoint, controls[used], labels[used], layer=layer, device=self.device)
             obs["library_size"], contexts = found.draw_library_sizes(pairs, rng), found.contexts
             facts |= {"library_size_source": "controls", "gene_coverage": self._say_coverage(controls, "the controls")}
+        own = {cell_type_key: "cell_type", perturbation_key: "perturbation"}
+        keep_own_columns(obs, controls, own)
         X = draw_cells(
             self.checkpoint, obs, contexts, seed=seed, batch_size=batch_size, device=self.device,
             progress=progress, sampling=sampling,

@@ -160,6 +160,19 @@ def planned_cells(n_cells: Mapping[Pair, int], processor: Any) -> pd.DataFrame:
     return obs
 
 
+def keep_own_columns(obs: pd.DataFrame, controls: ad.AnnData | None, own: Mapping[str | None, str]) -> None:
+    """Add the columns of labels under the names that they have in the controls.
+
+    Args:
+        obs: the table of the cells to draw; changed.
+        controls: None keeps nothing.
+        own: name of the column in the controls -> in `obs`. A name that `obs` uses already is left as it is.
+    """
+    for key, column in own.items():
+        if key is not None and controls is not None and key in controls.obs and key not in obs:
+            obs[key] = obs[column]
+
+
 def planned_genes(processor: Any, cells: ad.AnnData | None) -> pd.DataFrame:
     """The var table of cells over the model's panel, with the names of genes that the user's own cells have.
 

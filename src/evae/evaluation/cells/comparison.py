@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from evae.data.format import Pair
-from evae.evaluation.cells.inputs import Data, Progress, Source, open_source, silent
+from evae.evaluation.cells.inputs import Data, Progress, Source, open_source, predicted_keys, silent
 from evae.evaluation.cells.normalised import Cells, mean_of
 from evae.evaluation.cells.projection import Projection, fit_projection
 from evae.evaluation.cells.training_cells import TrainingCells, summarise_training
@@ -113,6 +113,8 @@ def compare(
     *,
     perturbation_key: str = "perturbation",
     cell_type_key: str | None = "cell_type",
+    predicted_perturbation_key: str | None = None,
+    predicted_cell_type_key: str | None = None,
     control: str = "control",
     scale: str = "auto",
     real_scale: str = "auto",
@@ -126,20 +128,27 @@ def compare(
             or values that are neither raw counts nor log1p.
     """
     named = (
-        (real, "the real cells", real_scale, "--real-scale"),
-        (predicted, "the predicted cells", scale, "--scale"),
-        (train, "the training cells", "auto", ""),
-        (controls, "the controls", "auto", ""),
+        (real, "the real cells", real_scale, "--real-scale", ""),
+        (predicted, "the predicted cells", scale, "--scale", "predicted_"),
+        (train, "the training cells", "auto", "", ""),
+        (controls, "the controls", "auto", "", ""),
     )
+    keys = perturbation_key, cell_type_key
+    own = predicted_keys(predicted, keys, predicted_perturbation_key, predicted_cell_type_key)
     with ExitStack() as stack:
         sources: list[Source | None] = []
         for data, name, *stated in named:
-            source = None if data is None else open_source(data, name, perturbation_key, cell_type_key, *stated)
+            here = own if name == "the predicted cells" else keys
+            source = None if data is None else open_source(data, name, *here, *stated)
             sources.append(source if source is None else stack.enter_context(closing(source)))
         truth, generated, trained, given = sources
         assert truth is not None
         assert generated is not None
-        return _read(truth, generated, trained, given, control, seed, progress)
+        comparison = _read(truth, generated, trained, given, control, seed, progress)
+    for key, taken in zip(keys, own, strict=True):
+        if key != taken:
+            comparison.notes.append(f"the predicted cells' obs column '{taken}' stands for '{key}' of the real cells")
+    return comparison
 
 
 def _read(

@@ -127,6 +127,7 @@ def open_source(
     cell_type_key: str | None,
     scale: str = "auto",
     scale_option: str = "",
+    side: str = "",
 ) -> Source:
     """Open an AnnData, an h5ad file or a dataset split and check it.
 
@@ -137,6 +138,7 @@ def open_source(
         cell_type_key: obs column of the cell type; None treats all cells as one type.
         scale: "auto" (recognised), "counts" (fractions are expected counts) or "log1p".
         scale_option: the option that states it, for messages.
+        side: what the arguments of the two keys begin with, for messages: "predicted_" or nothing.
 
     Raises:
         EvaeError: a file, column or matrix is missing, a label is missing, genes have no names or stand twice, or the
@@ -155,11 +157,11 @@ def open_source(
     if data.X is None or data.n_obs == 0:
         raise EvaeError(f"{name}: no cells in X; put raw counts or log1p values there.")
     genes = gene_columns(data.var_names, data.var, name)
-    perturbation = _labels(data, perturbation_key, name, "perturbation_key")
+    perturbation = _labels(data, perturbation_key, name, f"{side}perturbation_key")
     if cell_type_key is None:
         cell_type = np.full(data.n_obs, "all", dtype=object)
     else:
-        cell_type = _labels(data, cell_type_key, name, "cell_type_key")
+        cell_type = _labels(data, cell_type_key, name, f"{side}cell_type_key")
     blocks = (_rows(data, start, stop) for start, stop in _spans(data.n_obs, len(genes)))
     recognised = recognise_scale(blocks, name, scale, scale_option)
     backed = from_file and data.isbacked
@@ -174,6 +176,34 @@ def open_source(
         in_memory=not backed,
         close=data.file.close if backed else lambda: None,  # a file that the caller opened stays open
     )
+
+
+def predicted_keys(
+    data: Data, keys: tuple[str, str | None], perturbation_key: str | None, cell_type_key: str | None
+) -> tuple[str, str | None]:
+    """The obs columns of predicted cells: those named, else the real cells' where they have them, else `predict`'s.
+
+    Args:
+        data: the predicted cells.
+        keys: the real cells' columns of the perturbation and the cell type; None treats all cells as one type.
+        perturbation_key, cell_type_key: those of the predicted cells, None where they were not named.
+    """
+    known: set[str] = set()
+    if isinstance(data, (str, Path)):
+        opened = _open_file(data, f"the predicted cells ({data})")
+        known = set(opened.obs.columns)
+        if opened.isbacked:
+            opened.file.close()
+    elif not isinstance(data, DatasetSplit):
+        known = set(as_anndata(data, "the predicted cells").obs.columns)
+
+    def choose(named: str | None, key: str, written: str) -> str:
+        return named or (written if key not in known and written in known else key)
+
+    perturbation = choose(perturbation_key, keys[0], "perturbation")
+    if keys[1] is None:
+        return perturbation, cell_type_key
+    return perturbation, choose(cell_type_key, keys[1], "cell_type")
 
 
 def _open_file(path: str | Path, name: str) -> ad.AnnData:

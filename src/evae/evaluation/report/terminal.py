@@ -5,7 +5,7 @@ from rich.table import Table
 from evae.common.numbers import UNDEFINED, format_number
 from evae.evaluation.metrics.facts import shown
 from evae.evaluation.report.tables import EvaluationNumbers, Shown
-from evae.evaluation.systems.names import MODEL, SPLIT_HALF, TOKENIZER_ALONE
+from evae.evaluation.systems.names import MODEL, OF_THE_MODEL, SPLIT_HALF, TOKENIZER_ALONE
 
 STYLES = {MODEL: "bold cyan", SPLIT_HALF: "green", TOKENIZER_ALONE: "cyan"}
 
@@ -49,7 +49,7 @@ def summary_table(result: EvaluationNumbers, reconstruction: EvaluationNumbers |
     systems = list(dict.fromkeys(system for system, *_ in values))
     systems.sort(key=lambda s: (s != MODEL, s == TOKENIZER_ALONE, s == SPLIT_HALF))
     title = "Beside the real held-out cells" + (f" (protocol {protocol})" if protocol else "")
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", caption=verdict(result), caption_justify="left")
     table.add_column("system", no_wrap=True)
     for *_, metric in columns:
         table.add_column(metric.heading, justify="right", no_wrap=True)
@@ -59,6 +59,20 @@ def summary_table(result: EvaluationNumbers, reconstruction: EvaluationNumbers |
         texts = [_text(values.get((system, group, level, metric.name))) for group, level, metric in columns]
         table.add_row(system, *texts, style=STYLES.get(system))
     return table
+
+
+def verdict(result: EvaluationNumbers) -> str | None:
+    """One sentence: which baselines beat the model on FD (robust, pooled), and by how much; None without FD."""
+    found = {s: v for (s, *key), v in _values(result).items() if key == ["robust", "pooled", "fd"] and v == v}
+    others = {s: v for s, v in found.items() if s not in (*OF_THE_MODEL, SPLIT_HALF)}
+    if MODEL not in found or not others:
+        return None
+    own = found[MODEL]
+    better = sorted((v, s) for s, v in others.items() if v < own)
+    if not better:
+        return f"No baseline beats the model on FD ({format_number(own)})."
+    named = ", ".join(f"{s} by {format_number(own - v)}" for v, s in better)
+    return f"On FD (model {format_number(own)}) better than the model: {named}."
 
 
 def _values(result: EvaluationNumbers) -> dict[tuple[str, str, str, str], float]:
