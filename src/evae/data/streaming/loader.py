@@ -84,8 +84,7 @@ class CellLoader:
         if not self.batches_per_epoch:
             raise EvaeError(
                 f"the split '{split}' has {self.n_cells:,} cells, fewer than {world_size} x batch_size "
-                f"{batch_size}; use a batch_size of at most {max(1, self.n_cells // world_size)}, "
-                "or drop_last=False."
+                f"{batch_size}; use a batch_size of at most {max(1, self.n_cells // world_size)}."
             )
         self._epoch, self._batch, self._ended = 0, 0, False
 
