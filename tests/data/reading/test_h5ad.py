@@ -130,3 +130,34 @@ def test_a_cut_file_is_named(tmp_path):
     (tmp_path / "a.h5ad").write_bytes(content)
     with pytest.raises(EvaeError, match=r"a\.h5ad"):
         list(H5adCounts(tmp_path / "a.h5ad").blocks(500))
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_counts_of_half_precision(tmp_path, counts, dense):
+    """scipy 1.17 has no sparse matrices of float16; HDF5 and anndata store it."""
+    ad.AnnData(counts if dense else sp.csr_matrix(counts)).write_h5ad(tmp_path / "a.h5ad")
+    with h5py.File(tmp_path / "a.h5ad", "r+") as file:
+        place = "X" if dense else "X/data"
+        values, attributes = file[place][()].astype(np.float16), dict(file[place].attrs)
+        del file[place]
+        file[place] = values
+        file[place].attrs.update(attributes)
+    (_, block), *_ = H5adCounts(tmp_path / "a.h5ad").blocks(1000)
+    np.testing.assert_array_equal(block.toarray(), counts)
+
+
+def test_attributes_of_fixed_length(tmp_path, counts):
+    """Strings of fixed length, as other writers than h5py store them, come out of h5py 3.16 as bytes."""
+    cells = ad.AnnData(sp.csr_matrix(counts))
+    cells.obs["dose"] = np.arange(len(counts))
+    cells.write_h5ad(tmp_path / "a.h5ad")
+    with h5py.File(tmp_path / "a.h5ad", "r+") as file:
+        for name in ("encoding-type", "encoding-version"):
+            file["X"].attrs[name] = np.bytes_(file["X"].attrs[name])
+        file["obs"].attrs["_index"] = np.bytes_(file["obs"].attrs["_index"])
+        file["obs"].attrs["column-order"] = np.array([b"dose"])
+    source = H5adCounts(tmp_path / "a.h5ad")
+    assert source.cell_ids(0, 2).tolist() == ["0", "1"]
+    assert source.labels("dose")[1][:3] == ["0", "1", "2"]
+    (_, block), *_ = source.blocks(1000)
+    np.testing.assert_array_equal(block.toarray(), counts)

@@ -155,12 +155,12 @@ class H5adCounts:
     def _rows(self, start: int, stop: int) -> sp.csr_matrix:
         if self.encoding == "dense":
             values = self._matrix[start:stop]
-            return sp.csr_matrix(values)  # NaN counts as a stored value, so that the check sees it
+            return sp.csr_matrix(_wide(values))  # NaN counts as a stored value, so that the check sees it
         indptr, indices, data = self._csr_parts()
         ends = np.array(indptr[start : stop + 1])
         low, high = int(ends[0]), int(ends[-1])
         return sp.csr_matrix(
-            (np.array(data[low:high]), np.array(indices[low:high]), ends - low),
+            (_wide(np.array(data[low:high])), np.array(indices[low:high]), ends - low),
             shape=(stop - start, self.n_genes),
         )
 
@@ -179,9 +179,15 @@ def _encoding(matrix: Any) -> str:
     """csr, csc or dense, from the attributes old and new anndata versions write."""
     if isinstance(matrix, h5py.Dataset):
         return "dense"
-    kind = str(matrix.attrs.get("encoding-type", matrix.attrs.get("h5sparse_format", "")))
+    kind = matrix.attrs.get("encoding-type", matrix.attrs.get("h5sparse_format", ""))
+    kind = kind.decode() if isinstance(kind, bytes) else str(kind)  # a string of fixed length comes as bytes
     if kind.startswith("csc"):
         return "csc"
     if kind.startswith("csr"):
         return "csr"
     raise EvaeError(f"a matrix stored as '{kind}' cannot be read; save it as CSR, CSC or dense.")
+
+
+def _wide(values: np.ndarray) -> np.ndarray:
+    """The values in a type that scipy's matrices have, which float16 is not."""
+    return values.astype(np.float32) if values.dtype == np.float16 else values

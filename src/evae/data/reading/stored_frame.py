@@ -25,9 +25,9 @@ class StoredFrame(Mapping[str, Any]):
         if isinstance(group, h5py.Dataset):
             raise EvaeError(f"{name} was written by an anndata before 0.7; read and write it once anew.")
         self._group, self.name = group, name
-        self._index = str(group.attrs.get("_index", "_index"))
+        self._index = _text(group.attrs.get("_index", "_index"))
         stored = [key for key in group if key not in ("__categories", self._index)]
-        self._columns = [str(column) for column in group.attrs.get("column-order", stored)]
+        self._columns = [_text(column) for column in group.attrs.get("column-order", stored)]
 
     def index(self, rows: slice = slice(None)) -> np.ndarray:
         """The names of the rows as strings, (rows,)."""
@@ -54,3 +54,8 @@ class StoredFrame(Mapping[str, Any]):
         if key not in self._group:
             raise EvaeError(f"{self.name} has no '{key}'; write the file with anndata.")
         return self._group[key]
+
+
+def _text(value: Any) -> str:
+    """An attribute as text; a string of fixed length comes as bytes."""
+    return value.decode() if isinstance(value, bytes) else str(value)
