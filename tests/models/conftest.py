@@ -85,7 +85,8 @@ def tiny_prior(tiny_config):
         torch.nn.init.normal_(prior.modulation.bias, std=0.5)
         torch.nn.init.normal_(prior.condition.perturbation.weight)
         torch.nn.init.normal_(prior.condition.cell_type.weight)
-        torch.nn.init.normal_(prior.token_embedding.weight)
+        for weight in (p for p in prior.token_embedding.parameters() if p.dim() == 2):
+            torch.nn.init.normal_(weight)
         if kind == "flow":  # a tokenizer's latents have scales of their own
             shape = (50, prior.n_codes, config.tokenizer_config.latent_width)
             prior.set_statistics(torch.randn(shape) * 2 + 1)

@@ -92,9 +92,9 @@ def test_cross_block(config, x, memory):
     torch.testing.assert_close(block(x, memory), expected + feed_forward, atol=1e-12, rtol=0)
 
 
-def test_modulated_block(config, x):
+def test_modulated_block(tiny_prior, x):
     """x + gate * attention((1 + scale) * norm(x) + shift), then likewise the feed-forward part."""
-    block = drawn(ModulatedBlock(config, is_causal=False, layer_idx=0))
+    block = drawn(ModulatedBlock(tiny_prior().config, is_causal=False, layer_idx=0))
     modulation = torch.randn(3, 6, 16, dtype=torch.float64)
     shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.unsqueeze(2).unbind(1)
     y = (1 + scale_a) * normed(x) + shift_a

@@ -41,6 +41,7 @@ class CodeWriter:
         n_codes, layers, device = prior.n_codes, len(prior.blocks), prior.device
         self.n_cells, self.is_guided, self.eps = n_cells, is_guided, prior.norm.eps
         self.width, self.precision = prior.config.hidden_size, precision_of(prior)
+        self.token_product = prior.config.token_product
         attention = prior.blocks[0].attention
         self.heads = (attention.n_heads, attention.head_width)
         self.products = [self._empty_product(linears) for linears in _linears(prior)]
@@ -91,7 +92,8 @@ class CodeWriter:
 
     def step(self, position: Position) -> None:
         """Draw the codes at `position`; those before it have been drawn."""
-        x = F.embedding(_row(self.codes, position), self.tokens) + _row(self.positions, position)
+        value, place = F.embedding(_row(self.codes, position), self.tokens), _row(self.positions, position)
+        x = value * place if self.token_product else value + place
         if self.is_guided:
             conditional, null = self._logits(torch.cat([x, x]), position).float().chunk(2)
             logits = null + self.scale * (conditional - null)

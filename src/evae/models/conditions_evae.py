@@ -176,17 +176,18 @@ def init_condition_buffers(module: nn.Module) -> None:
 
 
 class TimeEmbedding(nn.Module):
-    """Sines and cosines of 1000 t at periods from 2 pi to 20,000 pi, then linear, SiLU, linear."""
+    """Cosines and sines of the scaled time at frequencies from 1 to about 1/10,000, then linear, SiLU, linear."""
 
-    def __init__(self, width: int, n_frequencies: int = 128) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.n_frequencies = n_frequencies
-        self.up = nn.Linear(2 * n_frequencies, width)
-        self.down = nn.Linear(width, width)
+        self.n_frequencies, self.scale = config.time_frequencies, config.time_scale
+        self.n_steps = max(1, self.n_frequencies - bool(config.time_endpoint))  # from 1 to 1/10,000
+        self.up = nn.Linear(2 * self.n_frequencies, config.hidden_size)
+        self.down = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, time: Tensor) -> Tensor:
         """`time` (cells,) in [0, 1] -> (cells, width)."""
-        steps = torch.arange(self.n_frequencies, device=time.device, dtype=torch.float32) / self.n_frequencies
-        angles = 1000 * time.float().unsqueeze(-1) * torch.exp(-math.log(10_000) * steps)
+        steps = torch.arange(self.n_frequencies, device=time.device, dtype=torch.float32) / self.n_steps
+        angles = self.scale * time.float().unsqueeze(-1) * torch.exp(-math.log(10_000) * steps)
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.up.weight.dtype)
         return self.down(F.silu(self.up(waves)))

@@ -16,9 +16,11 @@ QUANTIZERS = ("fsq", "gaussian")
 COUNTS = ("bins", "log1p")  # instead of a quantizer: there is no tokenizer, the prior models the counts of all genes
 N_COUNT_BINS = 20
 CODERS = ("attention", "mlp")
+COUNT_INPUTS = ("counts", "bins", "normalized")
 
 
-def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise `EvaeError` unless a field has one of the values that exist."""
     if value not in choices:
         raise EvaeError(f"{field} '{value}' does not exist; choose one of {', '.join(choices)}.")
 
@@ -41,6 +43,9 @@ class EvaeConfig(PretrainedConfig):
         intermediate_size: width of the feed-forward layers; of the hidden layers where a coder is an MLP.
         dropout: dropout rate of the feed-forward layers.
         n_latents: latent tokens a cell, which is the length of its code sequence.
+        count_input: what the encoder reads, each as log1p: "counts", "bins" (the number of the count's bin), or
+            "normalized" (counts scaled to `median_library_size`). Published: the values that the head is compared
+            with, which are bins for "ce-quantile", normalized counts for "hurdle" and "mse", counts for "nb".
         encoder: "attention" (learned latent tokens attend to the expressed genes) or "mlp".
         encoder_layers: layers of the encoder.
         decoder: "attention" (gene queries attend to the latent tokens) or "mlp".
@@ -54,8 +59,9 @@ class EvaeConfig(PretrainedConfig):
             (published). The gradient is an unbiased estimate of that over all genes. Genes must not attend to each
             other. For the nb head, see `NegativeBinomialHead`.
         quantizer: "fsq" (finite scalar quantization) or "gaussian" (continuous latents). A prior without a tokenizer
-            has "bins" (counts in 20 bins) or "log1p". Then `n_latents` is `n_genes`, and besides only
-            `sample_within_bins`, `condition_on_library` and `median_library_size` matter.
+            has "bins" (counts in 20 bins) or "log1p" (of counts, or with `count_input` "normalized" of these). Then
+            `n_latents` is `n_genes`, and besides only `sample_within_bins`, `condition_on_library` and
+            `median_library_size` matter.
         fsq_levels: levels of each latent dimension; their product is the number of codes.
         latent_dim: dimensions of a latent token with the Gaussian quantizer.
         kl_weight: weight of the Gaussian quantizer's KL divergence (nats a cell).
@@ -86,6 +92,7 @@ class EvaeConfig(PretrainedConfig):
         intermediate_size: int = 1024,
         dropout: float = 0.1,
         n_latents: int = 64,
+        count_input: str = "counts",
         encoder: str = "attention",
         encoder_layers: int = 4,
         decoder: str = "attention",
@@ -114,6 +121,7 @@ class EvaeConfig(PretrainedConfig):
         self.intermediate_size = intermediate_size
         self.dropout = dropout
         self.n_latents = n_genes if quantizer in COUNTS else n_latents
+        self.count_input = count_input
         self.encoder = encoder
         self.encoder_layers = encoder_layers
         self.decoder = decoder
@@ -135,10 +143,11 @@ class EvaeConfig(PretrainedConfig):
         self.sparse_encoding = sparse_encoding
         self.median_library_size = median_library_size
         super().__init__(**kwargs)
-        _check_choice("encoder", encoder, CODERS)
-        _check_choice("decoder", decoder, CODERS)
-        _check_choice("quantizer", quantizer, QUANTIZERS + COUNTS)
-        _check_choice("head", head, HEADS)
+        check_choice("count_input", count_input, COUNT_INPUTS)
+        check_choice("encoder", encoder, CODERS)
+        check_choice("decoder", decoder, CODERS)
+        check_choice("quantizer", quantizer, QUANTIZERS + COUNTS)
+        check_choice("head", head, HEADS)
         check_positive(self, "n_genes", "hidden_size", "num_attention_heads", "intermediate_size", "n_latents")
         layered = [f"{coder}_layers" for coder in ("encoder", "decoder") if getattr(self, coder) == "attention"]
         check_positive(self, "latent_dim", *layered)

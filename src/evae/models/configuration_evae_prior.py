@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.configuration_utils import PretrainedConfig
 
-from .configuration_evae import EvaeConfig, check_positive
+from .configuration_evae import EvaeConfig, check_choice, check_positive
 from .contract_evae import EvaeError
 
 
@@ -29,6 +29,15 @@ class EvaePriorConfig(PretrainedConfig):
         num_attention_heads: number of attention heads a layer.
         intermediate_size: width of the feed-forward layers.
         dropout: dropout rate of the feed-forward layers.
+        modulation_activation: activation of the condition before the linear layer of the modulation: "silu" (as in DiT)
+            or "none" (published).
+        layer_norm_eps: added to the variance in every layer norm of the backbone (published: 1e-5).
+        token_product: a token is the product of its value's embedding and its position's, not their sum (published:
+            without latents). A masked code's stays the sum. The flow embeds a value by a perceptron then.
+        time_frequencies: number of frequencies of the time embedding (published: half the width).
+        time_scale: factor of the time, which is in [0, 1], before its sines (published: 1000 with masked diffusion,
+            1 with flow).
+        time_endpoint: whether the slowest frequency is 1/10,000 (published: yes) or would come after the last one.
         condition_dropout: fraction of training cells whose perturbation, cell type, or both are replaced by the null
             condition. Classifier-free guidance needs more than 0.
     """
@@ -48,6 +57,12 @@ class EvaePriorConfig(PretrainedConfig):
         num_attention_heads: int = 8,
         intermediate_size: int = 1536,
         dropout: float = 0.0,
+        modulation_activation: str = "silu",
+        layer_norm_eps: float = 1e-6,
+        token_product: bool = False,
+        time_frequencies: int = 128,
+        time_scale: float = 1000.0,
+        time_endpoint: bool = False,
         condition_dropout: float = 0.1,
         **kwargs: Any,
     ) -> None:
@@ -66,11 +81,18 @@ class EvaePriorConfig(PretrainedConfig):
         self.num_attention_heads = num_attention_heads
         self.intermediate_size = intermediate_size
         self.dropout = dropout
+        self.modulation_activation = modulation_activation
+        self.layer_norm_eps = layer_norm_eps
+        self.token_product = token_product
+        self.time_frequencies = time_frequencies
+        self.time_scale = time_scale
+        self.time_endpoint = time_endpoint
         self.condition_dropout = condition_dropout
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
         check_positive(self, "n_perturbations", "n_cell_types", "hidden_size", "num_hidden_layers")
-        check_positive(self, "num_attention_heads", "intermediate_size")
+        check_positive(self, "num_attention_heads", "intermediate_size", "time_frequencies")
+        check_choice("modulation_activation", modulation_activation, ("silu", "none"))
         if hidden_size % num_attention_heads:
             raise EvaeError(f"hidden_size {hidden_size} must be a multiple of num_attention_heads.")
 

@@ -52,6 +52,15 @@ def bins_to_counts(bins: Tensor, generator: Randomness = None, within: bool = Fa
     return first[bins] + (uniform * (last - first + 1)[bins]).floor()
 
 
+def encoder_input(counts: Tensor, config: Any) -> Tensor:
+    """All counts of cells (cells, tokens) as the encoder reads them, of the same shape; see `count_input`."""
+    if config.count_input == "bins":
+        return counts_to_bins(counts).to(counts.dtype)
+    if config.count_input == "normalized":
+        return normalize(counts, counts.sum(1), config.median_library_size)
+    return counts
+
+
 _CONSTANTS: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
 
 
@@ -219,9 +228,14 @@ def with_gradient_of(outputs: Tensor, drawn: Tensor, genes: Tensor) -> Tensor:
     return outputs.detach().index_copy(1, genes, scaled.to(outputs.dtype))
 
 
+def normalize(counts: Tensor, library_size: Tensor, median: float) -> Tensor:
+    """Counts (cells, genes) scaled to `median` counts a cell, float32."""
+    return counts.float() * (median / library_size.float().clamp_min(1)).unsqueeze(-1)
+
+
 def log_normalize(counts: Tensor, library_size: Tensor, median: float) -> Tensor:
     """log1p of counts (cells, genes) scaled to `median` counts a cell."""
-    return torch.log1p(counts.float() * (median / library_size.float().clamp_min(1)).unsqueeze(-1))
+    return torch.log1p(normalize(counts, library_size, median))
 
 
 def denormalize(values: Tensor, library_size: Tensor, median: float) -> Tensor:

@@ -209,9 +209,9 @@ class ModulatedBlock(nn.Module):
     def __init__(self, config: Any, is_causal: bool, layer_idx: int) -> None:
         super().__init__()
         width = config.hidden_size
-        self.attention_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attention_norm = nn.LayerNorm(width, elementwise_affine=False, eps=config.layer_norm_eps)
         self.attention = Attention(config, is_causal=is_causal, layer_idx=layer_idx)
-        self.feed_forward_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.feed_forward_norm = nn.LayerNorm(width, elementwise_affine=False, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config)
 
     def forward(self, x: Tensor, modulation: Tensor, bias: Tensor | None = None, past_key_values: Any = None) -> Tensor:

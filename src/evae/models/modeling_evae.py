@@ -18,7 +18,7 @@ from .alignment_evae import align_weights
 from .coders_evae import EvaeDecoder, EvaeEncoder, EvaeMLPDecoder, EvaeMLPEncoder, split_counts, to_dense, to_sparse
 from .configuration_evae import COUNTS, EvaeConfig
 from .contract_evae import EvaeError
-from .heads_evae import HEAD_CLASSES, NegativeBinomialHead, with_gradient_of
+from .heads_evae import HEAD_CLASSES, NegativeBinomialHead, encoder_input, with_gradient_of
 from .layers_evae import check_ids, check_size, log_library
 from .quantization_evae import FiniteScalarQuantizer, GaussianBottleneck, LatentStandardizer
 from .randomness_evae import CellStreams, Randomness
@@ -267,13 +267,12 @@ class EvaeModel(EvaePreTrainedModel):
 
     def _encoder_tokens(self, counts: Tensor, gene_ids: Tensor | None) -> Tensor:
         self._check_genes(counts, gene_ids)
-        if gene_ids is None and not self.config.sparse_encoding:
+        if not self.config.sparse_encoding:
+            counts = to_dense(counts, gene_ids, self.config.n_genes)
             gene_ids = torch.arange(self.config.n_genes, device=counts.device).expand_as(counts)
         elif gene_ids is None:
             counts, gene_ids = to_sparse(counts)
-        elif not self.config.sparse_encoding:
-            return self._encoder_tokens(to_dense(counts, gene_ids, self.config.n_genes), None)
-        return self.encoder(counts, gene_ids)
+        return self.encoder(encoder_input(counts, self.config), gene_ids)
 
     def _check_genes(self, counts: Tensor, gene_ids: Tensor | None) -> None:
         n_genes = self.config.n_genes

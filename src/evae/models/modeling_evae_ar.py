@@ -101,7 +101,9 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         if past + input_ids.shape[1] > self.n_codes + 1:
             raise EvaeError(f"a cell has {self.n_codes} codes; {past + input_ids.shape[1] - 1} were asked for.")
         positions = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
-        x = self.token_embedding(input_ids) + self.position_embedding(positions.clamp_max(self.n_codes - 1))
+        x = self._placed(
+            self.token_embedding(input_ids), self.position_embedding(positions.clamp_max(self.n_codes - 1))
+        )
         return self.lm_head(self._features(x, modulation, cache))
 
     def prepare_inputs_for_generation(

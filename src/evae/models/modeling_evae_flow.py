@@ -56,6 +56,17 @@ class LatentScale(nn.Module):
         return values * self.std + self.mean
 
 
+def value_embedding(config: EvaeFlowConfig) -> nn.Module:
+    """The layer that maps latents (..., latent_dim) to the backbone's width: linear, or a perceptron (`token_product`).
+
+    The perceptron has no biases, as that of `CountEmbedding`.
+    """
+    inputs, width = config.tokenizer_config.latent_width, config.hidden_size
+    if not config.token_product:
+        return nn.Linear(inputs, width)
+    return nn.Sequential(nn.Linear(inputs, width, bias=False), nn.SiLU(), nn.Linear(width, width, bias=False))
+
+
 class EvaeFlowModel(EvaePrior):
     """Conditional flow matching over Gaussian latents with a nested, frozen tokenizer."""
 
@@ -65,7 +76,7 @@ class EvaeFlowModel(EvaePrior):
 
     def __init__(self, config: EvaeFlowConfig) -> None:
         width = config.tokenizer_config.latent_width
-        super().__init__(config, lambda: nn.Linear(width, config.hidden_size), with_time=True)
+        super().__init__(config, lambda: value_embedding(config), with_time=True)
         self.scale = LatentScale(self.n_codes, width)
         self.velocity_head = nn.Linear(config.hidden_size, width)
         self.post_init()
@@ -121,7 +132,7 @@ class EvaeFlowModel(EvaePrior):
 
     def _velocity(self, z: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """Velocity at the point `z` (cells, latents, latent_dim) and `time` (cells,), shaped as `z`."""
-        x = self.token_embedding(z.to(self.dtype)) + self.position_embedding.weight
+        x = self._placed(self.token_embedding(z.to(self.dtype)), self.position_embedding.weight)
         return self.velocity_head(self._features(x, self._modulation(condition, time)))
 
     def _draw(

@@ -97,7 +97,10 @@ class EvaeMDLMModel(EvaePrior):
 
     def _logits(self, tokens: Tensor, modulation: Tensor) -> Tensor:
         """Logits (cells, latents, codes) of `tokens` (cells, latents), in which masked codes are the mask token."""
-        x = self.token_embedding(tokens) + self.position_embedding.weight
+        values, positions = self.token_embedding(tokens), self.position_embedding.weight
+        x = self._placed(values, positions)
+        if self.config.token_product:  # a masked code has no value to multiply with
+            x = torch.where((tokens == self.config.mask_token_id).unsqueeze(-1), values + positions, x)
         return self.lm_head(self._features(x, modulation))
 
     def _draw(

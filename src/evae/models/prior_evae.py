@@ -81,11 +81,11 @@ class EvaePrior(EvaePreTrainedModel):
         self.token_embedding = token_embedding()
         self.position_embedding = nn.Embedding(self.n_codes, width)
         self.condition = ConditionEmbedding(config)
-        self.time_embedding = TimeEmbedding(width) if with_time else None
+        self.time_embedding = TimeEmbedding(config) if with_time else None
         self.modulation = nn.Linear(width, (6 * config.num_hidden_layers + 2) * width)
         layers = range(config.num_hidden_layers)
         self.blocks = nn.ModuleList([ModulatedBlock(config, is_causal, index) for index in layers])
-        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=config.layer_norm_eps)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -127,7 +127,12 @@ class EvaePrior(EvaePreTrainedModel):
     def _modulation(self, condition: Tensor, time: Tensor | None = None) -> Tensor:
         if self.time_embedding is not None and time is not None:
             condition = condition + self.time_embedding(time)
-        return self.modulation(F.silu(condition)).unflatten(-1, (-1, self.config.hidden_size))
+        condition = F.silu(condition) if self.config.modulation_activation == "silu" else condition
+        return self.modulation(condition).unflatten(-1, (-1, self.config.hidden_size))
+
+    def _placed(self, values: Tensor, positions: Tensor) -> Tensor:
+        """Tokens (cells, tokens, hidden_size) from the embeddings of their values and positions."""
+        return values * positions if self.config.token_product else values + positions
 
     def _features(self, x: Tensor, modulation: Tensor, cache: Any = None) -> Tensor:
         """Output of the backbone for `x` (cells, tokens, hidden_size), of the same shape."""
