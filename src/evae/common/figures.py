@@ -14,6 +14,7 @@ from evae.common.files import atomic_write
 
 REAL = "#0072B2"  # blue   } Okabe & Ito 2008
 GENERATED = "#D55E00"  # vermillion
+CONTROL = "#A0529B"  # purple, darker than theirs: it is text too
 FLOOR = "#009E73"  # green: what real cells reach among themselves
 BASELINE = "#8C8C8C"
 BACKGROUND = "#DDDDDD"
@@ -101,7 +102,10 @@ def radar(ax: Axes, names: Sequence[str], zero: str, one: str) -> np.ndarray:
     ax.plot(around, np.zeros(200), color="#777777", lw=1.0, ls=(0, (3, 3)), label=f"{zero} (0)")
     ax.set(ylim=(-0.3, 1.2), yticks=[])
     ax.set_xticks(angles[:-1], names, fontsize=9)
-    ax.tick_params(axis="x", pad=10)
+    ax.tick_params(axis="x", pad=4)
+    for label, angle in zip(ax.get_xticklabels(), angles, strict=False):  # they grow away from the rim
+        sideways = float(np.sin(angle))
+        label.set_horizontalalignment("center" if abs(sideways) < 0.3 else "left" if sideways > 0 else "right")
     ax.spines["polar"].set_visible(False)
     ax.grid(axis="x", color="#E5E5E5")
     return angles

@@ -9,15 +9,14 @@ from matplotlib.figure import Figure
 
 from evae.common.figures import PALETTE, headline, new_figure, on_radar, radar
 from evae.common.numbers import format_number
-from evae.evaluation.metrics.facts import BY_NAME, METRICS, TABLES, shown
+from evae.evaluation.metrics.facts import BY_NAME, METRICS, TABLES
+from evae.evaluation.metrics.radar import radar_scores
 from evae.evaluation.systems.names import CONTROL_COPY, SPLIT_HALF
-from evae.study.results import floor_and_copy
 
 Key: TypeAlias = tuple[str, str, str]  # group, level, metric
 # From the poorest to the richest distribution that a head draws from: a point, a gate and a point, a parametric
 # distribution over counts, a free one.
 HEADS_BY_RICHNESS = ("mse", "hurdle", "nb", "ce-quantile")
-RADAR = [(table.group, table.level, metric.name) for table, metrics in shown("radar") for metric in metrics]
 
 
 def plot_radars(numbers: pd.DataFrame) -> Figure | None:
@@ -26,24 +25,27 @@ def plot_radars(numbers: pd.DataFrame) -> Figure | None:
     None where fewer than three metrics can be scaled.
     """
     priors = numbers[numbers["prior"].notna()]
-    axes = [key for key in _as_evaluated(numbers, RADAR) if np.isfinite(_scale(numbers, key)).all()]
+    baselines = numbers[numbers["tokenizer"].isna()]
     heads = _in_order(priors["head"])
-    if len(axes) < 3 or not heads:
+    scores = {
+        h: radar_scores(pd.concat([baselines, priors[priors["head"] == h]]), CONTROL_COPY, SPLIT_HALF) for h in heads
+    }
+    titles = list(next(iter(scores.values())).index) if scores else []
+    if len(titles) < 3:
         return None
     systems = list(dict.fromkeys(priors["system"]))
-    titles = [BY_NAME[metric].title for *_, metric in axes]
     n_rows = 1 if len(heads) < 3 else 2
     figure = new_figure(6.2 * -(-len(heads) // n_rows), 4.8 * n_rows + 0.8)
     panels = figure.subplots(n_rows, -(-len(heads) // n_rows), subplot_kw={"projection": "polar"}, squeeze=False).flat
     for ax, head in zip(panels, [*heads, *[None] * (len(panels) - len(heads))], strict=True):
         ax.set_visible(head is not None)
+        if head is None:
+            continue
         angles = radar(ax, titles, zero=CONTROL_COPY, one=SPLIT_HALF)
         for system, color in zip(systems, PALETTE, strict=False):
-            part = priors[(priors["head"] == head) & (priors["system"] == system)]
-            scores = [_score(part, key, _scale(numbers, key)) for key in axes]
-            if not np.isnan(scores).all():
-                ax.plot(angles, on_radar(scores), color=color, lw=1.8, label=system)
-        ax.set_title(head or "", pad=18)
+            if system in scores[head] and scores[head][system].notna().any():
+                ax.plot(angles, on_radar(scores[head][system]), color=color, lw=1.8, label=system)
+        ax.set_title(head, pad=18)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     headline(figure, "From control copy (0) to real cells (1), by head\n")
     return figure
@@ -113,17 +115,6 @@ def _as_evaluated(numbers: pd.DataFrame, keys: Sequence[Key]) -> list[Key]:
 def _values(numbers: pd.DataFrame, key: Key) -> pd.DataFrame:
     group, level, metric = key
     return numbers[(numbers["group"] == group) & (numbers["level"] == level) & (numbers["metric"] == metric)]
-
-
-def _scale(numbers: pd.DataFrame, key: Key) -> tuple[float, float]:
-    """Values that are to become 0 and 1."""
-    zero, one = floor_and_copy(numbers, *key)
-    return (zero, one) if abs(one - zero) > 1e-12 else (np.nan, np.nan)
-
-
-def _score(part: pd.DataFrame, key: Key, scale: tuple[float, float]) -> float:
-    values = _values(part, key)["value"]
-    return float((values.mean() - scale[0]) / (scale[1] - scale[0])) if len(values) else np.nan
 
 
 def _in_order(heads: pd.Series) -> list[str]:

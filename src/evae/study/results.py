@@ -14,7 +14,7 @@ import yaml
 from evae.common.files import write_json
 from evae.common.numbers import plain
 from evae.evaluation import EvaluationResult
-from evae.evaluation.systems.names import CONTROL_COPY, MODEL, OF_THE_MODEL, SPLIT_HALF, TOKENIZER_ALONE
+from evae.evaluation.systems.names import MODEL, OF_THE_MODEL, TOKENIZER_ALONE
 
 RENAMED = {"honesty": "diversity"}  # groups of results that are on disk already
 AXES = ("tokenizer", "prior", "sampling", "head", "seed")
@@ -113,10 +113,3 @@ def _read(path: Path) -> pd.DataFrame | None:
     if not path.is_file():
         return None
     return pd.DataFrame(json.loads(path.read_text())["summary"]).replace({"group": RENAMED})
-
-
-def floor_and_copy(numbers: pd.DataFrame, group: str, level: str, metric: str) -> tuple[float, float]:
-    """A metric of the control copy and of the real split half; NaN where there is none."""
-    part = numbers[(numbers["group"] == group) & (numbers["level"] == level) & (numbers["metric"] == metric)]
-    values = part[part["tokenizer"].isna()].set_index("system")["value"]
-    return float(values.get(CONTROL_COPY, float("nan"))), float(values.get(SPLIT_HALF, float("nan")))

@@ -84,7 +84,7 @@ def test_umap_is_drawn_where_it_is_installed(screen, real, perfect, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", UMAP_OF_FEW_CELLS, *files], env=environment, capture_output=True, text=True
     )
-    assert done.stdout.strip() == "[12, 12]", done.stderr
+    assert done.stdout.strip() == "[24, 80]", done.stderr
 
 
 def test_the_html_needs_no_other_file(folder):

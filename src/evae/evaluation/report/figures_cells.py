@@ -1,11 +1,15 @@
-"""Figures of cells and genes: real and generated cells in one embedding, and the genes that move most."""
+"""Figures of cells and genes: control, real and generated cells in one embedding, and the genes that move most."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from evae.common.figures import BACKGROUND, GENERATED, GUIDE, REAL, bare, new_figure
+from evae.common.figures import BACKGROUND, CONTROL, GENERATED, GUIDE, REAL, bare, new_figure
 from evae.evaluation.cells import Comparison, Pair
 from evae.evaluation.cells.projection import sample_rows
 from evae.evaluation.systems.baselines import model_system, real_system
@@ -18,38 +22,33 @@ TOP_GENES = 12
 
 
 def plot_cells(comparison: Comparison) -> Figure:
-    """Principal components: real cells, generated cells, and the shift of every perturbation's centre."""
-    real, generated = _projected(comparison)
-    figure = new_figure(11.2, 3.9)
-    axes = figure.subplots(1, 3)
-    _two_clouds(axes[0], axes[1], real, generated)
-    _arrows(axes[2], comparison)
-    for ax in axes:
-        bare(ax)
-        ax.set_xlabel("PC 1")
-    axes[0].set_ylabel("PC 2")
+    """Principal components: control, real and generated cells, and the shift of every perturbation's mean."""
+    clouds = _projected(comparison)
+    figure = new_figure(14.2, 4.2)
+    axes = figure.subplots(1, len(clouds) + 1)
+    _clouds(axes[:-1], clouds, "PC")
+    _arrows(axes[-1], comparison)
+    _legend(figure)
     return figure
 
 
 def plot_umap(comparison: Comparison, seed: int = 0) -> Figure | None:
-    """UMAP of real and generated cells together; None where umap-learn is not installed."""
+    """UMAP of control, real and generated cells together; None where umap-learn is not installed."""
     try:
         from umap import UMAP
     except ImportError:
         return None
-    real, generated = _projected(comparison)
-    both = np.concatenate([real, generated])
-    if len(both) < 10:
+    clouds = _projected(comparison)
+    together = np.concatenate([cloud.places for cloud in clouds])
+    if len(together) < 10:
         return None
-    neighbours = min(15, len(both) - 1)
-    embedded = np.asarray(UMAP(n_neighbors=neighbours, min_dist=0.3, random_state=seed, n_jobs=1).fit_transform(both))
-    figure = new_figure(7.6, 3.9)
-    axes = figure.subplots(1, 2)
-    _two_clouds(axes[0], axes[1], embedded[: len(real)], embedded[len(real) :])
-    for ax in axes:
-        bare(ax)
-        ax.set_xlabel("UMAP 1")
-    axes[0].set_ylabel("UMAP 2")
+    neighbours = min(15, len(together) - 1)
+    model = UMAP(n_neighbors=neighbours, min_dist=0.3, random_state=seed, n_jobs=1)
+    embedded = np.split(np.asarray(model.fit_transform(together)), np.cumsum([len(c.places) for c in clouds])[:-1])
+    figure = new_figure(10.8, 4.2)
+    clouds = [replace(cloud, places=places) for cloud, places in zip(clouds, embedded, strict=True)]
+    _clouds(figure.subplots(1, len(clouds)), clouds, "UMAP")
+    _legend(figure)
     return figure
 
 
@@ -78,36 +77,76 @@ def plot_top_genes(comparison: Comparison) -> Figure:
     return figure
 
 
-def _projected(comparison: Comparison) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class Cloud:
+    """Cells of one kind in an embedding.
+
+    Attributes:
+        name: what they are.
+        color: of their points.
+        n_cells: how many there are; no more than `MAX_POINTS` of them are drawn.
+        places: of those drawn, (cells, dimensions).
+    """
+
+    name: str
+    color: str
+    n_cells: int
+    places: np.ndarray
+
+    @property
+    def title(self) -> str:
+        """How many cells of which kind."""
+        drawn = f"{len(self.places):,} of " if len(self.places) < self.n_cells else ""
+        return f"{drawn}{self.n_cells:,} {self.name}"
+
+
+def _projected(comparison: Comparison) -> list[Cloud]:
+    """The control, the real and the generated cells on principal components fitted elsewhere."""
     projection = comparison.reference_projection()
     rng = np.random.default_rng(0)
-    real, predicted = (
-        projection(cells.matrix[sample_rows(len(cells), MAX_POINTS, rng)])
-        for cells in (comparison.real, comparison.predicted)
+    kinds = (
+        ("control cells", CONTROL, comparison.controls),
+        ("real perturbed cells", REAL, comparison.real),
+        ("generated cells", GENERATED, comparison.predicted),
     )
-    return real, predicted
+    return [
+        Cloud(name, color, len(cells), projection(cells.matrix[sample_rows(len(cells), MAX_POINTS, rng)]))
+        for name, color, cells in kinds
+    ]
 
 
-def _two_clouds(left: Axes, right: Axes, real: np.ndarray, generated: np.ndarray) -> None:
-    """Each cloud in colour over the other in grey, on the same scale."""
-    size = float(np.clip(9_000 / (len(real) + len(generated)), 2, 14))
-    for ax, above, below, color, title in (
-        (left, real, generated, REAL, "real cells"),
-        (right, generated, real, GENERATED, "generated cells"),
-    ):
-        ax.scatter(below[:, 0], below[:, 1], s=size, color=BACKGROUND, lw=0, rasterized=True)
-        ax.scatter(above[:, 0], above[:, 1], s=size, color=color, lw=0, alpha=0.55, rasterized=True)
-        ax.set_title(f"{len(above):,} {title}", color=color)
-    both = np.concatenate([real, generated])[:, :2]
-    low, high = np.quantile(both, [0.002, 0.998], axis=0)
+def _clouds(axes: Sequence[Axes], clouds: Sequence[Cloud], dimension: str) -> None:
+    """Each cloud in its colour over the others in grey, one panel each, on the same scale."""
+    everything = np.concatenate([cloud.places for cloud in clouds])[:, :2]
+    size = float(np.clip(9_000 / len(everything), 2, 14))
+    low, high = np.quantile(everything, [0.002, 0.998], axis=0)
     pad = (high - low) * 0.06 + 1e-9
-    for ax in (left, right):
+    for ax, own in zip(axes, clouds, strict=True):
+        below = np.concatenate([cloud.places for cloud in clouds if cloud is not own])
+        ax.scatter(below[:, 0], below[:, 1], s=size, color=BACKGROUND, lw=0, rasterized=True)
+        ax.scatter(own.places[:, 0], own.places[:, 1], s=size, color=own.color, lw=0, alpha=0.55, rasterized=True)
+        ax.set_title(own.title, color=own.color)
         ax.set_xlim(low[0] - pad[0], high[0] + pad[0])
         ax.set_ylim(low[1] - pad[1], high[1] + pad[1])
+        ax.set_xlabel(f"{dimension} 1")
+        bare(ax)
+    axes[0].set_ylabel(f"{dimension} 2")
+
+
+def _legend(figure: Figure) -> None:
+    """What the colours of the clouds, and the grey below them, stand for."""
+    names = (
+        ("control cells (real)", CONTROL),
+        ("real perturbed cells", REAL),
+        ("generated cells", GENERATED),
+        ("in each panel: all cells of the other two kinds", BACKGROUND),
+    )
+    handles = [Line2D([], [], marker="o", ls="", color=color, ms=5, label=name) for name, color in names]
+    figure.legend(handles=handles, loc="outside lower left", ncols=len(names), handletextpad=0.2, columnspacing=1.6)
 
 
 def _arrows(ax: Axes, comparison: Comparison) -> None:
-    """From each cell type's controls to the centre of every perturbation, real and predicted."""
+    """From each cell type's controls to the mean of every perturbation, real and predicted."""
     projection = comparison.reference_projection()
     plane = projection.components[:2]
     shifts = _shifts(comparison)
@@ -123,23 +162,22 @@ def _arrows(ax: Axes, comparison: Comparison) -> None:
     # the same scale on both axes: an arrow's length is an effect's size
     ax.set_xlim(middle[0] - reach, middle[0] + reach)
     ax.set_ylim(middle[1] - reach, middle[1] + reach)
+    ax.set_box_aspect(1)
     for pair in _far_apart(strongest[:MAX_ARROWS], planar, (high - low)):
-        end = planar[pair][0]
-        side, offset = ("left", 4) if end[0] >= 0 else ("right", -4)
-        name = ax.annotate(
-            _short(pair, comparison),
-            end,
-            xytext=(offset, 0),
-            textcoords="offset points",
-            fontsize=8,
-            ha=side,
-            va="center",
-        )
-        name.set_path_effects([withStroke(linewidth=3, foreground="white")])
+        _name_arrow(ax, _short(pair, comparison), *planar[pair][0])
     ax.plot(0, 0, "o", color="black", ms=5)
-    ax.set_title("shift of the mean from control")
-    ax.text(0.02, 0.02, "real", color=REAL, transform=ax.transAxes, fontweight="bold")
-    ax.text(0.13, 0.02, "predicted", color=GENERATED, transform=ax.transAxes, fontweight="bold")
+    ax.set(title="shift of the mean from control", xlabel="along PC 1, log1p CP10K", ylabel="along PC 2, log1p CP10K")
+    ax.grid()
+    marks = (("real", REAL, "-", ""), ("predicted", GENERATED, "-", ""), ("mean of the controls", "black", "", "o"))
+    handles = [Line2D([], [], color=c, ls=line, marker=m, ms=5, label=name) for name, c, line, m in marks]
+    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=3, fontsize=8, columnspacing=1.2)
+
+
+def _name_arrow(ax: Axes, text: str, x: float, y: float) -> None:
+    """A name beside the end of an arrow, on the side that the arrow points to."""
+    side, offset = ("left", 4) if x >= 0 else ("right", -4)
+    name = ax.annotate(text, (x, y), xytext=(offset, 0), textcoords="offset points", fontsize=8, ha=side, va="center")
+    name.set_path_effects([withStroke(linewidth=3, foreground="white")])
 
 
 def _short(pair: Pair, comparison: Comparison) -> str:

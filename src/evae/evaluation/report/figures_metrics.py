@@ -9,8 +9,16 @@ from matplotlib.patheffects import withStroke
 from evae.common.figures import BASELINE, FLOOR, GENERATED, GUIDE, TEXT, headline, new_figure, on_radar, radar
 from evae.common.numbers import format_number
 from evae.evaluation.metrics.facts import BY_NAME, Metric, shown
+from evae.evaluation.metrics.radar import radar_scores
 from evae.evaluation.report.tables import EvaluationNumbers
-from evae.evaluation.systems.names import ADDITIVE_SHIFT, CONTROL_COPY, MODEL, PERTURBATION_MEAN, SPLIT_HALF
+from evae.evaluation.systems.names import (
+    CONTROL_COPY,
+    MODEL,
+    OF_THE_MODEL,
+    PERTURBATION_MEAN,
+    SPLIT_HALF,
+    TOKENIZER_ALONE,
+)
 
 MAX_PERTURBATIONS = 40
 
@@ -144,35 +152,28 @@ def _pair_names(part: pd.DataFrame) -> pd.Series:
 
 
 def plot_radar(numbers: EvaluationNumbers) -> Figure | None:
-    """Metrics scaled from control copy (0) to real split half (1, the rim); None below three metrics."""
-    summary = numbers.summary()
-    found = [
-        (metric.title, _radar_scores(summary, table.group, table.level, metric.name))
-        for table, metrics in shown("radar")
-        for metric in metrics
-    ]
-    axes = [(title, scores) for title, scores in found if scores]
-    if len(axes) < 3:
+    """Metrics scaled from control copy (0) to real split half (1, the rim); None below three metrics.
+
+    Beside the model stand the two baselines with the highest mean score, as the radar shows it.
+    """
+    scores = radar_scores(numbers.summary(), CONTROL_COPY, SPLIT_HALF)
+    if len(scores) < 3:
         return None
-    names = [title for title, _ in axes]
-    figure = new_figure(6.4, 5.6)
+    figure = new_figure(6.4, 5.8)
     ax = figure.add_subplot(projection="polar")
-    angles = radar(ax, names, zero=CONTROL_COPY, one=SPLIT_HALF)
-    for system, color, width in ((ADDITIVE_SHIFT, BASELINE, 1.4), (MODEL, GENERATED, 2.4)):
-        scores = [score.get(system, np.nan) for _, score in axes]
-        if not np.isnan(scores).all():
-            ax.plot(angles, on_radar(scores), color=color, lw=width, label=system)
-            ax.fill(angles, on_radar(scores), color=color, alpha=0.12 if system == MODEL else 0.05)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, -0.24), ncols=2)
+    angles = radar(ax, list(scores.index), zero=CONTROL_COPY, one=SPLIT_HALF)
+    for system, style in zip(best_baselines(scores), (("-", "best baseline"), ("-.", "second best")), strict=False):
+        line, place = style
+        ax.plot(angles, on_radar(scores[system]), color=BASELINE, lw=1.6, ls=line, label=f"{system} ({place})")
+    ax.plot(angles, on_radar(scores[MODEL]), color=GENERATED, lw=2.4, label=MODEL)
+    ax.fill(angles, on_radar(scores[MODEL]), color=GENERATED, alpha=0.12)
+    figure.legend(loc="outside lower center", ncols=2)
     headline(figure, "From control copy (0) to real cells (1)")
     return figure
 
 
-def _radar_scores(summary: pd.DataFrame, group: str, level: str, metric: str) -> dict[str, float]:
-    """Every system between control copy (0) and real split half (1); empty where these two do not differ."""
-    part = summary[(summary["group"] == group) & (summary["level"] == level) & (summary["metric"] == metric)]
-    values = part.set_index("system")["value"]
-    zero, one = values.get(CONTROL_COPY, np.nan), values.get(SPLIT_HALF, np.nan)
-    if np.isnan(zero) or np.isnan(one) or abs(one - zero) < 1e-12:
-        return {}
-    return {str(system): float((value - zero) / (one - zero)) for system, value in values.items()}
+def best_baselines(scores: pd.DataFrame) -> list[str]:
+    """The baselines of a radar from best to worst, by the mean over the metrics of what it shows of them."""
+    others = scores.drop(columns=[s for s in (*OF_THE_MODEL, CONTROL_COPY, SPLIT_HALF, TOKENIZER_ALONE) if s in scores])
+    means = {str(system): float(np.mean(on_radar(others[system])[:-1])) for system in others}
+    return sorted(means, key=lambda system: -means[system])

@@ -63,14 +63,25 @@ PLOTS = (
         "Correlation of the predicted with the real shift, perturbation by perturbation.",
         plot_per_perturbation,
     ),
-    Plot("radar.png", "All metrics on one scale, from the control copy to the real cells' own agreement.", plot_radar),
+    Plot(
+        "radar.png",
+        "Metrics on one scale, from the control copy (0) to the real cells' own agreement (1); what lies far outside "
+        "is drawn at the edge. Beside the model stand the two baselines with the highest mean. Metrics in which half "
+        "of the real cells is no better than the control copy are left out.",
+        plot_radar,
+    ),
     Plot(
         "cells_pca.png",
-        "Real and generated cells on principal components fitted elsewhere, and the shift of every perturbation's "
-        "mean.",
+        "Control, real and generated cells on principal components fitted elsewhere, one panel each; grey are the "
+        "cells of the other two. On the right, arrows from the mean of the controls (black) to the mean of each "
+        "perturbation; both axes have one scale, so the length of an arrow is the size of an effect in this plane.",
         lambda n: plot_cells(n.comparison),
     ),
-    Plot("cells_umap.png", "UMAP of real and generated cells together.", lambda n: plot_umap(n.comparison)),
+    Plot(
+        "cells_umap.png",
+        "UMAP of control, real and generated cells together; grey are the cells of the other two.",
+        lambda n: plot_umap(n.comparison),
+    ),
     Plot(
         "top_genes.png",
         "The genes that move most under the strongest perturbations.",
