@@ -129,7 +129,8 @@ def test_json_has_no_nan(tmp_path):
     ],
 )
 def test_a_full_disk_is_one_line(error):
-    line = r"^could not write the log \(.*\); free space .*, then run it again\.$"
+    reason = os.strerror(getattr(error, "errno", None) or errno.ENOSPC)
+    line = rf"^could not write the log \({reason}\); free space .*, then run it again\.$"
     with pytest.raises(EvaeError, match=line) as said, explain_disk_errors("the log"):
         raise error
     assert "\n" not in str(said.value)

@@ -4,6 +4,7 @@ A command imports what it works with when it has looked at its options, so that 
 """
 
 import sys
+import tempfile
 import warnings
 from typing import Annotated, NoReturn
 
@@ -21,6 +22,7 @@ from evae.cli.reversion import reversion
 from evae.cli.simulate import simulate
 from evae.cli.study import study
 from evae.cli.train import train
+from evae.common.files import disk_error
 from evae.models.contract_evae import EvaeError
 
 
@@ -94,7 +96,10 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error))
     except OSError as error:  # a missing folder, no permission, a full disk
         where = f": {error.filename}" if error.filename else ""
-        _fail(f"{error.strerror or error}{where}")
+        mend = ""
+        if disk_error(error) and not where:  # temporary files have no name
+            mend = f"; free space, also for temporary files in {tempfile.gettempdir()} (TMPDIR names another folder)"
+        _fail(f"{error.strerror or error}{where}{mend}")
 
 
 def _fail(message: str) -> NoReturn:

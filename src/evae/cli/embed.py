@@ -49,7 +49,8 @@ def embed(
     new = result.n_cells - result.n_resumed
     if result.n_resumed:
         say(f"{result.n_resumed:,} cells were embedded before the run was stopped")
-    say(f"{new:,} cells in {seconds:,.1f} s, {new / seconds:,.0f} cells/s", style="dim")
+    if new:
+        say(f"{new:,} cells in {seconds:,.1f} s, {new / seconds:,.0f} cells/s", style="dim")
     if result.coverage < 1:
         say(f"the cells measure {result.coverage:.1%} of the model's gene panel", style="yellow")
     if result.n_empty:

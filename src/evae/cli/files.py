@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evae.common.files import atomic_folder, atomic_write
+from evae.common.files import atomic_folder, atomic_write, check_room, explain_disk_errors
 from evae.models.contract_evae import EvaeError
 
 if TYPE_CHECKING:
@@ -30,12 +30,24 @@ def check_free(out: Path, overwrite: bool) -> None:
         raise EvaeError(f"{out} is a folder; name a file.")
     if out.exists() and not overwrite:
         raise EvaeError(f"{out} exists; choose another --out, or pass --overwrite.")
+    check_room(out, 0)
 
 
 def write_h5ad(adata: "ad.AnnData", out: Path) -> None:
-    """Write an h5ad file, whole or not at all."""
-    with atomic_write(out) as temporary:
-        adata.write_h5ad(temporary, compression="gzip")
+    """Write an h5ad file, whole or not at all.
+
+    Raises:
+        EvaeError: the disk is full, or may not be written.
+    """
+    from anndata.io import write_elem
+
+    from evae.common.hdf5 import writable_hdf5
+
+    adata.strings_to_categoricals()  # as AnnData.write_h5ad does
+    with explain_disk_errors(str(out)), atomic_write(out) as temporary, writable_hdf5(temporary) as file:
+        write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
+        if adata.raw is None:
+            del file["raw"]  # which older versions of anndata cannot read
 
 
 @contextmanager
@@ -48,10 +60,10 @@ def fresh_folder(out: Path, marker: str, overwrite: bool) -> Iterator[Path]:
         overwrite: replace earlier results.
 
     Raises:
-        EvaeError: `out` is taken.
+        EvaeError: `out` is taken, or the disk is full or may not be written.
     """
     check_folder(out, marker, overwrite)
-    with atomic_folder(out) as folder:
+    with explain_disk_errors(str(out)), atomic_folder(out) as folder:
         yield folder
 
 
@@ -59,6 +71,7 @@ def check_folder(out: Path, marker: str, overwrite: bool) -> None:
     """Raise `EvaeError` if making the folder `out` anew would destroy something."""
     if out.exists() and not out.is_dir():
         raise EvaeError(f"{out} is a file; name a folder.")
+    check_room(out, 0)
     if not out.exists() or not any(out.iterdir()):
         return
     if not (out / marker).is_file():

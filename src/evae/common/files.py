@@ -111,13 +111,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def is_disk_error(error: BaseException) -> bool:
-    """Whether a file could not be written because the disk is full or may not be written.
+def disk_error(error: BaseException) -> str:
+    """Why the disk could not be written, in the system's words: full, read-only, ...; "" if that is not the error.
 
     The text is looked at too: safetensors, HDF5 and Parquet have errors of their own that only quote the system's.
     """
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-    return getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes)
+    found = (os.strerror(c) for c in codes if getattr(error, "errno", None) == c or os.strerror(c) in str(error))
+    return next(found, "")
 
 
 @contextmanager
@@ -135,13 +136,34 @@ def explain_disk_errors(what: str, then: str = "run it again", unfinished: Path 
     try:
         yield
     except Exception as error:  # libraries raise errors of their own for a full disk
-        if isinstance(error, EvaeError) or not is_disk_error(error):
+        reason = disk_error(error)
+        if isinstance(error, EvaeError) or not reason:
             raise
         if unfinished is not None:
             remove(unfinished)
         raise EvaeError(
-            f"could not write {what} ({error}); free space there, or make it writable, then {then}."
+            f"could not write {what} ({reason}); free space there, or make it writable, then {then}."
         ) from error
+
+
+def check_room(path: Path, n_bytes: int) -> None:
+    """Raise `EvaeError` if the disk that `path` is to lie on cannot take so many bytes, or may not be written."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise EvaeError(
+            f"{path} takes {_size(n_bytes)}, and {_size(free)} are free on its disk; free space there, or choose "
+            "another output."
+        )
+    if not os.access(folder, os.W_OK):
+        raise EvaeError(f"{folder} may not be written; make it writable, or choose another output.")
+
+
+def _size(n_bytes: int) -> str:
+    value, units = float(n_bytes), ["bytes", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:,.3g} {units[0]}"
 
 
 def _mark(process: int) -> str:

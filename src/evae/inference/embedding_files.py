@@ -19,7 +19,8 @@ from accelerate import PartialState
 from anndata.io import read_elem, write_elem
 
 from evae.common.digests import weights_digest
-from evae.common.files import atomic_write, remove
+from evae.common.files import atomic_write, check_room, explain_disk_errors, remove
+from evae.common.hdf5 import writable_hdf5
 from evae.common.progress import progress_bar
 from evae.data.reading.h5ad import H5adCounts
 from evae.inference.checkpoint import Checkpoint
@@ -96,7 +97,9 @@ def embed_file(
         rank, n_ranks = (state.process_index, state.num_processes) if state else (0, 1)
         encoder = CellEncoder.align(checkpoint, source, kind, state.device if state and device is None else device)
         parts = EmbeddingParts(_parts_folder(out), source.n_cells, encoder.width, part_cells)
+        stack.enter_context(explain_disk_errors(str(out), "give the same command again: it goes on where it stopped"))
         if rank == 0:
+            check_room(out, _room(out, source, parts))
             parts.claim(_identity(checkpoint, source, kind, layer))
             source.convert_to_csr()  # for all processes, before they read
         if state:
@@ -130,6 +133,14 @@ def _embed_parts(encoder: CellEncoder, source: H5adCounts, parts: EmbeddingParts
     return sum(cells.values()) - sum(cells[part] for part in missing)
 
 
+def _room(out: Path, source: H5adCounts, parts: EmbeddingParts) -> int:
+    """Bytes that are still to be written, as far as that can be known: what is compressed is left out."""
+    missing = sum(parts.n_bytes(part) for part in range(len(parts)) if not parts.is_done(part))
+    if out.suffix != ".h5ad":
+        return missing
+    return missing + source.path.stat().st_size + sum(map(parts.n_bytes, range(len(parts))))
+
+
 def _identity(checkpoint: Checkpoint, source: H5adCounts, kind: str, layer: str | None) -> dict[str, object]:
     stat = source.path.stat()
     return {
@@ -159,7 +170,7 @@ def _write_h5ad(source: H5adCounts, parts: EmbeddingParts, facts: dict[str, obje
     """A copy of the file with the embedding in obsm."""
     shutil.copyfile(source.path, temporary)
     n_empty = 0
-    with h5py.File(temporary, "r+") as file:
+    with writable_hdf5(temporary, new=False) as file:
         for group in ("obsm", "uns"):
             if group not in file:
                 file.create_group(group).attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})

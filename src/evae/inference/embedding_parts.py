@@ -64,6 +64,11 @@ class EmbeddingParts:
         """First cell of a part, and the cell after its last."""
         return part * self.part_cells, min(self.n_cells, (part + 1) * self.part_cells)
 
+    def n_bytes(self, part: int) -> int:
+        """Size of a part on disk."""
+        low, high = self.bounds(part)
+        return (high - low) * self.width * 4
+
     def is_done(self, part: int) -> bool:
         """Whether the part is on disk."""
         return self._path(part).is_file()
