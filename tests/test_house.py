@@ -41,10 +41,11 @@ ROOMS: dict[str, set[str]] = {
         *("common", "data", "data/streaming", "training", "training/loop", "training/resume", "training/settings"),
         *("inference", "evaluation", "evaluation/metrics", "evaluation/systems", "models"),
     },
+    "conversion": {"common", "data/reading", "models", "training"},
     "hub": {"common", "data", "data/streaming", "inference", "evaluation/report"},
     "cli": {
         *("common", "data", "data/reading", "data/preparing", "data/simulation", "data/streaming", "models"),
-        *("training", "training/settings", "inference", "evaluation", "reversion", "study", "hub", ""),
+        *("training", "training/settings", "inference", "evaluation", "reversion", "study", "hub", "conversion", ""),
     },
     "": {"models", "inference"},
 }

@@ -76,7 +76,8 @@ def workplace(
         patch.setitem(sys.modules, "umap", None)  # it compiles itself for a minute
         for line in commands():
             words = [SMALLER.get(word, word) for word in shlex.split(line)]
-            if words[0] == "evae" and words[1] != "study":  # a cross product of trainings; tests/study runs one
+            # a cross product of trainings, a run of another code: tests/study and tests/conversion run them
+            if words[0] == "evae" and words[1] not in ("study", "convert"):
                 with pytest.raises(SystemExit) as stop:
                     main([*words[1:], *(small_settings[words[2]] if words[1] == "train" else [])])
                 assert stop.value.code == 0, line

@@ -48,6 +48,7 @@ AT_ONCE = [  # words, exit code
     (["study", "no.yaml"], 2),
     (["push", "no", "me/model"], 2),
     (["push-dataset", "no", "me/data"], 2),
+    (["convert", "no", "--genes", "taken", "--out", "o"], 2),
     (["simulate", "taken"], 2),
 ]
 

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import evae
+from evae.cli.convert import convert
 from evae.cli.embed import embed
 from evae.cli.evaluate import evaluate
 from evae.cli.predict import predict
@@ -40,6 +41,7 @@ class InOrder(TyperGroup):
             "study",
             "push",
             "push-dataset",
+            "convert",
             "simulate",
         ]
 
@@ -82,6 +84,7 @@ app.command()(reversion)
 app.command()(study)
 app.command()(push)
 app.command("push-dataset")(push_dataset)
+app.command()(convert)
 app.command()(simulate)
 
 
