@@ -13,7 +13,6 @@ import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 import torch
-from torch import Tensor
 
 from evae.data.format import Pair
 from evae.data.reading.anndata_file import as_anndata
@@ -29,7 +28,14 @@ from evae.inference.request import (
     planned_genes,
     whole_counts,
 )
-from evae.inference.sampling import draw_cells, knows_by_context, panel_batches, read_control_facts
+from evae.inference.sampling import (
+    conditions_of,
+    draw_cells,
+    knows_by_context,
+    panel_batches,
+    read_control_facts,
+    reads_controls,
+)
 from evae.models.contract_evae import EvaeError
 from evae.models.genes_evae import gene_columns
 
@@ -131,13 +137,13 @@ class Pipeline:
         controls = None if controls is None else as_anndata(controls, "controls")
         processor = self.processor
         asked = (controls, perturbation, cell_type, n_cells, cell_type_key)
-        any_cell_type = controls is not None and knows_by_context(self.checkpoint)
+        any_cell_type = controls is not None and (knows_by_context(self.checkpoint) or reads_controls(self.checkpoint))
         pairs = pairs_asked_for(processor, *asked, any_cell_type)
         cell_types = list(dict.fromkeys(c for c, _ in pairs))
         obs = planned_cells(pairs, processor)
         rng = np.random.default_rng(seed)
         facts: dict[str, Any] = {"seed": seed, "control": str(processor.control)}
-        contexts: dict[str, Tensor] = {}
+        found, sources = None, None
         if controls is None:
             obs["library_size"] = processor.sample_library_size(len(obs), rng)
             facts["library_size_source"] = "training cells"
@@ -146,14 +152,16 @@ class Pipeline:
             labels = cell_type_labels(controls, cell_types, cell_type_key)
             used = np.flatnonzero(np.isin(labels, cell_types))
             found = read_control_facts(self.checkpoint, controls[used], labels[used], layer=layer, device=self.device)
-            obs["library_size"], contexts = found.draw_library_sizes(pairs, rng), found.contexts
+            sources = found.draw_sources(pairs, rng)
+            obs["library_size"] = found.library_size[sources]
+            if self.model.config.source_cells:
+                obs["source"] = found.names[sources]
             facts |= {"library_size_source": "controls", "gene_coverage": self._say_coverage(controls, "the controls")}
         own = {cell_type_key: "cell_type", perturbation_key: "perturbation"}
         keep_own_columns(obs, controls, own)
-        X = draw_cells(
-            self.checkpoint, obs, contexts, seed=seed, batch_size=batch_size, device=self.device,
-            progress=progress, sampling=sampling,
-        )  # fmt: skip
+        asked_for = conditions_of(self.checkpoint, obs, found, sources, seed)
+        drawing: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": self.device}
+        X = draw_cells(self.checkpoint, asked_for, progress=progress, sampling=sampling, **drawing)
         var = planned_genes(processor, controls)
         return ad.AnnData(X=X, obs=obs, var=var, uns={"evae": facts | self._provenance()})
 

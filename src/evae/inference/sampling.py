@@ -1,6 +1,6 @@
 """Draw the cells of a prediction: what the controls tell, and one random stream for every cell."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,18 +28,32 @@ class ControlFacts:
     """What a prediction takes from control cells.
 
     Attributes:
-        library_sizes: cell type -> total counts over the panel of its controls.
-        contexts: cell type -> mean tokenizer embedding of its controls, (embedding,); empty where the prior knows
-            cell types by name.
+        rows: cell type -> its controls.
+        names: of the controls, str (controls,).
+        library_size: total counts over the panel, float32 (controls,).
+        latents: before quantization, (controls, latents, latent_width); None where the prior reads no controls.
+        contexts: cell type -> mean tokenizer embedding of its controls, (embedding,); empty where the prior does not
+            know cell types by context.
     """
 
-    library_sizes: dict[str, np.ndarray]
+    rows: dict[str, np.ndarray]
+    names: np.ndarray
+    library_size: np.ndarray
+    latents: Tensor | None
     contexts: dict[str, Tensor]
 
-    def draw_library_sizes(self, n_cells: Mapping[Pair, int], rng: np.random.Generator) -> np.ndarray:
-        """One for every cell to draw, pair by pair; with repetition only where there are fewer controls than cells."""
-        pools = self.library_sizes
+    def draw_sources(self, n_cells: Mapping[Pair, int], rng: np.random.Generator) -> np.ndarray:
+        """A control for every cell to draw, pair by pair; with repetition only where there are fewer than cells."""
+        pools = self.rows
         return np.concatenate([rng.choice(pools[c], n, replace=n > len(pools[c])) for (c, _), n in n_cells.items()])
+
+    def more_sources(self, sources: np.ndarray, n_each: int, cell_types: np.ndarray, seed: int) -> np.ndarray:
+        """`sources` (cells,), each with further controls of its cell type, (cells, n_each)."""
+        rng, several = np.random.default_rng((seed, n_each)), np.repeat(sources[:, None], n_each, axis=1)
+        for name, pool in self.rows.items():
+            of_type = cell_types == name
+            several[of_type, 1:] = rng.choice(pool, (int(of_type.sum()), n_each - 1))
+        return several
 
 
 def panel_batches(
@@ -66,16 +80,24 @@ def panel_batches(
 def read_control_facts(
     checkpoint: Checkpoint, controls: ad.AnnData, labels: np.ndarray, *, layer: str | None, device: torch.device
 ) -> ControlFacts:
-    """Library sizes, and contexts where the prior wants them, of controls whose cell types are `labels` (cells,)."""
-    sizes, embedded = [], []
+    """What the prior wants of controls whose cell types are `labels` (cells,)."""
+    sizes, latents, embedded = [], [], []
+    tokenizer = checkpoint.tokenizer
     for batch in panel_batches(checkpoint.processor, controls, layer=layer, device=device):
         sizes.append(batch["library_size"].cpu().numpy())
+        if reads_controls(checkpoint):
+            latents.append(tokenizer.tokens_and_latents(batch["counts"], batch["gene_ids"])[1].float().cpu())
         if knows_by_context(checkpoint):
-            embedded.append(checkpoint.tokenizer.embed(batch["counts"], batch["gene_ids"]).float().cpu())
-    library_size = np.concatenate(sizes)
+            embedded.append(tokenizer.embed(batch["counts"], batch["gene_ids"]).float().cpu())
     rows = {str(name): np.flatnonzero(labels == name) for name in pd.unique(labels)}
     contexts = {name: torch.cat(embedded)[where].mean(0) for name, where in rows.items()} if embedded else {}
-    return ControlFacts({name: library_size[where] for name, where in rows.items()}, contexts)
+    names = np.array([str(name) for name in controls.obs_names], dtype=object)
+    return ControlFacts(rows, names, np.concatenate(sizes), torch.cat(latents) if latents else None, contexts)
+
+
+def reads_controls(checkpoint: Checkpoint) -> bool:
+    """Whether the prior reads control cells themselves: source cells, or effects on their latents."""
+    return bool(getattr(checkpoint.model.config, "reads_controls", False))
 
 
 def knows_by_context(checkpoint: Checkpoint) -> bool:
@@ -83,10 +105,74 @@ def knows_by_context(checkpoint: Checkpoint) -> bool:
     return bool(getattr(checkpoint.model.config, "cell_type_context", False))
 
 
+def conditions_of(
+    checkpoint: Checkpoint, obs: pd.DataFrame, found: ControlFacts | None, sources: np.ndarray | None, seed: int
+) -> dict[str, Tensor]:
+    """The arguments of the prior for the cells that `obs` plans.
+
+    Args:
+        checkpoint: a prior.
+        obs: one row a cell, with `perturbation`, `cell_type` and `library_size`.
+        found: what the controls tell; None without controls.
+        sources: control of every cell, (cells,); None without controls.
+        seed: of the further controls of a prompt.
+
+    Raises:
+        EvaeError: a perturbation or a cell type that the prior was not trained for.
+    """
+    processor, config = checkpoint.processor, checkpoint.model.config
+    asked: dict[str, Tensor] = {"perturbation_ids": processor.perturbation_ids(obs["perturbation"].tolist())}
+    names = [str(name) for name in obs["cell_type"].cat.categories]
+    which = torch.from_numpy(obs["cell_type"].cat.codes.to_numpy(dtype=np.int64))
+    if found is not None and found.contexts:
+        asked["context"] = torch.stack([found.contexts[name] for name in names])[which]
+    elif reads_controls(checkpoint):
+        asked["cell_type_ids"] = _named_where_seen(processor, names)[which]
+    else:
+        asked["cell_type_ids"] = torch.from_numpy(look_up(names, processor.cell_types, "cell type"))[which]
+    asked["library_size"] = torch.from_numpy(obs["library_size"].to_numpy(dtype=np.float32))
+    if config.source_cells and found is not None and sources is not None and found.latents is not None:
+        several = found.more_sources(sources, config.source_cells, obs["cell_type"].to_numpy(), seed)
+        asked["source_latents"] = found.latents[several]
+        asked["source_library_size"] = torch.from_numpy(found.library_size[several])
+    if config.condition_on_effect:
+        pairs = obs.groupby(["cell_type", "perturbation"], observed=True, sort=False).indices
+        effects = torch.empty(len(obs), checkpoint.model.condition.effect.width)
+        for (cell_type, perturbation), rows in pairs.items():
+            effects[torch.from_numpy(rows)] = known_effect(checkpoint, str(cell_type), str(perturbation))
+        asked["effect"] = effects
+    return asked
+
+
+def _named_where_seen(processor: Any, names: Sequence[str]) -> Tensor:
+    """Ids of cell types; that of no name where training saw no perturbed cell of the type, whose name then says only
+    that its cells are controls."""
+    seen = processor.training_pairs or {}
+    perturbed = {name for name, perturbations in seen.items() if set(perturbations) - {processor.control}}
+    unnamed = len(processor.cell_types)
+    known = {name: number for number, name in enumerate(processor.cell_types) if name in perturbed}
+    return torch.tensor([known.get(name, unnamed) for name in names])
+
+
+def known_effect(checkpoint: Checkpoint, cell_type: str, perturbation: str) -> Tensor:
+    """Shift of the latents that a perturbation makes in the other cell types, (latents * latent_width,).
+
+    Of a combination that training did not see, the sum of its parts' shifts; NaN where nothing is known.
+    """
+    processor, table = checkpoint.processor, checkpoint.model.condition.effect.table.cpu()
+    kinds = list(processor.cell_types)
+    of_type = table[kinds.index(cell_type) if cell_type in kinds else len(kinds)]
+    names = {name: number for number, name in enumerate(processor.perturbations)}
+    whole = of_type[names[perturbation]] if perturbation in names else torch.full_like(of_type[0], torch.nan)
+    parts = processor.parts(perturbation)
+    if not whole.isnan().any() or len(parts) == 1 or not set(parts) <= names.keys():
+        return whole
+    return torch.stack([of_type[names[part]] for part in parts]).sum(0)
+
+
 def draw_cells(
     checkpoint: Checkpoint,
-    obs: pd.DataFrame,
-    contexts: Mapping[str, Tensor],
+    asked: Mapping[str, Tensor],
     *,
     seed: int,
     batch_size: int,
@@ -94,24 +180,12 @@ def draw_cells(
     progress: bool,
     sampling: Mapping[str, Any],
 ) -> sp.csr_matrix:
-    """Raw counts (cells, genes) of the cells that `obs` plans; see `Pipeline.predict`.
-
-    Raises:
-        EvaeError: a perturbation or a cell type that the prior was not trained for.
-    """
-    processor = checkpoint.processor
-    asked: dict[str, Tensor] = {"perturbation_ids": processor.perturbation_ids(obs["perturbation"].tolist())}
-    names = [str(name) for name in obs["cell_type"].cat.categories]
-    which = torch.from_numpy(obs["cell_type"].cat.codes.to_numpy(dtype=np.int64))
-    if contexts:
-        asked["context"] = torch.stack([contexts[name] for name in names])[which]
-    else:
-        asked["cell_type_ids"] = torch.from_numpy(look_up(names, processor.cell_types, "cell type"))[which]
-    asked["library_size"] = torch.from_numpy(obs["library_size"].to_numpy(dtype=np.float32))
-    streams, blocks = CellStreams.spawn(torch.Generator().manual_seed(seed), len(obs)), []
+    """Raw counts (cells, genes) of the cells with the conditions `asked`, see `conditions_of`."""
+    n_cells = len(asked["library_size"])
+    streams, blocks = CellStreams.spawn(torch.Generator().manual_seed(seed), n_cells), []
     with progress_bar(progress) as bar:
-        advance = bar.start("predicting cells", len(obs))
-        for start in range(0, len(obs), batch_size):
+        advance = bar.start("predicting cells", n_cells)
+        for start in range(0, n_cells, batch_size):
             rows = slice(start, start + batch_size)
             own = streams[rows]  # a stream a cell: cells do not depend on their batch
             conditions = {name: values[rows].to(device) for name, values in asked.items()}

@@ -5,7 +5,7 @@ not change between steps is prepared once, before the first:
 
 * The weights are copied into the layout that the matrix products read, under autocast in its lower precision.
 * 1 is added to the adaLN scales.
-* The key/value cache is allocated for the whole sequence.
+* The key/value cache is allocated for the whole sequence, and a prompt of source cells is written into it.
 
 There are two kinds of steps. One takes its position as an int and attends to the positions written so far. The other
 takes it as a tensor and attends to the whole cache behind a mask. Its graph is the same at every position, so
@@ -39,6 +39,7 @@ class CodeWriter:
 
     def __init__(self, prior: Any, n_cells: int, is_guided: bool, n_modulations: int) -> None:
         n_codes, layers, device = prior.n_codes, len(prior.blocks), prior.device
+        self.n_prompt = prior.n_prompt
         self.n_cells, self.is_guided, self.eps = n_cells, is_guided, prior.norm.eps
         self.width, self.precision = prior.config.hidden_size, precision_of(prior)
         self.token_product = prior.config.token_product
@@ -46,7 +47,7 @@ class CodeWriter:
         self.heads = (attention.n_heads, attention.head_width)
         self.products = [self._empty_product(linears) for linears in _linears(prior)]
         self.tokens, self.positions = (torch.empty_like(table) for table in _embeddings(prior))
-        size = (2, n_cells * (1 + is_guided), attention.n_heads, n_codes, attention.head_width)
+        size = (2, n_cells * (1 + is_guided), attention.n_heads, self.n_prompt + n_codes, attention.head_width)
         self.keys_values = [torch.empty(size, dtype=self.precision, device=device) for _ in range(layers)]
         self.modulation = self.tokens.new_zeros(6 * layers + 2, n_modulations, self.width)
         self.codes = torch.full((n_codes + 1, n_cells), prior.config.bos_token_id, device=device)  # row 0: BOS
@@ -65,7 +66,15 @@ class CodeWriter:
         size = (n_parts, weight.shape[1], n_outputs // n_parts)
         return empty(n_outputs, dtype=self.precision), empty(size, dtype=self.precision)
 
-    def begin(self, prior: Any, modulation: Tensor, uniform: Tensor, scale: float, temperature: float) -> None:
+    def begin(
+        self,
+        prior: Any,
+        modulation: Tensor,
+        uniform: Tensor,
+        scale: float,
+        temperature: float,
+        prompt: Tensor | None = None,
+    ) -> None:
         """Copy the prior's current weights and the batch's inputs into the buffers; arguments as in `write_codes`.
 
         The batch may be smaller than `n_cells`. Codes are drawn for the unused rows too, and are to be ignored.
@@ -89,6 +98,8 @@ class CodeWriter:
         self.uniform[:, :n_cells] = uniform.T
         self.scale.fill_(scale)
         self.temperature.fill_(temperature)
+        if prompt is not None:
+            prior._features(prompt[:, :0], modulation, _PromptCache(self, n_cells), prompt)
 
     def step(self, position: Position) -> None:
         """Draw the codes at `position`; those before it have been drawn."""
@@ -113,7 +124,7 @@ class CodeWriter:
             shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation[6 * index : 6 * index + 6]
             projected = _linear(self._modulated(x, shift_a, scale_a), to_heads)
             query, new = projected.reshape(len(x), 3, *self.heads).split((1, 2), dim=1)
-            attended = _attend(query.transpose(1, 2), new.transpose(0, 1), cache, position)
+            attended = _attend(query.transpose(1, 2), new.transpose(0, 1), cache, position + self.n_prompt)
             x = torch.addcmul(x, gate_a, _linear(attended.flatten(1), from_heads).flatten(1))
             hidden = F.gelu(_linear(self._modulated(x, shift_f, scale_f), up)).flatten(1)
             x = torch.addcmul(x, gate_f, _linear(hidden, down).flatten(1))
@@ -123,8 +134,28 @@ class CodeWriter:
         return torch.addcmul(shift, F.layer_norm(x, x.shape[1:], eps=self.eps), scale)
 
 
+class _PromptCache:
+    """What the prior's blocks take for a cache: writes the keys and values of a prompt into those of a `CodeWriter`."""
+
+    def __init__(self, writer: CodeWriter, n_cells: int) -> None:
+        self.writer, self.n_cells = writer, n_cells
+
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Keep keys and values (rows, heads, tokens, width) of a layer and give them back."""
+        for kept, given in zip(self.writer.keys_values[layer], (keys, values), strict=True):
+            cells = kept.unflatten(0, (-1, self.writer.n_cells))[:, : self.n_cells, :, : given.shape[2]]
+            cells.copy_(given.unflatten(0, (-1, self.n_cells)))
+        return keys, values
+
+
 def write_codes(
-    prior: Any, modulation: Tensor, uniform: Tensor, scale: float, temperature: float, compiled: bool
+    prior: Any,
+    modulation: Tensor,
+    uniform: Tensor,
+    scale: float,
+    temperature: float,
+    compiled: bool,
+    prompt: Tensor | None = None,
 ) -> Tensor:
     """Draw code sequences, int64 (cells, latents).
 
@@ -136,20 +167,21 @@ def write_codes(
         scale: guidance scale; 1 is no guidance.
         temperature: divides the logits.
         compiled: compile the step. The step that the last call compiled is used again if its batch was large enough.
+        prompt: the prior's `prompt`, a row for every cell, with guidance another one for its null; None for none.
     """
     n_cells, is_guided = len(uniform), scale != 1
     if compiled:
         with torch.inference_mode(False), torch.no_grad():  # the buffers outlive the caller's inference mode
             writer, step = _compiled(prior, n_cells, is_guided)
-            writer.begin(prior, modulation, uniform, scale, temperature)
             for cache in writer.keys_values:
                 cache.zero_()  # positions not yet written are read with weight 0, and 0 * NaN would be NaN
+            writer.begin(prior, modulation, uniform, scale, temperature, prompt)
             at = torch.zeros(1, dtype=torch.long, device=prior.device)
             for position in range(prior.n_codes):
                 step(at.fill_(position))
             return writer.codes[1:, :n_cells].T.clone(memory_format=torch.contiguous_format)  # a copy
     writer = CodeWriter(prior, n_cells, is_guided, len(modulation))
-    writer.begin(prior, modulation, uniform, scale, temperature)
+    writer.begin(prior, modulation, uniform, scale, temperature, prompt)
     for position in range(prior.n_codes):
         writer.step(position)
     return writer.codes[1:].T.contiguous()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .contract_evae import EvaeError
 from .layers_evae import check_ids, log_library
 from .randomness_evae import Randomness, draw_uniform
+from .source_evae import EffectEmbedding
 
 try:
     from transformers import initialization as init
@@ -33,6 +34,8 @@ class ConditionEmbedding(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.dropout = config.condition_dropout
+        self.cell_type_dropout, self.effect_dropout = config.cell_type_dropout, config.effect_dropout
+        self.reads_controls = config.reads_controls
         self.median = config.tokenizer_config.median_library_size
         self.perturbation = PerturbationTable(config)
         self.cell_type = CellTypeTable(config)
@@ -43,6 +46,7 @@ class ConditionEmbedding(nn.Module):
             if config.tokenizer_config.condition_on_library
             else None
         )
+        self.effect = EffectEmbedding(config) if config.condition_on_effect else None
 
     def forward(
         self,
@@ -51,6 +55,7 @@ class ConditionEmbedding(nn.Module):
         cell_type_ids: Tensor | None,
         library_size: Tensor | None,
         context: Tensor | None = None,
+        effect: Tensor | None = None,
         generator: Randomness = None,
     ) -> Tensor:
         """Condition vectors (cells, hidden_size).
@@ -58,17 +63,29 @@ class ConditionEmbedding(nn.Module):
         Arguments are as in `EvaePrior.sample`; `generator` is the source of randomness of condition dropout.
         """
         conditions = {"perturbation ids": perturbation_ids, "cell type ids": cell_type_ids, "contexts": context}
+        conditions["effects"] = effect
         for name, given in conditions.items():
             if given is not None and len(given) != n_cells:
                 raise EvaeError(f"{len(given)} {name} were given for {n_cells} cells; give one a cell.")
         perturbation = self.perturbation(n_cells, perturbation_ids)
         cell_type = self.cell_type(n_cells, cell_type_ids, context)
-        if self.training and self.dropout > 0:
+        if effect is not None and self.effect is None:
+            raise EvaeError("this prior was trained without condition_on_effect; give no effect.")
+        known = None if self.effect is None else self.effect(n_cells, effect)
+        if self.training and self.reads_controls:  # each by itself, so that every subset is learned
+            dropped = draw_uniform((n_cells, 3), perturbation.device, generator).unsqueeze(-1)
+            perturbation = torch.where(dropped[:, 0] < self.dropout, self.perturbation(n_cells, None), perturbation)
+            cell_type = torch.where(dropped[:, 1] < self.cell_type_dropout, self.cell_type(n_cells, None), cell_type)
+            if known is not None and self.effect is not None:
+                known = torch.where(dropped[:, 2] < self.effect_dropout, self.effect(n_cells, None), known)
+        elif self.training and self.dropout > 0:
             # a third each: perturbation, cell type, both
             draw = draw_uniform((n_cells, 1), perturbation.device, generator) / self.dropout
             perturbation = torch.where(draw < 2 / 3, self.perturbation(n_cells, None), perturbation)
             cell_type = torch.where((draw >= 1 / 3) & (draw < 1), self.cell_type(n_cells, None), cell_type)
         condition = perturbation + cell_type
+        if known is not None:
+            condition = condition + known
         if self.library is not None:
             if library_size is None:
                 raise EvaeError("this prior is conditioned on the library size; give library_size (cells,).")

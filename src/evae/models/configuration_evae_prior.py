@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.configuration_utils import PretrainedConfig
 
-from .configuration_evae import EvaeConfig, check_choice, check_positive
+from .configuration_evae import COUNTS, EvaeConfig, check_choice, check_positive
 from .contract_evae import EvaeError
 
 
@@ -39,7 +39,18 @@ class EvaePriorConfig(PretrainedConfig):
             1 with flow).
         time_endpoint: whether the slowest frequency is 1/10,000 (published: yes) or would come after the last one.
         condition_dropout: fraction of training cells whose perturbation, cell type, or both are replaced by the null
-            condition. Classifier-free guidance needs more than 0.
+            condition. Classifier-free guidance needs more than 0. With `source_cells` or `condition_on_effect` it is
+            that of the perturbation alone.
+        source_cells: how many control cells the prior reads before it writes a cell: 0 for none, 1 for the control
+            cell that optimal transport pairs with the training cell, more for a random set of its cell type's controls.
+        condition_on_effect: tell the prior the known mean effect of the perturbation: its shift of the tokenizer's
+            latents in other cell types.
+        cell_type_dropout: with `source_cells` or `condition_on_effect`, fraction of training cells whose cell type is
+            not named, as is that of a cell type whose perturbed cells training never saw.
+        source_dropout: fraction of training cells without source cells.
+        effect_dropout: fraction of training cells without a known effect.
+        control_id: id of the control among the perturbations; guidance can then lead away from it.
+        n_effects: number of perturbations, combinations included, whose effects the checkpoint holds.
     """
 
     sub_configs = {"tokenizer_config": EvaeConfig}  # noqa: RUF012
@@ -64,6 +75,13 @@ class EvaePriorConfig(PretrainedConfig):
         time_scale: float = 1000.0,
         time_endpoint: bool = False,
         condition_dropout: float = 0.1,
+        source_cells: int = 0,
+        condition_on_effect: bool = False,
+        cell_type_dropout: float = 0.5,
+        source_dropout: float = 0.1,
+        effect_dropout: float = 0.2,
+        control_id: int = -1,
+        n_effects: int = 0,
         **kwargs: Any,
     ) -> None:
         if tokenizer_config is None:
@@ -88,6 +106,13 @@ class EvaePriorConfig(PretrainedConfig):
         self.time_scale = time_scale
         self.time_endpoint = time_endpoint
         self.condition_dropout = condition_dropout
+        self.source_cells = source_cells
+        self.condition_on_effect = condition_on_effect
+        self.cell_type_dropout = cell_type_dropout
+        self.source_dropout = source_dropout
+        self.effect_dropout = effect_dropout
+        self.control_id = control_id
+        self.n_effects = n_effects
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
         check_positive(self, "n_perturbations", "n_cell_types", "hidden_size", "num_hidden_layers")
@@ -95,6 +120,15 @@ class EvaePriorConfig(PretrainedConfig):
         check_choice("modulation_activation", modulation_activation, ("silu", "none"))
         if hidden_size % num_attention_heads:
             raise EvaeError(f"hidden_size {hidden_size} must be a multiple of num_attention_heads.")
+        if source_cells < 0:
+            raise EvaeError(f"source_cells is {source_cells}; give 0 (none) or more.")
+        if self.reads_controls and tokenizer_config.quantizer in COUNTS:
+            raise EvaeError("source cells and effects are latents of a tokenizer, which this prior lacks; train one.")
+
+    @property
+    def reads_controls(self) -> bool:
+        """Whether a prediction depends on the control cells, by source cells or by known effects."""
+        return bool(self.source_cells or self.condition_on_effect)
 
     def to_dict(self) -> dict[str, Any]:
         """Fields as plain values, without the path the tokenizer was loaded from, which is of no use elsewhere."""

@@ -128,6 +128,7 @@ class Attention(nn.Module):
         memory: Tensor | KeysValues | None = None,
         bias: Tensor | None = None,
         past_key_values: Any = None,
+        n_prompt: int = 0,
     ) -> Tensor:
         """Attend.
 
@@ -137,6 +138,7 @@ class Attention(nn.Module):
             memory: (cells, others, width), or its keys and values; `x` itself if None.
             bias: added to the attention scores, broadcast to (cells, heads, tokens, others).
             past_key_values: a transformers cache; this call's keys and values are appended to it.
+            n_prompt: how many tokens, the first of `x`, all tokens attend to where the layer is causal.
         """
         memory = x if memory is None else memory
         query = self.split(self.q_proj(x))
@@ -148,7 +150,9 @@ class Attention(nn.Module):
         attend = eager_attention if implementation in (None, "eager") else ALL_ATTENTION_FUNCTIONS[implementation]
         # One query attends to the whole cache. PyTorch's is_causal would let it see the first key only.
         causal = self.is_causal and query.shape[2] > 1
-        if causal and key.shape[2] != query.shape[2]:
+        if causal and n_prompt:
+            bias, causal = _prompt_bias(query, n_prompt), False
+        elif causal and key.shape[2] != query.shape[2]:
             bias, causal = _offset_causal_bias(query, key, bias), False
         output, _ = attend(self, query, key, value, bias, scaling=self.scaling, dropout=0.0, is_causal=causal)
         return self.o_proj(output.flatten(2))
@@ -160,6 +164,14 @@ def _offset_causal_bias(query: Tensor, key: Tensor, bias: Tensor | None) -> Tens
     hidden = torch.full((n_query, n_key), float("-inf"), dtype=query.dtype, device=query.device)
     causal = hidden.triu(n_key - n_query + 1)[None, None]
     return causal if bias is None else causal + bias
+
+
+def _prompt_bias(query: Tensor, n_prompt: int) -> Tensor:
+    """Causal bias (1, 1, tokens, tokens) under which all tokens attend to the whole prompt."""
+    n_tokens = query.shape[2]
+    hidden = torch.full((n_tokens, n_tokens), float("-inf"), dtype=query.dtype, device=query.device).triu(1)
+    hidden[:, :n_prompt] = 0
+    return hidden[None, None]
 
 
 class FeedForward(nn.Module):
@@ -214,11 +226,11 @@ class ModulatedBlock(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(width, elementwise_affine=False, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, modulation: Tensor, bias: Tensor | None = None, past_key_values: Any = None) -> Tensor:
-        """`x` (cells, tokens, width), `modulation` (cells, 6, width) -> (cells, tokens, width)."""
+    def forward(self, x: Tensor, modulation: Tensor, past_key_values: Any = None, n_prompt: int = 0) -> Tensor:
+        """`x` (cells, tokens, width), `modulation` (cells, 6, width) -> (cells, tokens, width); see `Attention`."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.unsqueeze(2).unbind(1)
         attended = self.attention(
-            modulate(self.attention_norm(x), shift_a, scale_a), bias=bias, past_key_values=past_key_values
+            modulate(self.attention_norm(x), shift_a, scale_a), past_key_values=past_key_values, n_prompt=n_prompt
         )
         x = x + gate_a * attended
         return x + gate_f * self.feed_forward(modulate(self.feed_forward_norm(x), shift_f, scale_f))

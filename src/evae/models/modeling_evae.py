@@ -182,6 +182,12 @@ class EvaeModel(EvaePreTrainedModel):
         latents, codes, _ = self._bottleneck(self._latent_parameters(counts, gene_ids))
         return latents if codes is None else codes
 
+    def tokens_and_latents(self, counts: Tensor, gene_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What `encode` gives, and the latents before quantization, (cells, latents, latent_width)."""
+        parameters = self._latent_parameters(counts, gene_ids)
+        latents, codes, _ = self._bottleneck(parameters)
+        return (latents, latents) if codes is None else (codes, parameters)
+
     def embed(self, counts: Tensor, gene_ids: Tensor | None = None, kind: str = "latents") -> Tensor:
         """Embedding of cells, (cells, features).
 

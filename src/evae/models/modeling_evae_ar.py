@@ -30,6 +30,7 @@ from .no_tokenizer_evae import NoTokenizer  # noqa: F401
 from .prior_evae import EvaePrior, cells_asked_for
 from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
 from .randomness_evae import CellStreams, Randomness
+from .source_evae import SourceEmbedding  # noqa: F401
 
 
 class EvaeARForCausalLM(EvaePrior, GenerationMixin):
@@ -57,7 +58,11 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         codes: Tensor | None = None,
         labels: Tensor | None = None,
         context: Tensor | None = None,
+        source_latents: Tensor | None = None,
+        source_library_size: Tensor | None = None,
+        effect: Tensor | None = None,
         modulation: Tensor | None = None,
+        prompt: Tensor | None = None,
         past_key_values: Any = None,
         use_cache: bool | None = None,
         generator: Randomness = None,
@@ -67,10 +72,12 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
 
         Args:
             input_ids: BOS followed by codes, (cells, tokens). Left out where `codes` is given.
-            perturbation_ids, cell_type_ids, library_size, context: as in `sample`.
+            perturbation_ids, cell_type_ids, library_size, context, source_latents, source_library_size, effect: as in
+                `sample`.
             codes: whole code sequences (cells, latents), both input and target. Logits i are those of code i.
             labels: targets of the same shape as `input_ids`. They are shifted inside, and -100 is ignored.
             modulation: precomputed `condition_modulation`, instead of the conditions.
+            prompt: precomputed `prompt`, with `modulation`; left out where the cache holds it already.
             generator: source of randomness of condition dropout; see `EvaeModel.forward`.
         """
         if codes is not None:
@@ -82,11 +89,12 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         if past_key_values is None:  # `generate` checks the prefix, and draws valid codes
             check_ids(input_ids, self.config.vocab_size, "code", self.training)
         if modulation is None:
-            conditions = (perturbation_ids, cell_type_ids, library_size, context)
+            conditions = (perturbation_ids, cell_type_ids, library_size, context, effect)
             modulation = self.condition_modulation(len(input_ids), *conditions, generator=generator)
+            prompt = self.prompt(len(input_ids), source_latents, source_library_size, generator)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
-        logits = self._logits(input_ids, modulation, past_key_values)
+        logits = self._logits(input_ids, modulation, past_key_values, prompt)
         loss = None
         if codes is not None:
             loss = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten())
@@ -96,25 +104,40 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         logits = F.pad(logits, (0, 1), value=torch.finfo(logits.dtype).min)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
-    def _logits(self, input_ids: Tensor, modulation: Tensor, cache: Any) -> Tensor:
-        past = 0 if cache is None else cache.get_seq_length()
+    @property
+    def n_prompt(self) -> int:
+        """Tokens of the source cells, which stand before BOS in a cache of keys and values."""
+        return int(self.config.source_cells * self.n_codes)
+
+    def _past(self, cache: Any) -> int:
+        """How many codes, BOS included, a cache holds."""
+        return 0 if cache is None else max(cache.get_seq_length() - self.n_prompt, 0)
+
+    def _logits(self, input_ids: Tensor, modulation: Tensor, cache: Any, prompt: Tensor | None) -> Tensor:
+        past = self._past(cache)
         if past + input_ids.shape[1] > self.n_codes + 1:
             raise EvaeError(f"a cell has {self.n_codes} codes; {past + input_ids.shape[1] - 1} were asked for.")
         positions = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
         x = self._placed(
             self.token_embedding(input_ids), self.position_embedding(positions.clamp_max(self.n_codes - 1))
         )
-        return self.lm_head(self._features(x, modulation, cache))
+        return self.lm_head(self._features(x, modulation, cache, prompt))
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, past_key_values: Any = None, modulation: Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        past_key_values: Any = None,
+        modulation: Tensor | None = None,
+        prompt: Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        past = self._past(past_key_values)
         return {
             "input_ids": input_ids[:, past:],
             "past_key_values": past_key_values,
             "use_cache": kwargs.get("use_cache", True),
             "modulation": modulation,
+            "prompt": None if past else prompt,
         }
 
     @torch.no_grad()
@@ -125,13 +148,17 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         cell_type_ids: Tensor | None = None,
         library_size: Tensor | None = None,
         context: Tensor | None = None,
+        source_latents: Tensor | None = None,
+        source_library_size: Tensor | None = None,
+        effect: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """`generate` of transformers over codes. By default it samples from the full distribution.
 
         Args:
             inputs: BOS followed by codes, (cells, tokens); BOS alone if None.
-            perturbation_ids, cell_type_ids, library_size, context: as in `sample`.
+            perturbation_ids, cell_type_ids, library_size, context, source_latents, source_library_size, effect: as in
+                `sample`.
             **kwargs: anything `GenerationMixin.generate` takes, for example `num_return_sequences`.
 
         Returns:
@@ -139,8 +166,8 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         """
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
-        conditions = (perturbation_ids, cell_type_ids, library_size, context)
-        n_cells = cells_asked_for(None, inputs, *conditions)
+        conditions = (perturbation_ids, cell_type_ids, library_size, context, effect)
+        n_cells = cells_asked_for(None, inputs, *conditions, source_latents)
         if inputs is None:
             inputs = torch.full((n_cells, 1), self.config.bos_token_id, device=self.device)
         check_ids(inputs, self.config.vocab_size, "code", self.training)
@@ -151,7 +178,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         if inputs.shape[1] - 1 + n_new > self.n_codes:
             raise EvaeError(f"a cell has {self.n_codes} codes; {inputs.shape[1] - 1 + n_new} were asked for.")
         output: Any = super().generate(  # type: ignore[misc]
-            inputs, modulation=modulation, **kwargs
+            inputs, modulation=modulation, prompt=self.prompt(n_cells, source_latents, source_library_size), **kwargs
         )
         if isinstance(output, Tensor):
             return output[:, 1:]
@@ -161,6 +188,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
     def _draw(
         self,
         condition: Tensor,
+        prompt: Tensor | None,
         streams: CellStreams,
         guidance_scale: float = 1.0,
         temperature: float = 1.0,
@@ -169,7 +197,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         """Draw code sequences, int64 (cells, latents), with a key/value cache.
 
         Args:
-            condition, streams, guidance_scale: see `EvaePrior._draw`.
+            condition, prompt, streams, guidance_scale: see `EvaePrior._draw`.
             temperature: divides the logits.
             compile: compile a decoding step with `torch.compile`, on a GPU as a CUDA graph. The first call takes up to
                 some minutes. Its buffers are kept for the next call.
@@ -178,7 +206,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         modulation = self._modulation(distinct)  # once for each distinct condition, not in every step
         modulation = modulation if len(distinct) == 1 else modulation[row]
         uniform = streams.uniform(self.n_codes).to(self.device)
-        return write_codes(self, modulation, uniform, guidance_scale, temperature, compile)
+        return write_codes(self, modulation, uniform, guidance_scale, temperature, compile, prompt)
 
     sample_codes = EvaePrior.sample
 
@@ -190,9 +218,15 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         cell_type_ids: Tensor | None = None,
         library_size: Tensor | None = None,
         context: Tensor | None = None,
+        source_latents: Tensor | None = None,
+        source_library_size: Tensor | None = None,
+        effect: Tensor | None = None,
     ) -> Tensor:
         """Log-likelihood of code sequences (cells, latents), nats a cell, (cells,); conditions as in `sample`."""
-        logits = self(None, perturbation_ids, cell_type_ids, library_size, codes=codes, context=context).logits
+        logits = self(
+            None, perturbation_ids, cell_type_ids, library_size, codes=codes, context=context,
+            source_latents=source_latents, source_library_size=source_library_size, effect=effect,
+        ).logits  # fmt: skip
         return -F.cross_entropy(logits.float().transpose(1, 2), codes, reduction="none").sum(1)
 
 

@@ -29,6 +29,7 @@ from .no_tokenizer_evae import NoTokenizer  # noqa: F401
 from .prior_evae import EvaePrior, EvaePriorOutput, guided
 from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
 from .randomness_evae import CellStreams, Randomness
+from .source_evae import SourceEmbedding  # noqa: F401
 
 try:
     from transformers import initialization as init
@@ -101,6 +102,9 @@ class EvaeFlowModel(EvaePrior):
         cell_type_ids: Tensor | None = None,
         library_size: Tensor | None = None,
         context: Tensor | None = None,
+        source_latents: Tensor | None = None,
+        source_library_size: Tensor | None = None,
+        effect: Tensor | None = None,
         time: Tensor | None = None,
         noise: Tensor | None = None,
         generator: Randomness = None,
@@ -110,7 +114,8 @@ class EvaeFlowModel(EvaePrior):
 
         Args:
             latents: as encoded by the tokenizer, (cells, latents, latent_dim).
-            perturbation_ids, cell_type_ids, library_size, context: as in `sample`.
+            perturbation_ids, cell_type_ids, library_size, context, source_latents, source_library_size, effect: as in
+                `sample`.
             time: (cells,) in [0, 1]; drawn evenly spread over the cells if None.
             noise: shaped as `latents`; standard normal if None.
             generator: source of randomness of time, noise and condition dropout; see `EvaeModel.forward`.
@@ -126,18 +131,21 @@ class EvaeFlowModel(EvaePrior):
         time = streams.spread(latents.device) if time is None else time
         noise = (streams.normal(*shape, device=latents.device) if noise is None else noise).to(target)
         z = torch.lerp(noise, target, time.to(target).view(-1, 1, 1))
-        conditions = (perturbation_ids, cell_type_ids, library_size, context)
-        velocity = self._velocity(z, time, self.condition(len(latents), *conditions, streams))
+        conditions = (perturbation_ids, cell_type_ids, library_size, context, effect)
+        condition = self.condition(len(latents), *conditions, streams)
+        prompt = self.prompt(len(latents), source_latents, source_library_size, streams)
+        velocity = self._velocity(z, time, condition, prompt)
         return EvaePriorOutput(loss=F.mse_loss(velocity.float(), target - noise), velocity=velocity)
 
-    def _velocity(self, z: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+    def _velocity(self, z: Tensor, time: Tensor, condition: Tensor, prompt: Tensor | None = None) -> Tensor:
         """Velocity at the point `z` (cells, latents, latent_dim) and `time` (cells,), shaped as `z`."""
         x = self._placed(self.token_embedding(z.to(self.dtype)), self.position_embedding.weight)
-        return self.velocity_head(self._features(x, self._modulation(condition, time)))
+        return self.velocity_head(self._features(x, self._modulation(condition, time), prompt=prompt))
 
     def _draw(
         self,
         condition: Tensor,
+        prompt: Tensor | None,
         streams: CellStreams,
         guidance_scale: float = 1.0,
         num_steps: int | None = None,
@@ -147,7 +155,7 @@ class EvaeFlowModel(EvaePrior):
         """Draw latents for the tokenizer to decode, (cells, latents, latent_dim).
 
         Args:
-            condition, streams, guidance_scale: see `EvaePrior._draw`.
+            condition, prompt, streams, guidance_scale: see `EvaePrior._draw`.
             num_steps: number of equal steps from time 0 to 1.
             solver: "heun" (second order, two network calls a step) or "euler" (first order, one).
             compile: compile the network with `torch.compile`. The first call takes up to some minutes.
@@ -161,7 +169,7 @@ class EvaeFlowModel(EvaePrior):
         z = streams.normal(self.n_codes, self.config.tokenizer_config.latent_width).to(self.device)
 
         def network(z: Tensor, time: Tensor) -> Tensor:
-            return self._velocity(z, time, condition).float()
+            return self._velocity(z, time, condition, prompt).float()
 
         network = torch.compile(network) if compile else network
         for step in range(num_steps):

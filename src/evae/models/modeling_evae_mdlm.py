@@ -32,6 +32,7 @@ from .no_tokenizer_evae import NoTokenizer  # noqa: F401
 from .prior_evae import EvaePrior, EvaePriorOutput, guided
 from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
 from .randomness_evae import CellStreams, Randomness, categorical
+from .source_evae import SourceEmbedding  # noqa: F401
 
 FIRST_TIME = 1e-3  # smallest time in training, because the weight 1 / t is unbounded
 ORDERS = ("random", "confidence")
@@ -60,6 +61,9 @@ class EvaeMDLMModel(EvaePrior):
         cell_type_ids: Tensor | None = None,
         library_size: Tensor | None = None,
         context: Tensor | None = None,
+        source_latents: Tensor | None = None,
+        source_library_size: Tensor | None = None,
+        effect: Tensor | None = None,
         time: Tensor | None = None,
         masked: Tensor | None = None,
         generator: Randomness = None,
@@ -69,7 +73,8 @@ class EvaeMDLMModel(EvaePrior):
 
         Args:
             codes: whole code sequences (cells, latents).
-            perturbation_ids, cell_type_ids, library_size, context: as in `sample`.
+            perturbation_ids, cell_type_ids, library_size, context, source_latents, source_library_size, effect: as in
+                `sample`.
             time: (cells,) in (0, 1]; drawn evenly spread over the cells if None.
             masked: which codes to mask, bool (cells, latents); drawn with probability `time` if None.
             generator: source of randomness of time, mask and condition dropout; see `EvaeModel.forward`.
@@ -84,9 +89,10 @@ class EvaeMDLMModel(EvaePrior):
             time = FIRST_TIME + (1 - FIRST_TIME) * streams.spread(codes.device)
         if masked is None:
             masked = streams.uniform(self.n_codes, device=codes.device) < time.unsqueeze(1)
-        conditions = (perturbation_ids, cell_type_ids, library_size, context)
+        conditions = (perturbation_ids, cell_type_ids, library_size, context, effect)
         modulation = self.condition_modulation(len(codes), *conditions, time=time, generator=streams)
-        logits = self._logits(codes.masked_fill(masked, self.config.mask_token_id), modulation)
+        prompt = self.prompt(len(codes), source_latents, source_library_size, streams)
+        logits = self._logits(codes.masked_fill(masked, self.config.mask_token_id), modulation, prompt)
         loss = (_masked_losses(logits, codes, masked) / time).mean() / self.n_codes
         return EvaePriorOutput(loss=loss, logits=logits, masked=masked)
 
@@ -95,17 +101,18 @@ class EvaeMDLMModel(EvaePrior):
         if codes.shape[1] != self.n_codes:
             raise EvaeError(f"a cell has {self.n_codes} codes; {codes.shape[1]} were given.")
 
-    def _logits(self, tokens: Tensor, modulation: Tensor) -> Tensor:
+    def _logits(self, tokens: Tensor, modulation: Tensor, prompt: Tensor | None = None) -> Tensor:
         """Logits (cells, latents, codes) of `tokens` (cells, latents), in which masked codes are the mask token."""
         values, positions = self.token_embedding(tokens), self.position_embedding.weight
         x = self._placed(values, positions)
         if self.config.token_product:  # a masked code has no value to multiply with
             x = torch.where((tokens == self.config.mask_token_id).unsqueeze(-1), values + positions, x)
-        return self.lm_head(self._features(x, modulation))
+        return self.lm_head(self._features(x, modulation, prompt=prompt))
 
     def _draw(
         self,
         condition: Tensor,
+        prompt: Tensor | None,
         streams: CellStreams,
         guidance_scale: float = 1.0,
         temperature: float = 1.0,
@@ -116,7 +123,7 @@ class EvaeMDLMModel(EvaePrior):
         """Draw code sequences, int64 (cells, latents). A code does not change after it is unmasked.
 
         Args:
-            condition, streams, guidance_scale: see `EvaePrior._draw`.
+            condition, prompt, streams, guidance_scale: see `EvaePrior._draw`.
             temperature: divides the logits.
             num_steps: number of steps from time 1 to 0. The network is called at most once for each code of a cell.
             order: "random" is ancestral sampling. "confidence" unmasks the most probable of the codes drawn in every
@@ -130,7 +137,7 @@ class EvaeMDLMModel(EvaePrior):
             raise EvaeError(f"order '{order}' does not exist; choose one of {', '.join(ORDERS)}.")
 
         def network(tokens: Tensor, time: Tensor) -> Tensor:
-            return self._logits(tokens, self._modulation(condition, time)).float()
+            return self._logits(tokens, self._modulation(condition, time), prompt).float()
 
         network = torch.compile(network) if compile else network
 
@@ -180,6 +187,9 @@ class EvaeMDLMModel(EvaePrior):
         cell_type_ids: Tensor | None = None,
         library_size: Tensor | None = None,
         context: Tensor | None = None,
+        source_latents: Tensor | None = None,
+        source_library_size: Tensor | None = None,
+        effect: Tensor | None = None,
         n_samples: int = 1,
         generator: Randomness = None,
     ) -> Tensor:
@@ -191,12 +201,14 @@ class EvaeMDLMModel(EvaePrior):
 
         Args:
             codes: code sequences (cells, latents).
-            perturbation_ids, cell_type_ids, library_size, context: as in `sample`.
+            perturbation_ids, cell_type_ids, library_size, context, source_latents, source_library_size, effect: as in
+                `sample`.
             n_samples: random orders of masking to average over. Each takes one network call for every code.
             generator: source of randomness: a torch generator, or `CellStreams`.
         """
         self._check_codes(codes)
-        condition = self.condition(len(codes), perturbation_ids, cell_type_ids, library_size, context)
+        condition = self.condition(len(codes), perturbation_ids, cell_type_ids, library_size, context, effect)
+        prompt = self.prompt(len(codes), source_latents, source_library_size)
         streams = CellStreams.of(generator, len(codes))
         total = torch.zeros(len(codes), device=codes.device)
         for _ in range(n_samples):
@@ -205,7 +217,7 @@ class EvaeMDLMModel(EvaePrior):
             for n_masked in range(1, self.n_codes + 1):
                 masked = rank < n_masked
                 modulation = self._modulation(condition, times[:, n_masked - 1])
-                logits = self._logits(codes.masked_fill(masked, self.config.mask_token_id), modulation)
+                logits = self._logits(codes.masked_fill(masked, self.config.mask_token_id), modulation, prompt)
                 total -= _masked_losses(logits, codes, masked) / n_masked
         return total / n_samples
 

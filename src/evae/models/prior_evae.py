@@ -6,7 +6,8 @@ replaces the network's output by
 
     null + g (conditional - null)
 
-where null is the output without the perturbation, or without all conditions; g = 1 is the model as trained.
+where null is the output for the control, without the perturbation, or without all conditions; g = 1 is the model as
+trained. A prior with `source_cells` also reads control cells, see `source_evae.py`.
 Source: doi:10.64898/2026.06.15.732063.
 """
 
@@ -31,13 +32,14 @@ from .layers_evae import ModulatedBlock, modulate
 from .modeling_evae import EvaeModel, EvaePreTrainedModel
 from .no_tokenizer_evae import NoTokenizer
 from .randomness_evae import CellStreams, Randomness
+from .source_evae import SourceEmbedding, init_source_buffers
 
 try:
     from transformers import initialization as init
 except ImportError:
     from torch.nn import init  # type: ignore[no-redef]
 
-GUIDES = ("perturbation", "all")
+GUIDES = ("control", "perturbation", "all")
 
 
 @dataclass
@@ -81,6 +83,7 @@ class EvaePrior(EvaePreTrainedModel):
         self.token_embedding = token_embedding()
         self.position_embedding = nn.Embedding(self.n_codes, width)
         self.condition = ConditionEmbedding(config)
+        self.source = SourceEmbedding(config) if config.source_cells else None
         self.time_embedding = TimeEmbedding(config) if with_time else None
         self.modulation = nn.Linear(width, (6 * config.num_hidden_layers + 2) * width)
         layers = range(config.num_hidden_layers)
@@ -93,6 +96,7 @@ class EvaePrior(EvaePreTrainedModel):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
         init_condition_buffers(module)
+        init_source_buffers(module)
 
     def train(self, mode: bool = True) -> "EvaePrior":
         """Set the training mode; the tokenizer stays frozen and in evaluation mode."""
@@ -114,6 +118,7 @@ class EvaePrior(EvaePreTrainedModel):
         cell_type_ids: Tensor | None = None,
         library_size: Tensor | None = None,
         context: Tensor | None = None,
+        effect: Tensor | None = None,
         time: Tensor | None = None,
         generator: Randomness = None,
     ) -> Tensor:
@@ -121,8 +126,22 @@ class EvaePrior(EvaePreTrainedModel):
 
         `time` is (cells,); `generator` is the source of randomness of condition dropout.
         """
-        condition = self.condition(n_cells, perturbation_ids, cell_type_ids, library_size, context, generator)
+        condition = self.condition(n_cells, perturbation_ids, cell_type_ids, library_size, context, effect, generator)
         return self._modulation(condition, time)
+
+    def prompt(
+        self,
+        n_cells: int,
+        source_latents: Tensor | None = None,
+        source_library_size: Tensor | None = None,
+        generator: Randomness = None,
+    ) -> Tensor | None:
+        """Tokens of the source cells, (cells, tokens, hidden_size); None in a prior that reads none."""
+        if self.source is not None:
+            return self.source(n_cells, source_latents, source_library_size, generator)
+        if source_latents is not None:
+            raise EvaeError("this prior was trained with source_cells 0; give no source latents.")
+        return None
 
     def _modulation(self, condition: Tensor, time: Tensor | None = None) -> Tensor:
         if self.time_embedding is not None and time is not None:
@@ -134,12 +153,15 @@ class EvaePrior(EvaePreTrainedModel):
         """Tokens (cells, tokens, hidden_size) from the embeddings of their values and positions."""
         return values * positions if self.config.token_product else values + positions
 
-    def _features(self, x: Tensor, modulation: Tensor, cache: Any = None) -> Tensor:
-        """Output of the backbone for `x` (cells, tokens, hidden_size), of the same shape."""
+    def _features(self, x: Tensor, modulation: Tensor, cache: Any = None, prompt: Tensor | None = None) -> Tensor:
+        """Output of the backbone for `x` (cells, tokens, hidden_size), of the same shape, after the tokens `prompt`."""
+        n_prompt = 0 if prompt is None else prompt.shape[1]
+        if prompt is not None:
+            x = torch.cat([prompt.to(x.dtype), x], dim=1)
         for index, block in enumerate(self.blocks):
-            x = block(x, modulation[:, 6 * index : 6 * index + 6], past_key_values=cache)
+            x = block(x, modulation[:, 6 * index : 6 * index + 6], past_key_values=cache, n_prompt=n_prompt)
         shift, scale = modulation[:, -2:].unsqueeze(2).unbind(1)
-        return modulate(self.norm(x), shift, scale)
+        return modulate(self.norm(x[:, n_prompt:]), shift, scale)
 
     def _sampling_conditions(
         self,
@@ -148,27 +170,39 @@ class EvaePrior(EvaePreTrainedModel):
         cell_type_ids: Tensor | None,
         library_size: Tensor | None,
         context: Tensor | None,
+        effect: Tensor | None,
         guidance_scale: float,
-        guide: str,
+        guide: str | None,
     ) -> Tensor:
         """Condition vectors (cells, hidden_size); with guidance (2 * cells, ...), those of the nulls last."""
-        condition = self.condition(n_cells, perturbation_ids, cell_type_ids, library_size, context)
+        condition = self.condition(n_cells, perturbation_ids, cell_type_ids, library_size, context, effect)
+        control = self.config.control_id
+        if guide is None:
+            guide = "control" if self.config.reads_controls and control >= 0 else "perturbation"
         if guide not in GUIDES:
             raise EvaeError(f"guide '{guide}' does not exist; choose one of {', '.join(GUIDES)}.")
         if guidance_scale == 1:
             return condition
         if not 0 <= guidance_scale < math.inf:
             raise EvaeError(f"guidance_scale is {guidance_scale}; give 0 or more.")
+        if guide == "control":
+            if control < 0:
+                raise EvaeError("this prior does not know which perturbation is the control; set another guide.")
+            of_control = torch.full((n_cells,), control, device=self.device)
+            none = None if effect is None else torch.zeros_like(effect)
+            null = self.condition(n_cells, of_control, cell_type_ids, library_size, context, none)
+            return torch.cat([condition, null])
         if not self.config.condition_dropout:
             raise EvaeError("this prior was trained with condition_dropout 0, so it cannot be guided; train it anew.")
         kept = (cell_type_ids, context) if guide == "perturbation" else (None, None)
         return torch.cat([condition, self.condition(n_cells, None, kept[0], library_size, kept[1])])
 
-    def _draw(self, condition: Tensor, streams: CellStreams, guidance_scale: float) -> Tensor:
+    def _draw(self, condition: Tensor, prompt: Tensor | None, streams: CellStreams, guidance_scale: float) -> Tensor:
         """Draw codes or latents. A subclass may add arguments: they are its sampling options.
 
         Args:
             condition: from `_sampling_conditions`.
+            prompt: tokens of the source cells; as many rows as `condition`.
             streams: random numbers of the cells.
             guidance_scale: strength of classifier-free guidance.
         """
@@ -183,8 +217,11 @@ class EvaePrior(EvaePreTrainedModel):
         n_cells: int | None = None,
         generator: Randomness = None,
         guidance_scale: float = 1.0,
-        guide: str = "perturbation",
+        guide: str | None = None,
         context: Tensor | None = None,
+        source_latents: Tensor | None = None,
+        source_library_size: Tensor | None = None,
+        effect: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
         """Draw codes, or latents with the flow; also called `sample_codes`, or `sample_latents`.
@@ -196,9 +233,16 @@ class EvaePrior(EvaePreTrainedModel):
             n_cells: number of cells to draw; as many as there are conditions if None.
             generator: source of randomness: a torch generator, or `CellStreams`, which has a stream for every cell.
             guidance_scale: strength of classifier-free guidance; 1 is the model as trained.
-            guide: which conditions the null leaves out: "perturbation", or "all" (perturbation and cell type).
+            guide: what the null is: the "control" in the place of the perturbation, no "perturbation", or none of "all"
+                (perturbation and cell type). None takes the control in a prior that reads control cells, else no
+                perturbation.
             context: mean tokenizer embedding of the control cells, (cells, embedding). It replaces `cell_type_ids` in a
                 prior with `cell_type_context`.
+            source_latents: of the source cells, before quantization, (cells, source_cells, latents, latent_width), in a
+                prior with `source_cells`.
+            source_library_size: total counts over the panel of the source cells, (cells, source_cells).
+            effect: known shift of the latents, (cells, latents * latent_width), in a prior with `condition_on_effect`;
+                NaN where it is not known.
             **options: sampling options of this prior, see its `_draw`.
 
         Returns:
@@ -207,13 +251,16 @@ class EvaePrior(EvaePreTrainedModel):
         self._check_options(options)
         if options.get("compile"):
             check_compiler()
-        conditions = (perturbation_ids, cell_type_ids, library_size, context)
-        n_cells = cells_asked_for(n_cells, *conditions)
+        conditions = (perturbation_ids, cell_type_ids, library_size, context, effect)
+        n_cells = cells_asked_for(n_cells, *conditions, source_latents)
         condition = self._sampling_conditions(n_cells, *conditions, guidance_scale, guide)
-        return self._draw(condition, CellStreams.of(generator, n_cells), guidance_scale, **options)
+        prompt = self.prompt(n_cells, source_latents, source_library_size)
+        if prompt is not None and guidance_scale != 1:
+            prompt = torch.cat([prompt, prompt])
+        return self._draw(condition, prompt, CellStreams.of(generator, n_cells), guidance_scale, **options)
 
     def _check_options(self, options: Iterable[str]) -> None:
-        own = [*list(inspect.signature(self._draw).parameters)[2:], "guide"]
+        own = [*list(inspect.signature(self._draw).parameters)[3:], "guide"]
         for name in options:
             if name not in own:
                 raise EvaeError(f"{type(self).__name__} has no sampling option '{name}'. {near_matches(name, own)}")
@@ -234,7 +281,8 @@ class EvaePrior(EvaePreTrainedModel):
             library_size: total counts over the panel of every cell to draw, (cells,).
             generator: source of randomness: a torch generator, or `CellStreams`. With these a cell does not depend on
                 the batch it is drawn in.
-            **options: further arguments of `sample`: `context`, `guidance_scale`, `guide`, the prior's own.
+            **options: further arguments of `sample`: `context`, `source_latents`, `source_library_size`, `effect`,
+                `guidance_scale`, `guide`, the prior's own.
 
         Returns:
             counts, float32 (cells, genes).

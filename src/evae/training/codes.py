@@ -14,6 +14,10 @@ from torch import Tensor
 
 from evae.models.contract_evae import EvaeError
 from evae.training.loop.validation import Batch
+from evae.training.prompts import Prompts
+
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+COLUMNS = ("codes", "perturbation_ids", "cell_type_ids", "library_size", "latents")
 
 
 @dataclass
@@ -25,15 +29,19 @@ class EncodedCells:
         perturbation_ids: int32 (cells,), or (cells, parts), padded with -1, where there are combinations.
         cell_type_ids: int32 (cells,).
         library_size: total counts over the panel, float32 (cells,).
+        latents: before quantization, float32 (cells, latents, latent_width); empty where the prior reads no controls.
         contexts: means of samples of every cell type's controls, float32 (cell types, samples, embedding); None where
             the prior knows cell types by name.
+        prompts: what the prior reads of control cells; None where it reads none.
     """
 
     codes: np.ndarray
     perturbation_ids: np.ndarray
     cell_type_ids: np.ndarray
     library_size: np.ndarray
+    latents: np.ndarray
     contexts: np.ndarray | None = None
+    prompts: Prompts | None = None
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -46,10 +54,17 @@ class EncodedCells:
             perturbation_ids=self.perturbation_ids[rows],
             cell_type_ids=self.cell_type_ids[rows],
             library_size=self.library_size[rows],
+            latents=self.latents[rows],
+            prompts=None if self.prompts is None else self.prompts.part(rows),
         )
 
-    def batch(self, rows: np.ndarray) -> Batch:
-        """The cells `rows` as the prior's arguments."""
+    def batch(self, rows: np.ndarray, places: np.ndarray | None = None) -> Batch:
+        """The cells `rows` as the prior's arguments.
+
+        Args:
+            rows: of the cells.
+            places: their places in the stream of training cells, which decide what is drawn; None draws nothing.
+        """
         continuous = self.codes.dtype.kind == "f"
         tokens = self.codes[rows] if continuous else self.codes[rows].astype(np.int64)
         batch = {
@@ -61,31 +76,46 @@ class EncodedCells:
         if self.contexts is not None:  # which sample a cell gets is decided by its row, so that a run resumes exactly
             sample = rows % self.contexts.shape[1]
             batch["context"] = torch.from_numpy(self.contexts[self.cell_type_ids[rows], sample])
+        if self.prompts is not None:
+            batch |= self.prompts.batch(rows, places)
         return batch
 
 
 @torch.no_grad()
-def encode_cells(tokenizer: Any, batches: Iterable[Batch], device: torch.device) -> EncodedCells:
+def encode_cells(
+    tokenizer: Any, batches: Iterable[Batch], device: torch.device, with_latents: bool = False
+) -> EncodedCells:
     """Encode all cells of `batches` (sparse batches) in float32.
+
+    Args:
+        tokenizer: a trained tokenizer.
+        batches: the cells.
+        device: where to compute.
+        with_latents: keep the latents before quantization too.
 
     Raises:
         EvaeError: there are no cells, or more than 65,536 codes.
     """
     tokenizer.to(device).eval()
-    parts: list[tuple[np.ndarray, ...]] = []
+    parts: list[Columns] = []
     for batch in batches:
-        codes = tokenizer.encode(batch["counts"].to(device), gene_ids=batch["gene_ids"].to(device))
+        counts, gene_ids = batch["counts"].to(device), batch["gene_ids"].to(device)
+        if with_latents:
+            codes, latents = tokenizer.tokens_and_latents(counts, gene_ids)
+        else:
+            codes, latents = tokenizer.encode(counts, gene_ids=gene_ids), counts.new_zeros(len(counts), 0)
         parts.append(
             (
                 codes.cpu().numpy().astype(np.float32 if codes.is_floating_point() else np.uint16),
                 batch["perturbation_ids"].numpy().astype(np.int32),
                 batch["cell_type_ids"].numpy().astype(np.int32),
                 batch["library_size"].numpy().astype(np.float32),
+                latents.float().cpu().numpy(),
             )
         )
     if not parts:
         raise EvaeError("the dataset has no cells in this split; prepare it again with another --split.")
-    return EncodedCells(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    return EncodedCells(*_joined(parts))
 
 
 def thinned(batches: Iterable[Batch], seed: int) -> Iterator[Batch]:
@@ -106,8 +136,12 @@ def joined(parts: Sequence[EncodedCells]) -> EncodedCells:
     """All cells of several encodings, one after another."""
     if len(parts) == 1:
         return parts[0]
-    columns = ("codes", "perturbation_ids", "cell_type_ids", "library_size")
-    return EncodedCells(*(np.concatenate([getattr(part, name) for part in parts]) for name in columns))
+    return EncodedCells(*_joined([tuple(getattr(part, name) for name in COLUMNS) for part in parts]))
+
+
+def _joined(parts: Sequence[Columns]) -> Columns:
+    codes, perturbation_ids, cell_type_ids, library_size, latents = map(np.concatenate, zip(*parts, strict=True))
+    return codes, perturbation_ids, cell_type_ids, library_size, latents
 
 
 class CodeBatches:
@@ -135,7 +169,7 @@ class CodeBatches:
             start = self.seen + self.rank * self.batch_size
             rows = self._rows(start, start + self.batch_size)
             self.seen += self.world_size * self.batch_size
-            yield self.cells.batch(rows)
+            yield self.cells.batch(rows, np.arange(start, start + self.batch_size))
 
     def rows_of(self, ago: int) -> np.ndarray:
         """Rows of the cells of a batch that this rank handed out; `ago` is 1 for the last one."""

@@ -11,10 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from torch import nn
 
 from evae.common.digests import weights_digest
-from evae.common.progress import progress_bar
 from evae.data.format import DatasetInfo
 from evae.data.streaming.mixture import Mixture, Sources
 from evae.models.configuration_evae import EvaeConfig
@@ -27,12 +25,14 @@ from evae.models.modeling_evae_mdlm import EvaeMDLMModel
 from evae.models.no_tokenizer_evae import NoTokenizer
 from evae.models.processing_evae import EvaeProcessor
 from evae.training.batch_cells import named_cells
-from evae.training.codes import CodeBatches, EncodedCells, cells_batches, encode_cells, joined, thinned
+from evae.training.codes import CodeBatches, EncodedCells, cells_batches
 from evae.training.conditions import perturbation_vocabulary, set_conditions
+from evae.training.controls import set_prompts
+from evae.training.encoder import Encoder
 from evae.training.loop.setup import make_accelerator
 from evae.training.loop.stage import Stage
 from evae.training.loop.steps import train
-from evae.training.loop.stopping import StopCheck, checked_for_stop, stopping_together
+from evae.training.loop.stopping import StopCheck, stopping_together
 from evae.training.loop.validation import Batch, take_cells
 from evae.training.resume.run_folder import FINISHED, RunFolder
 from evae.training.settings import PriorSettings, check_model_settings
@@ -45,9 +45,9 @@ PRIORS: dict[str, tuple[Any, Any]] = {
 }
 FROM_DATASET = (
     *("tokenizer_config", "n_perturbations", "n_perturbation_features", "perturbation_feature_size", "n_cell_types"),
+    *("control_id", "n_effects"),
 )
 NO_TOKENIZER = "counts"  # in the place of a tokenizer's folder: the prior works on the counts themselves
-ENCODING_BATCH = 512  # fixed: a resumed run must encode exactly as the first one did
 
 
 def train_prior(settings: PriorSettings) -> Path:
@@ -101,19 +101,24 @@ def _train_on(
         n_perturbation_features=len(vocabulary.features),
         perturbation_feature_size=vocabulary.features.shape[1],
         n_cell_types=len(info.cell_types),
+        control_id=int(processor.perturbation_ids([str(info.control)])[0]),
+        n_effects=len(info.perturbations) if fields.get("condition_on_effect") else 0,
         **fields,
     )
     prior = model_class(config)
     prior.set_tokenizer(tokenizer)
     splits = ("train", "validation")
-    cells = {split: encode_split(settings, sources, tokenizer, split, accelerator, check_stop) for split in splits}
+    encoder = Encoder(sources, tokenizer, config.reads_controls, accelerator, check_stop)
+    cells = {split: encoder.split(split, settings.thinned_copies * (split == "train")) for split in splits}
     prior.set_statistics(torch.from_numpy(cells["train"].codes))
+    if config.reads_controls:
+        set_prompts(prior, cells, encoder, settings)
     set_conditions(prior, cells, processor, vocabulary, settings, accelerator.device, check_stop)
     check_stop()
     cell_type = "context" if config.cell_type_context else "cell_type_ids"
     stage = Stage(
         title="prior",
-        inputs=(prior.training_input, "perturbation_ids", cell_type, "library_size"),
+        inputs=(prior.training_input, "perturbation_ids", cell_type, "library_size", *_inputs_from_controls(config)),
         validation=validation_codes(cells["validation"], sources, settings),
         save=lambda trained, folder: save_with_processor(trained, folder, processor),
         fingerprint=fingerprint(info, weights_digest(tokenizer), *vocabulary.digest(), *sources.order()),
@@ -159,26 +164,9 @@ def load_tokenizer(path_or_id: str, info: DatasetInfo) -> EvaeModel:
     return tokenizer.eval().requires_grad_(False)
 
 
-def encode_split(
-    settings: PriorSettings,
-    sources: Sources,
-    tokenizer: nn.Module,
-    split: str,
-    accelerator: Accelerator,
-    check_stop: StopCheck,
-) -> EncodedCells:
-    """Encode one split of every dataset, one after another, the training cells also thinned."""
-    parts = []
-    copies = settings.thinned_copies if split == "train" else 0
-    for number, info in enumerate(sources.infos):
-        for copy in range(1 + copies):
-            title = f"encoding {split}" + (f" of {sources.datasets[number]}" if len(sources) > 1 else "")
-            title += f", thinned copy {copy}" if copy else ""
-            loader = checked_for_stop(sources.cells(number, split, ENCODING_BATCH), check_stop)
-            with progress_bar(accelerator.is_main_process) as bar:
-                cells = bar.track(loader, title, info.n_cells[split], lambda batch: len(batch["counts"]))
-                parts.append(encode_cells(tokenizer, thinned(cells, copy) if copy else cells, accelerator.device))
-    return joined(parts)
+def _inputs_from_controls(config: Any) -> list[str]:
+    sources = ["source_latents", "source_library_size"] if config.source_cells else []
+    return sources + (["effect"] if config.condition_on_effect else [])
 
 
 def _of_each(cells: EncodedCells, sources: Sources, split: str) -> list[EncodedCells]:

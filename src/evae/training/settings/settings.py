@@ -122,6 +122,9 @@ class PriorSettings(Settings):
     model_type: str = "evae_ar"  # which prior
     perturbation_features: str = ""  # npz, csv, tsv or parquet of vectors by name: then unseen names can be asked for
     combination_sign: str = "+"  # A+B is A and B at once, where one of them is a name by itself; "" for no combinations
+    coupling: str = (
+        "optimal-transport"  # which control a perturbed cell is paired with, with model.source_cells=1; random
+    )
     thinned_copies: int = 0  # further encodings of every training cell, with fewer molecules: for small sets
     learning_rate: float = 2e-4
     weight_decay: float = 0.0

@@ -1,0 +1,125 @@
+"""What a prior reads of control cells: source cells as a prompt, and the known effect of a perturbation as a condition.
+
+A source cell is a control cell. Its latents before quantization become tokens that stand before the codes, so the
+prior writes the cell that this control would be after the perturbation. The effect is the mean shift of the latents
+that the perturbation makes in other cell types, or one that the user knows.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .contract_evae import EvaeError
+from .layers_evae import log_library
+from .randomness_evae import Randomness, draw_uniform
+
+try:
+    from transformers import initialization as init
+except ImportError:
+    from torch.nn import init  # type: ignore[no-redef]
+
+
+class SourceEmbedding(nn.Module):
+    """Tokens of source cells, (cells, source_cells * latents, hidden_size); one learned vector where there are none.
+
+    A token is the sum of a projection of the latent, its position, and the library size of the source cell: the same
+    cell has other latents when fewer of its molecules are counted.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        tokenizer, width = config.tokenizer_config, config.hidden_size
+        self.n_sources, self.dropout = config.source_cells, config.source_dropout
+        self.median = tokenizer.median_library_size
+        self.projection = nn.Linear(tokenizer.latent_width, width)
+        self.position_embedding = nn.Embedding(tokenizer.n_latents, width)
+        self.none = nn.Embedding(1, width)
+        self.library = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width))
+        self.register_buffer("mean", torch.zeros(tokenizer.n_latents, tokenizer.latent_width))
+        self.register_buffer("std", torch.ones(tokenizer.n_latents, tokenizer.latent_width))
+
+    def set_statistics(self, latents: Tensor) -> None:
+        """Set mean and standard deviation from training cells' latents (cells, latents, latent_width)."""
+        self.mean.copy_(latents.float().mean(0))
+        self.std.copy_(latents.float().std(0).clamp_min(1e-5))
+
+    def forward(
+        self, n_cells: int, latents: Tensor | None, library_size: Tensor | None, generator: Randomness = None
+    ) -> Tensor:
+        """Tokens of the source cells.
+
+        Args:
+            n_cells: cells of the batch.
+            latents: of the source cells before quantization, (cells, source_cells, latents, latent_width); with one
+                source cell (cells, latents, latent_width) as well.
+            library_size: total counts over the panel of the source cells, (cells, source_cells) or (cells,).
+            generator: source of randomness of the dropout of sources in training.
+        """
+        places = self.position_embedding.weight
+        none = (self.none.weight + places).repeat(self.n_sources, 1).expand(n_cells, -1, -1)
+        if latents is None:
+            return none
+        shape = (n_cells, self.n_sources, *self.mean.shape)
+        if latents.numel() != torch.Size(shape).numel() or library_size is None:
+            raise EvaeError(
+                f"source latents must be {shape} (cells, source cells, latents, width), with the library size of every "
+                f"source cell; got {tuple(latents.shape)}."
+            )
+        values = ((latents.reshape(shape).float() - self.mean) / self.std).to(self.projection.weight.dtype)
+        depth = log_library(library_size.reshape(shape[:2]), self.median).to(values.dtype)
+        tokens = (self.projection(values) + self.library(depth).unsqueeze(2) + places).flatten(1, 2)
+        if not (self.training and self.dropout > 0):
+            return tokens
+        dropped = draw_uniform((n_cells, 1), tokens.device, generator) < self.dropout
+        return torch.where(dropped.unsqueeze(-1), none, tokens)
+
+
+class EffectEmbedding(nn.Module):
+    """Vector of a known effect, (cells, hidden_size); a learned vector where no effect is known.
+
+    `table` holds the effects that training found: (cell types + 1, perturbations, latents * latent_width). Row c leaves
+    cell type c out, as training does; the last row is of all cell types. An effect that is not known is NaN.
+    """
+
+    table: Tensor
+    scale: Tensor
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        tokenizer = config.tokenizer_config
+        self.width = tokenizer.n_latents * tokenizer.latent_width
+        self.projection = nn.Linear(self.width, config.hidden_size)
+        self.none = nn.Embedding(1, config.hidden_size)
+        self.register_buffer("table", torch.zeros(config.n_cell_types + 1, config.n_effects, self.width))
+        self.register_buffer("scale", torch.ones(1))
+
+    def set_table(self, table: Tensor) -> None:
+        """Store the effects and their root mean square."""
+        self.table.copy_(table)
+        known = table[~table.isnan()]
+        self.scale.copy_(known.square().mean().sqrt().clamp_min(1e-6) if len(known) else torch.ones(()))
+
+    def forward(self, n_cells: int, effect: Tensor | None) -> Tensor:
+        """Vectors of effects (cells, latents * latent_width); a row of NaN is an effect that is not known."""
+        none = self.none.weight.expand(n_cells, -1)
+        if effect is None:
+            return none
+        if effect.shape != (n_cells, self.width):
+            raise EvaeError(f"the effects must be ({n_cells}, {self.width}), not {tuple(effect.shape)}.")
+        known = ~effect.isnan().any(1, keepdim=True)
+        values = (effect.nan_to_num() / self.scale).to(self.projection.weight.dtype)
+        return torch.where(known, self.projection(values), none)
+
+
+def init_source_buffers(module: nn.Module) -> None:
+    """Initialise the buffers that training sets; `from_pretrained` builds the model with empty memory."""
+    if isinstance(module, SourceEmbedding):
+        init.zeros_(module.mean)
+        init.ones_(module.std)
+    if isinstance(module, EffectEmbedding):
+        init.zeros_(module.table)
+        init.ones_(module.scale)
