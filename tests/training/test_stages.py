@@ -15,8 +15,9 @@ from evae.data.streaming.mixture import Sources
 from evae.models import EvaeARForCausalLM, EvaeModel, EvaeProcessor
 from evae.models.contract_evae import EvaeError
 from evae.training.codes import encode_cells
+from evae.training.encoder import Encoder
 from evae.training.loop import steps as loop
-from evae.training.prior import encode_split, train_prior
+from evae.training.prior import train_prior
 from evae.training.settings import PriorSettings, TokenizerSettings
 from evae.training.tokenizer import train_tokenizer
 
@@ -116,7 +117,7 @@ def test_the_prior_learns_on_every_training_cell(dataset, tokenizer, prior):
     assert final["validation_loss"] == pytest.approx(loss, rel=1e-5)
 
 
-def test_thinned_copies_stand_beside_the_whole_cells(dataset, tokenizer, tmp_path):
+def test_thinned_copies_stand_beside_the_whole_cells(dataset):
     class Molecules(torch.nn.Module):
         def encode(self, counts, gene_ids=None):
             return counts.sum(1, keepdim=True).long()
@@ -124,8 +125,7 @@ def test_thinned_copies_stand_beside_the_whole_cells(dataset, tokenizer, tmp_pat
     sources, model = Sources([dataset]), Molecules()
     encodings = {}
     for copies in (0, 2):
-        settings = prior_settings(dataset, tokenizer, tmp_path, thinned_copies=copies)
-        encodings[copies] = encode_split(settings, sources, model, "train", Accelerator(cpu=True), print)
+        encodings[copies] = Encoder(sources, model, False, Accelerator(cpu=True), print).split("train", copies)
     n = sources.info.n_cells["train"]
     whole, first, second = (encodings[2].codes[i * n : (i + 1) * n] for i in range(3))
     assert len(encodings[0]) == n

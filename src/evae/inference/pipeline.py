@@ -19,6 +19,7 @@ from evae.data.reading.anndata_file import as_anndata
 from evae.inference.checkpoint import Checkpoint, load_checkpoint
 from evae.inference.devices import choose_device
 from evae.inference.embedding import embed_cells, warn_of_coverage
+from evae.inference.library import choose_library_sizes, compare_with_controls
 from evae.inference.request import (
     cell_type_labels,
     check_controls,
@@ -90,6 +91,7 @@ class Pipeline:
         cell_type: str | Sequence[str] | None = None,
         n_cells: int | Mapping[Pair, int] | None = None,
         *,
+        library_size: str | Any | None = None,
         seed: int = 0,
         batch_size: int = 256,
         cell_type_key: str | None = "cell_type",
@@ -101,11 +103,11 @@ class Pipeline:
         """Draw cells as they would be after a perturbation.
 
         Args:
-            controls: unperturbed cells, raw counts, or the path of their h5ad file. Every predicted cell takes the
-                library size of one of the controls of its cell type (with repetition only if there are fewer controls
-                than cells). A prior that knows cell types by context takes that from them too, so their cell type may
-                be one never seen. None takes library sizes from the training cells; then give `cell_type` and
-                `n_cells`.
+            controls: unperturbed cells, raw counts, or the path of their h5ad file. Every predicted cell starts from
+                one of the controls of its cell type (with repetition only if there are fewer controls than cells): a
+                prior with source cells reads it, and the library size follows from its. A prior that reads controls
+                takes cell types that it never saw. None takes library sizes from the training cells; then give
+                `cell_type` and `n_cells`.
             perturbation: one name or several; `A+B` is both at once, where training saw such combinations.
             cell_type: one name or several. None predicts for every cell type in
                 `controls.obs[cell_type_key]`; where controls have that column, only those of the given
@@ -113,6 +115,9 @@ class Pipeline:
             n_cells: cells for every pair of cell type and perturbation; as many as its cell type has controls if None.
                 For chosen pairs, a mapping from (cell type, perturbation) to a number, and no `perturbation` and
                 `cell_type`.
+            library_size: total counts of the predicted cells: "predicted" from the control's, the perturbation and the
+                cell type, those of the "controls", some of the "training" cells, or numbers (cells,). None takes what
+                training found best on left-out pairs.
             seed: the same seed (with the same inputs) gives the same cells, whatever the batch size.
             batch_size: cells drawn at once.
             cell_type_key: obs column of the controls' cell types; None if all are of the one `cell_type`.
@@ -144,19 +149,18 @@ class Pipeline:
         rng = np.random.default_rng(seed)
         facts: dict[str, Any] = {"seed": seed, "control": str(processor.control)}
         found, sources = None, None
-        if controls is None:
-            obs["library_size"] = processor.sample_library_size(len(obs), rng)
-            facts["library_size_source"] = "training cells"
-        else:
+        if controls is not None:
             check_controls(controls, processor, perturbation_key)
             labels = cell_type_labels(controls, cell_types, cell_type_key)
             used = np.flatnonzero(np.isin(labels, cell_types))
             found = read_control_facts(self.checkpoint, controls[used], labels[used], layer=layer, device=self.device)
             sources = found.draw_sources(pairs, rng)
-            obs["library_size"] = found.library_size[sources]
-            if self.model.config.source_cells:
-                obs["source"] = found.names[sources]
-            facts |= {"library_size_source": "controls", "gene_coverage": self._say_coverage(controls, "the controls")}
+            facts["gene_coverage"] = self._say_coverage(controls, "the controls")
+        sizes, facts["library_size_source"] = choose_library_sizes(library_size, processor, obs, found, sources, rng)
+        obs["library_size"] = sizes
+        facts["library_size_median"] = compare_with_controls(obs, found)
+        if found is not None and sources is not None and self.model.config.source_cells:
+            obs["source"] = found.names[sources]
         own = {cell_type_key: "cell_type", perturbation_key: "perturbation"}
         keep_own_columns(obs, controls, own)
         asked_for = conditions_of(self.checkpoint, obs, found, sources, seed)

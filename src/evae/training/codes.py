@@ -5,7 +5,7 @@ are, 8 kB for 64 x 32 numbers.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class EncodedCells:
     perturbation_ids: np.ndarray
     cell_type_ids: np.ndarray
     library_size: np.ndarray
-    latents: np.ndarray
+    latents: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     contexts: np.ndarray | None = None
     prompts: Prompts | None = None
 

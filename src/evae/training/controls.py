@@ -39,13 +39,9 @@ def set_prompts(prior: Any, cells: dict[str, EncodedCells], encoder: Encoder, se
     info = encoder.sources.info
     control = info.perturbations.index(info.control)
     data = Vocabularies(len(info.perturbations), control, list(info.cell_types), settings.coupling, settings.seed)
-    whole, start = [], 0
-    for part in encoder.sources.infos:
-        n_cells = part.n_cells["train"]
-        whole += [start + np.arange(n_cells)] * (1 + settings.thinned_copies)
-        start += n_cells * (1 + settings.thinned_copies)
+    whole = encoder.whole_rows(settings.thinned_copies)
     copies = [encoder.controls(control, copy) for copy in range(1, 1 + COPIES)] if prior.source is not None else []
-    prompts, effects = prompts_of(prior.config, cells, np.concatenate(whole), copies, data)
+    prompts, effects = prompts_of(prior.config, cells, whole, copies, data)
     for split, found in prompts.items():
         cells[split].prompts = found
     if prior.source is not None:

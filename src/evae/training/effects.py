@@ -65,11 +65,9 @@ def _shifts(
     np.add.at(squares, group, latents.astype(np.float64) ** 2)
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = sums / n[:, None]
-        spread = (
-            squares.sum(0) / n.sum() - (sums.sum(0) / n.sum()) ** 2
-        )  # of all cells: small groups have none of their own
-        own = np.where(n[:, None] > 1, (squares / n[:, None] - mean**2).clip(0), spread)
-        error = (own * n[:, None] + spread * 10) / (n[:, None] + 10) / n[:, None]
+        within = np.where(n[:, None] > 0, squares - n[:, None] * mean**2, 0).clip(0)
+        spread = within.sum(0) / n.sum()  # small groups have too few cells for a variance of their own
+        error = (within + 10 * spread) / (n[:, None] + 10) / n[:, None]
     mean, error = mean.reshape(*size, -1), error.reshape(*size, -1)
     with np.errstate(invalid="ignore"):
         shifts, variances = mean - mean[:, [control]], error + error[:, [control]]

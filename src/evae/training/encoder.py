@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 from accelerate import Accelerator
 from torch import nn
 
@@ -50,6 +51,15 @@ class Encoder:
         thin = partial(shallower, control=control, copy=copy)
         title = f"encoding controls, thinned copy {copy}"
         return joined([self._encode(number, "train", title, thin) for number in range(len(self.sources))])
+
+    def whole_rows(self, copies: int) -> np.ndarray:
+        """For every training cell of `split("train", copies)` the row of the cell it is a copy of, or its own."""
+        rows, start = [], 0
+        for info in self.sources.infos:
+            n_cells = info.n_cells["train"]
+            rows += [start + np.arange(n_cells)] * (1 + copies)
+            start += n_cells * (1 + copies)
+        return np.concatenate(rows)
 
     def _encode(
         self, number: int, split: str, title: str, change: Callable[[Iterator[Batch]], Iterator[Batch]] = iter

@@ -29,6 +29,7 @@ from evae.training.codes import CodeBatches, EncodedCells, cells_batches
 from evae.training.conditions import perturbation_vocabulary, set_conditions
 from evae.training.controls import set_prompts
 from evae.training.encoder import Encoder
+from evae.training.library import fit_library_sizes
 from evae.training.loop.setup import make_accelerator
 from evae.training.loop.stage import Stage
 from evae.training.loop.steps import train
@@ -111,6 +112,7 @@ def _train_on(
     encoder = Encoder(sources, tokenizer, config.reads_controls, accelerator, check_stop)
     cells = {split: encoder.split(split, settings.thinned_copies * (split == "train")) for split in splits}
     prior.set_statistics(torch.from_numpy(cells["train"].codes))
+    processor.library_model = fit_library_sizes(cells["train"], encoder.whole_rows(settings.thinned_copies), info)
     if config.reads_controls:
         set_prompts(prior, cells, encoder, settings)
     set_conditions(prior, cells, processor, vocabulary, settings, accelerator.device, check_stop)

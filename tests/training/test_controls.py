@@ -1,0 +1,259 @@
+"""What a prior reads of control cells in training: couplings, known effects, library sizes, source cells."""
+
+import shutil
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import evae
+from evae.data.format import DatasetInfo
+from evae.data.preparing.prepare import prepare_dataset
+from evae.data.simulation.perturb_seq import simulate_perturb_seq
+from evae.models.contract_evae import EvaeError
+from evae.training.couplings import couple
+from evae.training.effects import effect_table
+from evae.training.library import library_model
+from evae.training.prior import train_prior
+from evae.training.prompts import Controls, Prompts
+from evae.training.settings import PriorSettings, TokenizerSettings
+from evae.training.tokenizer import train_tokenizer
+
+TOKENIZER = {"encoder": "mlp", "decoder": "mlp", "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+TOKENIZER |= {"n_latents": 4, "encoder_layers": 1, "decoder_layers": 1, "fsq_levels": [4, 4], "latent_dim": 2}
+TOKENIZER |= {"standardize_latents": True, "condition_on_library": True}
+PRIOR = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
+PRIOR |= {"source_cells": 1, "condition_on_effect": True}
+SHORT = {"max_steps": 8, "batch_size": 32, "warmup_steps": 2, "save_every": 4, "eval_every": 4, "log_every": 4}
+SHORT |= {"mixed_precision": "no", "learning_rate": 1e-2}
+
+
+class TestCouplings:
+    def cells(self, n=40, seed=0):
+        """Controls of two cell types, and perturbed cells that are the controls moved by 5, in another order."""
+        rng = np.random.default_rng(seed)
+        controls, order = rng.normal(size=(n, 3)), rng.permutation(n)
+        kinds = np.arange(n) % 2
+        latents = np.concatenate([controls, controls[order] + 5])
+        labels = {"perturbation": np.repeat([0, 1], n), "cell_type": np.concatenate([kinds, kinds[order]])}
+        own = np.concatenate([np.arange(n), np.full(n, -1)])
+        return (latents, *labels.values(), own, controls, kinds), order
+
+    def test_optimal_transport_finds_the_cells_that_were_moved(self):
+        given, order = self.cells()
+        sources = couple(*given, control=0, names=["a", "b"])
+        assert (sources[:40] == np.arange(40)[:, None]).all()  # a control is its own source
+        assert (sources[40:] == order[:, None]).all()
+
+    def test_random_controls_are_of_the_same_cell_type(self):
+        given, order = self.cells()
+        sources = couple(*given, control=0, names=["a", "b"], how="random", n_draws=6)
+        assert sources.shape == (80, 6)
+        assert (sources[40:] % 2 == order[:, None] % 2).all()
+        assert (sources[40:] != order[:, None]).mean() > 0.8
+
+    def test_the_same_seed_draws_the_same(self):
+        given, _ = self.cells()
+        drawn = [couple(*given, control=0, names=["a", "b"], how="random", seed=seed) for seed in (1, 1, 2)]
+        assert (drawn[0] == drawn[1]).all()
+        assert (drawn[0] != drawn[2]).any()
+
+    def test_a_cell_type_without_controls_is_named(self):
+        (latents, perturbation, cell_type, own, controls, kinds), _ = self.cells()
+        with pytest.raises(EvaeError, match="'b' has perturbed cells but no training controls"):
+            couple(latents, perturbation, cell_type, own, controls, np.zeros_like(kinds), control=0, names=["a", "b"])
+
+    def test_an_unknown_coupling_is_refused(self):
+        given, _ = self.cells()
+        with pytest.raises(EvaeError, match="optimal-transport, random"):
+            couple(*given, control=0, names=["a", "b"], how="greedy")
+
+
+class TestEffects:
+    def table(self, shift=2.0, n=60, seed=0):
+        """Three cell types; perturbation 1 moves them by `shift`, 2 is seen in the first alone."""
+        rng = np.random.default_rng(seed)
+        labels = [(c, p) for c in range(3) for p in (0, 1) for _ in range(n)] + [(0, 2)] * n
+        kinds, names = np.array(labels).T
+        latents = rng.normal(size=(len(labels), 8)) + kinds[:, None] + shift * (names == 1)[:, None]
+        return latents, names, kinds, effect_table(latents, names, kinds, 4, 3, 0)
+
+    def test_an_effect_is_that_of_the_other_cell_types(self):
+        latents, names, kinds, table = self.table()
+        changed = latents.copy()
+        changed[(kinds == 1) & (names == 1)] += 50
+        other = effect_table(changed, names, kinds, 4, 3, 0)
+        np.testing.assert_allclose(table[0, 1], 2, atol=0.7)
+        assert (np.abs(other[[0, 2, 3], 1] - table[[0, 2, 3], 1]) > 1).all()
+        np.testing.assert_allclose(table[1, 1], other[1, 1], rtol=0.1)
+
+    def test_what_is_not_known_is_nan_and_the_control_0(self):
+        *_, table = self.table()
+        assert np.isnan(table[0, 2]).all()  # seen in this cell type alone
+        assert np.isfinite(table[1:, 2]).all()
+        assert np.isnan(table[:, 3]).all()
+        assert (table[:, 0] == 0).all()
+
+    def test_a_shift_within_its_error_is_shrunk(self):
+        latents, names, kinds, table = self.table(shift=0.0, n=20)
+        raw = latents[(kinds > 0) & (names == 1)].mean(0) - latents[(kinds > 0) & (names == 0)].mean(0)
+        assert np.abs(table[0, 1]).mean() < 0.6 * np.abs(raw).mean()
+        strong = self.table(shift=3.0)[-1]
+        assert np.abs(strong[0, 1]).mean() > 2.5
+
+
+class TestLibrarySizes:
+    def model(self, depth):
+        """`depth[c][p]` times 1,000 molecules."""
+        rng, sizes, names, kinds = np.random.default_rng(0), [], [], []
+        for c, row in enumerate(depth):
+            for p, times in enumerate(row):
+                if times:
+                    sizes.append(1000 * times * np.exp(0.3 * rng.normal(size=400)))
+                    names += [p] * 400
+                    kinds += [c] * 400
+        return library_model(
+            np.concatenate(sizes), np.array(names), np.array(kinds), ["ctrl", "A", "B"], list("xyz"), 0
+        )
+
+    def test_deeper_treated_cells_of_one_batch(self):
+        found = self.model([[1, 1, 1], [1, 1, 1], [0.25, 1, 0]])
+        shift = found["mean"] + found["perturbations"]["B"] + found["cell_types"]["z"]
+        assert 0.9 < shift < 1.6  # log 4 is 1.39, of which the prior takes its part
+        assert found["best"] != "controls"
+
+    def test_a_perturbation_that_doubles_the_molecules(self):
+        found = self.model([[1, 2, 1], [0.5, 1, 0.5], [1, 2, 1]])
+        np.testing.assert_allclose(found["mean"] + found["perturbations"]["A"], np.log(2), atol=0.1)
+        np.testing.assert_allclose(found["mean"] + found["perturbations"]["B"], 0, atol=0.1)
+
+    def test_without_a_pair_there_is_nothing_to_know(self):
+        assert self.model([[1, 0, 0], [1, 0, 0]]) is None
+
+
+def test_prompts_follow_the_place_in_the_stream():
+    controls = Controls(np.arange(12.0).reshape(2, 6, 1, 1), np.arange(12.0).reshape(2, 6), np.zeros(6))
+    sources = np.arange(8).reshape(2, 4) % 6
+    prompts = Prompts(controls, sources, 1, np.array([[1.0], [2.0]]), np.array([1, 0]))
+    first = prompts.batch(np.array([0, 1]), None)
+    assert first["source_latents"].flatten().tolist() == [0, 4]
+    assert first["effect"].flatten().tolist() == [2, 1]
+    many = [prompts.batch(np.array([0]), np.array([place]))["source_latents"].item() for place in range(200)]
+    assert set(many) == {0, 1, 2, 3, 6, 7, 8, 9}  # every draw at every depth
+    whole = prompts.batch(np.zeros(200, dtype=int), np.arange(200))["source_latents"].flatten().tolist()
+    assert whole == many
+
+
+def screen(folder, change=None):
+    cells = simulate_perturb_seq(n_cells=400, n_genes=40, n_cell_types=3, n_perturbations=3, n_without_effect=0)
+    (folder / "split.json").write_text('{"cell_type": ["type_A"], "pert": ["%s"]}' % held_out(cells))
+    if change is not None:
+        cells = change(cells)
+    cells.write_h5ad(folder / "cells.h5ad")
+    labels = {"perturbation_key": "perturbation", "cell_type_key": "cell_type", "control": "control"}
+    split = str(folder / "split.json")
+    return prepare_dataset(folder / "cells.h5ad", folder / "dataset", split=split, progress=False, **labels)
+
+
+def held_out(cells):
+    return sorted(set(cells.obs["perturbation"]) - {"control"})[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("screen")
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    return screen(folder)
+
+
+def tokenize(dataset, out, **fields):
+    model = TOKENIZER | fields
+    return train_tokenizer(TokenizerSettings(dataset=str(dataset), output_dir=str(out), model=model, **SHORT))
+
+
+def fit(dataset, tokenizer, out, model=PRIOR, **changes):
+    values = {"dataset": str(dataset), "tokenizer": str(tokenizer), "output_dir": str(out), "model": model}
+    return train_prior(PriorSettings(**values | SHORT | changes))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(data, folder):
+    return tokenize(data, folder / "tokenizer")
+
+
+@pytest.fixture(scope="module")
+def prior(data, tokenizer, folder):
+    return fit(data, tokenizer, folder / "prior")
+
+
+def test_held_out_cells_teach_nothing(data, prior, tmp_path):
+    def poison(cells):
+        rows = ((cells.obs["cell_type"] == "type_A") & (cells.obs["perturbation"] == held_out(cells))).to_numpy()
+        counts = cells.X.toarray()
+        counts[rows] = 1 + 7 * counts[rows][:, ::-1]
+        return ad.AnnData(counts, cells.obs, cells.var)
+
+    poisoned = screen(tmp_path, poison)
+    assert DatasetInfo.load(poisoned).n_cells["test"] == DatasetInfo.load(data).n_cells["test"] > 0
+    again = fit(poisoned, tokenize(poisoned, tmp_path / "tokenizer"), tmp_path / "prior")
+    one, two = (load_file(run / "model.safetensors") for run in (prior, again))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_resumes_exactly(data, tokenizer, prior, tmp_path, monkeypatch):
+    class Stopped(Exception):
+        pass
+
+    def stop(*args, **kwargs):
+        raise Stopped
+
+    monkeypatch.setattr("evae.training.prior.save_with_processor", stop)
+    with pytest.raises(Stopped):
+        fit(data, tokenizer, tmp_path / "prior")
+    monkeypatch.undo()
+    shutil.rmtree(sorted((tmp_path / "prior" / "checkpoints").glob("step*"))[-1])
+    resumed = fit(data, tokenizer, tmp_path / "prior", resume=True)
+    one, two = (load_file(run / "model.safetensors") for run in (prior, resumed))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_predicts_from_source_cells(data, prior):
+    pipe = evae.pipeline(prior, device="cpu")
+    cells = simulate_perturb_seq(n_cells=400, n_genes=40, n_cell_types=3, n_perturbations=3, n_without_effect=0)
+    controls = cells[cells.obs["perturbation"] == "control"].copy()
+    options = {"progress": False, "library_size": "controls"}
+    predicted = pipe.predict(controls, held_out(cells), "type_A", n_cells=100, **options)
+    of_source = controls[predicted.obs["source"]]
+    np.testing.assert_array_equal(predicted.obs["library_size"], np.asarray(of_source.X.sum(1)).ravel())
+    assert (of_source.obs["cell_type"] == "type_A").all()
+    again = pipe.predict(controls, held_out(cells), "type_A", n_cells=100, batch_size=7, **options)
+    assert (predicted.X != again.X).nnz == 0
+    controls.obs["cell_type"] = "never seen"
+    new = pipe.predict(controls, held_out(cells), n_cells=9, progress=False)
+    assert (new.obs["support"] == "unseen").all()
+    assert new.X.sum() > 0
+
+
+@pytest.mark.parametrize("kind", ["evae_mdlm", "evae_flow"])
+@pytest.mark.parametrize("sources", [1, 3])
+def test_the_other_priors(data, tokenizer, folder, tmp_path, kind, sources):
+    tokens = tokenizer if kind == "evae_mdlm" else tokenize(data, tmp_path / "tokenizer", quantizer="gaussian")
+    run = fit(data, tokens, tmp_path / "prior", PRIOR | {"source_cells": sources}, model_type=kind)
+    controls, name = controls_of(folder), held_out(ad.read_h5ad(folder / "cells.h5ad"))
+    predicted = evae.pipeline(run, device="cpu").predict(controls, name, "type_A", n_cells=20, progress=False)
+    assert predicted.X.sum() > 0
+
+
+def controls_of(folder):
+    cells = ad.read_h5ad(folder / "cells.h5ad")
+    return cells[cells.obs["perturbation"] == "control"].copy()
+
+
+def test_counts_have_no_latents_to_read(data, tmp_path):
+    with pytest.raises(EvaeError, match="train one"):
+        fit(data, "counts", tmp_path / "prior")
