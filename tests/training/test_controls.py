@@ -1,5 +1,6 @@
 """What a prior reads of control cells in training: couplings, known effects, library sizes, source cells."""
 
+import json
 import shutil
 
 import anndata as ad
@@ -148,7 +149,7 @@ def test_prompts_follow_the_place_in_the_stream():
 
 def screen(folder, change=None):
     cells = simulate_perturb_seq(n_cells=400, n_genes=40, n_cell_types=3, n_perturbations=3, n_without_effect=0)
-    (folder / "split.json").write_text('{"cell_type": ["type_A"], "pert": ["%s"]}' % held_out(cells))
+    (folder / "split.json").write_text(json.dumps({"cell_type": ["type_A"], "pert": [held_out(cells)]}))
     if change is not None:
         cells = change(cells)
     cells.write_h5ad(folder / "cells.h5ad")
