@@ -43,7 +43,7 @@ from evae.cli import main
 from evae.data.preparing.prepare import prepare_dataset
 from evae.data.simulation.perturb_seq import simulate_perturb_seq
 from evae.models.contract_evae import EvaeError
-from evae.models.prior_evae import check_compiler
+from evae.models.sampling_evae import check_compiler
 from evae.training.prior import train_prior
 from evae.training.settings import load_settings
 from evae.training.tokenizer import train_tokenizer

@@ -7,8 +7,8 @@ from transformers import AutoConfig, AutoModel
 from evae.models import EvaeError
 from evae.models.code_writer_evae import CodeWriter
 from evae.models.configuration_evae import HEADS
-from evae.models.prior_evae import guided
 from evae.models.randomness_evae import CellStreams
+from evae.models.sampling_evae import guided
 
 KINDS = ("ar", "mdlm", "flow")
 CONDITIONS = {"perturbation_ids": torch.tensor([0, 2, 1]), "cell_type_ids": torch.tensor([1, 0, 1])}

@@ -28,7 +28,6 @@ try:  # transformers >= 5 skips what is already loaded
 except ImportError:
     from torch.nn import init  # type: ignore[no-redef]
 
-
 DECODED_NUMBERS = 2**25  # largest activation of a decoder layer, in numbers, when counts are drawn
 
 
@@ -179,8 +178,7 @@ class EvaeModel(EvaePreTrainedModel):
 
     def encode(self, counts: Tensor, gene_ids: Tensor | None = None) -> Tensor:
         """FSQ: codes, int64 (cells, latents). Gaussian: posterior means, (cells, latents, latent_dim)."""
-        latents, codes, _ = self._bottleneck(self._latent_parameters(counts, gene_ids))
-        return latents if codes is None else codes
+        return self.tokens_and_latents(counts, gene_ids)[0]
 
     def tokens_and_latents(self, counts: Tensor, gene_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What `encode` gives, and the latents before quantization, (cells, latents, latent_width)."""

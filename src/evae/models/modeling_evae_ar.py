@@ -27,9 +27,10 @@ from .heads_evae import HEAD_CLASSES  # noqa: F401
 from .layers_evae import check_ids
 from .modeling_evae import EvaeModel  # noqa: F401
 from .no_tokenizer_evae import NoTokenizer  # noqa: F401
-from .prior_evae import EvaePrior, cells_asked_for
+from .prior_evae import EvaePrior
 from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
 from .randomness_evae import CellStreams, Randomness
+from .sampling_evae import cells_asked_for
 from .source_evae import SourceEmbedding  # noqa: F401
 
 

@@ -29,9 +29,10 @@ from .heads_evae import HEAD_CLASSES  # noqa: F401
 from .layers_evae import check_ids
 from .modeling_evae import EvaeModel  # noqa: F401
 from .no_tokenizer_evae import NoTokenizer  # noqa: F401
-from .prior_evae import EvaePrior, EvaePriorOutput, guided
+from .prior_evae import EvaePrior, EvaePriorOutput
 from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
 from .randomness_evae import CellStreams, Randomness, categorical
+from .sampling_evae import guided
 from .source_evae import SourceEmbedding  # noqa: F401
 
 FIRST_TIME = 1e-3  # smallest time in training, because the weight 1 / t is unbounded

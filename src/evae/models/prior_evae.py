@@ -13,9 +13,6 @@ Source: doi:10.64898/2026.06.15.732063.
 
 import inspect
 import math
-import os
-import shlex
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -32,6 +29,7 @@ from .layers_evae import ModulatedBlock, modulate
 from .modeling_evae import EvaeModel, EvaePreTrainedModel
 from .no_tokenizer_evae import NoTokenizer
 from .randomness_evae import CellStreams, Randomness
+from .sampling_evae import cells_asked_for, check_compiler
 from .source_evae import SourceEmbedding, init_source_buffers
 
 try:
@@ -296,26 +294,3 @@ class EvaePrior(EvaePreTrainedModel):
             n_cells=len(library_size), generator=streams, **options,
         )  # fmt: skip
         return self.tokenizer.sample_counts(tokens, library_size, streams)
-
-
-def check_compiler() -> None:
-    """Raise `EvaeError` if there is no C++ compiler for `torch.compile`."""
-    if not shutil.which(shlex.split(os.environ.get("CXX") or "g++")[0]):
-        raise EvaeError("to compile needs a C++ compiler; install g++, name another in CXX, or leave `compile` out.")
-
-
-def cells_asked_for(n_cells: int | None, *conditions: Tensor | None) -> int:
-    """How many cells to draw: `n_cells`, else as many as the conditions have, else one."""
-    given = [x for x in conditions if x is not None]
-    return len(given[0]) if n_cells is None and given else n_cells or 1
-
-
-def guided(network: Callable[..., Tensor], scale: float, *inputs: Tensor) -> Tensor:
-    """`network(*inputs)` with classifier-free guidance; 1 is none.
-
-    With guidance `network` gets the inputs twice: for the conditions of the cells, then for their nulls.
-    """
-    if scale == 1:
-        return network(*inputs)
-    conditional, null = network(*(torch.cat([x, x]) for x in inputs)).chunk(2)
-    return null + scale * (conditional - null)

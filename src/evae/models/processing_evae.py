@@ -58,9 +58,8 @@ class EvaeProcessor(FeatureExtractionMixin):
         self.cell_types = [str(c) for c in cell_types]
         self.perturbation_units = [str(p) for p in perturbation_units] if perturbation_units is not None else None
         self.control = control
-        self.library_size_quantiles = (
-            [float(q) for q in library_size_quantiles] if library_size_quantiles is not None else None
-        )
+        quantiles = library_size_quantiles
+        self.library_size_quantiles = None if quantiles is None else [float(q) for q in quantiles]
         self.training_pairs = (
             {str(c): [str(p) for p in ps] for c, ps in training_pairs.items()} if training_pairs else None
         )

@@ -12,7 +12,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin, ProjectConfiguratio
 from torch import nn
 
 from evae.models.contract_evae import EvaeError
-from evae.models.prior_evae import check_compiler
+from evae.models.sampling_evae import check_compiler
 from evae.training.settings import Settings
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
