@@ -111,7 +111,7 @@ def test_predict_takes_the_controls_out_of_a_whole_screen(run, trained_prior, sc
     names = screen_split["pert"]
     outcome = run(
         *("predict", trained_prior, "--controls", screen_file, "--perturbation", ",".join(names)),
-        *("--cell-type", "type_B", "--n-cells", 12, "--out", out),
+        *("--cell-type", "type_B", "--n-cells", 12, "--library-size", "controls", "--out", out),
     )
     assert outcome.code == 0, outcome.err
     assert "24 cells of 2 (cell type, perturbation) pairs (2 seen apart in training), 60 genes" in outcome.out

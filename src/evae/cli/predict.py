@@ -21,7 +21,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="h5ad file to write.")],
     controls: Annotated[
         Path | None,
-        typer.Option(help="h5ad file of raw counts, with your control cells: they give the library sizes."),
+        typer.Option(help="h5ad file of raw counts, with your control cells, from which the prediction starts."),
     ] = None,
     perturbation: Annotated[
         list[str] | None, typer.Option(help="Perturbation; repeat it, or separate several by commas.")
@@ -32,6 +32,17 @@ def predict(
     n_cells: Annotated[int | None, typer.Option(help="Cells for each pair; as many as controls if left out.")] = None,
     held_out: Annotated[
         str | None, typer.Option(help="Instead: predict all that this dataset folder holds out.")
+    ] = None,
+    counterfactual: Annotated[
+        bool, typer.Option("--counterfactual", help="Each control once, after the perturbation, in the same order.")
+    ] = False,
+    effects: Annotated[
+        Path | None,
+        typer.Option(help="Table of log2 fold changes that you know, genes by perturbations: csv, tsv, parquet."),
+    ] = None,
+    library_size: Annotated[
+        str | None,
+        typer.Option(help="Molecules of the predicted cells: predicted, controls, training; the best if left out."),
     ] = None,
     perturbation_key: PerturbationKey = "perturbation",
     cell_type_key: CellTypeKey = "cell_type",
@@ -61,27 +72,30 @@ def predict(
     check_model(model)
     if controls is not None:
         need_file(controls)
+    from evae.inference.effects import log_fold_changes
     from evae.inference.held_out import predict_held_out
     from evae.inference.pipeline import pipeline
 
     quiet_transformers()
     pipe = pipeline(model, device)
-    options = {"guidance_scale": guidance_scale, "num_steps": steps, "compile": compile or None}
+    options: dict[str, Any] = {"guidance_scale": guidance_scale, "num_steps": steps, "compile": compile or None}
+    options |= {"library_size": library_size}
     how: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": watched()}
     how |= {name: value for name, value in options.items() if value is not None}
     if held_out is not None:
         predicted = predict_held_out(pipe, held_out, **how)
     else:
-        predicted = pipe.predict(
-            None if controls is None else _controls(controls, pipe, perturbation_key, control),
-            _names(perturbation or [], [*pipe.processor.perturbations, *pipe.processor.known_units()]),
-            _names(cell_type, pipe.processor.cell_types) if cell_type else None,
-            n_cells,
-            cell_type_key=cell_type_key,
-            perturbation_key=perturbation_key,
-            layer=layer,
-            **how,
-        )
+        folds = {} if effects is None else log_fold_changes(effects, pipe.processor)
+        names = [*folds, *pipe.processor.perturbations, *pipe.processor.known_units()]
+        wanted = _names(perturbation or [], names)
+        kinds = _names(cell_type, pipe.processor.cell_types) if cell_type else None
+        cells = None if controls is None else _controls(controls, pipe, perturbation_key, control)
+        how |= {"cell_type_key": cell_type_key, "perturbation_key": perturbation_key, "layer": layer}
+        how |= {"effects": effects} if effects is not None else {}
+        if counterfactual:
+            predicted = _counterfactual(pipe, cells, wanted, kinds, n_cells, how)
+        else:
+            predicted = pipe.predict(cells, wanted, kinds, n_cells, **how)
     write_h5ad(predicted, out)
     _say_predicted(predicted, out)
 
@@ -105,6 +119,21 @@ def _controls(path: Path, pipe: "Pipeline", key: str, label: str | None) -> "ad.
             f"--control. {near_matches(label, sorted(set(labels) - {''}))}"
         )
     return cells[chosen].to_memory()
+
+
+def _counterfactual(
+    pipe: "Pipeline",
+    cells: "ad.AnnData | None",
+    names: list[str],
+    kinds: list[str] | None,
+    n_cells: Any,
+    how: dict[str, Any],
+) -> "ad.AnnData":
+    if cells is None:
+        raise EvaeError("--counterfactual changes your own control cells; give --controls.")
+    if n_cells is not None or len(names) != 1 or len(kinds or []) > 1:
+        raise EvaeError("--counterfactual changes every control once; give one --perturbation and no --n-cells.")
+    return pipe.counterfactual(cells, names[0], kinds[0] if kinds else None, **how)
 
 
 def _names(given: list[str], known: list[str]) -> list[str]:

@@ -21,6 +21,7 @@ from evae.data.reading.panel import over_panel
 from evae.inference.checkpoint import Checkpoint
 from evae.inference.devices import choose_device
 from evae.models.contract_evae import EvaeError
+from evae.models.genes_evae import gene_columns
 
 KINDS = ("latents", "pooled", "codes")
 FULL_ENOUGH = 0.9  # of the gene panel
@@ -127,6 +128,19 @@ def embed_cells(
         raise EvaeError(f"{empty} of {len(embedded)} cells have no counts over the gene panel; drop them first.")
     warn_of_coverage(encoder.coverage, "the cells")
     return embedded, encoder.facts()
+
+
+def gene_coverage(processor: Any, adata: ad.AnnData) -> float:
+    """Share of the model's gene panel, 0 to 1, that `adata` measures."""
+    position = processor.gene_positions(gene_columns(adata.var_names, adata.var))
+    return float((position >= 0).mean())
+
+
+def said_coverage(processor: Any, adata: ad.AnnData, what: str) -> float:
+    """`gene_coverage`, with a warning where it is low."""
+    coverage = gene_coverage(processor, adata)
+    warn_of_coverage(coverage, what)
+    return coverage
 
 
 def warn_of_coverage(coverage: float, what: str) -> None:

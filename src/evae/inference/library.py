@@ -45,7 +45,7 @@ def choose_library_sizes(
     if how not in CHOICES:
         raise EvaeError(f"library_size is '{how}'. {near_matches(how, CHOICES)}")
     if how == "training":
-        return processor.sample_library_size(len(obs), rng), how
+        return processor.sample_library_size(len(obs), rng), "training cells"
     if found is None or sources is None:
         raise EvaeError(f"library_size='{how}' needs controls; give them, or take 'training'.")
     sizes = found.library_size[sources]

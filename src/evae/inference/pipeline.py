@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
-import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 import torch
 
@@ -18,27 +18,11 @@ from evae.data.format import Pair
 from evae.data.reading.anndata_file import as_anndata
 from evae.inference.checkpoint import Checkpoint, load_checkpoint
 from evae.inference.devices import choose_device
-from evae.inference.embedding import embed_cells, warn_of_coverage
-from evae.inference.library import choose_library_sizes, compare_with_controls
-from evae.inference.request import (
-    cell_type_labels,
-    check_controls,
-    keep_own_columns,
-    pairs_asked_for,
-    planned_cells,
-    planned_genes,
-    whole_counts,
-)
-from evae.inference.sampling import (
-    conditions_of,
-    draw_cells,
-    knows_by_context,
-    panel_batches,
-    read_control_facts,
-    reads_controls,
-)
+from evae.inference.embedding import embed_cells, gene_coverage, said_coverage
+from evae.inference.prediction import Request, change_cells, predict_cells
+from evae.inference.request import planned_genes, whole_counts
+from evae.inference.sampling import panel_batches
 from evae.models.contract_evae import EvaeError
-from evae.models.genes_evae import gene_columns
 
 
 def pipeline(
@@ -91,6 +75,7 @@ class Pipeline:
         cell_type: str | Sequence[str] | None = None,
         n_cells: int | Mapping[Pair, int] | None = None,
         *,
+        effects: pd.DataFrame | str | Path | None = None,
         library_size: str | Any | None = None,
         seed: int = 0,
         batch_size: int = 256,
@@ -115,6 +100,9 @@ class Pipeline:
             n_cells: cells for every pair of cell type and perturbation; as many as its cell type has controls if None.
                 For chosen pairs, a mapping from (cell type, perturbation) to a number, and no `perturbation` and
                 `cell_type`.
+            effects: log2 fold changes that you know of the perturbations, genes by perturbations or the other way
+                round, as a table or its csv, tsv or parquet file; for a prior with `condition_on_effect`. They take the
+                place of what training found, and may be of perturbations that it never saw.
             library_size: total counts of the predicted cells: "predicted" from the control's, the perturbation and the
                 cell type, those of the "controls", some of the "training" cells, or numbers (cells,). None takes what
                 training found best on left-out pairs.
@@ -138,36 +126,45 @@ class Pipeline:
             EvaeError: the checkpoint is a tokenizer only, a name or an option that it does not know, controls
                 that are not raw counts or not controls, or too little gene coverage.
         """
-        self._check_prior(batch_size)
-        controls = None if controls is None else as_anndata(controls, "controls")
-        processor = self.processor
-        asked = (controls, perturbation, cell_type, n_cells, cell_type_key)
-        any_cell_type = controls is not None and (knows_by_context(self.checkpoint) or reads_controls(self.checkpoint))
-        pairs = pairs_asked_for(processor, *asked, any_cell_type)
-        cell_types = list(dict.fromkeys(c for c, _ in pairs))
-        obs = planned_cells(pairs, processor)
-        rng = np.random.default_rng(seed)
-        facts: dict[str, Any] = {"seed": seed, "control": str(processor.control)}
-        found, sources = None, None
-        if controls is not None:
-            check_controls(controls, processor, perturbation_key)
-            labels = cell_type_labels(controls, cell_types, cell_type_key)
-            used = np.flatnonzero(np.isin(labels, cell_types))
-            found = read_control_facts(self.checkpoint, controls[used], labels[used], layer=layer, device=self.device)
-            sources = found.draw_sources(pairs, rng)
-            facts["gene_coverage"] = self._say_coverage(controls, "the controls")
-        sizes, facts["library_size_source"] = choose_library_sizes(library_size, processor, obs, found, sources, rng)
-        obs["library_size"] = sizes
-        facts["library_size_median"] = compare_with_controls(obs, found)
-        if found is not None and sources is not None and self.model.config.source_cells:
-            obs["source"] = found.names[sources]
-        own = {cell_type_key: "cell_type", perturbation_key: "perturbation"}
-        keep_own_columns(obs, controls, own)
-        asked_for = conditions_of(self.checkpoint, obs, found, sources, seed)
-        drawing: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": self.device}
-        X = draw_cells(self.checkpoint, asked_for, progress=progress, sampling=sampling, **drawing)
-        var = planned_genes(processor, controls)
-        return ad.AnnData(X=X, obs=obs, var=var, uns={"evae": facts | self._provenance()})
+        request = Request(
+            perturbation=perturbation, cell_type=cell_type, n_cells=n_cells, effects=effects, library_size=library_size,
+            seed=seed, batch_size=batch_size, cell_type_key=cell_type_key, perturbation_key=perturbation_key,
+            layer=layer, progress=progress, sampling=sampling,
+        )  # fmt: skip
+        return predict_cells(self._prior(batch_size), controls, request, self.device)
+
+    def counterfactual(
+        self,
+        controls: ad.AnnData | str | Path,
+        perturbation: str,
+        cell_type: str | None = None,
+        *,
+        effects: pd.DataFrame | str | Path | None = None,
+        library_size: str | Any | None = None,
+        seed: int = 0,
+        batch_size: int = 256,
+        cell_type_key: str | None = "cell_type",
+        perturbation_key: str = "perturbation",
+        layer: str | None = None,
+        progress: bool = True,
+        **sampling: Any,
+    ) -> ad.AnnData:
+        """Draw each control cell as it would be after a perturbation: the same cells in the same order.
+
+        Arguments are those of `predict`; one perturbation, and one `cell_type` where the controls have no such column.
+
+        Returns:
+            AnnData as from `predict`, with the names of the controls in the same order.
+
+        Raises:
+            EvaeError: as `predict` does, and for a prior that reads no source cells.
+        """
+        request = Request(
+            perturbation=perturbation, cell_type=cell_type, n_cells=None, effects=effects, library_size=library_size,
+            seed=seed, batch_size=batch_size, cell_type_key=cell_type_key, perturbation_key=perturbation_key,
+            layer=layer, progress=progress, sampling=sampling,
+        )  # fmt: skip
+        return change_cells(self._prior(batch_size), controls, request, self.device)
 
     def embed(
         self,
@@ -230,32 +227,27 @@ class Pipeline:
                 codes = tokenizer.encode(batch["counts"], batch["gene_ids"])
                 counts = tokenizer.sample_counts(codes, batch["library_size"], generator)
                 blocks.append(whole_counts(counts, generator))
-        facts = {"seed": seed, "gene_coverage": self._say_coverage(adata, "the cells")} | self._provenance()
+        facts = {
+            "seed": seed,
+            "gene_coverage": said_coverage(self.processor, adata, "the cells"),
+        } | self.checkpoint.provenance()
         X = sp.vstack(blocks, format="csr")
         var = planned_genes(self.processor, adata)
         return ad.AnnData(X=X, obs=adata.obs.copy(), var=var, uns={"evae": facts})
 
     def gene_coverage(self, adata: ad.AnnData) -> float:
         """Share of the model's gene panel, 0 to 1, that `adata` measures."""
-        position = self.processor.gene_positions(gene_columns(adata.var_names, adata.var))
-        return float((position >= 0).mean())
+        return gene_coverage(self.processor, adata)
 
-    def _say_coverage(self, adata: ad.AnnData, what: str) -> float:
-        coverage = self.gene_coverage(adata)
-        warn_of_coverage(coverage, what)
-        return coverage
-
-    def _check_prior(self, batch_size: int) -> None:
+    def _prior(self, batch_size: int) -> Checkpoint:
         if not self.checkpoint.is_prior:
             raise EvaeError(f"{self.checkpoint.name} is a tokenizer, which embeds but does not predict; give a prior.")
         if batch_size < 1:
             raise EvaeError(f"batch_size is {batch_size}; give at least 1.")
+        return self.checkpoint
 
     def _generator(self, seed: int) -> torch.Generator:
         return torch.Generator(device=self.device).manual_seed(seed)
-
-    def _provenance(self) -> dict[str, Any]:
-        return self.checkpoint.provenance()
 
 
 def _some(names: Sequence[str]) -> str:

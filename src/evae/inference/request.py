@@ -1,7 +1,7 @@
 """What a prediction asks for, checked against the model and the controls, and the cells it gives."""
 
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import anndata as ad
@@ -34,11 +34,13 @@ def pairs_asked_for(
     n_cells: int | Mapping[Pair, int] | None,
     cell_type_key: str | None,
     any_cell_type: bool,
+    told: Collection[str] = (),
 ) -> dict[Pair, int]:
     """How many cells to draw of every (cell type, perturbation); the arguments are those of `Pipeline.predict`.
 
     Args:
         any_cell_type: whether the controls may be of a cell type that training did not see.
+        told: perturbations whose effects the user gives, which training need not have seen.
 
     Raises:
         EvaeError: too little is said, or too much, or an unknown name.
@@ -49,13 +51,13 @@ def pairs_asked_for(
         if not n_cells:
             raise EvaeError("no (cell type, perturbation) pair was given; name at least one.")
         cell_types, perturbations = ([pair[i] for pair in n_cells] for i in (0, 1))
-        _check_names(processor, perturbations, cell_types, any_cell_type)
+        _check_names(processor, [p for p in perturbations if p not in told], cell_types, any_cell_type)
         return {pair: _whole(n, 0) for pair, n in n_cells.items()}
     if perturbation is None:
         raise EvaeError("no perturbation was named; name at least one.")
     perturbations = listed(perturbation, "perturbation")
     cell_types = wanted_cell_types(processor.cell_types, controls, cell_type, cell_type_key)
-    _check_names(processor, perturbations, cell_types, any_cell_type)
+    _check_names(processor, [p for p in perturbations if p not in told], cell_types, any_cell_type)
     n_cells = None if n_cells is None else _whole(n_cells, 1)
     if n_cells is None and controls is None:
         raise EvaeError("without controls, say how many cells to draw with n_cells.")

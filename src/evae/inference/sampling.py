@@ -1,6 +1,6 @@
 """Draw the cells of a prediction: what the controls tell, and one random stream for every cell."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +97,17 @@ def read_control_facts(
 
 def reads_controls(checkpoint: Checkpoint) -> bool:
     """Whether the prior reads control cells themselves: source cells, or effects on their latents."""
-    return bool(getattr(checkpoint.model.config, "reads_controls", False))
+    return bool(source_cells(checkpoint)) or takes_effects(checkpoint)
+
+
+def source_cells(checkpoint: Checkpoint) -> int:
+    """How many control cells the prior reads for every cell; 0 for none."""
+    return int(getattr(checkpoint.model.config, "source_cells", 0))
+
+
+def takes_effects(checkpoint: Checkpoint) -> bool:
+    """Whether the prior is told the known effect of a perturbation."""
+    return bool(getattr(checkpoint.model.config, "condition_on_effect", False))
 
 
 def knows_by_context(checkpoint: Checkpoint) -> bool:
@@ -106,7 +116,12 @@ def knows_by_context(checkpoint: Checkpoint) -> bool:
 
 
 def conditions_of(
-    checkpoint: Checkpoint, obs: pd.DataFrame, found: ControlFacts | None, sources: np.ndarray | None, seed: int
+    checkpoint: Checkpoint,
+    obs: pd.DataFrame,
+    found: ControlFacts | None,
+    sources: np.ndarray | None,
+    seed: int,
+    shifts: Mapping[Pair, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The arguments of the prior for the cells that `obs` plans.
 
@@ -116,12 +131,16 @@ def conditions_of(
         found: what the controls tell; None without controls.
         sources: control of every cell, (cells,); None without controls.
         seed: of the further controls of a prompt.
+        shifts: (cell type, perturbation) -> effects that the user knows, in the place of those that training found.
+            Their perturbations may be new.
 
     Raises:
         EvaeError: a perturbation or a cell type that the prior was not trained for.
     """
-    processor, config = checkpoint.processor, checkpoint.model.config
-    asked: dict[str, Tensor] = {"perturbation_ids": processor.perturbation_ids(obs["perturbation"].tolist())}
+    processor, n_sources = checkpoint.processor, source_cells(checkpoint)
+    shifts = shifts or {}
+    told = {name for _, name in shifts}
+    asked = {"perturbation_ids": _ids_or_null(processor, obs["perturbation"].tolist(), told)}
     names = [str(name) for name in obs["cell_type"].cat.categories]
     which = torch.from_numpy(obs["cell_type"].cat.codes.to_numpy(dtype=np.int64))
     if found is not None and found.contexts:
@@ -131,17 +150,31 @@ def conditions_of(
     else:
         asked["cell_type_ids"] = torch.from_numpy(look_up(names, processor.cell_types, "cell type"))[which]
     asked["library_size"] = torch.from_numpy(obs["library_size"].to_numpy(dtype=np.float32))
-    if config.source_cells and found is not None and sources is not None and found.latents is not None:
-        several = found.more_sources(sources, config.source_cells, obs["cell_type"].to_numpy(), seed)
+    if n_sources and found is not None and sources is not None and found.latents is not None:
+        several = found.more_sources(sources, n_sources, obs["cell_type"].to_numpy(), seed)
         asked["source_latents"] = found.latents[several]
         asked["source_library_size"] = torch.from_numpy(found.library_size[several])
-    if config.condition_on_effect:
+    if takes_effects(checkpoint):
         pairs = obs.groupby(["cell_type", "perturbation"], observed=True, sort=False).indices
         effects = torch.empty(len(obs), checkpoint.model.condition.effect.width)
         for (cell_type, perturbation), rows in pairs.items():
-            effects[torch.from_numpy(rows)] = known_effect(checkpoint, str(cell_type), str(perturbation))
+            pair = str(cell_type), str(perturbation)
+            effects[torch.from_numpy(rows)] = shifts[pair] if pair in shifts else known_effect(checkpoint, *pair)
         asked["effect"] = effects
     return asked
+
+
+def _ids_or_null(processor: Any, names: Sequence[str], told: Collection[str]) -> Tensor:
+    """Ids of perturbations; that of the null condition for those of `told` that the prior does not know."""
+    known = set(processor.known_units())
+    unknown = [name for name in told if not known.issuperset(processor.parts(name))]
+    if not unknown:
+        ids: Tensor = processor.perturbation_ids(names)
+        return ids
+    ids = processor.perturbation_ids([processor.control if name in unknown else name for name in names])
+    rows, none = torch.tensor([name in unknown for name in names]), len(processor.known_units())
+    ids[rows] = torch.tensor([none, *[-1] * (ids.shape[1] - 1)]) if ids.dim() == 2 else none
+    return ids
 
 
 def _named_where_seen(processor: Any, names: Sequence[str]) -> Tensor:

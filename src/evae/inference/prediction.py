@@ -1,0 +1,158 @@
+"""A prediction: the cells asked for are planned, get a control and a library size each, and are drawn."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import torch
+
+from evae.data.format import Pair
+from evae.data.reading.anndata_file import as_anndata
+from evae.inference.checkpoint import Checkpoint
+from evae.inference.effects import effects_on_controls, log_fold_changes
+from evae.inference.embedding import said_coverage
+from evae.inference.library import choose_library_sizes, compare_with_controls
+from evae.inference.request import (
+    cell_type_labels,
+    check_controls,
+    keep_own_columns,
+    pairs_asked_for,
+    planned_cells,
+    planned_genes,
+)
+from evae.inference.sampling import (
+    ControlFacts,
+    conditions_of,
+    draw_cells,
+    knows_by_context,
+    read_control_facts,
+    reads_controls,
+    source_cells,
+    takes_effects,
+)
+from evae.models.contract_evae import EvaeError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for; the fields are the arguments of `Pipeline.predict`."""
+
+    perturbation: str | Sequence[str] | None
+    cell_type: str | Sequence[str] | None
+    n_cells: int | Mapping[Pair, int] | None
+    effects: pd.DataFrame | str | Path | None
+    library_size: Any
+    seed: int
+    batch_size: int
+    cell_type_key: str | None
+    perturbation_key: str
+    layer: str | None
+    progress: bool
+    sampling: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Controls:
+    """The controls of the cell types asked for: the cells, and what they tell."""
+
+    cells: ad.AnnData
+    found: ControlFacts
+
+
+def predict_cells(
+    prior: Checkpoint, controls: ad.AnnData | str | Path | None, asked: Request, device: torch.device
+) -> ad.AnnData:
+    """See `Pipeline.predict`."""
+    given = None if controls is None else as_anndata(controls, "controls")
+    folds = _read_folds(prior, given, asked)
+    any_cell_type = given is not None and (knows_by_context(prior) or reads_controls(prior))
+    pairs = _pairs(prior, given, asked, any_cell_type, folds)
+    obs = planned_cells(pairs, prior.processor)
+    read = None if given is None else _read_controls(prior, given, pairs, asked, device)
+    sources = None if read is None else read.found.draw_sources(pairs, np.random.default_rng(asked.seed))
+    return _draw(prior, given, asked, device, obs, read, sources, folds)
+
+
+def change_cells(
+    prior: Checkpoint, controls: ad.AnnData | str | Path, asked: Request, device: torch.device
+) -> ad.AnnData:
+    """See `Pipeline.counterfactual`."""
+    if not source_cells(prior):
+        raise EvaeError(f"{prior.name} reads no source cells; train a prior with model.source_cells=1.")
+    given = as_anndata(controls, "controls")
+    folds = _read_folds(prior, given, asked)
+    pairs = _pairs(prior, given, asked, True, folds)
+    if len({name for _, name in pairs}) > 1:
+        raise EvaeError("counterfactual changes every cell once; name one perturbation.")
+    read = _read_controls(prior, given, pairs, asked, device)
+    order = np.concatenate([read.found.rows[kind] for kind, _ in pairs])
+    obs = planned_cells(pairs, prior.processor).iloc[np.argsort(order)].copy()
+    obs.index = pd.Index(read.found.names)
+    return _draw(prior, given, asked, device, obs, read, np.arange(len(obs)), folds)
+
+
+def _pairs(
+    prior: Checkpoint, controls: ad.AnnData | None, asked: Request, any_cell_type: bool, folds: Mapping[str, np.ndarray]
+) -> dict[Pair, int]:
+    wanted = (controls, asked.perturbation, asked.cell_type, asked.n_cells, asked.cell_type_key, any_cell_type)
+    return pairs_asked_for(prior.processor, *wanted, told=folds)
+
+
+def _read_folds(prior: Checkpoint, controls: ad.AnnData | None, asked: Request) -> dict[str, np.ndarray]:
+    """Perturbation -> log2 fold changes that the user gives."""
+    if asked.effects is None:
+        return {}
+    if not takes_effects(prior):
+        raise EvaeError(f"{prior.name} takes no effects; train a prior with model.condition_on_effect=true.")
+    if controls is None:
+        raise EvaeError("effects are imposed on control cells; give controls.")
+    return log_fold_changes(asked.effects, prior.processor)
+
+
+def _read_controls(
+    prior: Checkpoint, controls: ad.AnnData, pairs: Mapping[Pair, int], asked: Request, device: torch.device
+) -> Controls:
+    cell_types = list(dict.fromkeys(c for c, _ in pairs))
+    check_controls(controls, prior.processor, asked.perturbation_key)
+    labels = cell_type_labels(controls, cell_types, asked.cell_type_key)
+    rows = np.flatnonzero(np.isin(labels, cell_types))
+    cells = controls[rows]
+    return Controls(cells, read_control_facts(prior, cells, labels[rows], layer=asked.layer, device=device))
+
+
+def _draw(
+    prior: Checkpoint,
+    controls: ad.AnnData | None,
+    asked: Request,
+    device: torch.device,
+    obs: pd.DataFrame,
+    read: Controls | None,
+    sources: np.ndarray | None,
+    folds: Mapping[str, np.ndarray],
+) -> ad.AnnData:
+    """The cells that `obs` plans; `sources` is the control of every cell."""
+    found, seed = None if read is None else read.found, asked.seed
+    rng = np.random.default_rng(seed if found is None else (seed, 1))
+    sizes, origin = choose_library_sizes(asked.library_size, prior.processor, obs, found, sources, rng)
+    obs["library_size"] = sizes
+    facts: dict[str, Any] = {"seed": seed, "control": str(prior.processor.control), "library_size_source": origin}
+    facts["library_size_median"] = compare_with_controls(obs, found)
+    shifts = {}
+    if read is not None:
+        pairs = list(obs.groupby(["cell_type", "perturbation"], observed=True).indices)
+        reading: dict[str, Any] = {"layer": asked.layer, "device": device, "seed": seed}
+        shifts = effects_on_controls(prior, read.cells, read.found, folds, pairs, **reading)
+        if sources is not None and source_cells(prior):
+            obs["source"] = read.found.names[sources]
+    if controls is not None:
+        facts["gene_coverage"] = said_coverage(prior.processor, controls, "the controls")
+    conditions = conditions_of(prior, obs, found, sources, seed, shifts)
+    how: dict[str, Any] = {"batch_size": asked.batch_size, "progress": asked.progress, "sampling": asked.sampling}
+    X = draw_cells(prior, conditions, seed=seed, device=device, **how)
+    keep_own_columns(obs, controls, {asked.cell_type_key: "cell_type", asked.perturbation_key: "perturbation"})
+    var = planned_genes(prior.processor, controls)
+    return ad.AnnData(X=X, obs=obs, var=var, uns={"evae": facts | prior.provenance()})

@@ -1,0 +1,171 @@
+"""Predictions that start from the user's control cells: counterfactuals, known effects, library sizes."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import evae
+from evae.data.preparing.prepare import prepare_dataset
+from evae.data.simulation.perturb_seq import simulate_perturb_seq
+from evae.models.contract_evae import EvaeError
+from evae.training.prior import train_prior
+from evae.training.settings import PriorSettings, TokenizerSettings
+from evae.training.tokenizer import train_tokenizer
+
+TOKENIZER = {"encoder": "mlp", "decoder": "mlp", "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+TOKENIZER |= {"n_latents": 4, "encoder_layers": 1, "decoder_layers": 1, "fsq_levels": [5, 5]}
+TOKENIZER |= {"standardize_latents": True, "condition_on_library": True}
+PRIOR = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
+PRIOR |= {"source_cells": 1, "condition_on_effect": True}
+SHORT = {"max_steps": 30, "batch_size": 64, "warmup_steps": 2, "eval_every": 30, "log_every": 10, "learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return simulate_perturb_seq(n_cells=500, n_genes=40, n_cell_types=2, n_perturbations=3, n_without_effect=0)
+
+
+@pytest.fixture(scope="module")
+def controls(cells):
+    return cells[cells.obs["perturbation"] == "control"].copy()
+
+
+@pytest.fixture(scope="module")
+def pipe(cells, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    cells.write_h5ad(folder / "cells.h5ad")
+    labels = {"perturbation_key": "perturbation", "cell_type_key": "cell_type", "control": "control"}
+    prepare_dataset(folder / "cells.h5ad", folder / "data", progress=False, **labels)
+    common = {"dataset": str(folder / "data"), **SHORT}
+    tokenizer = train_tokenizer(TokenizerSettings(output_dir=str(folder / "tokenizer"), model=TOKENIZER, **common))
+    settings = PriorSettings(tokenizer=str(tokenizer), output_dir=str(folder / "prior"), model=PRIOR, **common)
+    return evae.pipeline(train_prior(settings), device="cpu")
+
+
+class TestCounterfactual:
+    def test_the_same_cells_in_the_same_order(self, pipe, controls):
+        name = pipe.processor.perturbations[-1]
+        changed = pipe.counterfactual(controls, name, library_size="controls", progress=False)
+        assert changed.obs_names.tolist() == controls.obs_names.tolist() == changed.obs["source"].tolist()
+        assert (changed.obs["cell_type"].astype(str) == controls.obs["cell_type"].astype(str).to_numpy()).all()
+        np.testing.assert_array_equal(changed.obs["library_size"], np.asarray(controls.X.sum(1)).ravel())
+        assert set(changed.obs["perturbation"]) == {name}
+
+    def test_each_cell_is_its_own_source(self, pipe, controls):
+        """Cells that are twins in their counts, with twins' random numbers, differ only by what the source says."""
+        name, some = pipe.processor.perturbations[-1], controls[:40].copy()
+        plain = pipe.counterfactual(some, name, progress=False, library_size="controls")
+        swapped = some.copy()
+        counts = swapped.X.toarray()
+        counts[0] = counts[1]
+        swapped.X = counts
+        other = pipe.counterfactual(swapped, name, progress=False, library_size="controls")
+        differs = np.flatnonzero((plain.X != other.X).toarray().any(1))
+        assert differs.tolist() == [0]
+
+    def test_one_perturbation_only(self, pipe, controls):
+        with pytest.raises(EvaeError, match="one perturbation"):
+            pipe.counterfactual(controls, pipe.processor.perturbations[-2:], progress=False)
+
+
+class TestEffects:
+    def table(self, pipe, name, fold):
+        genes = pipe.processor.genes
+        return pd.DataFrame({name: np.full(len(genes), 0.0)}, index=genes).assign(
+            **{name: [fold if i < 5 else 0.0 for i in range(len(genes))]}
+        )
+
+    def test_an_unseen_perturbation_with_its_effect(self, pipe, controls, tmp_path):
+        table = self.table(pipe, "NEW", -4.0)
+        with pytest.raises(EvaeError, match="NEW"):
+            pipe.predict(controls, "NEW", progress=False)
+        options = {"progress": False, "library_size": "controls"}
+        predicted = pipe.predict(controls, "NEW", effects=table, **options)
+        assert (predicted.obs["support"] == "unseen").all()
+        other = pipe.predict(controls, "NEW", effects=-table, **options)
+        assert (predicted.X != other.X).nnz > 0
+        table.T.to_csv(tmp_path / "effects.csv")  # perturbations by genes, as a file
+        read = pipe.predict(controls, "NEW", effects=tmp_path / "effects.csv", **options)
+        assert (predicted.X != read.X).nnz == 0
+
+    def test_the_shift_of_the_latents_follows_the_folds(self, pipe, controls):
+        from evae.inference.effects import shift_of_latents
+
+        counts = pipe.processor(controls)
+        dense = np.zeros((controls.n_obs, len(pipe.processor.genes)), dtype=np.float32)
+        np.put_along_axis(dense, counts["gene_ids"].numpy(), counts["counts"].numpy(), axis=1)
+        import torch
+
+        none = shift_of_latents(pipe.model.tokenizer, torch.from_numpy(dense), np.zeros(40), 0)
+        folds = np.zeros(40)
+        folds[:10] = 2
+        some = shift_of_latents(pipe.model.tokenizer, torch.from_numpy(dense), folds, 0)
+        assert none.abs().max() < 0.05
+        assert some.abs().max() > 0.2
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda t: t.rename(index=lambda g: f"x{g}"), "no gene of the model's panel"),
+            (lambda t: t * 100, "log2 fold changes"),
+            (lambda t: pd.concat([t, t], axis=1), "twice"),
+        ],
+    )
+    def test_a_wrong_table_is_refused(self, pipe, controls, change, message):
+        with pytest.raises(EvaeError, match=message):
+            pipe.predict(controls, "NEW", effects=change(self.table(pipe, "NEW", 1.0)), progress=False)
+
+    def test_a_file_that_is_not_there(self, pipe, controls, tmp_path):
+        with pytest.raises(EvaeError, match="do not exist"):
+            pipe.predict(controls, "NEW", effects=tmp_path / "none.csv", progress=False)
+
+    def test_effects_need_controls(self, pipe):
+        with pytest.raises(EvaeError, match="give controls"):
+            pipe.predict(None, "NEW", "type_A", 3, effects=self.table(pipe, "NEW", 1.0), progress=False)
+
+
+class TestLibrarySizes:
+    def thinned(self, controls, share):
+        counts = np.random.default_rng(0).binomial(controls.X.toarray().astype(int), share)
+        kept = counts.sum(1) > 0
+        return ad.AnnData(counts[kept].astype(np.float32), controls.obs[kept], controls.var)
+
+    def predict(self, pipe, controls, how, **options):
+        return pipe.predict(controls, pipe.processor.perturbations[-1], library_size=how, progress=False, **options)
+
+    def test_of_the_controls_and_given(self, pipe, controls):
+        copied = self.predict(pipe, controls, "controls")
+        assert sorted(copied.obs["library_size"]) == sorted(np.asarray(controls.X.sum(1)).ravel())
+        assert copied.uns["evae"]["library_size_source"] == "controls"
+        given = self.predict(pipe, controls, np.full(controls.n_obs, 77))
+        assert set(given.obs["library_size"]) == {77}
+
+    def test_controls_shallower_than_all_training_cells_do_not_pull_the_prediction_down(self, pipe, controls):
+        shallow = self.thinned(controls, 0.2)
+        with pytest.warns(UserWarning, match="choose with library_size"):
+            predicted = self.predict(pipe, shallow, "predicted")
+        usual = np.median(self.predict(pipe, controls, "predicted").obs["library_size"])
+        assert np.median(predicted.obs["library_size"]) > 0.7 * usual
+        medians = predicted.uns["evae"]["library_size_median"]
+        assert medians["predicted"] > 1.5 * medians["controls"]
+
+    @pytest.mark.parametrize("how", ["deep", np.zeros(3), [-1.0]])
+    def test_anything_else_is_refused(self, pipe, controls, how):
+        with pytest.raises(EvaeError, match="library_size"):
+            self.predict(pipe, controls, how)
+
+    def test_without_controls(self, pipe):
+        predicted = pipe.predict(None, pipe.processor.perturbations[-1], "type_A", 5, progress=False)
+        assert predicted.uns["evae"]["library_size_source"] == "training cells"
+        with pytest.raises(EvaeError, match="needs controls"):
+            pipe.predict(None, pipe.processor.perturbations[-1], "type_A", 5, library_size="predicted", progress=False)
+
+
+def test_a_prior_that_reads_no_controls_says_so(pipe, controls, monkeypatch):
+    monkeypatch.setattr(pipe.model.config, "source_cells", 0)
+    monkeypatch.setattr(pipe.model.config, "condition_on_effect", False)
+    with pytest.raises(EvaeError, match="reads no source cells"):
+        pipe.counterfactual(controls, "any", progress=False)
+    with pytest.raises(EvaeError, match="takes no effects"):
+        pipe.predict(controls, "any", effects=pd.DataFrame(), progress=False)
