@@ -51,6 +51,7 @@ class EvaePriorConfig(PretrainedConfig):
         effect_dropout: fraction of training cells without a known effect.
         control_id: id of the control among the perturbations; guidance can then lead away from it.
         n_effects: number of perturbations, combinations included, whose effects the checkpoint holds.
+        guidance_scale: strength of classifier-free guidance where `sample` is not told another; 1 is none.
     """
 
     sub_configs = {"tokenizer_config": EvaeConfig}  # noqa: RUF012
@@ -82,6 +83,7 @@ class EvaePriorConfig(PretrainedConfig):
         effect_dropout: float = 0.2,
         control_id: int = -1,
         n_effects: int = 0,
+        guidance_scale: float = 1.0,
         **kwargs: Any,
     ) -> None:
         if tokenizer_config is None:
@@ -113,6 +115,7 @@ class EvaePriorConfig(PretrainedConfig):
         self.effect_dropout = effect_dropout
         self.control_id = control_id
         self.n_effects = n_effects
+        self.guidance_scale = guidance_scale
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
         check_positive(self, "n_perturbations", "n_cell_types", "hidden_size", "num_hidden_layers")

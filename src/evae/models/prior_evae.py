@@ -214,7 +214,7 @@ class EvaePrior(EvaePreTrainedModel):
         library_size: Tensor | None = None,
         n_cells: int | None = None,
         generator: Randomness = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         guide: str | None = None,
         context: Tensor | None = None,
         source_latents: Tensor | None = None,
@@ -230,7 +230,7 @@ class EvaePrior(EvaePreTrainedModel):
             library_size: total counts over the panel, (cells,); needed with `condition_on_library`.
             n_cells: number of cells to draw; as many as there are conditions if None.
             generator: source of randomness: a torch generator, or `CellStreams`, which has a stream for every cell.
-            guidance_scale: strength of classifier-free guidance; 1 is the model as trained.
+            guidance_scale: strength of classifier-free guidance; 1 is the model as trained, None the configuration's.
             guide: what the null is: the "control" in the place of the perturbation, no "perturbation", or none of "all"
                 (perturbation and cell type). None takes the control in a prior that reads control cells, else no
                 perturbation.
@@ -251,6 +251,7 @@ class EvaePrior(EvaePreTrainedModel):
             check_compiler()
         conditions = (perturbation_ids, cell_type_ids, library_size, context, effect)
         n_cells = cells_asked_for(n_cells, *conditions, source_latents)
+        guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         condition = self._sampling_conditions(n_cells, *conditions, guidance_scale, guide)
         prompt = self.prompt(n_cells, source_latents, source_library_size)
         if prompt is not None and guidance_scale != 1:

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
 from evae.common.digests import weights_digest
+from evae.common.progress import console
 from evae.data.format import DatasetInfo
 from evae.data.streaming.mixture import Mixture, Sources
 from evae.models.configuration_evae import EvaeConfig
@@ -29,6 +30,7 @@ from evae.training.codes import CodeBatches, EncodedCells, cells_batches
 from evae.training.conditions import perturbation_vocabulary, set_conditions
 from evae.training.controls import set_prompts
 from evae.training.encoder import Encoder
+from evae.training.guidance import choose_guidance
 from evae.training.library import fit_library_sizes
 from evae.training.loop.setup import make_accelerator
 from evae.training.loop.stage import Stage
@@ -122,7 +124,7 @@ def _train_on(
         title="prior",
         inputs=(prior.training_input, "perturbation_ids", cell_type, "library_size", *_inputs_from_controls(config)),
         validation=validation_codes(cells["validation"], sources, settings),
-        save=lambda trained, folder: save_with_processor(trained, folder, processor),
+        save=partial(save_prior, processor=processor, cells=cells["validation"], run=run, seed=settings.seed),
         fingerprint=fingerprint(info, weights_digest(tokenizer), *vocabulary.digest(), *sources.order()),
         named_cells=partial(named_cells, sources),
     )
@@ -164,6 +166,22 @@ def load_tokenizer(path_or_id: str, info: DatasetInfo) -> EvaeModel:
             "tokenizer on it."
         )
     return tokenizer.eval().requires_grad_(False)
+
+
+def save_prior(
+    prior: Any, folder: Path, *, processor: EvaeProcessor, cells: EncodedCells, run: RunFolder, seed: int
+) -> None:
+    """Write the finished prior; one that reads controls gets its default guidance scale first."""
+    if prior.config.reads_controls and prior.config.control_id >= 0:
+        scale, curve = choose_guidance(prior.eval(), cells, prior.config.control_id, seed)
+        prior.config.guidance_scale = scale
+        run.log(guidance_scale=scale, guidance_curve=curve)
+        console().print(
+            f"default guidance scale {scale:g}; distance of the means on validation cells by scale: "
+            + ", ".join(f"{name} {value:.3g}" for name, value in curve.items()),
+            highlight=False,
+        )
+    save_with_processor(prior, folder, processor)
 
 
 def _inputs_from_controls(config: Any) -> list[str]:
