@@ -124,7 +124,7 @@ def _train_on(
         title="prior",
         inputs=(prior.training_input, "perturbation_ids", cell_type, "library_size", *_inputs_from_controls(config)),
         validation=validation_codes(cells["validation"], sources, settings),
-        save=partial(save_prior, processor=processor, cells=cells["validation"], run=run, seed=settings.seed),
+        save=partial(save_prior, processor=processor, cells=cells["validation"], run=run, settings=settings),
         fingerprint=fingerprint(info, weights_digest(tokenizer), *vocabulary.digest(), *sources.order()),
         named_cells=partial(named_cells, sources),
     )
@@ -169,13 +169,13 @@ def load_tokenizer(path_or_id: str, info: DatasetInfo) -> EvaeModel:
 
 
 def save_prior(
-    prior: Any, folder: Path, *, processor: EvaeProcessor, cells: EncodedCells, run: RunFolder, seed: int
+    prior: Any, folder: Path, *, processor: EvaeProcessor, cells: EncodedCells, run: RunFolder, settings: PriorSettings
 ) -> None:
     """Write the finished prior; one that reads controls gets its default guidance scale first."""
     if prior.config.reads_controls and prior.config.control_id >= 0:
-        scale, curve = choose_guidance(prior.eval(), cells, prior.config.control_id, seed)
+        scale, curve = choose_guidance(prior.eval(), cells, prior.config.control_id, settings.seed)
         prior.config.guidance_scale = scale
-        run.log(guidance_scale=scale, guidance_curve=curve)
+        run.log(step=settings.max_steps, guidance_scale=scale, guidance_curve=curve)
         console().print(
             f"default guidance scale {scale:g}; distance of the means on validation cells by scale: "
             + ", ".join(f"{name} {value:.3g}" for name, value in curve.items()),
