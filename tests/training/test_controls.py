@@ -79,13 +79,13 @@ class TestEffects:
         labels = [(c, p) for c in range(3) for p in (0, 1) for _ in range(n)] + [(0, 2)] * n
         kinds, names = np.array(labels).T
         latents = rng.normal(size=(len(labels), 8)) + kinds[:, None] + shift * (names == 1)[:, None]
-        return latents, names, kinds, effect_table(latents, names, kinds, 4, 3, 0)
+        return latents, names, kinds, effect_table(latents, names, kinds, 4, 3, 0)[0]
 
     def test_an_effect_is_that_of_the_other_cell_types(self):
         latents, names, kinds, table = self.table()
         changed = latents.copy()
         changed[(kinds == 1) & (names == 1)] += 50
-        other = effect_table(changed, names, kinds, 4, 3, 0)
+        other, _ = effect_table(changed, names, kinds, 4, 3, 0)
         np.testing.assert_allclose(table[0, 1], 2, atol=0.7)
         assert (np.abs(other[[0, 2, 3], 1] - table[[0, 2, 3], 1]) > 1).all()
         np.testing.assert_allclose(table[1, 1], other[1, 1], rtol=0.1)
@@ -137,7 +137,7 @@ class TestLibrarySizes:
 def test_prompts_follow_the_place_in_the_stream():
     controls = Controls(np.arange(12.0).reshape(2, 6, 1, 1), np.arange(12.0).reshape(2, 6), np.zeros(6))
     sources = np.arange(8).reshape(2, 4) % 6
-    prompts = Prompts(controls, sources, 1, np.array([[1.0], [2.0]]), np.array([1, 0]))
+    prompts = Prompts(controls, sources, 1, np.array([[[1.0], [2.0]]]), np.array([1, 0]))
     first = prompts.batch(np.array([0, 1]), None)
     assert first["source_latents"].flatten().tolist() == [0, 4]
     assert first["effect"].flatten().tolist() == [2, 1]

@@ -14,6 +14,8 @@ from evae.training.encoder import Encoder
 from evae.training.prompts import COPIES, Controls, Prompts
 from evae.training.settings import PriorSettings
 
+EFFECT_DRAWS = 8  # of every effect within its error
+
 
 @dataclass(frozen=True)
 class Vocabularies:
@@ -72,7 +74,7 @@ def prompts_of(
     train, validation = cells["train"], cells["validation"]
     firsts = np.flatnonzero(whole == np.arange(len(whole)))
     flat = train.latents.reshape(len(train), -1)
-    table = effect_table(
+    table, errors = effect_table(
         flat[firsts], train.perturbation_ids[firsts], train.cell_type_ids[firsts],
         n_perturbations=data.n_perturbations, n_cell_types=len(data.cell_types), control=data.control,
     )  # fmt: skip
@@ -95,14 +97,17 @@ def prompts_of(
     )
     own = np.where(held, len(rows) + np.cumsum(held) - 1, -1)
     of_validation = _couple(config, validation, np.arange(len(validation)), pool, own, data)
-    effects = table[:-1].reshape(-1, table.shape[2]) if config.condition_on_effect else None
+    drawn = np.random.default_rng(data.seed).normal(size=(EFFECT_DRAWS, *table.shape)).astype(np.float32)
+    drawn[0] = 0
+    effects = (table + drawn * errors)[:, :-1].reshape(EFFECT_DRAWS, -1, table.shape[2])
     prompts = {}
     for split, some, controls, sources in (
         ("train", train, pool, found[of_whole[whole]]),
         ("validation", validation, more, of_validation),
     ):
+        told = effects if config.condition_on_effect else None
         effect_rows = some.cell_type_ids.astype(np.int32) * data.n_perturbations + some.perturbation_ids
-        prompts[split] = Prompts(controls, sources, config.source_cells, effects, effect_rows)
+        prompts[split] = Prompts(controls, sources, config.source_cells, told, effect_rows)
     return prompts, table
 
 

@@ -17,8 +17,8 @@ def effect_table(
     n_perturbations: int,
     n_cell_types: int,
     control: int,
-) -> np.ndarray:
-    """Effects of all perturbations as each cell type is told them.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Effects of all perturbations as each cell type is told them, and their errors.
 
     Args:
         latents: of the training cells, (cells, values).
@@ -27,8 +27,9 @@ def effect_table(
         control: id of the control.
 
     Returns:
-        float32 (cell types + 1, perturbations, values). Row c leaves cell type c out; the last row has all. NaN where
-        no other cell type has the perturbation; 0 for the control.
+        two arrays, float32 (cell types + 1, perturbations, values): the effects, and their standard deviations given
+        the cells. Row c leaves cell type c out; the last row has all. NaN where no other cell type has the
+        perturbation; 0 for the control.
     """
     shifts, variances = _shifts(latents, perturbation, cell_type, n_perturbations, n_cell_types, control)
     known = np.isfinite(variances).all(2, keepdims=True)
@@ -36,15 +37,17 @@ def effect_table(
     weighted = np.where(known, shifts, 0.0) * weights
     sums, totals = weighted.sum(0), weights.sum(0)
     table = np.full((n_cell_types + 1, n_perturbations, latents.shape[1]), np.nan, dtype=np.float32)
+    errors = table.copy()
     for left_out in range(n_cell_types + 1):
         own = (weighted[left_out], weights[left_out]) if left_out < n_cell_types else (0.0, 0.0)
         total = totals - own[1]
         some = total.min(1) > 1e-6
         effect, variance = (sums - own[0])[some] / total[some], 1 / total[some]
         signal = np.maximum((effect**2 - variance).mean(1, keepdims=True), 0)
-        table[left_out, some] = effect * signal / (signal + variance)
-    table[:, control] = 0
-    return table
+        share = signal / (signal + variance)
+        table[left_out, some], errors[left_out, some] = effect * share, np.sqrt(variance * share)
+    table[:, control] = errors[:, control] = 0
+    return table, errors
 
 
 def _shifts(

@@ -41,7 +41,8 @@ class Prompts:
         controls: the pool of sources.
         sources: rows of the pool, int32 (cells, draws).
         n_sources: source cells of a prompt; 0 for none.
-        effects: float32 (effects, values), NaN where unknown; None for a prior without.
+        effects: float32 (draws, effects, values), NaN where unknown; None for a prior without. The first draw is the
+            estimate. The others vary within its error, so that the prior does not take an effect for a name.
         effect_rows: row of `effects`, int32 (cells,).
     """
 
@@ -58,16 +59,16 @@ class Prompts:
     def batch(self, rows: np.ndarray, places: np.ndarray | None) -> Batch:
         """The arguments of a prior for the cells `rows`; without `places` the first draws, whole."""
         batch = {}
+        mixed = np.zeros(len(rows), dtype=np.int64) if places is None else (places * _MIX % 2**32) >> 8
         if self.n_sources:
             draws, copies = self.sources.shape[1], len(self.controls.latents)
-            mixed = np.zeros(len(rows), dtype=np.int64) if places is None else (places * _MIX % 2**32) >> 8
             first = mixed % draws
             chosen = self.sources[rows[:, None], (first[:, None] + np.arange(self.n_sources)) % draws]
             copy = (mixed // draws % copies)[:, None]
             batch["source_latents"] = torch.from_numpy(self.controls.latents[copy, chosen])
             batch["source_library_size"] = torch.from_numpy(self.controls.library_size[copy, chosen])
         if self.effects is not None:
-            batch["effect"] = torch.from_numpy(self.effects[self.effect_rows[rows]])
+            batch["effect"] = torch.from_numpy(self.effects[(mixed >> 4) % len(self.effects), self.effect_rows[rows]])
         return batch
 
 
