@@ -84,7 +84,7 @@ class TestSample:
         prior, calls = flow(), []
         noise = flow_noise(prior)
 
-        def velocity(place, time, condition):
+        def velocity(place, time, condition, prompt):
             calls.append(time[0].item())
             return gaussian_velocity(place, time)
 
@@ -119,7 +119,7 @@ def flow_noise(prior):
     """The noise that `sample` begins with at the seed of `errors`."""
     captured = []
     whole = prior._velocity
-    prior._velocity = lambda place, time, condition: (captured.append(place), whole(place, time, condition))[1]
+    prior._velocity = lambda place, time, condition, prompt: (captured.append(place), whole(place, time, condition))[1]
     try:
         type(prior).sample(prior, n_cells=50, num_steps=1, generator=torch.manual_seed(0))
     finally:

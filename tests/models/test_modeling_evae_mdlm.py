@@ -191,7 +191,7 @@ class TestSample:
     def test_few_calls_and_no_code_is_hidden_again(self, mdlm, monkeypatch, order, num_steps):
         prior, seen = mdlm(), []
         whole = prior._logits
-        monkeypatch.setattr(prior, "_logits", lambda tokens, m: (seen.append(tokens), whole(tokens, m))[1])
+        monkeypatch.setattr(prior, "_logits", lambda tokens, m, prompt: (seen.append(tokens), whole(tokens, m))[1])
         codes = prior.sample(n_cells=40, num_steps=num_steps, order=order)
         assert len(seen) <= min(4, num_steps)
         assert (seen[0] == MASK).all()
@@ -214,7 +214,7 @@ class TestSample:
         certain[0, 2, 7] = 50.0  # latent 2 is sure, the others are not
         seen = []
 
-        def logits(tokens, modulation):
+        def logits(tokens, modulation, prompt):
             seen.append(tokens)
             return certain.expand(len(tokens), -1, -1)
 

@@ -76,7 +76,7 @@ class TestGuidance:
         with pytest.raises(EvaeError, match="condition_dropout 0, so it cannot be guided"):
             draw(tiny_prior(kind=kind, condition_dropout=0.0), guidance_scale=2.0)
         draw(tiny_prior(kind=kind, condition_dropout=0.0))
-        with pytest.raises(EvaeError, match="guide 'cell' does not exist; choose one of perturbation, all"):
+        with pytest.raises(EvaeError, match="guide 'cell' does not exist; choose one of control, perturbation, all"):
             draw(tiny_prior(kind=kind), guide="cell")
         with pytest.raises(EvaeError, match="guidance_scale is -1"):
             draw(tiny_prior(kind=kind), guidance_scale=-1)
