@@ -88,7 +88,8 @@ def workplace(
 def test_commands_of_the_main_path(workplace):
     folder, ran = workplace
     assert ran == [
-        *("prepare", "train", "train", "predict", "evaluate", "predict", "embed", "embed", "reversion"),
+        *("prepare", "train", "train", "predict", "evaluate", "predict", "embed", "evaluate", "embed"),
+        "reversion",
         *("push", "push-dataset"),
     ]
     assert json.loads((folder / "data/screen/split.json").read_text()) == json.loads(snippets("json")[0])

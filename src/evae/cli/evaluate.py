@@ -13,7 +13,7 @@ from evae.models.contract_evae import EvaeError
 if TYPE_CHECKING:
     from evae.evaluation import EvaluationResult
 
-SUITES = ("paper", "robust", "perturbation", "cell-eval", "full")
+SUITES = ("paper", "robust", "perturbation", "cell-eval", "vcc2026", "full")
 BASELINES = ("scvi",)
 TOKENIZER_ALONE = "tokenizer_alone.json"
 RESULT = "result.json"
@@ -77,7 +77,7 @@ def evaluate(
     if tokenizer is not None:
         check_model(tokenizer)
     from evae.evaluation import evaluate as run_evaluation
-    from evae.evaluation import summary_table
+    from evae.evaluation import main_tables
     from evae.inference.held_out import dataset_cells
 
     how: dict[str, Any] = files if dataset is None else dataset_cells(dataset)
@@ -90,7 +90,7 @@ def evaluate(
     how |= {"seeds": tuple(range(seeds)), "progress": watched()}
     result = run_evaluation(predicted, **how, extra_baselines=() if baseline is None else (baseline,))
     alone = None if tokenizer is None else _tokenizer_alone(tokenizer, dataset, how)
-    console().print(summary_table(result, alone))
+    console().print(main_tables(result, alone))
     for note in result.stamp["notes"]:
         say(f"· {note}", style="dim")
     with fresh_folder(out, RESULT, overwrite) as folder:

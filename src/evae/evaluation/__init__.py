@@ -6,8 +6,16 @@ Enters: predicted, real and training cells as AnnData, h5ad files or splits of a
 
 from evae.evaluation.metrics.distances import distribution_metrics
 from evae.evaluation.report.model_index import model_index
-from evae.evaluation.report.terminal import summary_table
+from evae.evaluation.report.terminal import main_tables, summary_table
 from evae.evaluation.result import EvaluationResult
 from evae.evaluation.run import SUITES, evaluate
 
-__all__ = ["SUITES", "EvaluationResult", "distribution_metrics", "evaluate", "model_index", "summary_table"]
+__all__ = [
+    "SUITES",
+    "EvaluationResult",
+    "distribution_metrics",
+    "evaluate",
+    "main_tables",
+    "model_index",
+    "summary_table",
+]

@@ -13,6 +13,7 @@ from evae.common.progress import progress_bar
 from evae.evaluation.cells.comparison import Comparison, compare
 from evae.evaluation.cells.inputs import Data, Progress, require
 from evae.evaluation.protocols.cell_eval_adapter import cell_eval_protocol
+from evae.evaluation.protocols.challenge import challenge_protocol
 from evae.evaluation.protocols.differential import de_protocol, default_cache
 from evae.evaluation.protocols.distribution import (
     diversity_protocol,
@@ -31,6 +32,7 @@ SUITES = {
     "robust": ("robust", "perturbation", "diversity"),
     "perturbation": ("perturbation", "differential expression"),
     "cell-eval": ("perturbation", "differential expression", "cell-eval"),
+    "vcc2026": ("vcc2026",),
     "full": ("paper", "robust", "perturbation", "differential expression", "diversity", "cell-eval"),
 }
 EXTRA_BASELINES = {"scvi": scvi_shift}
@@ -81,7 +83,8 @@ def evaluate(
             fractions as expected counts, "log1p" as log1p.
         real_scale: the same of the real values. Training cells and controls are recognised.
         suite: "paper" (as published), "robust", "perturbation" (pseudobulks and differential expression),
-            "cell-eval" (the same, and cell-eval itself beside it; needs the extra `eval`) or "full" (all).
+            "cell-eval" (the same, and cell-eval itself beside it; needs the extra `eval`), "vcc2026" (metrics and
+            scores of the Virtual Cell Challenge 2026; raw counts on both sides) or "full" (all but that).
         seeds: of the draws and splits, one or several; the first alone serves where one draw is made.
         n_components: principal components of W2, MMD2 and FD.
         with_baselines: compute the baselines too.
@@ -108,7 +111,9 @@ def evaluate(
     }  # fmt: skip
     tables = default_cache() if cache == "default" else None if cache is None else Path(cache)
     with progress_bar(progress, unit="", transient=True) as bar:
-        comparison = compare(predicted, real, train, controls, seed=seeds[0], progress=bar.track, **keys)
+        comparison = compare(
+            predicted, real, train, controls, seed=seeds[0], progress=bar.track, rates=suite == "vcc2026", **keys
+        )
         plan = _Plan(SUITES[suite], seeds, n_components, with_baselines, tuple(extra_baselines), tables, bar.track)
         records = _run(comparison, plan)
     settings = {**keys, "suite": suite, "seeds": list(seeds), "n_components": n_components}
@@ -162,6 +167,8 @@ def _run(comparison: Comparison, plan: _Plan) -> list[Record]:
         records += de_protocol(comparison, systems, seeds[0], bar, plan.cache)
     if "cell-eval" in groups:
         records += cell_eval_protocol(comparison, bar)
+    if "vcc2026" in groups:
+        records += challenge_protocol(comparison, seeds, bar, plan.with_baselines)
     if "diversity" in groups:
         records += diversity_protocol(comparison, systems, seeds[0], bar)
     return records

@@ -120,8 +120,12 @@ def compare(
     real_scale: str = "auto",
     seed: int = 0,
     progress: Progress = silent,
+    rates: bool = False,
 ) -> Comparison:
     """Read and check the inputs of an evaluation; see `evaluate` for the arguments.
+
+    Args:
+        rates: keep the training cells' mean counts per 10,000 too.
 
     Raises:
         EvaeError: no control cells, no perturbed cells, pairs without predictions, genes that do not match,
@@ -144,7 +148,7 @@ def compare(
         truth, generated, trained, given = sources
         assert truth is not None
         assert generated is not None
-        comparison = _read(truth, generated, trained, given, control, seed, progress)
+        comparison = _read(truth, generated, trained, given, control, seed, progress, rates)
     for key, taken in zip(keys, own, strict=True):
         if key != taken:
             comparison.notes.append(f"the predicted cells' obs column '{taken}' stands for '{key}' of the real cells")
@@ -159,6 +163,7 @@ def _read(
     control: str,
     seed: int,
     progress: Progress,
+    rates: bool,
 ) -> Comparison:
     """Check the labels of all sources, then read their values."""
     notes: list[str] = []
@@ -174,7 +179,7 @@ def _read(
     training = None
     if trained is not None:
         perturbations = sorted({p for _, p in pairs})
-        training = summarise_training(trained, source, perturbations, genes, control, seed, progress)
+        training = summarise_training(trained, source, perturbations, genes, control, seed, progress, rates)
         if training.n_held_out:
             notes.append(f"{training.n_held_out} held-out cells were found among the training cells and left out there")
     comparison = Comparison(truth, prediction, control_cells, training, pairs, control, notes)

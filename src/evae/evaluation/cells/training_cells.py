@@ -6,7 +6,7 @@ mean expression of every (cell type, perturbation) pair and, in temporary files,
 perturbations. Of all other cells only labels and a hash of their names are held.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -37,6 +37,7 @@ class TrainingCells:
         elsewhere: cells of the evaluated perturbations in training, at most `MAX_PER_PERTURBATION` of each.
         control: the control's label.
         n_held_out: cells left out because they are held-out cells.
+        rates: mean counts per 10,000 of each pair, (genes,) each; empty unless asked for.
     """
 
     means: dict[Pair, np.ndarray]
@@ -45,6 +46,7 @@ class TrainingCells:
     elsewhere: Cells
     control: str
     n_held_out: int = 0
+    rates: dict[Pair, np.ndarray] = field(default_factory=dict)
 
     def perturbation_mean(self, perturbation: str) -> np.ndarray | None:
         """Mean of a perturbation over training cell types, each of the same weight; None if never seen."""
@@ -80,6 +82,7 @@ def summarise_training(
     control: str,
     seed: int = 0,
     progress: Progress = silent,
+    rates: bool = False,
 ) -> TrainingCells:
     """Read the training cells once, leaving out cells that are held-out cells (same name and labels).
 
@@ -91,6 +94,7 @@ def summarise_training(
         control: the control's label.
         seed: of the two samples.
         progress: shows how far the reading is.
+        rates: keep mean counts per 10,000 too.
     """
     usable = np.flatnonzero(~pd.Series(_cell_hashes(source)).isin(_cell_hashes(held_out)))
     if len(usable) == 0:
@@ -102,6 +106,7 @@ def summarise_training(
     chosen = [rng.permutation(usable[source.perturbation[usable] == p])[:limit] for p in perturbations]
     elsewhere = np.sort(np.concatenate(chosen))
     sums = np.zeros((len(pairs), len(genes)))
+    linear = np.zeros_like(sums) if rates else None
     samples = StoredRows(len(genes)), StoredRows(len(genes))
     totals = np.zeros(len(source))
     for rows, matrix, totals_of_rows in source.blocks(usable, genes, progress):
@@ -110,6 +115,9 @@ def summarise_training(
         indicator = sp.csr_matrix((np.ones(len(rows)), (part, np.arange(len(rows)))), shape=(len(pairs), len(rows)))
         block = (indicator @ matrix.astype(np.float64)).tocoo()
         sums[block.row, block.col] += block.data
+        if linear is not None:
+            block = (indicator @ matrix.astype(np.float64).expm1()).tocoo()
+            linear[block.row, block.col] += block.data
         for sample, wanted in zip(samples, (reference, elsewhere), strict=True):
             chosen_rows = np.isin(rows, wanted, assume_unique=True)
             if chosen_rows.any():
@@ -130,6 +138,7 @@ def summarise_training(
         elsewhere=kept(samples[1], elsewhere),
         control=control,
         n_held_out=len(source) - len(usable),
+        rates={} if linear is None else dict(zip(pairs, linear / n_cells[:, None], strict=True)),
     )
 
 

@@ -93,6 +93,13 @@ TABLES = (
     ),
     MetricTable("cell-eval", "pair", "cell-eval itself, mean over perturbations"),
     MetricTable(
+        "vcc2026", "pooled", "Virtual Cell Challenge 2026, mean over contexts", ("table", "brief", "study")
+    ),
+    MetricTable(
+        "vcc2026 score", "pooled", "The same as scores: 0 is the mean of other contexts, 1 the real split half",
+        ("table", "study"),
+    ),
+    MetricTable(
         "diversity", "pooled", "Diversity and memorisation", ("table", "brief", "figure", "radar", "study")
     ),
     MetricTable("tokenizer", "training", "Training of tokenizers", ("study",)),
@@ -105,6 +112,8 @@ _DE = ("differential expression",)
 _DE_TOO = ("differential expression", "cell-eval")
 _DIVERSITY = ("diversity",)
 _TOKENIZER = ("tokenizer",)
+_CHALLENGE = ("vcc2026",)
+_SCORE = ("vcc2026 score",)
 
 METRICS = (
     Metric(
@@ -212,6 +221,54 @@ METRICS = (
         "copied_fraction", "copied", 0.0, "share of the generated cells that are training cells", _DIVERSITY,
         ("brief",),
     ),
+    Metric(
+        "pds_cosine", "PDS cosine", "high",
+        "how near a predicted shift is to its own real one among all; 0.5 by chance", _CHALLENGE, ("brief",),
+    ),
+    Metric(
+        "expr_mse_unbiased_capped_norm", "MSE unbiased", "low",
+        "error of mean expression without sampling noise; 1 for the control copy", _CHALLENGE, ("brief",),
+    ),
+    Metric(
+        "direction_fidelity_yield_raw", "yield", "high",
+        "genes called with the right direction, over those called or truly changed", _CHALLENGE, ("brief",),
+    ),
+    Metric(
+        "direction_reach_raw", "reach", "high",
+        "share of the truly changed genes down to which the ranking keeps 90 % right directions", _CHALLENGE,
+        ("brief",),
+    ),
+    Metric(
+        "sig_jaccard", "Jaccard", "high",
+        "overlap of called and truly changed genes; two empty sets agree, so look at the number beside it",
+        _CHALLENGE, ("brief",),
+    ),
+    Metric(
+        "truth_sets", "truth sets not empty", None, "perturbations with truly changed genes", _CHALLENGE,
+    ),
+    Metric(
+        "sig_jaccard_changed", "Jaccard, not empty", "high", "the same over those perturbations alone", _CHALLENGE,
+    ),
+    Metric(
+        "lfc_nmae", "log FC error", "low", "error of the fold changes of truly changed genes; 1 for no change",
+        _CHALLENGE, ("brief",),
+    ),
+    *(
+        Metric(f"score_{name}", title, "high", f"{title} from 0, the mean of other contexts, to 1, a replicate", _SCORE)
+        for name, title in (
+            ("pds_cosine", "PDS cosine"),
+            ("expr_mse_unbiased_capped_norm", "MSE unbiased"),
+            ("direction_fidelity_yield_raw", "yield"),
+            ("direction_reach_raw", "reach"),
+            ("sig_jaccard", "Jaccard"),
+            ("lfc_nmae", "log FC error"),
+        )
+    ),
+    Metric(
+        "vcc_score", "score", "high", "mean of the scores, as the challenge ranks", _SCORE, ("study",),
+    ),
+    Metric("expr_mse_unbiased_capped", "MSE unbiased, numerator", "low", "of one perturbation"),
+    Metric("expr_distance_unbiased", "MSE unbiased, denominator", None, "of one perturbation"),
     Metric("reconstruction_loss", "loss", "low", "of a tokenizer on validation cells", _TOKENIZER, ("study",)),
     Metric("codebook_use", "codes used", "high", "share of the codes that occur", _TOKENIZER, ("study",)),
     Metric("codebook_perplexity", "perplexity", "high", "how evenly the codes occur", _TOKENIZER, ("study",)),

@@ -5,6 +5,7 @@ Enters: a `Comparison` and systems. Leaves: records, one a number. May import: t
 """
 
 from evae.evaluation.protocols.cell_eval_adapter import cell_eval_protocol
+from evae.evaluation.protocols.challenge import challenge_protocol
 from evae.evaluation.protocols.differential import de_protocol
 from evae.evaluation.protocols.distribution import (
     diversity_protocol,
@@ -17,6 +18,7 @@ from evae.evaluation.protocols.record import Record
 __all__ = [
     "Record",
     "cell_eval_protocol",
+    "challenge_protocol",
     "de_protocol",
     "diversity_protocol",
     "paper_protocol",

@@ -11,14 +11,14 @@ class Record:
 
     Attributes:
         group: which table it belongs to: "paper", "robust", "perturbation", "differential expression",
-            "cell-eval", "diversity".
+            "cell-eval", "vcc2026", "vcc2026 score", "diversity".
         level: "pooled" over all pairs, or "pair".
         system: "model", a baseline, or "real split half".
         metric: name of the metric.
         value: NaN where it is not defined.
         seed: of the draw; -1 where nothing is drawn.
         n_real, n_generated: cells on either side.
-        cell_type, perturbation: of the pair; empty when pooled.
+        cell_type, perturbation: of the pair; empty when pooled. The pooled records of "vcc2026" name their cell type.
     """
 
     group: str

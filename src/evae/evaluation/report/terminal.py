@@ -1,5 +1,6 @@
 """The numbers of an evaluation in the terminal: its tables, and the main ones as one table."""
 
+from rich.console import Group
 from rich.table import Table
 
 from evae.common.numbers import UNDEFINED, format_number
@@ -23,6 +24,13 @@ def rich_table(shown: Shown) -> Table:
             table.add_section()
         table.add_row(name, *texts, style=STYLES.get(name))
     return table
+
+
+def main_tables(result: EvaluationNumbers, reconstruction: EvaluationNumbers | None = None) -> Group:
+    """What the terminal shows: the main metrics as one table; of the suite vcc2026 its metrics and its scores."""
+    if set(result.records["group"]) & {"vcc2026"}:
+        return Group(*[rich_table(table) for table in result.tables()])
+    return Group(summary_table(result, reconstruction))
 
 
 def summary_table(result: EvaluationNumbers, reconstruction: EvaluationNumbers | None = None) -> Table:

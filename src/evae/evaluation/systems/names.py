@@ -11,6 +11,8 @@ MARGINAL_RESAMPLE = "marginal resample"
 COLLAPSED = "mean-collapsed model"
 OTHER_CONTEXTS = "other contexts"
 SCVI_SHIFT = "scVI latent shift"
+CONTEXT_MEAN = "mean of other contexts"
+SHRUNKEN_TRANSFER = "shrunken transfer"
 TOKENIZER_ALONE = "tokenizer alone"
 
 OF_THE_MODEL = (MODEL, COLLAPSED)  # these change with the model that is evaluated; all others are of the data
