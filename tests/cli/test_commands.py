@@ -115,6 +115,9 @@ def test_predict_takes_the_controls_out_of_a_whole_screen(run, trained_prior, sc
     )
     assert outcome.code == 0, outcome.err
     assert "24 cells of 2 (cell type, perturbation) pairs (2 seen apart in training), 60 genes" in outcome.out
+    n_controls = (ad.read_h5ad(screen_file).obs["perturbation"] == "control").sum()
+    assert f"{n_controls} of 900 cells are controls ('control' in obs column 'perturbation')" in outcome.out
+    assert f"the other {900 - n_controls} were left out" in outcome.out
     predicted = ad.read_h5ad(out)
     assert set(predicted.obs["perturbation"]) == set(names)
     screen = ad.read_h5ad(screen_file)
@@ -279,4 +282,4 @@ def test_a_real_file_that_says_donor(run, trained_prior, screen, screen_split, t
     assert summaries[0] == summaries[1] == summaries[2]
     outcome = run("evaluate", tmp_path / "other.h5ad", tmp_path / "real.h5ad", "--control", "control", *keys)
     assert outcome.code == 2
-    assert "name it with predicted_perturbation_key" in " ".join(outcome.err.split())
+    assert "name it with --predicted-perturbation-key" in " ".join(outcome.err.split())

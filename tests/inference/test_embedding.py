@@ -256,7 +256,11 @@ def test_bad_cells_leave_nothing_behind(checkpoint, screen, tmp_path, change, me
 def test_outputs_are_checked_before_any_work(checkpoint, screen_file, tmp_path):
     (tmp_path / "folder.h5ad").mkdir()
     (tmp_path / "there.parquet").write_text("precious")
-    for name, message in (("e.csv", "name an .h5ad"), ("folder.h5ad", "is a folder"), ("there.parquet", "--overwrite")):
+    for name, message in (
+        ("e.csv", "name an .h5ad"),
+        ("folder.h5ad", "is a folder"),
+        ("there.parquet", "overwrite=True"),
+    ):
         with pytest.raises(evae.EvaeError, match=message):
             embed_file(checkpoint, screen_file, tmp_path / name, **PARTS)
     assert (tmp_path / "there.parquet").read_text() == "precious"

@@ -197,9 +197,25 @@ def test_bad_requests_raise_with_the_mend(pipe, controls, screen_split, change, 
     assert "\n" not in str(caught.value)
 
 
-def test_perturbed_cells_are_no_controls(pipe, screen, screen_split):
-    with pytest.raises(EvaeError, match="are perturbed according to obs\\['perturbation'\\]"):
-        pipe.predict(screen, screen_split["pert"][0], n_cells=2, **QUIET)
+def test_perturbed_cells_are_no_controls(pipe, screen, screen_split, tmp_path):
+    """They are left out, aloud, in memory and backed: the same cells come as from the controls alone."""
+    own = screen[screen.obs["perturbation"] == "control"].copy()
+    expected = pipe.predict(own, screen_split["pert"][0], **QUIET)
+    screen.write_h5ad(tmp_path / "screen.h5ad")
+    for cells in (screen, ad.read_h5ad(tmp_path / "screen.h5ad", backed="r")):
+        with pytest.warns(UserWarning, match=rf"^{own.n_obs} of 900 cells are controls .* the other .* were left out"):
+            predicted = pipe.predict(cells, screen_split["pert"][0], **QUIET)
+        np.testing.assert_array_equal(predicted.X.toarray(), expected.X.toarray())
+
+
+def test_controls_of_another_name_are_named(pipe, controls, screen_split):
+    controls.obs["perturbation"] = "NT"
+    with pytest.raises(EvaeError, match=r"no cell of the controls has the control label 'control'.*control=\.\.\."):
+        pipe.predict(controls, screen_split["pert"][0], n_cells=2, **QUIET)
+    assert pipe.predict(controls, screen_split["pert"][0], "type_A", 3, control="NT", **QUIET).n_obs == 3
+    del controls.obs["perturbation"]
+    with pytest.raises(EvaeError, match="have no obs column 'perturbation'"):
+        pipe.predict(controls, screen_split["pert"][0], n_cells=2, control="NT", **QUIET)
 
 
 def test_controls_of_another_label_must_be_renamed_knowingly(pipe, controls, screen_split):

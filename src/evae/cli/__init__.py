@@ -6,7 +6,7 @@ A command imports what it works with when it has looked at its options, so that 
 import sys
 import tempfile
 import warnings
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -15,6 +15,7 @@ import evae
 from evae.cli.convert import convert
 from evae.cli.embed import embed
 from evae.cli.evaluate import evaluate
+from evae.cli.options import in_options
 from evae.cli.predict import predict
 from evae.cli.prepare import prepare
 from evae.cli.push import push
@@ -28,7 +29,7 @@ from evae.models.contract_evae import EvaeError
 
 
 class InOrder(TyperGroup):
-    """Shows the commands in the order of use."""
+    """Shows the commands in the order of use; their errors name options where the code names arguments."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         return [
@@ -44,6 +45,13 @@ class InOrder(TyperGroup):
             "convert",
             "simulate",
         ]
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except EvaeError as error:
+            raise EvaeError(in_options(str(error), self.commands[str(ctx.invoked_subcommand)])) from error
 
 
 app = typer.Typer(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evae.cli.files import check_folder, fresh_folder, need_file
-from evae.cli.options import CellTypeKey, Overwrite, PerturbationKey, check_known, check_model
+from evae.cli.options import OptionalCellTypeKey, Overwrite, PerturbationKey, check_known, check_model, in_options
 from evae.cli.terminal import console, quiet_transformers, say, watched
 from evae.models.contract_evae import EvaeError
 
@@ -21,6 +21,7 @@ SCALES = ("auto", "counts", "log1p")
 
 
 def evaluate(
+    context: typer.Context,
     predicted: Annotated[Path, typer.Argument(help="h5ad file of predicted cells.", metavar="PRED.h5ad")],
     real: Annotated[
         Path | None, typer.Argument(help="h5ad file of the real held-out cells.", metavar="REAL.h5ad")
@@ -32,7 +33,7 @@ def evaluate(
     controls: Annotated[Path | None, typer.Option(help="With REAL.h5ad: h5ad file of control cells.")] = None,
     control: Annotated[str | None, typer.Option(help="With REAL.h5ad: label of the controls.")] = None,
     perturbation_key: PerturbationKey = "perturbation",
-    cell_type_key: CellTypeKey = "cell_type",
+    cell_type_key: OptionalCellTypeKey = "cell_type",
     scale: Annotated[
         str,
         typer.Option(help=f"Of the predicted values: {', '.join(SCALES)}. counts takes fractions as expected counts."),
@@ -81,7 +82,7 @@ def evaluate(
     from evae.inference.held_out import dataset_cells
 
     how: dict[str, Any] = files if dataset is None else dataset_cells(dataset)
-    how |= {"perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "suite": suite}
+    how |= {"perturbation_key": perturbation_key, "cell_type_key": cell_type_key or None, "suite": suite}
     how |= {
         "predicted_perturbation_key": predicted_perturbation_key,
         "predicted_cell_type_key": predicted_cell_type_key,
@@ -92,7 +93,7 @@ def evaluate(
     alone = None if tokenizer is None else _tokenizer_alone(tokenizer, dataset, how)
     console().print(main_tables(result, alone))
     for note in result.stamp["notes"]:
-        say(f"· {note}", style="dim")
+        say(f"· {in_options(note, context.command)}", style="dim")
     with fresh_folder(out, RESULT, overwrite) as folder:
         if plots:
             result.report(folder)
@@ -128,7 +129,7 @@ def _tokenizer_alone(model: str, dataset: str | None, how: dict[str, Any]) -> "E
     # whole counts are drawn, with the real cells' labels
     how = how | {"scale": "auto", "predicted_perturbation_key": None, "predicted_cell_type_key": None}
     if dataset is not None:  # its labels have these names, whatever the predictions call theirs
-        how = how | {"perturbation_key": "perturbation", "cell_type_key": "cell_type"}
+        how = how | {"perturbation_key": "perturbation", "cell_type_key": how["cell_type_key"] and "cell_type"}
     cells = read_h5ad(how["real"]) if dataset is None else read_split(dataset, "test")
     drawn = pipeline(model).reconstruct(cells, progress=how["progress"])
     return run_evaluation(drawn, **how, with_baselines=False)

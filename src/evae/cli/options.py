@@ -1,8 +1,10 @@
 """Options that several commands share, and the checks of their values that need no library."""
 
+import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +13,9 @@ from evae.models.contract_evae import EvaeError, near_matches
 Model = Annotated[str, typer.Argument(help="Folder of a trained model, or a Hub id.", metavar="MODEL")]
 PerturbationKey = Annotated[str, typer.Option(help="obs column that names the perturbation.")]
 CellTypeKey = Annotated[str, typer.Option(help="obs column that names the cell type (or line, or batch).")]
+OptionalCellTypeKey = Annotated[
+    str, typer.Option(help="obs column that names the cell type (or line, or batch); '' takes all cells as one type.")
+]
 Layer = Annotated[str | None, typer.Option(help="Layer of raw counts; X if left out.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU if there is one, if left out.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
@@ -20,6 +25,40 @@ Private = Annotated[bool, typer.Option("--private", help="Make the repository pr
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and list what would go.")]
 
 EMBEDDINGS = ("latents", "pooled", "codes")
+# Arguments in Python -> options of another name.
+OTHER_NAMES = {
+    "num_steps": "steps",
+    "n_permutations": "permutations",
+    "n_shuffles": "shuffles",
+    "n_components": "components",
+    "controls": "control",
+    "positives": "positive",
+}
+
+
+def in_options(message: str, command: Any) -> str:
+    """A message that names arguments of Python, with the options of a command in their places.
+
+    Args:
+        message: names arguments as `cell_type_key`, `control=...`, `scale="counts"` or `cell_type_key=None`; a name
+            without an underscore counts only with the sign. What stands in quotes is left as it is.
+        command: the click command.
+    """
+    options = {p.name: p.opts[0] for p in command.params if p.opts[0].startswith("--")}
+    options |= {n: options[o] for n, o in OTHER_NAMES.items() if o in options and n not in options}
+    for name, option in options.items():
+        value = r"(None|True|\.\.\.|\"[^\"]*\"|\w[\w.]*\w|\w)"
+        message = re.sub(rf"(?<![\w'\"/.-]){name}={value}", partial(_spelled, option), message)
+        if "_" in name:
+            message = re.sub(rf"(?<![\w'\"/.-]){name}(?![\w'\"/=-]|\.\w)", option, message)
+    return message
+
+
+def _spelled(option: str, found: re.Match[str]) -> str:
+    value = found[1]
+    if value in ("True", "..."):
+        return option
+    return f"{option} ''" if value == "None" else option + " " + value.strip('"')
 
 
 def names_of(text: str | None) -> tuple[str, ...]:

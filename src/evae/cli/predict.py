@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evae.cli.files import check_free, need_file, write_h5ad
-from evae.cli.options import CellTypeKey, Device, Layer, Model, Overwrite, PerturbationKey, check_model
+from evae.cli.options import Device, Layer, Model, OptionalCellTypeKey, Overwrite, PerturbationKey, check_model
 from evae.cli.terminal import quiet_transformers, say, watched
 from evae.models.contract_evae import EvaeError, near_matches, split_names
 
@@ -21,7 +21,9 @@ def predict(
     out: Annotated[Path, typer.Option(help="h5ad file to write.")],
     controls: Annotated[
         Path | None,
-        typer.Option(help="h5ad file of raw counts, with your control cells, from which the prediction starts."),
+        typer.Option(
+            help="h5ad file of raw counts. The prediction starts from its control cells; other cells are left out."
+        ),
     ] = None,
     perturbation: Annotated[
         list[str] | None, typer.Option(help="Perturbation; repeat it, or separate several by commas.")
@@ -45,14 +47,14 @@ def predict(
         typer.Option(help="Molecules of the predicted cells: predicted, controls, training; the best if left out."),
     ] = None,
     perturbation_key: PerturbationKey = "perturbation",
-    cell_type_key: CellTypeKey = "cell_type",
+    cell_type_key: OptionalCellTypeKey = "cell_type",
     control: Annotated[str | None, typer.Option(help="Label of the controls; the model's if left out.")] = None,
     layer: Layer = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same cells.")] = 0,
     guidance_scale: Annotated[
         float | None, typer.Option(help="How much to stress the perturbation; 1 is the model as trained.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampling steps of a diffusion or flow prior.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps of a diffusion or flow prior.", min=1)] = None,
     batch_size: Annotated[int, typer.Option(help="Cells drawn at once.")] = 256,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the prior: for many cells on a GPU.")] = False,
     device: Device = None,
@@ -90,7 +92,8 @@ def predict(
         wanted = _names(perturbation or [], names)
         kinds = _names(cell_type, pipe.processor.cell_types) if cell_type else None
         cells = None if controls is None else _controls(controls, pipe, perturbation_key, control)
-        how |= {"cell_type_key": cell_type_key, "perturbation_key": perturbation_key, "layer": layer}
+        how |= {"cell_type_key": cell_type_key or None, "perturbation_key": perturbation_key, "layer": layer}
+        how |= {"control": control}
         how |= {"effects": effects} if effects is not None else {}
         if counterfactual:
             predicted = _counterfactual(pipe, cells, wanted, kinds, n_cells, how)
@@ -104,21 +107,18 @@ def _controls(path: Path, pipe: "Pipeline", key: str, label: str | None) -> "ad.
     """The control cells of a file; all of its cells where it has no column of perturbations."""
     from evae.data.reading.anndata_file import read_h5ad
     from evae.data.reading.labels import label_texts
+    from evae.inference.request import control_rows, left_out
 
     cells = read_h5ad(path, backed=True)
     if key not in cells.obs:
         if label is not None:
             raise EvaeError(f"{path} has no obs column '{key}'. {near_matches(key, list(cells.obs.columns))}")
         return cells.to_memory()
-    labels = label_texts(cells.obs[key])
     label = label or str(pipe.processor.control)
-    chosen = labels == label
-    if not chosen.any():
-        raise EvaeError(
-            f"no cell of {path} has the control label '{label}' in obs column '{key}'; name the label with "
-            f"--control. {near_matches(label, sorted(set(labels) - {''}))}"
-        )
-    return cells[chosen].to_memory()
+    rows = control_rows(label_texts(cells.obs[key]), label, key, str(path))
+    if len(rows) < cells.n_obs:
+        say(left_out(len(rows), cells.n_obs, label, key))
+    return cells[rows].to_memory()
 
 
 def _counterfactual(

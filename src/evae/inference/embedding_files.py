@@ -162,7 +162,7 @@ def _writer(out: Path, overwrite: bool) -> Writer:
     if out.is_dir() and not (out.suffix == ".zarr" and any((out / f).is_file() for f in (".zgroup", "zarr.json"))):
         raise EvaeError(f"{out} is a folder; name a file.")
     if out.exists() and not overwrite:
-        raise EvaeError(f"{out} exists; choose another --out, or pass --overwrite.")
+        raise EvaeError(f"{out} exists; choose another output, or pass overwrite=True.")
     return writers[out.suffix]
 
 

@@ -51,7 +51,7 @@ class EmbeddingParts:
             if other:
                 raise EvaeError(
                     f"{self.folder} holds parts of another embedding (another {', '.join(other)}) that was stopped; "
-                    "remove that folder, or choose another --out."
+                    "remove that folder, or choose another output."
                 )
             return
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -85,4 +85,12 @@ def predict_held_out(
     if not pairs:
         raise EvaeError(f"{dataset} holds out no perturbed cells; prepare it with --split.")
     controls = read_controls(dataset, list(dict.fromkeys(c for c, _ in pairs)))
-    return pipe.predict(controls, n_cells=pairs, seed=seed, batch_size=batch_size, progress=progress, **sampling)
+    return pipe.predict(
+        controls,
+        n_cells=pairs,
+        control=dataset.info.control,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+        **sampling,
+    )

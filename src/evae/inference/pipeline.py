@@ -81,6 +81,7 @@ class Pipeline:
         batch_size: int = 256,
         cell_type_key: str | None = "cell_type",
         perturbation_key: str = "perturbation",
+        control: str | None = None,
         layer: str | None = None,
         progress: bool = True,
         **sampling: Any,
@@ -109,7 +110,9 @@ class Pipeline:
             seed: the same seed (with the same inputs) gives the same cells, whatever the batch size.
             batch_size: cells drawn at once.
             cell_type_key: obs column of the controls' cell types; None if all are of the one `cell_type`.
-            perturbation_key: obs column that, where the controls have it, must say that they are controls.
+            perturbation_key: obs column of the perturbation. Where the controls have it, only cells with the label
+                of controls are taken; a warning says how many were left out.
+            control: that label; the model's if None.
             layer: the layer of `controls` that holds raw counts; X if None.
             progress: show a progress bar.
             **sampling: options of the prior's `sample`, for example `guidance_scale=2`.
@@ -129,7 +132,7 @@ class Pipeline:
         request = Request(
             perturbation=perturbation, cell_type=cell_type, n_cells=n_cells, effects=effects, library_size=library_size,
             seed=seed, batch_size=batch_size, cell_type_key=cell_type_key, perturbation_key=perturbation_key,
-            layer=layer, progress=progress, sampling=sampling,
+            control=control, layer=layer, progress=progress, sampling=sampling,
         )  # fmt: skip
         return predict_cells(self._prior(batch_size), controls, request, self.device)
 
@@ -145,6 +148,7 @@ class Pipeline:
         batch_size: int = 256,
         cell_type_key: str | None = "cell_type",
         perturbation_key: str = "perturbation",
+        control: str | None = None,
         layer: str | None = None,
         progress: bool = True,
         **sampling: Any,
@@ -162,7 +166,7 @@ class Pipeline:
         request = Request(
             perturbation=perturbation, cell_type=cell_type, n_cells=None, effects=effects, library_size=library_size,
             seed=seed, batch_size=batch_size, cell_type_key=cell_type_key, perturbation_key=perturbation_key,
-            layer=layer, progress=progress, sampling=sampling,
+            control=control, layer=layer, progress=progress, sampling=sampling,
         )  # fmt: skip
         return change_cells(self._prior(batch_size), controls, request, self.device)
 

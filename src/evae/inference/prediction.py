@@ -18,7 +18,7 @@ from evae.inference.embedding import said_coverage
 from evae.inference.library import choose_library_sizes, compare_with_controls
 from evae.inference.request import (
     cell_type_labels,
-    check_controls,
+    choose_controls,
     keep_own_columns,
     pairs_asked_for,
     planned_cells,
@@ -53,6 +53,7 @@ class Request:
     layer: str | None
     progress: bool
     sampling: Mapping[str, Any]
+    control: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def predict_cells(
     prior: Checkpoint, controls: ad.AnnData | str | Path | None, asked: Request, device: torch.device
 ) -> ad.AnnData:
     """See `Pipeline.predict`."""
-    given = None if controls is None else as_anndata(controls, "controls")
+    given = None if controls is None else _controls_among(controls, prior, asked)
     folds = _read_folds(prior, given, asked)
     any_cell_type = given is not None and (knows_by_context(prior) or reads_controls(prior))
     pairs = _pairs(prior, given, asked, any_cell_type, folds)
@@ -83,7 +84,7 @@ def change_cells(
     """See `Pipeline.counterfactual`."""
     if not source_cells(prior):
         raise EvaeError(f"{prior.name} reads no source cells; train a prior with model.source_cells=1.")
-    given = as_anndata(controls, "controls")
+    given = _controls_among(controls, prior, asked)
     folds = _read_folds(prior, given, asked)
     pairs = _pairs(prior, given, asked, True, folds)
     if len({name for _, name in pairs}) > 1:
@@ -93,6 +94,10 @@ def change_cells(
     obs = planned_cells(pairs, prior.processor).iloc[np.argsort(order)].copy()
     obs.index = pd.Index(read.found.names)
     return _draw(prior, given, asked, device, obs, read, np.arange(len(obs)), folds)
+
+
+def _controls_among(cells: ad.AnnData | str | Path, prior: Checkpoint, asked: Request) -> ad.AnnData:
+    return choose_controls(as_anndata(cells, "controls"), prior.processor, asked.perturbation_key, asked.control)
 
 
 def _pairs(
@@ -117,7 +122,6 @@ def _read_controls(
     prior: Checkpoint, controls: ad.AnnData, pairs: Mapping[Pair, int], asked: Request, device: torch.device
 ) -> Controls:
     cell_types = list(dict.fromkeys(c for c, _ in pairs))
-    check_controls(controls, prior.processor, asked.perturbation_key)
     labels = cell_type_labels(controls, cell_types, asked.cell_type_key)
     rows = np.flatnonzero(np.isin(labels, cell_types))
     cells = controls[rows]

@@ -1,6 +1,7 @@
 """What a prediction asks for, checked against the model and the controls, and the cells it gives."""
 
 import numbers
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -95,7 +96,9 @@ def wanted_cell_types(
         names = listed(given, "cell type")
     elif controls is None:
         raise EvaeError(f"without controls, name the cell_type. {near_matches('', known)}")
-    elif key is None or key not in controls.obs:
+    elif key is None:
+        raise EvaeError("without a column of cell types, name the cell_type that the controls are of.")
+    elif key not in controls.obs:
         raise EvaeError(
             f"the controls have no obs column '{key}'; name the cell_type, or their column as cell_type_key."
         )
@@ -104,19 +107,49 @@ def wanted_cell_types(
     return names
 
 
-def check_controls(controls: ad.AnnData, processor: Any, key: str) -> None:
-    """Raise `EvaeError` for no cells, and for perturbed ones: their library sizes would leak."""
+def choose_controls(controls: ad.AnnData, processor: Any, key: str, label: str | None) -> ad.AnnData:
+    """The control cells among those given; warns (UserWarning) where others were left out: they would leak.
+
+    Args:
+        controls: all of them are taken where they have no obs column `key`.
+        key: obs column of the perturbation.
+        label: the label of controls; the model's if None.
+
+    Raises:
+        EvaeError: no cells, no control among them, or a label without a column.
+    """
     if controls.n_obs == 0:
-        raise EvaeError("the controls hold no cells; give unperturbed cells, or controls=None.")
+        raise EvaeError("the controls hold no cells; give unperturbed cells, or leave the controls out.")
     if key not in controls.obs:
-        return
-    others = set(processor.perturbations) - {processor.control}
-    wrong = int(np.isin(label_texts(controls.obs[key]), list(others)).sum())
-    if wrong:
+        if label is not None:
+            raise EvaeError(f"the controls have no obs column '{key}'. {near_matches(key, list(controls.obs))}")
+        return controls
+    label = label or str(processor.control)
+    rows = control_rows(label_texts(controls.obs[key]), label, key, "the controls")
+    if len(rows) == controls.n_obs:
+        return controls
+    warnings.warn(left_out(len(rows), controls.n_obs, label, key), stacklevel=5)  # where `predict` is called
+    chosen = controls[rows]
+    return chosen.to_memory() if chosen.isbacked else chosen
+
+
+def control_rows(labels: np.ndarray, label: str, key: str, source: str) -> np.ndarray:
+    """The rows of controls among the labels (cells,) of the obs column `key`; raises `EvaeError` if there are none."""
+    rows = np.flatnonzero(labels == label)
+    if not len(rows):
         raise EvaeError(
-            f"{wrong:,} of the {controls.n_obs:,} controls are perturbed according to obs['{key}']; pass "
-            f"only the cells labelled '{processor.control}'."
+            f"no cell of {source} has the control label '{label}' in obs column '{key}'; name the label with "
+            f"control=... {near_matches(label, sorted(set(labels) - {''}))}"
         )
+    return rows
+
+
+def left_out(n_controls: int, n_cells: int, label: str, key: str) -> str:
+    """What to say where only some of the cells given as controls are controls."""
+    return (
+        f"{n_controls:,} of {n_cells:,} cells are controls ('{label}' in obs column '{key}'); the other "
+        f"{n_cells - n_controls:,} were left out"
+    )
 
 
 def cell_type_labels(controls: ad.AnnData, cell_types: Sequence[str], key: str | None) -> np.ndarray:

@@ -203,7 +203,7 @@ class EvaeProcessor(FeatureExtractionMixin):
         """The matrix, and the genes of its columns."""
         if hasattr(data, "var_names") and hasattr(data, "obs"):
             if layer is not None and layer not in data.layers:
-                raise EvaeError(f"there is no layer '{layer}'; there are {list(data.layers) or 'none'}.")
+                raise EvaeError(f"there is no layer '{layer}'; there are {', '.join(data.layers) or 'none'}.")
             matrix, columns = data.layers[layer] if layer else data.X, gene_columns(data.var_names, data.var)
         else:
             matrix = data.numpy() if isinstance(data, torch.Tensor) else data
@@ -232,7 +232,8 @@ class EvaeProcessor(FeatureExtractionMixin):
             raise EvaeError(
                 f"only {found.sum()} of {len(self.genes)} panel genes are in the data (missing: "
                 f"{', '.join(missing[:3])}, ...), below min_coverage {self.min_coverage}; check that var holds gene "
-                f"symbols or Ensembl ids of the same species, or lower processor.min_coverage.{_case(missing, columns)}"
+                "symbols or Ensembl ids of the same species, or lower the model's min_coverage (in "
+                f"preprocessor_config.json).{_case(missing, columns)}"
             )
         index = np.full(len(columns), -1, dtype=np.int64)
         index[position[found]] = np.flatnonzero(found)

@@ -25,7 +25,7 @@ def logged(cells, target, panel=slice(None)):
 
 
 def read(data, scale="auto"):
-    source = open_source(data, "the predicted cells", "perturbation", "cell_type", scale, "--scale")
+    source = open_source(data, "the predicted cells", "perturbation", "cell_type", scale, "scale")
     return source, source.cells(source.genes)
 
 
@@ -54,7 +54,7 @@ def expected(real):
 
 @pytest.mark.parametrize("entrance", ENTRANCES)
 def test_expected_counts_are_refused_unless_stated(expected, entrance, tmp_path):
-    with pytest.raises(EvaeError, match=r"cells.*after expm1.*--scale counts") as caught:
+    with pytest.raises(EvaeError, match=r'cells.*after expm1.*scale="counts"') as caught:
         read(enter(expected, entrance, tmp_path))
     assert "\n" not in str(caught.value)
     (tmp_path / "again").mkdir()
@@ -102,7 +102,9 @@ def test_cells_of_mixed_scale_are_refused(real, monkeypatch, first, entrance, tm
     half = slice(None, 60) if first == "whole" else slice(60, None)
     values[half] = real.X.toarray()[half]
     mixed = enter(with_values(real, values), entrance, tmp_path)
-    with pytest.raises(EvaeError, match=r"some cells hold whole numbers, some fractions.*--scale counts or log1p"):
+    with pytest.raises(
+        EvaeError, match=r'some cells hold whole numbers, some fractions.*scale="counts" or scale="log1p"'
+    ):
         read(mixed)
     assert read(mixed, "counts")[0].scale.name == "expected counts"
 
@@ -117,7 +119,7 @@ def test_empty_cells_are_of_no_scale(real):
 
 
 def test_a_stated_log1p_of_impossible_totals_is_refused(expected, real):
-    with pytest.raises(EvaeError, match=r"cannot be log1p as stated.*--scale counts"):
+    with pytest.raises(EvaeError, match=r'cannot be log1p as stated.*scale="counts"'):
         read(expected, "log1p")
     assert read(logged(real, 1e4), "log1p")[0].scale.reason == "as stated"
 
@@ -131,9 +133,9 @@ def test_totals_too_unlike_are_doubted_then_refused(real):
         if factor == 10:
             scale = read(cells)[0].scale
             assert scale.name == "log1p"
-            assert "--scale counts" in scale.doubt
+            assert 'scale="counts"' in scale.doubt
         else:
-            with pytest.raises(EvaeError, match=r"too unlike for log1p.*--scale counts.*--scale log1p"):
+            with pytest.raises(EvaeError, match=r'too unlike for log1p.*scale="counts".*scale="log1p"'):
                 read(cells)
             assert read(cells, "log1p")[0].scale.name == "log1p"
 
@@ -141,12 +143,12 @@ def test_totals_too_unlike_are_doubted_then_refused(real):
 def test_the_doubt_is_in_the_notes(screen, real, perfect):
     counts = np.asarray(perfect.X.toarray() / perfect.X.sum(axis=1))
     cells = with_values(perfect, np.log1p(counts * 1e3 * 10 ** np.linspace(0, 1, perfect.n_obs)[:, None]))
-    assert any("--scale counts" in note for note in compare(cells, real, screen).notes)
-    assert not any("--scale counts" in note for note in compare(cells, real, screen, scale="log1p").notes)
+    assert any('scale="counts"' in note for note in compare(cells, real, screen).notes)
+    assert not any('scale="counts"' in note for note in compare(cells, real, screen, scale="log1p").notes)
 
 
 def test_the_sides_are_stated_apart(screen, real, perfect, expected):
-    with pytest.raises(EvaeError, match=r"the real cells.*--real-scale counts"):
+    with pytest.raises(EvaeError, match=r'the real cells.*real_scale="counts"'):
         compare(perfect, expected, screen, scale="counts")
     assert len(compare(perfect, expected, screen, real_scale="counts").real) == real.n_obs
 

@@ -35,7 +35,7 @@ class AnnDataCounts:
         if adata.n_obs == 0:
             raise EvaeError("there are no cells in the AnnData; give at least one.")
         if layer is not None and layer not in adata.layers:
-            raise EvaeError(f"there is no layer '{layer}'; there are {list(adata.layers) or 'none'}.")
+            raise EvaeError(f"there is no layer '{layer}'; there are {', '.join(adata.layers) or 'none'}.")
         if layer is None and adata.X is None:
             raise EvaeError("the AnnData has no X; name the layer that holds the raw counts.")
         self.adata, self.layer = adata, layer

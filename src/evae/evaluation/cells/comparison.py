@@ -132,8 +132,8 @@ def compare(
             or values that are neither raw counts nor log1p.
     """
     named = (
-        (real, "the real cells", real_scale, "--real-scale", ""),
-        (predicted, "the predicted cells", scale, "--scale", "predicted_"),
+        (real, "the real cells", real_scale, "real_scale", ""),
+        (predicted, "the predicted cells", scale, "scale", "predicted_"),
         (train, "the training cells", "auto", "", ""),
         (controls, "the controls", "auto", "", ""),
     )
@@ -170,7 +170,9 @@ def _read(
     genes = source.genes
     pairs = sorted(pair for pair in group_rows(source.cell_type, source.perturbation) if pair[1] != control)
     if not pairs:
-        raise EvaeError(f"{source.name} hold no perturbed cells, only '{control}'; check perturbation_key and control.")
+        raise EvaeError(
+            f"{source.name} hold no perturbed cells, only '{control}'; check perturbation_key=... and control=..."
+        )
     rows = _matching_predictions(generated, pairs, control, genes, notes)
     home, control_rows = _find_controls(source, trained, given, {c for c, _ in pairs}, control, notes)
     truth = source.cells(genes, np.flatnonzero(source.perturbation != control), progress)

@@ -137,7 +137,7 @@ def open_source(
         perturbation_key: obs column of the perturbation; a dataset split knows its own.
         cell_type_key: obs column of the cell type; None treats all cells as one type.
         scale: "auto" (recognised), "counts" (fractions are expected counts) or "log1p".
-        scale_option: the option that states it, for messages.
+        scale_option: the argument that states it, for messages.
         side: what the arguments of the two keys begin with, for messages: "predicted_" or nothing.
 
     Raises:

@@ -29,7 +29,7 @@ class Scale:
     Attributes:
         name: "raw counts", "expected counts" (counts with fractions, only where stated) or "log1p".
         reason: why, in a few words.
-        option: the option that states it, for messages; "" where there is none.
+        option: the argument that states it, for messages; "" where there is none.
         stated: whether the user said so.
         doubt: a sentence for the report where the values may well be of another scale; else "".
     """
@@ -49,9 +49,9 @@ class Scale:
         if self.name == LOG1P:
             _check_totals(totals if self.stated else totals[fractional], name, self.option, self.stated)
         if not self.stated and (fractional if self.name == RAW else filled & ~fractional).any():
+            stated = f', or state it with {self.option}="counts" or {self.option}="log1p"' if self.option else ""
             raise EvaeError(
-                f"{name}: some cells hold whole numbers, some fractions; give one kind, counts or log1p values"
-                f"{f', or state which it is with {self.option} counts or log1p' if self.option else ''}."
+                f"{name}: some cells hold whole numbers, some fractions; give one kind, counts or log1p values{stated}."
             )
 
 
@@ -65,7 +65,7 @@ def recognise_scale(blocks: Iterable[Any], name: str, stated: str = "auto", opti
         blocks: the values, (cells, genes) each, dense or sparse.
         name: what to call the cells in messages.
         stated: "auto", "counts" or "log1p".
-        option: the option that states it, for messages; "" where there is none.
+        option: the argument that states it, for messages; "" where there is none.
 
     Raises:
         EvaeError: an unknown scale, NaN, negative values, whole and fractional cells, or fractions that no scale
@@ -99,10 +99,8 @@ def _log1p(totals: np.ndarray, name: str, option: str) -> Scale:
     spread = high / low
     seen = f"totals after expm1 of {low:,.4g} to {high:,.4g}"
     if spread > UNEXPLAINED_SPREAD:
-        raise EvaeError(
-            f"{name}: fractions with {seen}, too unlike for log1p; {_mend(option)}"
-            f"{f' and {option} log1p if they are log1p' if option else ''}."
-        )
+        stated = f' and {option}="log1p" if they are log1p' if option else ""
+        raise EvaeError(f"{name}: fractions with {seen}, too unlike for log1p; {_mend(option)}{stated}.")
     doubt = ""
     if spread > DOUBTFUL_SPREAD:
         doubt = f"{name} were taken for log1p though their {seen} differ; {_mend(option)}"
@@ -110,7 +108,7 @@ def _log1p(totals: np.ndarray, name: str, option: str) -> Scale:
 
 
 def _mend(option: str) -> str:
-    return f"use {option} counts if they are expected counts" if option else "give raw counts"
+    return f'use {option}="counts" if they are expected counts' if option else "give raw counts"
 
 
 def _check_totals(totals: np.ndarray, name: str, option: str, stated: bool) -> None:
