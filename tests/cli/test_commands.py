@@ -180,6 +180,8 @@ def test_evaluate_shows_what_the_tokenizer_alone_keeps(run, trained_prior, scree
         assert outcome.code == 0, outcome.err
         rows.append(next(line for line in outcome.out.splitlines() if "tokenizer alone" in line))
         assert sorted(os.listdir(tmp_path / "numbers")) == ["result.json", "tokenizer_alone.json"]
+        stored = json.loads((tmp_path / "numbers" / "result.json").read_text())["summary"]
+        assert any(row["system"] == "tokenizer alone" and row["metric"] == "fd" for row in stored)
         perfect = next(line for line in outcome.out.splitlines() if "│ model" in line)
         assert perfect.split("│")[2:] != rows[-1].split("│")[2:]
     assert rows[0] == rows[1]  # the same cells, by either way

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from evae import reversion
+from evae.cli.reversion import _targets
 from evae.data.preparing.prepare import prepare_dataset
 from evae.data.simulation.screen import ReversionScreen, simulate_reversion_screen, write_reversion_screen
 from evae.evaluation.cells.normalised import log1p_cp10k
@@ -257,6 +258,18 @@ def test_command(run, stressed_file, names, encoder, tmp_path):
     )
     assert "write NAME=FILE" in run("reversion", "a.h5ad", "--positive", "A", "--embedding", "scgpt").err
     assert "there is no preset 'telohac'. Did you mean" in run("reversion", "a.h5ad", "--preset", "telohac").err
+
+
+def test_targets_may_hold_commas_and_their_options_may_be_repeated(stressed_file, names, tmp_path):
+    first, second, third = names.positives[:3]
+    cells = ad.read_h5ad(stressed_file)
+    cells.obs["gene_target"] = cells.obs["gene_target"].cat.rename_categories({first: "1,10-thing"})
+    cells.write_h5ad(tmp_path / "screen.h5ad")
+    given = {"positives": [f"1,10-thing,{second}", third], "controls": ["SAFE_TARGET"]}
+    found = _targets(tmp_path / "screen.h5ad", None, None, None, given)
+    assert found == {"positives": ("1,10-thing", second, third), "controls": ("SAFE_TARGET",)}
+    plain = {"positives": ["A", "B"], "controls": None}
+    assert _targets(tmp_path / "none.h5ad", None, None, None, plain) == {"positives": ("A", "B")}
 
 
 def test_a_screen_of_any_size_is_written_in_blocks(tmp_path):

@@ -91,7 +91,9 @@ def evaluate(
     how |= {"seeds": tuple(range(seeds)), "progress": watched()}
     result = run_evaluation(predicted, **how, extra_baselines=() if baseline is None else (baseline,))
     alone = None if tokenizer is None else _tokenizer_alone(tokenizer, dataset, how)
-    console().print(main_tables(result, alone))
+    if alone is not None:
+        result = result.with_tokenizer_alone(alone)
+    console().print(main_tables(result))
     for note in result.stamp["notes"]:
         say(f"· {in_options(note, context.command)}", style="dim")
     with fresh_folder(out, RESULT, overwrite) as folder:

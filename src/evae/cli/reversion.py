@@ -9,7 +9,7 @@ import typer
 from evae.cli.files import check_folder, fresh_folder, need_file
 from evae.cli.options import EMBEDDINGS, Device, Layer, Overwrite, Seed, check_known, check_model, names_of
 from evae.cli.terminal import console, quiet_transformers, say, watched
-from evae.models.contract_evae import EvaeError
+from evae.models.contract_evae import EvaeError, split_names
 
 if TYPE_CHECKING:
     from evae.reversion import ScreenNames
@@ -41,8 +41,12 @@ def reversion(
     treated: Annotated[str | None, typer.Option(help="Label of the stressed arm.")] = None,
     untreated: Annotated[str | None, typer.Option(help="Label of the resting arm.")] = None,
     anchor: Annotated[str | None, typer.Option(help="Control target whose untreated cells are the goal.")] = None,
-    control: Annotated[str | None, typer.Option(help="All control targets, with commas; they are not ranked.")] = None,
-    positive: Annotated[str | None, typer.Option(help="Targets known to revert the stress, with commas.")] = None,
+    control: Annotated[
+        list[str] | None, typer.Option(help="Control target, not ranked; repeat it, or separate several by commas.")
+    ] = None,
+    positive: Annotated[
+        list[str] | None, typer.Option(help="Target known to revert the stress; repeat it, or separate by commas.")
+    ] = None,
     layer: Layer = None,
     min_cells: Annotated[int, typer.Option(help="Groups of fewer cells are not ranked.", min=1)] = 1,
     permutations: Annotated[int, typer.Option(help="For the p-values.", min=1)] = 10_000,
@@ -76,11 +80,11 @@ def reversion(
 
     quiet_transformers()
     labels = {"condition_key": condition_key, "target_key": target_key, "treated": treated, "untreated": untreated}
-    lists = {"controls": names_of(control) or None, "positives": names_of(positive) or None}
-    given = {**labels, "anchor": anchor, **lists}
+    given = {k: v for k, v in {**labels, "anchor": anchor}.items() if v is not None}
+    targets = _targets(file, preset, target_key, layer, {"controls": control, "positives": positive})
     result = run(
         file,
-        _names(preset, {k: v for k, v in given.items() if v is not None}),
+        _names(preset, given | targets),
         model=model,
         kinds=kinds,
         embeddings=found,
@@ -99,6 +103,23 @@ def reversion(
     with fresh_folder(out, RESULT, overwrite) as folder:
         result.report(folder)
     say(f"all numbers: {out / 'report.html'}", style="bold")
+
+
+def _targets(
+    file: Path, preset: str | None, key: str | None, layer: str | None, options: dict[str, list[str] | None]
+) -> dict[str, tuple[str, ...]]:
+    """The targets that options name. A target may hold commas itself, so those of the screen are found first."""
+    from evae.data.preparing.automatic import read_labels
+    from evae.reversion import PRESETS, ScreenNames
+
+    given = {name: texts for name, texts in options.items() if texts}
+    known: set[str] = set()
+    if any("," in text for texts in given.values() for text in texts):
+        known = set(read_labels([file], key or (PRESETS[preset] if preset else ScreenNames).target_key, layer))
+    return {
+        name: tuple(dict.fromkeys(n for text in texts for n in split_names(text, known)))
+        for name, texts in given.items()
+    }
 
 
 def _names(preset: str | None, given: dict[str, Any]) -> "ScreenNames":

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console, Group
 from rich.text import Text
 
+from evae.evaluation.report.brief import verdict
 from evae.evaluation.report.plots import write_plots
 from evae.evaluation.report.tables import EvaluationNumbers
 from evae.evaluation.report.terminal import rich_table
@@ -19,7 +20,8 @@ class EvaluationResult(EvaluationNumbers):
     def table(self) -> Group:
         """All tables, for `rich.print`."""
         notes = [Text(f"· {note}", style="dim") for note in self.stamp["notes"]]
-        return Group(*[rich_table(table) for table in self.tables()], *notes)
+        found = verdict(self.summary())
+        return Group(*[rich_table(table) for table in self.tables()], *([Text(found)] if found else []), *notes)
 
     def print(self) -> None:
         """Print the tables to the terminal."""

@@ -231,9 +231,8 @@ class EvaeProcessor(FeatureExtractionMixin):
             missing = [self.genes[g] for g in np.flatnonzero(~found)]
             raise EvaeError(
                 f"only {found.sum()} of {len(self.genes)} panel genes are in the data (missing: "
-                f"{', '.join(missing[:3])}, ...), below min_coverage {self.min_coverage}; check that var holds gene "
-                "symbols or Ensembl ids of the same species, or lower the model's min_coverage (in "
-                f"preprocessor_config.json).{_case(missing, columns)}"
+                f"{', '.join(missing[:3])}, ...), below min_coverage {self.min_coverage} of preprocessor_config.json; "
+                f"give symbols or Ensembl ids of the same species in var, or lower it.{_case(missing, columns)}"
             )
         index = np.full(len(columns), -1, dtype=np.int64)
         index[position[found]] = np.flatnonzero(found)

@@ -33,8 +33,9 @@ counts = np.frombuffer(cell["counts"], dtype="{count_dtype}")   # their counts, 
 Decode these two columns from unformatted rows, as here, or from arrow: under `with_format("numpy")` or `"torch"`
 `datasets` (5.2.0) drops zero bytes at the end of a binary value.
 
-`perturbation` and `cell_type` are class labels; `library_size` is the cell's total over all genes of the
-source file; rows are in random order. Vocabularies: configs `genes`, `perturbations`, `cell_types`.
+`perturbation` and `cell_type` are class labels. `library_size` is the cell's total over all genes of the source
+file; models do not read it, their library sizes are totals over the panel. Rows are in random order.
+Vocabularies: configs `genes`, `perturbations`, `cell_types`.
 Statistics: `dataset.json`. What is held out: `split.json`.
 """
 

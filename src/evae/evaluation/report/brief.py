@@ -5,12 +5,13 @@ from typing import Any
 
 import pandas as pd
 
-from evae.common.numbers import UNDEFINED
-from evae.evaluation.metrics.facts import Metric, shown
-from evae.evaluation.report.tables import cell_text
-from evae.evaluation.systems.names import CONTROL_COPY, MODEL, OF_THE_MODEL, SPLIT_HALF
+from evae.common.numbers import UNDEFINED, format_number
+from evae.evaluation.metrics.facts import BY_NAME, Metric, shown
+from evae.evaluation.report.tables import cell_text, in_order
+from evae.evaluation.systems.names import CONTROL_COPY, MEANINGS, MODEL, OF_THE_MODEL, SPLIT_HALF, TOKENIZER_ALONE
 
 HEADINGS = ("metric", MODEL, "best baseline", CONTROL_COPY, SPLIT_HALF, "what it says")
+JUDGED_BY = (("robust", "pooled", "fd"), ("paper", "pooled", "fd"), ("perturbation", "pair", "mse"))
 READING = (
     "Lower is better where ↓ stands, higher where ↑, nearest to the number where → stands. Pooled values are "
     "means over seeds ± standard deviation; others are means over perturbations, with the number of defined "
@@ -30,6 +31,52 @@ def brief(summary: pd.DataFrame) -> list[list[str]]:
             if MODEL in rows and not all(math.isnan(row["value"]) for row in rows.values()):
                 found.append(_row(metric, rows))
     return found
+
+
+def verdict(summary: pd.DataFrame) -> str | None:
+    """Which baselines beat the model, by how much, and what to try then.
+
+    It is judged by FD, pooled, of the protocol `robust`, else of `paper`; without one by the MSE of mean expression.
+    None where there is no such number of the model or of any baseline.
+    """
+    values = summary.set_index(["group", "level", "metric", "system"])["value"].dropna()
+    for key in JUDGED_BY:
+        found = {system: float(value) for (*own, system), value in values.items() if tuple(own) == key}
+        others = {s: v for s, v in found.items() if s not in (*OF_THE_MODEL, SPLIT_HALF)}
+        if MODEL in found and others:
+            return _verdict(BY_NAME[key[2]].title, found, others)
+    return None
+
+
+def _verdict(title: str, found: dict[str, float], others: dict[str, float]) -> str:
+    own = found[MODEL]
+    better = sorted((v, s) for s, v in others.items() if v < own)
+    if not better:
+        return f"No baseline beats the model on {title} ({format_number(own)})."
+    named = ", ".join(f"{s} by {format_number(own - v)}" for v, s in better)
+    alone = found.get(TOKENIZER_ALONE)
+    if alone is None:
+        mend = (
+            "For a model of evae, --tokenizer MODEL of `evae evaluate` says whether its codes or its prior lose that; "
+            "with few steps of training, both want more (max_steps)."
+        )
+    elif alone >= better[0][0]:
+        mend = (
+            f"The codes lose that: the tokenizer alone has {format_number(alone)}. Train the tokenizer longer "
+            "(max_steps), or give it more codes (model.n_latents), then the prior anew."
+        )
+    else:
+        mend = (
+            f"The prior loses that: the tokenizer alone has {format_number(alone)}. Train the prior longer "
+            "(max_steps), with thinned_copies=5 on few cells, or predict with --guidance-scale 2."
+        )
+    return f"On {title} (model {format_number(own)}) better than the model: {named}. {mend}"
+
+
+def explained(summary: pd.DataFrame) -> list[tuple[str, str]]:
+    """The systems of a result in the order of its tables, each with what it is."""
+    systems = sorted(dict.fromkeys(summary["system"]), key=in_order)
+    return [(system, MEANINGS.get(system, "")) for system in systems]
 
 
 def _row(metric: Metric, rows: dict[str, pd.Series]) -> list[str]:

@@ -1,9 +1,9 @@
 """The numbers of an evaluation: every record, their means, and the tables that people read."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import pandas as pd
 
@@ -11,7 +11,7 @@ from evae.common.files import write_json
 from evae.common.numbers import UNDEFINED, format_number, plain
 from evae.evaluation.cells.comparison import Comparison
 from evae.evaluation.metrics.facts import Metric, shown
-from evae.evaluation.systems.names import MODEL, SPLIT_HALF
+from evae.evaluation.systems.names import MODEL, SPLIT_HALF, TOKENIZER_ALONE
 
 FORMAT_VERSION = 2  # 1 called the group "diversity" "honesty"
 
@@ -83,13 +83,18 @@ class EvaluationNumbers:
             if part.empty:
                 continue
             systems = list(dict.fromkeys(part["system"]))
-            systems.sort(key=lambda s: (s != MODEL, s == SPLIT_HALF))
+            systems.sort(key=in_order)
             rows = [
                 (system, {row["metric"]: row for _, row in part[part["system"] == system].iterrows()})
                 for system in systems
             ]
             found.append(Shown(table.title, metrics, rows))
         return found
+
+    def with_tokenizer_alone(self, other: "EvaluationNumbers") -> Self:
+        """These numbers, and as "tokenizer alone" those of an evaluation of the encoded and drawn back real cells."""
+        own = other.records[other.records["system"] == MODEL].assign(system=TOKENIZER_ALONE)
+        return replace(self, records=pd.concat([self.records, own], ignore_index=True))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values; a value that is not defined is None."""
@@ -103,6 +108,11 @@ class EvaluationNumbers:
     def to_json(self, path: str | Path) -> Path:
         """Write everything to a JSON file."""
         return write_json(path, self.to_dict())
+
+
+def in_order(system: str) -> tuple[bool, bool, bool]:
+    """The order of systems in tables: the model first; the tokenizer alone and the real split half last."""
+    return system != MODEL, system == SPLIT_HALF, system == TOKENIZER_ALONE
 
 
 def summarise(records: pd.DataFrame) -> pd.DataFrame:

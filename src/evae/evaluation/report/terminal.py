@@ -2,12 +2,15 @@
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from evae.common.numbers import UNDEFINED, format_number
 from evae.evaluation.metrics.facts import shown
-from evae.evaluation.report.tables import EvaluationNumbers, Shown
-from evae.evaluation.systems.names import MODEL, OF_THE_MODEL, SPLIT_HALF, TOKENIZER_ALONE
+from evae.evaluation.report.brief import verdict
+from evae.evaluation.report.tables import EvaluationNumbers, Shown, in_order
+from evae.evaluation.systems.names import MODEL, SPLIT_HALF, TOKENIZER_ALONE
 
+LIMITS = (TOKENIZER_ALONE, SPLIT_HALF)  # below the line
 STYLES = {MODEL: "bold cyan", SPLIT_HALF: "green", TOKENIZER_ALONE: "cyan"}
 
 
@@ -19,18 +22,20 @@ def rich_table(shown: Shown) -> Table:
     for heading in metrics:
         table.add_column(heading, justify="right", overflow="fold")
     table.add_column(cells, justify="right", style="dim", overflow="fold")
+    names = [name for name, _ in shown.rows]
     for name, texts in shown.texts():
-        if name == SPLIT_HALF:
+        if name in LIMITS and names[names.index(name) - 1] not in LIMITS:
             table.add_section()
         table.add_row(name, *texts, style=STYLES.get(name))
     return table
 
 
-def main_tables(result: EvaluationNumbers, reconstruction: EvaluationNumbers | None = None) -> Group:
-    """What the terminal shows: the main metrics as one table; of the suite vcc2026 its metrics and its scores."""
+def main_tables(result: EvaluationNumbers) -> Group:
+    """What the terminal shows: the main metrics as one table, and what beats the model; of vcc2026 its two tables."""
     if set(result.records["group"]) & {"vcc2026"}:
         return Group(*[rich_table(table) for table in result.tables()])
-    return Group(summary_table(result, reconstruction))
+    found = verdict(result.summary())
+    return Group(summary_table(result), *([Text(found)] if found else []))
 
 
 def summary_table(result: EvaluationNumbers, reconstruction: EvaluationNumbers | None = None) -> Table:
@@ -42,6 +47,8 @@ def summary_table(result: EvaluationNumbers, reconstruction: EvaluationNumbers |
         result: the model beside its baselines.
         reconstruction: the real cells passed through the tokenizer; adds the row "tokenizer alone".
     """
+    if reconstruction is not None:
+        result = result.with_tokenizer_alone(reconstruction)
     protocol = next((name for name in ("robust", "paper") if name in set(result.records["group"])), None)
     columns = [
         (table.group, table.level, metric)
@@ -50,37 +57,20 @@ def summary_table(result: EvaluationNumbers, reconstruction: EvaluationNumbers |
         for metric in metrics
     ]
     values = _values(result)
-    if reconstruction is not None:
-        own = _values(reconstruction)
-        values |= {(TOKENIZER_ALONE, g, v, m): value for (name, g, v, m), value in own.items() if name == MODEL}
     columns = [key for key in columns if any((key[0], key[1], key[2].name) == (g, v, m) for _, g, v, m in values)]
     systems = list(dict.fromkeys(system for system, *_ in values))
-    systems.sort(key=lambda s: (s != MODEL, s == TOKENIZER_ALONE, s == SPLIT_HALF))
+    systems.sort(key=in_order)
     title = "Beside the real held-out cells" + (f" (protocol {protocol})" if protocol else "")
-    table = Table(title=title, title_justify="left", caption=verdict(result), caption_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("system", no_wrap=True)
     for *_, metric in columns:
         table.add_column(metric.heading, justify="right", no_wrap=True)
     for i, system in enumerate(systems):
-        if system in (TOKENIZER_ALONE, SPLIT_HALF) and systems[i - 1] != TOKENIZER_ALONE:
+        if system in LIMITS and systems[i - 1] not in LIMITS:
             table.add_section()
         texts = [_text(values.get((system, group, level, metric.name))) for group, level, metric in columns]
         table.add_row(system, *texts, style=STYLES.get(system))
     return table
-
-
-def verdict(result: EvaluationNumbers) -> str | None:
-    """One sentence: which baselines beat the model on FD (robust, pooled), and by how much; None without FD."""
-    found = {s: v for (s, *key), v in _values(result).items() if key == ["robust", "pooled", "fd"] and v == v}
-    others = {s: v for s, v in found.items() if s not in (*OF_THE_MODEL, SPLIT_HALF)}
-    if MODEL not in found or not others:
-        return None
-    own = found[MODEL]
-    better = sorted((v, s) for s, v in others.items() if v < own)
-    if not better:
-        return f"No baseline beats the model on FD ({format_number(own)})."
-    named = ", ".join(f"{s} by {format_number(own - v)}" for v, s in better)
-    return f"On FD (model {format_number(own)}) better than the model: {named}."
 
 
 def _values(result: EvaluationNumbers) -> dict[tuple[str, str, str, str], float]:

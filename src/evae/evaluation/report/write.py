@@ -5,7 +5,7 @@ from pathlib import Path
 
 from evae.common.files import write_text
 from evae.common.page import Picture, render
-from evae.evaluation.report.brief import HEADINGS, READING, brief, lead, provenance
+from evae.evaluation.report.brief import HEADINGS, READING, brief, explained, lead, provenance, verdict
 from evae.evaluation.report.plots import write_plots
 from evae.evaluation.report.tables import EvaluationNumbers
 from evae.evaluation.systems.names import MODEL, SPLIT_HALF
@@ -29,7 +29,9 @@ def html_page(numbers: EvaluationNumbers, plots: list[tuple[Path, str]]) -> str:
         lead=lead(numbers.stamp),
         headings=HEADINGS,
         brief=brief(numbers.summary()),
+        verdict=verdict(numbers.summary()),
         reading=READING,
+        systems=explained(numbers.summary()),
         tables=numbers.tables(),
         classes={MODEL: "model", SPLIT_HALF: "floor"},
         pictures=[Picture.read(path, caption) for path, caption in plots],
@@ -42,7 +44,10 @@ def markdown(numbers: EvaluationNumbers, plots: list[tuple[Path, str]]) -> str:
     lines = [f"# {TITLE}", "", lead(numbers.stamp), "", "## In brief", ""]
     lines += [_line(HEADINGS), _line(["---", *["---:"] * 4, "---"])]
     lines += [_line(row) for row in brief(numbers.summary())]
-    lines += ["", READING]
+    if found := verdict(numbers.summary()):
+        lines += ["", found]
+    lines += ["", READING, "", "## The systems", ""]
+    lines += [f"* {name}: {meaning}" for name, meaning in explained(numbers.summary())]
     for table in numbers.tables():
         rule = ["---", *["---:"] * (len(table.headings) - 1)]
         lines += ["", f"## {table.title}", "", _line(table.headings), _line(rule)]

@@ -15,4 +15,23 @@ CONTEXT_MEAN = "mean of other contexts"
 SHRUNKEN_TRANSFER = "shrunken transfer"
 TOKENIZER_ALONE = "tokenizer alone"
 
-OF_THE_MODEL = (MODEL, COLLAPSED)  # these change with the model that is evaluated; all others are of the data
+# These change with the model that is evaluated; all others are of the data.
+OF_THE_MODEL = (MODEL, COLLAPSED, TOKENIZER_ALONE)
+
+MEANINGS = {
+    MODEL: "the predictions themselves",
+    CONTROL_COPY: "real controls of the cell type, unchanged: what a model reaches that ignores the perturbation",
+    COLLAPSED: "every cell is the mean of the model's cells: what its means alone are worth",
+    PERTURBATION_MEAN: "every cell is the perturbation's mean over the training cell types",
+    OVERALL_MEAN: "every cell is the mean over all perturbations in training",
+    ADDITIVE_SHIFT: "real controls, shifted by the perturbation's mean effect in the training cell types",
+    LINEAR: "every cell is the mean that a linear model across perturbations predicts",
+    MARGINAL_RESAMPLE: "each gene drawn by itself from the perturbation's training cells: right distributions, "
+    "no correlation between genes",
+    OTHER_CONTEXTS: "the perturbation's real cells in other cell types or batches",
+    CONTEXT_MEAN: "real controls, scaled by the mean response of other cell types or batches to all perturbations",
+    SHRUNKEN_TRANSFER: "real controls, scaled by a part of the perturbation's effect in other cell types or batches",
+    SCVI_SHIFT: "controls, shifted by the perturbation's mean effect in scVI's latent space",
+    TOKENIZER_ALONE: "the real cells, encoded and drawn back: no prior over these codes gets closer",
+    SPLIT_HALF: "one half of the real cells against the other: the best to be hoped for with so many cells",
+}
