@@ -89,13 +89,17 @@ def write_vae(published, runs, tmp_path_factory):
 
     def write(head="cross_entropy", quantizer="fsq", folder=None, **run):
         levels = LEVELS if quantizer == "fsq" else None
-        vae = published.draw_weights(published.PublishedVAE(SIZE, GENES, LATENTS, head, levels))
+        n_vectors = 20 if quantizer == "vq" else 0
+        vae = published.draw_weights(published.PublishedVAE(SIZE, GENES, LATENTS, head, levels, n_vectors=n_vectors))
+        kinds = {
+            "fsq": {"type": "fsq", "fsq_level": LEVELS, "codebook_size": 20},
+            "vq": {"type": "vq", "codebook_size": 20, "codebook_dim": 4, "commitment_weight": 1.0},
+            "noquant": {"type": "noquant", "latent_dim": 4, "beta_kl": 0.01},
+        }
         settings = {
             "type": "vae", "num_genes": GENES, "num_latent_tokens": LATENTS,
             "encoder": runs.sizes_of(SIZE, "cross_attention"), "decoder": runs.sizes_of(SIZE, "cross_attention"),
-            "quantizer": {"type": "fsq", "fsq_level": LEVELS, "codebook_size": 20}
-            if levels
-            else {"type": "noquant", "latent_dim": 4, "beta_kl": 0.01},
+            "quantizer": kinds[quantizer],
             "input_head": {"type": "mlp"},
             "output_head": {"type": head, **({"temperature": 1.5} if head == "nb" else {})},
         }  # fmt: skip
@@ -109,11 +113,11 @@ def write_vae(published, runs, tmp_path_factory):
 def write_prior(published, runs, write_vae, tmp_path_factory):
     """A function that draws a published prior and writes its run folder, and its VAE's beside it; gives both."""
 
-    def write(kind, over_codes=True, n_features=0, sees_time=True, counts="embedding", **run):
+    def write(kind, over_codes=True, n_features=0, sees_time=True, counts="embedding", vae="fsq", **run):
         over = {"n_genes": GENES, "counts": "mlp" if kind == "flow_matching" else counts}
         path, work = None, tmp_path_factory.mktemp("runs")
         if over_codes:
-            quantizer = "noquant" if kind == "flow_matching" else "fsq"
+            quantizer = "noquant" if kind == "flow_matching" else vae
             over = {"vae": write_vae(quantizer=quantizer, folder=work / "vae")[0]}
             path = "trained/elsewhere/vae"
         prior = published.PublishedPrior(

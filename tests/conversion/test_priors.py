@@ -127,6 +127,14 @@ def test_every_function_of_the_count(write_prior, converted, counts, function):
     torch.testing.assert_close(output.logits, logits, **EXACT)
 
 
+def test_a_prior_over_learned_vectors(write_prior, converted, counts):
+    theirs, folder = write_prior("autoregressive", vae="vq")
+    ours = converted(folder)
+    codes = ours.tokenizer.encode(counts)
+    logits = theirs.autoregressive_logits(codes, theirs.condition(PERTURBED, TYPED))
+    torch.testing.assert_close(ours(None, PERTURBED, TYPED, codes=codes).logits[..., :-1], logits, **EXACT)
+
+
 def test_perturbations_by_feature_vectors(write_prior, converted, counts, tmp_path):
     """The control has none and is a vector of zeros in the run; a further name of the table can be predicted."""
     vectors = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)

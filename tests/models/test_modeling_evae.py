@@ -34,7 +34,7 @@ def block_shapes(name, d=256, feed_forward=1024):
 def published_shapes(quantizer, head):
     """Parameters of the published tokenizer: 2,000 genes, 64 latents, d 256, FFN 1024, 4 + 4 layers."""
     d, n_outputs = 256, {"ce-quantile": 20, "hurdle": 2, "mse": 1, "nb": 1}[head]
-    into, out = (3, 3) if quantizer == "fsq" else (64, 32)
+    into, out = {"fsq": (3, 3), "vq": (32, 32), "gaussian": (64, 32)}[quantizer]
     shapes = {
         "encoder.embedding.gene_embedding.weight": (2000, d),
         "encoder.embedding.up.weight": (d, 1),
@@ -53,7 +53,8 @@ def published_shapes(quantizer, head):
         shapes |= {f"{coder}.norm.weight": (d,), f"{coder}.norm.bias": (d,)}
         for layer in range(4):
             shapes |= block_shapes(f"{coder}.layers.{layer}")
-    return shapes | ({"head.log_dispersion": (2000,)} if head == "nb" else {})
+    codes = {"quantizer.code_counts": (512,), "quantizer.code_sums": (512, 32)} if quantizer == "vq" else {}
+    return shapes | codes | ({"head.log_dispersion": (2000,)} if head == "nb" else {})
 
 
 @pytest.mark.parametrize(("quantizer", "head"), itertools.product(QUANTIZERS, HEADS))

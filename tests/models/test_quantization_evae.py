@@ -1,4 +1,4 @@
-"""FSQ against vector-quantize-pytorch, the Gaussian against torch.distributions, the standardizer."""
+"""FSQ and VQ against vector-quantize-pytorch, the Gaussian against torch.distributions, the standardizer."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from evae.models.quantization_evae import FiniteScalarQuantizer, GaussianBottleneck, LatentStandardizer
+from evae.models.quantization_evae import FiniteScalarQuantizer, GaussianBottleneck, LatentStandardizer, VectorQuantizer
 
 LEVELS = [[8, 8, 8], [5, 3], [8, 6, 5], [8, 5, 5, 5], [7, 5, 5, 5, 5], [4, 3], [3]]
 
@@ -48,6 +48,63 @@ class TestAgainstVectorQuantizePytorch:
         for column, level in zip(values.unbind(-1), levels, strict=True):
             expected = (torch.arange(level) - level // 2) / (level // 2)
             torch.testing.assert_close(column.sort().values.unique(), expected, atol=1e-6, rtol=0)
+
+
+class TestVectorsAgainstVectorQuantizePytorch:
+    @pytest.fixture
+    def pair(self):
+        """Ours with the vectors and counts of theirs, both in training."""
+        reference = pytest.importorskip("vector_quantize_pytorch", reason="vector-quantize-pytorch is in the extra dev")
+        torch.manual_seed(0)
+        theirs, ours = reference.VectorQuantize(dim=5, codebook_size=7), VectorQuantizer(7, 5)
+        theirs._codebook.embed.copy_(torch.randn(1, 7, 5))
+        theirs._codebook.embed_avg.copy_(theirs._codebook.embed)
+        ours.set_codes(theirs._codebook.embed[0])
+        return ours.train(), theirs.train()
+
+    def test_training_steps(self, pair):
+        """Codes, values, gradient and distance, and the vectors after every step, one of them never used."""
+        ours, theirs = pair
+        for _ in range(4):
+            z = torch.randn(6, 9, 5) + 0.5
+            weight, mine, other = torch.randn_like(z), z.clone().requires_grad_(), z.clone().requires_grad_()
+            values, codes, distance = ours(mine)
+            their_values, their_codes, commitment = theirs(other)
+            assert torch.equal(codes, their_codes)
+            torch.testing.assert_close(values, their_values, atol=1e-5, rtol=0)
+            torch.testing.assert_close(distance.mean(), commitment.squeeze())
+            ((values * weight).sum() + distance.mean()).backward()
+            ((their_values * weight).sum() + commitment.sum()).backward()
+            assert mine.grad.abs().max() > 0
+            torch.testing.assert_close(mine.grad, other.grad, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(ours.codebook, theirs._codebook.embed[0], atol=1e-5, rtol=1e-5)
+
+    def test_evaluation(self, pair):
+        ours, theirs = (module.eval() for module in pair)
+        z, before = torch.randn(6, 9, 5), ours.codebook
+        values, codes, distance = ours(z)
+        assert distance is None
+        assert torch.equal(codes, theirs(z)[1])
+        torch.testing.assert_close(values, theirs.get_codes_from_indices(codes))
+        assert torch.equal(ours.codebook, before)
+
+
+def test_a_model_of_vectors_trains_and_its_prior_writes_codes(tiny_tokenizer, tiny_prior, cells, tmp_path):
+    model = tiny_tokenizer(quantizer="vq", vq_codes=6)
+    model.calibrate(cells)
+    assert len(model.encode(cells).unique()) > 1
+    model.train()
+    output = model(cells)
+    output.loss.backward()
+    assert output.loss > output.reconstruction_loss
+    assert output.kl_loss is None
+    assert model.encoder.latent_tokens.grad.abs().max() > 0
+    model.eval().save_pretrained(tmp_path)
+    assert torch.equal(type(model).from_pretrained(tmp_path).encode(cells), model.encode(cells))
+    prior = tiny_prior(tokenizer={"quantizer": "vq", "vq_codes": 6})
+    codes = prior.sample(n_cells=3)
+    assert codes.max() < 6
+    assert prior.tokenizer.sample_counts(codes, torch.full((3,), 40.0)).shape == (3, 30)
 
 
 def test_forward_values_are_those_of_its_codes():

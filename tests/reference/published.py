@@ -118,16 +118,25 @@ class Counts(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """Finite scalar quantization from the formula, or a Gaussian."""
+    """Finite scalar quantization from the formula, learned vectors of vector-quantize-pytorch, or a Gaussian."""
 
-    def __init__(self, levels, latent_dim):
+    def __init__(self, levels, latent_dim, n_vectors):
         super().__init__()
-        self.levels = levels
-        if levels is None:
+        self.levels, self.n_vectors = levels, n_vectors
+        if n_vectors:
+            from vector_quantize_pytorch import VectorQuantize
+
+            self._impl = VectorQuantize(dim=latent_dim, codebook_size=n_vectors)
+            self._impl._codebook.embed.normal_(generator=torch.Generator().manual_seed(4))
+            self._impl._codebook.cluster_size.uniform_(0, 9, generator=torch.Generator().manual_seed(5))
+        elif levels is None:
             self.reparam_proj = nn.Linear(latent_dim, 2 * latent_dim)
 
     def forward(self, x):
         """Latents for the decoder, codes, and the KL divergence in nats a cell."""
+        if self.n_vectors:
+            latents, codes, _ = self._impl(x)
+            return latents, codes, torch.zeros(())
         if self.levels is None:
             mean, log_variance = self.reparam_proj(x).chunk(2, -1)
             mean, log_variance = mean.clamp(-4, 4), log_variance.clamp(-14, 10)
@@ -184,10 +193,10 @@ class PublishedVAE(nn.Module):
         size: `width`, `n_heads`, `n_layers`, `inner`.
         n_genes, n_latents: as they say.
         head: cross_entropy, hurdle, mse or nb.
-        levels: of FSQ; None for a Gaussian of `latent_dim`.
+        levels: of FSQ; None for a Gaussian of `latent_dim`, or for `n_vectors` learned vectors.
     """
 
-    def __init__(self, size, n_genes, n_latents, head, levels=None, latent_dim=4):
+    def __init__(self, size, n_genes, n_latents, head, levels=None, latent_dim=4, n_vectors=0):
         super().__init__()
         d, k = size.width, latent_dim if levels is None else len(levels)
         self.register_buffer("log_lib_prior_mu", torch.tensor(4.0))
@@ -196,7 +205,7 @@ class PublishedVAE(nn.Module):
         self.count_proj_in = Counts(CountPerceptron(d), takes_log=head in ("cross_entropy", "nb"))
         self.encoder, self.decoder = Stack(size, crosses=True), Stack(size, crosses=True)
         self.quantizer_proj_in, self.quantizer_proj_out = nn.Linear(d, k), nn.Linear(k, d)
-        self.quantizer = Quantizer(levels, latent_dim)
+        self.quantizer = Quantizer(levels, latent_dim, n_vectors)
         self.output_head = Head(head, d, n_genes)
 
     def tokens(self, values):
@@ -236,7 +245,7 @@ class PublishedPrior(nn.Module):
     ):  # fmt: skip
         super().__init__()
         d, self.kind, self.over_codes = size.width, kind, vae is not None
-        n_codes = math.prod(vae.quantizer.levels or [0]) if self.over_codes else 20
+        n_codes = (vae.quantizer.n_vectors or math.prod(vae.quantizer.levels or [0])) if self.over_codes else 20
         if self.over_codes:
             self.vae = vae
             n_latents = vae.latent_tokens.num_embeddings

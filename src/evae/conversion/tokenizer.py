@@ -105,13 +105,20 @@ def tokenizer_fields(run: Run, n_genes: int) -> dict[str, Any]:
 
 
 def _quantizer_fields(settings: Settings) -> dict[str, Any]:
-    if settings.only("type", "fsq", "noquant") == "noquant":
+    if settings.only("type", "fsq", "vq", "noquant") == "noquant":
         return {
             "quantizer": "gaussian",
             "latent_dim": settings.get("latent_dim", 32),
             "kl_weight": settings.get("beta_kl", 1e-6),
         }
     n_codes = settings.get("codebook_size", 512)
+    if settings.get("type", "fsq") == "vq":
+        return {
+            "quantizer": "vq",
+            "vq_codes": n_codes,
+            "latent_dim": settings.get("codebook_dim", 32),
+            "commitment_weight": settings.get("commitment_weight", 1.0),
+        }
     levels = settings.get("fsq_level", FSQ_LEVELS.get(n_codes, []))
     if not levels:
         raise EvaeError(f"config.yaml has {n_codes} codes and no quantizer.fsq_level; write the levels there.")
@@ -180,9 +187,24 @@ def tokenizer_state(weights: Weights, config: EvaeConfig, settings: Settings) ->
     if config.quantizer == "gaussian":
         reparametrized = weights.linear("quantizer.reparam_proj", 2 * config.latent_dim, config.latent_dim)
         latent = fused(reparametrized, latent)
+    if config.quantizer == "vq":
+        state |= _codebook(weights.under("quantizer._impl._codebook."), config)
     state |= named("to_latent", latent)
     state |= named("decoder.from_latent", weights.linear("quantizer_proj_out", width, config.latent_width))
     return state | _head(weights, config, settings.part("output_head"))
+
+
+def _codebook(weights: Weights, config: EvaeConfig) -> dict[str, Tensor]:
+    """Counts of the codes and sums of their latents, of which ours makes the vectors."""
+    counts = weights.take("cluster_size", 1, config.vq_codes)[0]
+    vectors = weights.take("embed", 1, config.vq_codes, config.latent_dim)[0]
+    weights.leave_out("embed_avg", "it follows from the vectors and how often each was used")
+    weights.leave_out("initted", "the vectors are there")
+    if counts.sum() <= 0:
+        raise EvaeError(f"no code of {weights.source} was ever used; convert another checkpoint.")
+    few, total = 1e-5, counts.sum()
+    smoothed = (counts + few) / (total + len(counts) * few) * total
+    return {"quantizer.code_counts": counts, "quantizer.code_sums": vectors * smoothed.unsqueeze(1)}
 
 
 def _block(weights: Weights, ours: str, config: EvaeConfig) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.configuration_utils import PretrainedConfig
 
-from .configuration_evae import COUNTS, EvaeConfig, check_choice, check_positive
+from .configuration_evae import CODES, COUNTS, EvaeConfig, check_choice, check_positive
 from .contract_evae import EvaeError
 
 
@@ -156,8 +156,8 @@ class EvaeARConfig(EvaePriorConfig):
         self.bos_token_id = self.tokenizer_config.codebook_size
         self.vocab_size = self.bos_token_id + 1
         self.is_decoder = True
-        if self.tokenizer_config.quantizer not in ("fsq", "bins"):
-            raise EvaeError("the autoregressive prior needs codes: train the tokenizer with quantizer 'fsq'.")
+        if self.tokenizer_config.quantizer not in CODES:
+            raise EvaeError("the autoregressive prior needs codes: train the tokenizer with quantizer 'fsq' or 'vq'.")
 
 
 class EvaeMDLMConfig(EvaePriorConfig):
@@ -187,8 +187,8 @@ class EvaeMDLMConfig(EvaePriorConfig):
         self.mask_token_id = self.tokenizer_config.codebook_size
         self.vocab_size = self.mask_token_id + 1
         check_positive(self, "sampling_steps")
-        if self.tokenizer_config.quantizer not in ("fsq", "bins"):
-            raise EvaeError("the masked diffusion prior needs codes: train the tokenizer with quantizer 'fsq'.")
+        if self.tokenizer_config.quantizer not in CODES:
+            raise EvaeError("the masked diffusion prior needs codes: train the tokenizer with quantizer 'fsq' or 'vq'.")
 
 
 class EvaeFlowConfig(EvaePriorConfig):

@@ -24,6 +24,11 @@ from torch import Tensor, nn
 from .configuration_evae import EvaeConfig
 from .randomness_evae import Randomness, categorical, draw_negative_binomial, draw_uniform
 
+try:  # transformers >= 5 skips what is already loaded
+    from transformers import initialization as init
+except ImportError:
+    from torch.nn import init  # type: ignore[no-redef]
+
 BIN_UPPER_EDGES = (0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 15, 23, 31, 47, 63, 95, 127, 191, 255)
 BIN_VALUES = (
     *(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.5, 10.5),
@@ -178,6 +183,9 @@ class NegativeBinomialHead(nn.Module):
     def __init__(self, config: EvaeConfig) -> None:
         super().__init__()
         self.log_dispersion = nn.Parameter(torch.zeros(config.n_genes))
+
+    def init_weights(self) -> None:
+        init.zeros_(self.log_dispersion)
 
     def dispersion(self) -> Tensor:
         """Inverse overdispersion theta of every gene, (genes,): variance = mu + mu^2 / theta."""

@@ -1,4 +1,4 @@
-"""EvaeModel, the tokenizer: a VAE with a discrete (FSQ) or Gaussian bottleneck over a cell's counts.
+"""EvaeModel, the tokenizer: a VAE with a discrete (FSQ, VQ) or Gaussian bottleneck over a cell's counts.
 
 Encode: a gene's token is `gene_embedding[g] * f(count)`, and learned latent tokens attend to the gene tokens.
 Quantize: each latent token becomes one code. Decode: gene queries attend to the codes, and an output head turns the
@@ -20,7 +20,7 @@ from .configuration_evae import COUNTS, EvaeConfig
 from .contract_evae import EvaeError
 from .heads_evae import HEAD_CLASSES, NegativeBinomialHead, encoder_input, with_gradient_of
 from .layers_evae import check_ids, check_size, log_library
-from .quantization_evae import FiniteScalarQuantizer, GaussianBottleneck, LatentStandardizer
+from .quantization_evae import FiniteScalarQuantizer, GaussianBottleneck, LatentStandardizer, VectorQuantizer
 from .randomness_evae import CellStreams, Randomness
 
 try:  # transformers >= 5 skips what is already loaded
@@ -39,7 +39,7 @@ class EvaeOutput(ModelOutput):
         loss: reconstruction loss; with a Gaussian quantizer, plus the weighted KL divergence.
         reconstruction_loss: the head's loss.
         kl_loss: KL divergence, nats a cell (Gaussian only).
-        codes: int64 (cells, latents) (FSQ only).
+        codes: int64 (cells, latents) (FSQ and VQ).
         latents: the decoder's input, (cells, latents, latent_width).
         outputs: the decoder's output, the parameters of the head's distribution, (cells, genes, n_outputs). In
             training with `loss_genes`, only the drawn genes, in that order, unless the head needs all.
@@ -91,13 +91,8 @@ class EvaePreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, LatentStandardizer):
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_variance)
-        if isinstance(module, EvaeEncoder | EvaeDecoder):
+        if isinstance(module, EvaeEncoder | EvaeDecoder | LatentStandardizer | NegativeBinomialHead | VectorQuantizer):
             module.init_weights()
-        elif isinstance(module, NegativeBinomialHead):
-            init.zeros_(module.log_dispersion)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save weights, configuration and code, so that the folder loads without this package."""
@@ -112,7 +107,9 @@ class EvaeModel(EvaePreTrainedModel):
     def __init__(self, config: EvaeConfig) -> None:
         super().__init__(config)
         if config.quantizer in COUNTS:
-            raise EvaeError(f"a tokenizer with quantizer '{config.quantizer}' would do nothing; give fsq or gaussian.")
+            raise EvaeError(
+                f"a tokenizer with quantizer '{config.quantizer}' would do nothing; give fsq, vq or gaussian."
+            )
         gaussian = config.quantizer == "gaussian"
         self.encoder = EvaeEncoder(config) if config.encoder == "attention" else EvaeMLPEncoder(config)
         standardize = config.standardize_latents and not gaussian
@@ -120,7 +117,8 @@ class EvaeModel(EvaePreTrainedModel):
         # Standardizing cancels a bias. Its gradient would be rounding noise, which Adam scales up to full steps.
         width = config.latent_width * (2 if gaussian else 1)
         self.to_latent = nn.Linear(config.hidden_size, width, bias=not standardize)
-        self.quantizer: Any = GaussianBottleneck() if gaussian else FiniteScalarQuantizer(config.fsq_levels)
+        codes = VectorQuantizer(config.vq_codes, config.latent_dim) if config.quantizer == "vq" else None
+        self.quantizer: Any = codes or (GaussianBottleneck() if gaussian else FiniteScalarQuantizer(config.fsq_levels))
         self.head = HEAD_CLASSES[config.head](config)
         decoder = EvaeDecoder if config.decoder == "attention" else EvaeMLPDecoder
         self.decoder = decoder(config, self.head.n_outputs)
@@ -149,7 +147,7 @@ class EvaeModel(EvaePreTrainedModel):
             counts, target, whole = split_counts(counts, streams.branch(0))
             library_size = target.sum(1)
         library_size = counts.sum(1) if library_size is None else library_size
-        latents, codes, kl = self._bottleneck(self._latent_parameters(counts, gene_ids), streams)
+        latents, codes, penalty = self._bottleneck(self._latent_parameters(counts, gene_ids), streams)
         if whole is not None:  # no gradient to the encoder from whole cells: it would learn to memorise noise
             latents = torch.where(whole[:, None, None], latents.detach(), latents)
         genes = self._draw_loss_genes(streams, counts.device)
@@ -159,11 +157,11 @@ class EvaeModel(EvaePreTrainedModel):
                 outputs_of_all = self._decode(latents, library_size, whole)
             outputs = with_gradient_of(outputs_of_all, outputs, genes)
         reconstruction = self.head.loss(outputs, to_dense(target, gene_ids, self.config.n_genes), library_size, genes)
-        loss = reconstruction if kl is None else reconstruction + self.config.kl_weight * kl.mean()
+        loss = reconstruction if penalty is None else reconstruction + self.config.penalty_weight * penalty.mean()
         return EvaeOutput(
             loss=loss,
             reconstruction_loss=reconstruction.detach(),
-            kl_loss=None if kl is None else kl.mean().detach(),
+            kl_loss=penalty.mean().detach() if codes is None else None,
             codes=codes,
             latents=latents,
             outputs=outputs,
@@ -177,7 +175,7 @@ class EvaeModel(EvaePreTrainedModel):
         return streams.of_batch().uniform(n_genes, device=device)[0].argsort(stable=True)[:n_drawn]
 
     def encode(self, counts: Tensor, gene_ids: Tensor | None = None) -> Tensor:
-        """FSQ: codes, int64 (cells, latents). Gaussian: posterior means, (cells, latents, latent_dim)."""
+        """FSQ, VQ: codes, int64 (cells, latents). Gaussian: posterior means, (cells, latents, latent_dim)."""
         return self.tokens_and_latents(counts, gene_ids)[0]
 
     def tokens_and_latents(self, counts: Tensor, gene_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -230,7 +228,7 @@ class EvaeModel(EvaePreTrainedModel):
         return self.decoder(latents, context, genes)
 
     def codes_to_latents(self, codes: Tensor) -> Tensor:
-        """FSQ codes (cells, latents) to grid values (cells, latents, levels)."""
+        """Codes (cells, latents) to latents (cells, latents, latent_width)."""
         return self.quantizer.codes_to_values(codes).to(self.dtype)
 
     def sample_counts(self, codes: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
@@ -262,12 +260,14 @@ class EvaeModel(EvaePreTrainedModel):
         tokens = self._encoder_tokens(counts, gene_ids)
         latents = self.to_latent(tokens).flatten(0, 1).float()
         mean, scale = latents.mean(0), latents.std(0).clamp_min(1e-6)
-        if self.config.quantizer == "fsq":
+        if self.config.quantizer != "gaussian":
             self.to_latent.weight.div_(scale.unsqueeze(-1))
             if self.to_latent.bias is not None:
                 self.to_latent.bias.sub_(mean).div_(scale)
         if self.standardizer is not None:
             self.standardizer.set_statistics(self.to_latent(tokens))
+        if self.config.quantizer == "vq":
+            self.quantizer.set_codes(self._latent_parameters(counts, gene_ids).flatten(0, 1).float())
 
     def _encoder_tokens(self, counts: Tensor, gene_ids: Tensor | None) -> Tensor:
         self._check_genes(counts, gene_ids)
@@ -290,9 +290,9 @@ class EvaeModel(EvaePreTrainedModel):
         return parameters if self.standardizer is None else self.standardizer(parameters)
 
     def _bottleneck(self, parameters: Tensor, generator: Randomness = None) -> tuple[Tensor, Any, Any]:
-        """Latents, codes (FSQ) and KL divergence (Gaussian)."""
-        if self.config.quantizer == "fsq":
-            return (*self.quantizer(parameters), None)
+        """Latents, codes (FSQ, VQ), and what the loss takes in: KL divergence (Gaussian) or distance (VQ), (cells,)."""
+        if self.config.quantizer != "gaussian":
+            return (*self.quantizer(parameters), None)[:3]
         latents, _, kl = self.quantizer(parameters, generator)
         return latents, None, kl
 

@@ -1,4 +1,4 @@
-"""Bottlenecks of the tokenizer: finite scalar quantization, and a Gaussian.
+"""Bottlenecks of the tokenizer: finite scalar quantization, vector quantization, and a Gaussian.
 
 FSQ (Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple", 2023) rounds each of a few latent dimensions
 to a fixed number of levels. With L levels, h = (L - 1)(1 + eps) / 2, o = 1/2 for even L else 0:
@@ -13,9 +13,15 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .randomness_evae import Randomness, draw_normal
+
+try:  # transformers >= 5 skips what is already loaded
+    from transformers import initialization as init
+except ImportError:
+    from torch.nn import init  # type: ignore[no-redef]
 
 
 class FiniteScalarQuantizer(nn.Module):
@@ -70,6 +76,88 @@ class FiniteScalarQuantizer(nn.Module):
         return torch.stack(columns, dim=-1)
 
 
+class VectorQuantizer(nn.Module):
+    """Replaces latents by the nearest of learned vectors (van den Oord et al., "Neural Discrete Representation
+    Learning", 2017).
+
+    In training every vector follows the mean of the latents that it replaces, by moving averages over all processes,
+    and the gradient passes by the rotation trick (Fifty et al., "Restructuring Vector Quantization with the Rotation
+    Trick", 2024). The rules and constants are those of `VectorQuantize` of vector-quantize-pytorch.
+
+    Args:
+        n_codes: number of vectors.
+        width: values of a latent.
+        decay: weight of the past in the moving averages.
+    """
+
+    code_counts: Tensor
+    code_sums: Tensor
+
+    def __init__(self, n_codes: int, width: int, decay: float = 0.8) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("code_counts", torch.ones(n_codes))
+        self.register_buffer("code_sums", torch.randn(n_codes, width))
+
+    def init_weights(self) -> None:
+        init.ones_(self.code_counts)
+        init.normal_(self.code_sums)
+
+    @property
+    def codebook(self) -> Tensor:
+        """The vectors (codes, width): means of the latents that they replaced."""
+        n_codes, few, total = len(self.code_counts), 1e-5, self.code_counts.sum()  # few: so that no count is 0
+        counts = (self.code_counts + few) / (total + n_codes * few) * total
+        return self.code_sums / counts.unsqueeze(1)
+
+    @torch.no_grad()
+    def set_codes(self, latents: Tensor) -> None:
+        """Set the vectors to some of the `latents` (latents, width), before training, so that all are in use."""
+        rows = torch.linspace(0, len(latents) - 1, len(self.code_sums), device=latents.device).long()
+        self.code_counts.fill_(1)
+        self.code_sums.copy_(latents[rows])
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Quantize `z` of shape (cells, latents, width).
+
+        Returns:
+            the vectors, as `z`; codes, int64 (cells, latents); and in training the mean squared distance of the
+            latents to their vectors, (cells,), which the loss takes in.
+        """
+        values = z.float()
+        codebook = self.codebook
+        codes = ((codebook**2).sum(1) - 2 * values @ codebook.T).argmin(-1)
+        vectors = F.embedding(codes, codebook)
+        if not self.training:
+            return vectors.to(z.dtype), codes, None
+        self._follow(values.detach().flatten(0, 1), codes.flatten())
+        distance = (values - vectors).square().mean(dim=(1, 2))
+        return _rotated(values, vectors).to(z.dtype), codes, distance
+
+    @torch.no_grad()
+    def _follow(self, values: Tensor, codes: Tensor) -> None:
+        chosen = F.one_hot(codes, len(self.code_sums)).float()
+        counts, sums = chosen.sum(0), chosen.T @ values
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(counts)
+            dist.all_reduce(sums)
+        self.code_counts.lerp_(counts, 1 - self.decay)
+        self.code_sums.lerp_(sums, 1 - self.decay)
+
+    def codes_to_values(self, codes: Tensor) -> Tensor:
+        """Codes (...) to vectors, float32 of shape (..., width)."""
+        return F.embedding(codes, self.codebook)
+
+
+def _rotated(z: Tensor, vectors: Tensor) -> Tensor:
+    """The value of `vectors`, with the gradient of the rotation and scaling of `z` (..., width) onto them."""
+    old, new = z.norm(dim=-1, keepdim=True).clamp_min(1e-6), vectors.norm(dim=-1, keepdim=True)
+    u, q = (z / old).detach(), vectors / new.clamp_min(1e-6)
+    w = F.normalize(u + q, dim=-1, eps=1e-6)
+    along_w, along_u = (z * w).sum(-1, keepdim=True), (z * u).sum(-1, keepdim=True)
+    return (z - 2 * along_w * w + 2 * along_u * q) * (new / old).detach()
+
+
 class GaussianBottleneck(nn.Module):
     """Diagonal Gaussian latents: mean clamped to +-4, log-variance to [-14, 10], KL against N(0, 1)."""
 
@@ -108,6 +196,10 @@ class LatentStandardizer(nn.Module):
         self.momentum = momentum
         self.register_buffer("running_mean", torch.zeros(n_latents, width))
         self.register_buffer("running_variance", torch.ones(n_latents, width))
+
+    def init_weights(self) -> None:
+        init.zeros_(self.running_mean)
+        init.ones_(self.running_variance)
 
     @torch.no_grad()
     def set_statistics(self, z: Tensor) -> None:

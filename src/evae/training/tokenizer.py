@@ -74,7 +74,7 @@ def _train_on(
         inputs=INPUTS,
         validation=validation_cells(sources, settings),
         save=lambda trained, folder: save_with_processor(trained, folder, make_processor(info)),
-        tally=tally_codes(model.config.codebook_size if model.config.quantizer == "fsq" else None),
+        tally=tally_codes(model.config.codebook_size if model.config.quantizer != "gaussian" else None),
         summarise=summarise_codes,
         fingerprint=fingerprint(info, *sources.order()),
         named_cells=partial(named_cells, sources),
