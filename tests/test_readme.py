@@ -49,6 +49,16 @@ def published(tiny_checkpoint: Path, folder: Path) -> Path:
     return folder
 
 
+def challenge_bundle(cells: ad.AnnData, folder: Path) -> None:
+    """Controls and lists as those of the Virtual Cell Challenge, with the lines as contexts."""
+    controls = cells[cells.obs["perturbation"] == "non-targeting"].copy()
+    controls.obs = controls.obs[["cell_type"]].rename(columns={"cell_type": "context"})
+    controls.write_h5ad(folder / "controls.h5ad")
+    (folder / "gene_names.csv").write_text("\n".join(["gene_name", *controls.var_names]))
+    rows = [f"{target},{line},5" for line in LINES.values() for target in NAMES[1:]]
+    (folder / "pert_counts.csv").write_text("\n".join(["target_gene,context,n_cells", *rows]))
+
+
 def stress_screen(path: Path) -> None:
     """A reversion screen whose reverters have the names of the published positive controls."""
     cells = simulate_reversion_screen(1_500, seed=0, n_genes=60, n_targets=20)
@@ -70,6 +80,7 @@ def workplace(
     cells.write_h5ad(folder / "screen.h5ad")
     (folder / "split.json").write_text(snippets("json")[0])
     stress_screen(folder / "stress.h5ad")
+    challenge_bundle(cells, folder)
     ran = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -88,7 +99,7 @@ def workplace(
 def test_commands_of_the_main_path(workplace):
     folder, ran = workplace
     assert ran == [
-        *("prepare", "train", "train", "predict", "evaluate", "predict", "embed", "evaluate", "embed"),
+        *("prepare", "train", "train", "predict", "evaluate", "predict", "embed", "vcc", "evaluate", "embed"),
         "reversion",
         *("push", "push-dataset"),
     ]
@@ -100,6 +111,7 @@ def test_commands_of_the_main_path(workplace):
     assert (folder / "predicted_held_out_evaluation" / "report.html").is_file()
     assert "X_evae" in ad.read_h5ad(folder / "embedded.h5ad").obsm
     assert (folder / "stress_reversion" / "report.html").is_file()
+    assert (folder / "entry.vcc").is_file()
 
 
 def test_python_snippets_run_in_order(workplace, tiny_checkpoint, monkeypatch):

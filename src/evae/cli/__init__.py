@@ -24,6 +24,7 @@ from evae.cli.reversion import reversion
 from evae.cli.simulate import simulate
 from evae.cli.study import study
 from evae.cli.train import train
+from evae.cli.vcc import vcc
 from evae.common.files import disk_error
 from evae.models.contract_evae import EvaeError
 
@@ -40,6 +41,7 @@ class InOrder(TyperGroup):
             "evaluate",
             "reversion",
             "study",
+            "vcc",
             "push",
             "push-dataset",
             "convert",
@@ -90,6 +92,7 @@ app.command()(embed)
 app.command()(evaluate)
 app.command()(reversion)
 app.command()(study)
+app.add_typer(vcc, name="vcc")
 app.command()(push)
 app.command("push-dataset")(push_dataset)
 app.command()(convert)

@@ -38,7 +38,7 @@ def log_fold_changes(given: Any, processor: Any) -> dict[str, np.ndarray]:
     Raises:
         EvaeError: no such file, no numbers, or no gene of the panel on either axis.
     """
-    table = given if isinstance(given, pd.DataFrame) else _read_table(Path(given))
+    table = given if isinstance(given, pd.DataFrame) else read_table(Path(given))
     for axis in table.axes:
         if axis.has_duplicates:
             raise EvaeError(f"the effects name '{axis[axis.duplicated()][0]}' twice; make their names unique.")
@@ -59,7 +59,8 @@ def log_fold_changes(given: Any, processor: Any) -> dict[str, np.ndarray]:
     return dict(zip(map(str, table.index), folds, strict=True))
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
+    """A table of log2 fold changes, with the names in the first column as its index."""
     if not path.is_file():
         raise EvaeError(f"the effects {path} do not exist; give a csv, tsv or parquet file.")
     try:

@@ -1,0 +1,103 @@
+"""`evae vcc predict`: an entry for the Virtual Cell Challenge."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from evae.cli.files import check_free, need_file
+from evae.cli.options import Device, Model, Overwrite, check_known, check_model, names_of
+from evae.cli.terminal import join_names, quiet_transformers, say, watched
+from evae.models.contract_evae import EvaeError
+
+vcc = typer.Typer(no_args_is_help=True, help="Entries for the Virtual Cell Challenge 2026.")
+ENDINGS = (".vcc", ".h5ad")
+MISSING = ("refuse", "controls")
+
+
+@vcc.command("predict")
+def predict(
+    model: Model,
+    controls: Annotated[Path, typer.Option(help="h5ad file of raw counts with the control cells of all contexts.")],
+    perts: Annotated[Path, typer.Option(help="pert_counts.csv of the challenge.")],
+    genes: Annotated[Path, typer.Option(help="gene_names.csv of the challenge.")],
+    out: Annotated[Path, typer.Option(help="The entry to write: .vcc, or .h5ad for vcc prep.")],
+    contexts: Annotated[
+        str | None, typer.Option(help="Contexts, separated by commas; from PERTS or its manifest.json if left out.")
+    ] = None,
+    context_key: Annotated[str, typer.Option(help="obs column of the controls that names the context.")] = "context",
+    perturbation_key: Annotated[
+        str, typer.Option(help="obs column of their perturbation, if there is one.")
+    ] = "target_gene",
+    control: Annotated[str, typer.Option(help="Label of the controls there.")] = "non-targeting",
+    cell_type: Annotated[
+        str | None, typer.Option(help="Cell type of the model that stands for all contexts, if it knows them by name.")
+    ] = None,
+    effects: Annotated[
+        Path | None,
+        typer.Option(
+            help="csv or parquet: log2 fold changes for targets unknown to the model; a row each, genes as columns."
+        ),
+    ] = None,
+    missing: Annotated[str, typer.Option(help="What to do with other unknown targets: refuse, controls.")] = "refuse",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same cells.")] = 0,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="How much to stress the perturbation; 1 is the model as trained.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps of a diffusion or flow prior.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Cells drawn at once.")] = 256,
+    device: Device = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, predict nothing.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Predict an entry of raw counts from control cells alone, ready for `vcc submit`.
+
+    Genes outside the model's panel keep the counts of the control cell that a predicted cell stands for. Limits are
+    checked first; the file is written block by block.
+
+    Example: evae vcc predict runs/prior --controls controls.h5ad --perts pert_counts.csv --genes gene_names.csv
+    --out entry.vcc
+    """
+    if out.suffix not in ENDINGS:
+        raise EvaeError(f"{out} ends neither in .vcc nor in .h5ad; name it entry.vcc.")
+    check_free(out, overwrite)
+    check_known([missing], MISSING, "choice for --missing")
+    check_model(model)
+    for path in (controls, perts, genes, *([] if effects is None else [effects])):
+        need_file(path)
+    from evae.challenge.entry_file import write_entry
+    from evae.challenge.lists import read_plan
+    from evae.challenge.predict import EntryPredictor
+    from evae.challenge.sources import Controls, effects_of_entry
+    from evae.inference.effects import read_table
+    from evae.inference.pipeline import pipeline
+
+    plan = read_plan(genes, perts, control, list(names_of(contexts)) or None)
+    found = Controls.open(controls, plan, control, context_key, perturbation_key)
+    table = None if effects is None else effects_of_entry(read_table(effects), plan)
+    quiet_transformers()
+    options: dict[str, Any] = {"guidance_scale": guidance_scale, "num_steps": steps}
+    predictor = EntryPredictor(
+        pipeline(model, device), plan, found, cell_type, table, missing == "controls", seed, batch_size,
+        {name: value for name, value in options.items() if value is not None},
+    )  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    stand_ins = predictor.check(out)
+    say(f"{plan.n_cells:,} cells of {len(plan.targets)} target genes in {', '.join(plan.contexts)}, "
+        f"{len(plan.genes):,} genes")  # fmt: skip
+    for what, targets in stand_ins.items():
+        if targets:
+            say(
+                f"· no value of the model for {len(targets)} of them; {what} stand in: {join_names(targets)}",
+                style="dim",
+            )
+    unused = [] if table is None or predictor.told else [t for t in table.index if t not in stand_ins["given effects"]]
+    if unused:
+        say(
+            f"· effects of {len(unused)} names are not used, for the model knows them or the entry does not",
+            style="dim",
+        )
+    if dry_run:
+        return
+    stored = write_entry(plan, predictor.blocks(watched()), out)
+    say(f"{out}: {stored:,} stored counts", style="bold")
