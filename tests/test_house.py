@@ -42,7 +42,7 @@ ROOMS: dict[str, set[str]] = {
         *("inference", "evaluation", "evaluation/metrics", "evaluation/systems", "models"),
     },
     "conversion": {"common", "data/reading", "models", "training"},
-    "challenge": {"common", "data/reading", "evaluation/systems", "inference"},
+    "challenge": {"common", "data/reading", "evaluation", "evaluation/systems", "inference"},
     "hub": {"common", "data", "data/streaming", "inference", "evaluation/report"},
     "cli": {
         *("common", "data", "data/reading", "data/preparing", "data/simulation", "data/streaming", "models"),

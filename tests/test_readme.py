@@ -99,7 +99,7 @@ def workplace(
 def test_commands_of_the_main_path(workplace):
     folder, ran = workplace
     assert ran == [
-        *("prepare", "train", "train", "predict", "evaluate", "predict", "embed", "vcc", "evaluate", "embed"),
+        *("prepare", "train", "train", "predict", "evaluate", "predict", "embed", "vcc", "vcc", "evaluate", "embed"),
         "reversion",
         *("push", "push-dataset"),
     ]

@@ -1,4 +1,4 @@
-"""`evae vcc predict`: an entry for the Virtual Cell Challenge."""
+"""`evae vcc predict` and `evae vcc score`: an entry for the Virtual Cell Challenge, and how a model would do in it."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,8 +6,17 @@ from typing import Annotated, Any
 import typer
 
 from evae.cli.files import check_free, need_file
-from evae.cli.options import Device, Model, Overwrite, check_known, check_model, names_of
-from evae.cli.terminal import join_names, quiet_transformers, say, watched
+from evae.cli.options import (
+    CellTypeKey,
+    Device,
+    Model,
+    Overwrite,
+    PerturbationKey,
+    check_known,
+    check_model,
+    names_of,
+)
+from evae.cli.terminal import console, join_names, quiet_transformers, say, watched
 from evae.models.contract_evae import EvaeError
 
 vcc = typer.Typer(no_args_is_help=True, help="Entries for the Virtual Cell Challenge 2026.")
@@ -101,3 +110,46 @@ def predict(
         return
     stored = write_entry(plan, predictor.blocks(watched()), out)
     say(f"{out}: {stored:,} stored counts", style="bold")
+
+
+@vcc.command("score")
+def score(
+    model: Model,
+    cells: Annotated[Path, typer.Argument(help="h5ad file of perturbed and control cells.", metavar="CELLS.h5ad")],
+    control: Annotated[str, typer.Option(help="Label of the controls.")] = "non-targeting",
+    perturbation_key: PerturbationKey = "perturbation",
+    cell_type_key: CellTypeKey = "cell_type",
+    context: Annotated[
+        list[str] | None, typer.Option(help="Context to leave out; repeat it. All in turn if left out.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="How many split halves to average over.", min=1)] = 3,
+    batch_size: Annotated[int, typer.Option(help="Cells drawn at once.", min=1)] = 256,
+    out: Annotated[Path | None, typer.Option(help="JSON file for all numbers.")] = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Leave each context (cell type) out, predict it from its controls, and score it as the challenge does.
+
+    Beside the model stand the mean of the other contexts, a control copy, the other contexts' own cells and shrunken
+    transfer of their effects. The model should not have been trained on the perturbed cells of these contexts.
+
+    Example: evae vcc score runs/prior screen.h5ad --context K562
+    """
+    need_file(cells)
+    check_model(model)
+    if out is not None:
+        check_free(out, overwrite)
+    from evae.challenge.score import LeaveOneOut
+    from evae.data.reading.anndata_file import read_h5ad
+    from evae.evaluation import main_tables
+    from evae.inference.pipeline import pipeline
+
+    quiet_transformers()
+    keys = {"context_key": cell_type_key, "perturbation_key": perturbation_key}
+    how: dict[str, Any] = {"seeds": tuple(range(seeds)), "batch_size": batch_size, "progress": watched(), **keys}
+    result = LeaveOneOut(pipeline(model, device), read_h5ad(cells), control, **how).score(context or ())
+    console().print(main_tables(result))
+    for note in result.stamp["notes"]:
+        say(f"· {note}", style="dim")
+    if out is not None:
+        say(f"all numbers: {result.to_json(out)}", style="bold")
