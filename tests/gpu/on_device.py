@@ -30,6 +30,7 @@ TOKENIZER = ["model.n_latents=4", "model.encoder_layers=1", "model.decoder_layer
 TOKENIZER += ["model.latent_dim=3", "model.standardize_latents=true"]
 TOKENIZERS = ("fsq", "gaussian")
 PRIORS = {"evae_ar": "fsq", "evae_mdlm": "fsq", "evae_flow": "gaussian"}
+READS_CONTROLS = {"evae_ar", "evae_flow"}  # the other one knows perturbations and cell types by name alone
 
 
 def train(name: str, out: Path, reference: Path, dataset: str, *more: str) -> None:
@@ -39,6 +40,7 @@ def train(name: str, out: Path, reference: Path, dataset: str, *more: str) -> No
         train_tokenizer(load_settings("tokenizer", None, [*common, *TOKENIZER, f"model.quantizer={name}"]))
     else:
         own = [f"tokenizer={reference / PRIORS[name]}", f"model_type={name}", "model.num_hidden_layers=1"]
+        own += ["model.source_cells=1", "model.condition_on_effect=true"] if name in READS_CONTROLS else []
         train_prior(load_settings("prior", None, [*common, *own]))
 
 
