@@ -78,7 +78,7 @@ class Bench:
         torch.manual_seed(0)
         return reference_tokenizer(n_genes=self.n_genes, **(TOY if self.quick else {})).to(self.device)
 
-    def prior(self, kind: str, tokenizer: EvaeModel) -> Any:
+    def prior(self, kind: str, tokenizer: EvaeModel, **fields: Any) -> Any:
         """A prior of the published size over a tokenizer, in evaluation mode; adaLN-Zero does not start at zero."""
         config_class, model_class = {
             "ar": (EvaeARConfig, EvaeARForCausalLM),
@@ -86,7 +86,7 @@ class Bench:
         }[kind]
         own = {k: v for k, v in TOY.items() if k != "n_latents"} | {"num_hidden_layers": 2} if self.quick else {}
         torch.manual_seed(1)
-        model = model_class(config_class(tokenizer.config, n_perturbations=90, n_cell_types=18, **own))
+        model = model_class(config_class(tokenizer.config, n_perturbations=90, n_cell_types=18, **own, **fields))
         nn.init.normal_(model.modulation.weight, std=0.02)
         model.set_tokenizer(tokenizer)
         return frozen(model.to(self.device))
@@ -175,10 +175,16 @@ def sample(bench: Bench) -> Row:
         2 * config.num_hidden_layers * config.hidden_size * n * prior.n_codes / 2
     )  # keys and values, half in the mean
     bytes_read = prior.n_codes * (weights + kept) * (2 if bench.device.type == "cuda" else 4)
+    reading = bench.prior("ar", bench.tokenizer(**FAST), source_cells=1)
+    latents = torch.zeros(n, prior.n_codes, reading.tokenizer.config.latent_width, device=bench.device)
+    source = {"source_latents": latents, "source_library_size": torch.full((n,), 5_000.0, device=bench.device)}
     return Row(
         "autoregressive codes", n,
         {
             "ours": lambda: prior.sample(**conditions, generator=CellStreams(0, range(n))),
+            "ours, reading a source cell": lambda: reading.sample(
+                **conditions, **source, generator=CellStreams(0, range(n))
+            ),
             "generate() of transformers": lambda: prior.generate(**conditions),
             "cached loop by hand": lambda: sample_by_hand(prior, conditions, uniform),
             "prefix recomputed": lambda: sample_recomputing(prior, conditions, uniform),

@@ -43,6 +43,7 @@ class EvaePriorConfig(PretrainedConfig):
             that of the perturbation alone.
         source_cells: how many control cells the prior reads before it writes a cell: 0 for none, 1 for the control
             cell that optimal transport pairs with the training cell, more for a random set of its cell type's controls.
+        source_tokens: number of tokens that a source cell becomes.
         condition_on_effect: tell the prior the known mean effect of the perturbation: its shift of the tokenizer's
             latents in other cell types.
         cell_type_dropout: with `source_cells` or `condition_on_effect`, fraction of training cells whose cell type is
@@ -77,6 +78,7 @@ class EvaePriorConfig(PretrainedConfig):
         time_endpoint: bool = False,
         condition_dropout: float = 0.1,
         source_cells: int = 0,
+        source_tokens: int = 4,
         condition_on_effect: bool = False,
         cell_type_dropout: float = 0.5,
         source_dropout: float = 0.1,
@@ -109,6 +111,7 @@ class EvaePriorConfig(PretrainedConfig):
         self.time_endpoint = time_endpoint
         self.condition_dropout = condition_dropout
         self.source_cells = source_cells
+        self.source_tokens = source_tokens
         self.condition_on_effect = condition_on_effect
         self.cell_type_dropout = cell_type_dropout
         self.source_dropout = source_dropout
@@ -119,7 +122,7 @@ class EvaePriorConfig(PretrainedConfig):
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
         check_positive(self, "n_perturbations", "n_cell_types", "hidden_size", "num_hidden_layers")
-        check_positive(self, "num_attention_heads", "intermediate_size", "time_frequencies")
+        check_positive(self, "num_attention_heads", "intermediate_size", "time_frequencies", "source_tokens")
         check_choice("modulation_activation", modulation_activation, ("silu", "none"))
         if hidden_size % num_attention_heads:
             raise EvaeError(f"hidden_size {hidden_size} must be a multiple of num_attention_heads.")

@@ -151,7 +151,7 @@ class Attention(nn.Module):
         # One query attends to the whole cache. PyTorch's is_causal would let it see the first key only.
         causal = self.is_causal and query.shape[2] > 1
         if causal and n_prompt:
-            bias, causal = _prompt_bias(query, n_prompt), False
+            bias, causal = _prompt_bias(query, n_prompt) if n_prompt < query.shape[2] else None, False
         elif causal and key.shape[2] != query.shape[2]:
             bias, causal = _offset_causal_bias(query, key, bias), False
         output, _ = attend(self, query, key, value, bias, scaling=self.scaling, dropout=0.0, is_causal=causal)

@@ -108,7 +108,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
     @property
     def n_prompt(self) -> int:
         """Tokens of the source cells, which stand before BOS in a cache of keys and values."""
-        return int(self.config.source_cells * self.n_codes)
+        return int(self.config.source_cells * self.config.source_tokens)
 
     def _past(self, cache: Any) -> int:
         """How many codes, BOS included, a cache holds."""

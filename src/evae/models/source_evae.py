@@ -1,6 +1,6 @@
 """What a prior reads of control cells: source cells as a prompt, and the known effect of a perturbation as a condition.
 
-A source cell is a control cell. Its latents before quantization become tokens that stand before the codes, so the
+A source cell is a control cell. Its latents before quantization become a few tokens that stand before the codes, so the
 prior writes the cell that this control would be after the perturbation. The effect is the mean shift of the latents
 that the perturbation makes in other cell types, or one that the user knows.
 """
@@ -21,10 +21,10 @@ except ImportError:
 
 
 class SourceEmbedding(nn.Module):
-    """Tokens of source cells, (cells, source_cells * latents, hidden_size); one learned vector where there are none.
+    """Tokens of source cells, (cells, source_cells * source_tokens, hidden_size); learned ones where there are none.
 
-    A token is the sum of a projection of the latent, its position, and the library size of the source cell: the same
-    cell has other latents when fewer of its molecules are counted.
+    A linear layer maps all latents of a cell to its tokens. To each its position is added, and the library size of the
+    source cell: the same cell has other latents when fewer of its molecules are counted.
     """
 
     mean: Tensor
@@ -33,10 +33,10 @@ class SourceEmbedding(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         tokenizer, width = config.tokenizer_config, config.hidden_size
-        self.n_sources, self.dropout = config.source_cells, config.source_dropout
+        self.n_sources, self.n_tokens, self.dropout = config.source_cells, config.source_tokens, config.source_dropout
         self.median = tokenizer.median_library_size
-        self.projection = nn.Linear(tokenizer.latent_width, width)
-        self.position_embedding = nn.Embedding(tokenizer.n_latents, width)
+        self.projection = nn.Linear(tokenizer.n_latents * tokenizer.latent_width, self.n_tokens * width)
+        self.position_embedding = nn.Embedding(self.n_tokens, width)
         self.none = nn.Embedding(1, width)
         self.library = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width))
         self.register_buffer("mean", torch.zeros(tokenizer.n_latents, tokenizer.latent_width))
@@ -71,7 +71,8 @@ class SourceEmbedding(nn.Module):
             )
         values = ((latents.reshape(shape).float() - self.mean) / self.std).to(self.projection.weight.dtype)
         depth = log_library(library_size.reshape(shape[:2]), self.median).to(values.dtype)
-        tokens = (self.projection(values) + self.library(depth).unsqueeze(2) + places).flatten(1, 2)
+        tokens = self.projection(values.flatten(2)).unflatten(2, (self.n_tokens, -1))
+        tokens = (tokens + self.library(depth).unsqueeze(2) + places).flatten(1, 2)
         if not (self.training and self.dropout > 0):
             return tokens
         dropped = draw_uniform((n_cells, 1), tokens.device, generator) < self.dropout
