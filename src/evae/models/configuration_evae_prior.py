@@ -129,7 +129,10 @@ class EvaePriorConfig(PretrainedConfig):
         if source_cells < 0:
             raise EvaeError(f"source_cells is {source_cells}; give 0 (none) or more.")
         if self.reads_controls and tokenizer_config.quantizer in COUNTS:
-            raise EvaeError("source cells and effects are latents of a tokenizer, which this prior lacks; train one.")
+            raise EvaeError(
+                "source cells and effects are latents of a tokenizer, which this prior lacks; train a tokenizer, or set "
+                "model.source_cells=0 and model.condition_on_effect=false."
+            )
 
     @property
     def reads_controls(self) -> bool:
