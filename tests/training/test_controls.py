@@ -256,5 +256,5 @@ def controls_of(folder):
 
 
 def test_counts_have_no_latents_to_read(data, tmp_path):
-    with pytest.raises(EvaeError, match="train a tokenizer, or set model.source_cells=0"):
+    with pytest.raises(EvaeError, match=r"train a tokenizer, or set model\.source_cells=0"):
         fit(data, "counts", tmp_path / "prior")

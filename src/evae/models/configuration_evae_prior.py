@@ -130,8 +130,8 @@ class EvaePriorConfig(PretrainedConfig):
             raise EvaeError(f"source_cells is {source_cells}; give 0 (none) or more.")
         if self.reads_controls and tokenizer_config.quantizer in COUNTS:
             raise EvaeError(
-                "source cells and effects are latents of a tokenizer, which this prior lacks; train a tokenizer, or set "
-                "model.source_cells=0 and model.condition_on_effect=false."
+                "source cells and effects are latents of a tokenizer, which this prior lacks; train a tokenizer, or "
+                "set model.source_cells=0 and model.condition_on_effect=false."
             )
 
     @property

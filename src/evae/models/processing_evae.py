@@ -60,9 +60,8 @@ class EvaeProcessor(FeatureExtractionMixin):
         self.control = control
         quantiles = library_size_quantiles
         self.library_size_quantiles = None if quantiles is None else [float(q) for q in quantiles]
-        self.training_pairs = (
-            {str(c): [str(p) for p in ps] for c, ps in training_pairs.items()} if training_pairs else None
-        )
+        pairs = training_pairs or {}
+        self.training_pairs = {str(c): [str(p) for p in ps] for c, ps in pairs.items()} or None
         self.min_coverage = float(min_coverage)
         self.combination_sign = str(combination_sign)
         self.library_model = dict(library_model) if library_model else None
