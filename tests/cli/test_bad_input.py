@@ -145,6 +145,17 @@ def test_coverage_too_low(refused, trained_prior, screen, screen_file, tmp_path)
     assert "only 12 of 60 panel genes" in error
 
 
+def test_names_that_differ_in_case_only_are_said(refused, screen, screen_file, tmp_path):
+    cells = screen.copy()
+    cells.var_names = [name.capitalize() for name in cells.var_names]
+    cells.write_h5ad(tmp_path / "mouse.h5ad")
+    (tmp_path / "panel.txt").write_text("\n".join(screen.var_names))
+    hint = "60 of the missing genes differ in upper and lower case only ('Gene0001' for 'GENE0001')"
+    asked = ("--control", "control", "--genes", tmp_path / "panel.txt", "--out", tmp_path / "data")
+    assert hint in refused("prepare", tmp_path / "mouse.h5ad", *asked)
+    assert hint in refused("evaluate", tmp_path / "mouse.h5ad", screen_file, "--control", "control")
+
+
 @pytest.mark.parametrize("content", [None, b"", b"not an h5ad file", "half"])
 @pytest.mark.parametrize("command", ["prepare", "embed", "predict", "evaluate"])
 def test_unreadable_h5ad(refused, trained_prior, screen_dataset, screen_file, tmp_path, command, content):

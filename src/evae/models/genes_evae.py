@@ -143,6 +143,18 @@ def match_genes(panel: GeneColumns, given: GeneColumns, source: str = "the data"
     return position
 
 
+def case_hint(missing: Sequence[str], columns: GeneColumns) -> str:
+    """A sentence on missing genes that differ only in case, as mouse and human symbols do; "" if there are none."""
+    given = {symbol.lower(): symbol for symbol in columns.symbols}
+    pairs = [(gene, given[gene.lower()]) for gene in missing if gene.lower() in given]
+    if not pairs:
+        return ""
+    return (
+        f" {len(pairs)} of the missing genes differ in upper and lower case only ('{pairs[0][1]}' for "
+        f"'{pairs[0][0]}'): mouse genes are written otherwise than human ones."
+    )
+
+
 def _check_one_each(names: Sequence[str], position: np.ndarray, source: str) -> None:
     places, counts = np.unique(position[position >= 0], return_counts=True)
     if (counts > 1).any():

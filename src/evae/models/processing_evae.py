@@ -12,7 +12,7 @@ import torch
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
 from .contract_evae import EvaeError, check_raw_counts, check_unique, look_up, parts_of
-from .genes_evae import GeneColumns, gene_columns, match_genes
+from .genes_evae import GeneColumns, case_hint, gene_columns, match_genes
 
 
 class EvaeProcessor(FeatureExtractionMixin):
@@ -231,7 +231,7 @@ class EvaeProcessor(FeatureExtractionMixin):
             raise EvaeError(
                 f"only {found.sum()} of {len(self.genes)} panel genes are in the data (missing: "
                 f"{', '.join(missing[:3])}, ...), below min_coverage {self.min_coverage} of preprocessor_config.json; "
-                f"give symbols or Ensembl ids of the same species in var, or lower it.{_case(missing, columns)}"
+                f"give symbols or Ensembl ids of the same species in var, or lower it.{case_hint(missing, columns)}"
             )
         index = np.full(len(columns), -1, dtype=np.int64)
         index[position[found]] = np.flatnonzero(found)
@@ -259,18 +259,6 @@ class EvaeProcessor(FeatureExtractionMixin):
 
 def _named(genes: Sequence[str], ensembl_ids: Sequence[str] | None) -> GeneColumns:
     return gene_columns(genes, {} if ensembl_ids is None else {"ensembl_id": ensembl_ids})
-
-
-def _case(missing: Sequence[str], columns: GeneColumns) -> str:
-    """A sentence on missing genes that differ only in case, as mouse and human symbols do; "" if there are none."""
-    given = {symbol.lower(): symbol for symbol in columns.symbols}
-    pairs = [(gene, given[gene.lower()]) for gene in missing if gene.lower() in given]
-    if not pairs:
-        return ""
-    return (
-        f" {len(pairs)} of the missing genes differ in upper and lower case only ('{pairs[0][1]}' for "
-        f"'{pairs[0][0]}'): mouse genes are written otherwise than human ones."
-    )
 
 
 def _one_each(given: str | Sequence[str], n_cells: int, kind: str) -> list[str]:

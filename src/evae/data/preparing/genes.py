@@ -15,7 +15,7 @@ import numpy as np
 
 from evae.data.reading.h5ad import H5adCounts
 from evae.models.contract_evae import EvaeError, check_unique
-from evae.models.genes_evae import GeneColumns, ensembl_id, match_genes
+from evae.models.genes_evae import GeneColumns, case_hint, ensembl_id, match_genes
 
 SHOWN = 100  # absent genes named in the report
 
@@ -149,7 +149,7 @@ def match_panel(
             raise EvaeError(
                 f"{source.path} measures only {share:.0%} of {origin} ({len(genes):,} genes), below "
                 f"{min_coverage:.0%}; check gene names and species, give another panel, or lower "
-                "min_coverage."
+                f"min_coverage.{case_hint([genes[g] for g in np.flatnonzero(position < 0)], source.gene_columns)}"
             )
     shared = np.flatnonzero(np.all([p >= 0 for p in positions], axis=0))
     if not len(shared):

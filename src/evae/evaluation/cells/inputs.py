@@ -22,7 +22,7 @@ from evae.data.streaming.split_anndata import DatasetSplit
 from evae.evaluation.cells.normalised import Cells, Rows, StoredRows, log1p_and_totals
 from evae.evaluation.cells.scale import RAW, Scale, recognise_scale
 from evae.models.contract_evae import EvaeError, near_matches
-from evae.models.genes_evae import GeneColumns, gene_columns, match_genes
+from evae.models.genes_evae import GeneColumns, case_hint, gene_columns, match_genes
 
 Data: TypeAlias = ad.AnnData | DatasetSplit | str | Path
 Progress: TypeAlias = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -96,12 +96,13 @@ class Source:
             raise EvaeError(
                 f"{self.name} have no gene of the real cells (theirs: {', '.join(self.genes.names[:2])}; the real "
                 f"ones': {', '.join(genes.names[:2])}); give both the same kind of gene names, or symbols and Ensembl "
-                "ids in var."
+                f"ids in var.{case_hint(missing, self.genes)}"
             )
         if missing:
             raise EvaeError(
                 f"{self.name} lack {len(missing)} of the {len(genes)} genes of the real cells (first: "
-                f"{', '.join(missing[:3])}); subset the real cells to the genes of both before evaluating."
+                f"{', '.join(missing[:3])}); subset the real cells to the genes of both before "
+                f"evaluating.{case_hint(missing, self.genes)}"
             )
         return position
 
