@@ -61,15 +61,18 @@ def test_a_full_disk_is_one_line_at_any_moment(dataset, tmp_path, monkeypatch, m
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
 @pytest.mark.parametrize("moment", ["encoding", "saving"])
-def test_sigterm_outside_the_steps_ends_in_order(dataset, tokenizer, tmp_path, monkeypatch, capfd, moment):
+def test_a_signal_outside_the_steps_ends_in_order(
+    dataset, tokenizer, tmp_path, monkeypatch, capfd, moment, number, name
+):
     """Before the first step nothing is written; the saving of a finished model comes to its end."""
     calls = []
 
     def terminated(real):
         def call(*args, **kwargs):
             calls.append(real)
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             return real(*args, **kwargs)
 
         return call
@@ -77,20 +80,33 @@ def test_sigterm_outside_the_steps_ends_in_order(dataset, tokenizer, tmp_path, m
     model = SIZES | {"num_hidden_layers": 1}
     places = {"dataset": str(dataset), "tokenizer": str(tokenizer), "output_dir": str(tmp_path / "run")}
     settings = PriorSettings(model=model, **places, **SHORT)
-    before = signal.getsignal(signal.SIGTERM)
-    owner, name = (EvaeModel, "encode") if moment == "encoding" else (EvaeARForCausalLM, "save_pretrained")
+    before = signal.getsignal(number)
+    owner, method = (EvaeModel, "encode") if moment == "encoding" else (EvaeARForCausalLM, "save_pretrained")
     with monkeypatch.context() as patched:
         patched.setattr(os, "_exit", sys.exit)  # see test_termination.py for processes that do end
-        patched.setattr(owner, name, terminated(getattr(owner, name)))
+        patched.setattr(owner, method, terminated(getattr(owner, method)))
         with pytest.raises(SystemExit) as ended:
             train_prior(settings)
-    assert ended.value.code == 0
+    assert ended.value.code == 128 + number
     assert len(calls) == 1
     told = {"encoding": "before training began; the same command starts again", "saving": "after training ended"}
-    assert f"stopped by SIGTERM {told[moment]}" in capfd.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert f"stopped by {name} {told[moment]}" in capfd.readouterr().err
+    assert signal.getsignal(number) == before
     assert (tmp_path / "run").exists() == (moment == "saving")
     assert (train_prior(settings) / "model.safetensors").is_file()
+
+
+def test_ctrl_c_that_is_ignored_stays_ignored(dataset, tmp_path, monkeypatch):
+    """As in the background of a script: the Ctrl-C is for the script."""
+    saved = EvaeModel.save_pretrained
+    interrupted = lambda *args, **kwargs: (os.kill(os.getpid(), signal.SIGINT), saved(*args, **kwargs))  # noqa: E731
+    monkeypatch.setattr(EvaeModel, "save_pretrained", interrupted)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        run = train_tokenizer(tokenizer_settings(dataset, tmp_path / "run"))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (run / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("error", [EvaeError("no shard"), FileNotFoundError("gone"), pa.ArrowInvalid("no Parquet")])

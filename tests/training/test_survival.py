@@ -72,11 +72,11 @@ def test_killed_at_any_point_a_resumed_run_ends_with_the_same_weights(survivors)
         assert comparable(result["out"]) == comparable(folder / f"whole-{result['world']}"), name
 
 
-def test_sigterm_writes_a_checkpoint_and_exits_0(survivors):
+def test_sigterm_writes_a_checkpoint_and_exits_143(survivors):
     folder, results, _ = survivors
     for world, last in ((1, 7), (2, 9)):  # one rank stops at once, two at the next line of the log
         result = results[f"term ranks {world}"]
-        assert set(result["first"]) == {30}, result  # SystemExit(0)
+        assert set(result["first"]) == {30 + 143}, result  # SystemExit(143)
         assert result["reached"][-1] == last
         assert same_end(folder, result)
 
@@ -124,7 +124,7 @@ def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_when_there_is_room(tor
 def test_one_rank_of_two_that_gets_sigterm_ends_both_in_order(tormented, moment, reached):
     """Not only in the loop: none waits for a rank that has left. They stop when they next write a line of the log."""
     results, stderr = tormented
-    expected = {"codes": [30, 30], "reached": reached, "left": bool(reached)}  # SystemExit(0)
+    expected = {"codes": [30 + 143] * 2, "reached": reached, "left": bool(reached)}  # SystemExit(143)
     assert results["told"][moment] == expected, stderr[-3000:]
 
 

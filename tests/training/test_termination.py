@@ -1,4 +1,4 @@
-"""SIGTERM where there is nothing to save, or a second time: the process ends at once and leaves its folder in order."""
+"""A signal where there is nothing to save, or a second time: the process ends at once, its folder in order."""
 
 import json
 import os
@@ -27,10 +27,14 @@ KEPT = ["checkpoints", "log.jsonl", "settings.yaml"]
 @pytest.mark.parametrize(
     ("case", "codes", "left"),
     [
-        ("first step", {0}, None),
+        ("first step", {143}, None),
         ("second signal, no checkpoint", {143}, None),
         ("second signal", {143}, KEPT),
         ("second signal in a checkpoint", {143}, KEPT),
+        ("Ctrl-C", {30 + 130}, KEPT),  # 30 for SystemExit: an end in order
+        ("Ctrl-C on two ranks", {30 + 130}, KEPT),
+        ("Ctrl-C while compiling", {130}, None),
+        ("second Ctrl-C", {130}, KEPT),
     ],
 )
 def test_the_process_ends_at_once(stopped, case, codes, left):
@@ -41,6 +45,12 @@ def test_the_process_ends_at_once(stopped, case, codes, left):
     assert not found["unfinished"]
     assert found["again"] == [0]
     assert found["finished"]
+
+
+def test_ctrl_c_says_how_to_go_on(stopped):
+    _, stderr = stopped
+    assert "stopped by Ctrl-C after step 7; resume=true goes on from here" in stderr
+    assert "stopped by Ctrl-C before training began; the same command starts again" in stderr
 
 
 def test_a_rank_that_compiles_does_not_wait_for_the_others(stopped):
@@ -79,7 +89,7 @@ def test_a_model_being_compiled_stops_with_its_compilers(dataset, tmp_path):
     finally:
         process.kill()
         os.close(told)
-    assert process.returncode == 0, stderr
+    assert process.returncode == 143, stderr
     assert "stopped by SIGTERM before training began; the same command starts again" in stderr
     assert not out.exists()
     psutil.wait_procs(children, timeout=60)

@@ -6,15 +6,17 @@ killed process left is removed by the next one that writes to the same folder.
 """
 
 import errno
+import fcntl
 import functools
 import json
 import os
 import shutil
 import socket
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from evae.models.contract_evae import EvaeError
 
@@ -109,6 +111,28 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock(file: IO[Any]) -> bool:
+    """Take an open file for this process alone, until it is closed or the process ends, however it ends.
+
+    Returns:
+        False if another process has it. True also where the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    held = weakref.ref(file)
+
+    def let_go() -> None:  # a forked worker must not keep what a dead process had
+        if (own := held()) is not None:
+            own.close()
+
+    os.register_at_fork(after_in_child=let_go)
+    return True
 
 
 def disk_error(error: BaseException) -> str:

@@ -63,6 +63,11 @@ class Bar:
     def __init__(self, progress: Progress):
         self._progress = progress
 
+    @property
+    def moves(self) -> bool:
+        """Whether the bars are seen while the work goes on; in a log file they are written once, at the end."""
+        return self._progress.console.is_terminal
+
     def start(self, title: str, total: int | None, done: int = 0) -> Advance:
         """Begin a stage of `total` units (None where that is not known), `done` of them already."""
         task = self._progress.add_task(title, total=total, completed=done, note="")

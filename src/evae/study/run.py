@@ -26,7 +26,7 @@ from evae.study.results import Evaluated, keep_result, read_results, result_name
 from evae.study.write import write_study
 from evae.training.loop.setup import make_accelerator
 from evae.training.prior import train_prior
-from evae.training.resume.run_folder import FINISHED, RunFolder
+from evae.training.resume.former_run import is_finished
 from evae.training.settings import PriorSettings, TokenizerSettings
 from evae.training.tokenizer import train_tokenizer
 
@@ -43,7 +43,7 @@ def run_study(study: Study) -> Path:
     Raises:
         EvaeError: settings that do not exist or do not fit, a dataset that holds nothing out, a training that
             failed.
-        SystemExit: code 0, after SIGTERM and a checkpoint.
+        SystemExit: code 143 after SIGTERM, 130 after Ctrl-C, and a checkpoint.
     """
     dataset = Dataset.open(study.dataset)
     if not held_out_cells(dataset.info):
@@ -88,9 +88,9 @@ class _Run:
     def _train(self, training: Training) -> bool:
         """Train unless it is done; whether it is done now."""
         settings = training.settings
-        if RunFolder(settings).status == FINISHED:
+        if is_finished(training.folder):
             return True
-        no_tokenizer = training.tokenizer is not None and RunFolder(training.tokenizer.settings).status != FINISHED
+        no_tokenizer = training.tokenizer is not None and not is_finished(training.tokenizer.folder)
         if no_tokenizer or self._out_of_time():
             return False
         self.console.print(f"training {training.folder.name}", style="bold", markup=False)

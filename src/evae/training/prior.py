@@ -32,6 +32,7 @@ from evae.training.controls import set_prompts
 from evae.training.encoder import Encoder
 from evae.training.guidance import choose_guidance
 from evae.training.library import fit_library_sizes
+from evae.training.loop.claim import claimed_folder
 from evae.training.loop.setup import make_accelerator
 from evae.training.loop.stage import Stage
 from evae.training.loop.steps import train
@@ -67,8 +68,8 @@ def train_prior(settings: PriorSettings) -> Path:
 
     Raises:
         EvaeError: bad settings, a tokenizer that is damaged or of another gene panel, an output folder that
-            holds a run, a loss that is not finite, a full disk.
-        SystemExit: code 0, after SIGTERM and a checkpoint, or before the first step.
+            holds a run or that another training uses, a loss that is not finite, a full disk.
+        SystemExit: code 143 after SIGTERM, 130 after Ctrl-C, with a checkpoint or before the first step.
     """
     settings.require("tokenizer")
     if settings.model_type not in PRIORS:
@@ -77,11 +78,11 @@ def train_prior(settings: PriorSettings) -> Path:
         )
     fields = check_model_settings(settings.model, PRIORS[settings.model_type][0], FROM_DATASET)
     accelerator = make_accelerator(settings)
-    run = RunFolder(settings)
-    if run.status == FINISHED:
-        return report_finished(run)
-    with stopping_together(run, accelerator, settings.compile) as check_stop:
-        return _train_on(settings, fields, accelerator, run, check_stop)
+    with claimed_folder(settings, accelerator) as run:
+        if run.status == FINISHED:
+            return report_finished(run)
+        with stopping_together(run, accelerator, settings.compile) as check_stop:
+            return _train_on(settings, fields, accelerator, run, check_stop)
 
 
 def _train_on(

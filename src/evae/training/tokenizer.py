@@ -20,6 +20,7 @@ from evae.models.configuration_evae import EvaeConfig
 from evae.models.modeling_evae import EvaeModel
 from evae.models.processing_evae import EvaeProcessor
 from evae.training.batch_cells import named_cells
+from evae.training.loop.claim import claimed_folder
 from evae.training.loop.setup import make_accelerator
 from evae.training.loop.stage import Stage
 from evae.training.loop.steps import train
@@ -43,16 +44,17 @@ def train_tokenizer(settings: TokenizerSettings) -> Path:
         The run folder; `EvaeModel.from_pretrained` and `EvaeProcessor.from_pretrained` read it.
 
     Raises:
-        EvaeError: bad settings, an output folder that holds a run, a loss that is not finite, a full disk.
-        SystemExit: code 0, after SIGTERM and a checkpoint, or before the first step.
+        EvaeError: bad settings, an output folder that holds a run or that another training uses, a loss that is not
+            finite, a full disk.
+        SystemExit: code 143 after SIGTERM, 130 after Ctrl-C, with a checkpoint or before the first step.
     """
     fields = check_model_settings(settings.model, EvaeConfig, FROM_DATASET)
     accelerator = make_accelerator(settings)
-    run = RunFolder(settings)
-    if run.status == FINISHED:
-        return report_finished(run)
-    with stopping_together(run, accelerator, settings.compile) as check_stop:
-        return _train_on(settings, fields, accelerator, run, check_stop)
+    with claimed_folder(settings, accelerator) as run:
+        if run.status == FINISHED:
+            return report_finished(run)
+        with stopping_together(run, accelerator, settings.compile) as check_stop:
+            return _train_on(settings, fields, accelerator, run, check_stop)
 
 
 def _train_on(
@@ -85,7 +87,8 @@ def _train_on(
 
 def report_finished(run: RunFolder) -> Path:
     """Tell that there is nothing left to do."""
-    console().print(f"the run in {run.path} is finished; overwrite=true trains it anew", highlight=False)
+    anew = "a larger max_steps with resume=true trains it on, overwrite=true anew"
+    console().print(f"the run in {run.path} is finished; {anew}", highlight=False)
     return run.path
 
 

@@ -1,7 +1,7 @@
 """The loop over a toy model, in this process."""
 
 import json
-import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_a_run_leaves_what_it_promises(toy, tmp_path):
     assert [line["step"] for line in log if "loss" in line] == [2, 3, 4, 6]
     assert [line["step"] for line in log if "validation_loss" in line] == [3, 6]
     assert {"grad_norm", "learning_rate", "cells_per_second", "data_wait"} < log[0].keys()
-    assert log[-1] == {"step": 6, "finished": True}
+    assert log[-1] == {"step": 6, "finished": True, "weights_of_step": 6}
     saved = load_file(out / "model.safetensors")
     assert all(torch.equal(saved[name], value) for name, value in weights_of(trained.model).items())
     assert not list(out.glob(".partial*"))
@@ -87,6 +87,16 @@ def test_compiling_needs_a_compiler(toy, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_log_file_shows_how_far_the_training_is(toy, tmp_path, capsys, monkeypatch):
+    """The first line of the log at once, then one every half minute, here of a clock that a step takes 10 s of."""
+    times = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("evae.training.loop.progress.time", SimpleNamespace(monotonic=lambda: next(times)))
+    toy.run_toy(output_dir=tmp_path, **SMALL | {"max_steps": 12, "log_every": 1, "eval_every": 100})
+    said = [line for line in capsys.readouterr().err.splitlines() if " cells/s " in line]
+    assert [line.split()[1] for line in said[:3]] == ["1/12", "4/12", "7/12"]
+    assert f"loss {lines(tmp_path)[0]['loss']:.4g}" in said[0]
+
+
 def test_training_lowers_the_loss(toy, tmp_path):
     toy.run_toy(output_dir=tmp_path / "run", dropout=0.0, **SMALL | {"max_steps": 40, "eval_every": 1})
     losses = [line["validation_loss"] for line in lines(tmp_path / "run") if "validation_loss" in line]
@@ -140,7 +150,7 @@ def test_an_unfinished_run_needs_resume_or_overwrite(toy, tmp_path):
     with pytest.raises(EvaeError, match="already holds a run"):
         toy.run_toy(output_dir=tmp_path, **SMALL)
     toy.run_toy(output_dir=tmp_path, resume=True, **SMALL)
-    assert lines(tmp_path)[-1] == {"step": 6, "finished": True}
+    assert lines(tmp_path)[-1] == {"step": 6, "finished": True, "weights_of_step": 6}
 
 
 def test_overwrite_starts_anew(toy, tmp_path):
@@ -193,16 +203,6 @@ def test_a_truncated_checkpoint_stops_the_resumed_run(toy, tmp_path):
         toy.run_toy(output_dir=tmp_path, resume=True, **SMALL)
 
 
-def test_another_batch_size_goes_on_with_the_next_epoch(toy, tmp_path):
-    toy.run_toy(output_dir=tmp_path, **SMALL)
-    (tmp_path / "model.safetensors").unlink()
-    for step in (3, 6):
-        shutil.rmtree(tmp_path / "checkpoints" / f"step-{step:08d}", ignore_errors=True)
-    resumed = toy.run_toy(output_dir=tmp_path, resume=True, **SMALL | {"batch_size": 2})
-    assert len(resumed.batches.handed_out) == 2  # steps 5 and 6
-    assert resumed.batches.place == {"epoch": 1, "batch": 2, "batch_size": 2}
-
-
 def test_no_number_stops_the_run_and_saves_the_batch(toy, tmp_path):
     with pytest.raises(EvaeError, match=r"the loss became NaN or infinite at step 3; .*step 2") as caught:
         toy.run_toy(output_dir=tmp_path, bad_row=9, **SMALL | {"log_every": 6, "save_every": 2, "eval_every": 6})
@@ -234,9 +234,12 @@ def test_a_better_loss_is_saved_at_once(toy, tmp_path):
 
 @pytest.mark.parametrize(("ema_decay", "name"), [(0.0, "model"), (0.5, "average")])
 @pytest.mark.parametrize(("final_weights", "step"), [("best", 3), ("last", 6)])
-def test_final_weights(toy, tmp_path, ema_decay, name, final_weights, step):
+def test_final_weights(toy, tmp_path, capsys, ema_decay, name, final_weights, step):
     values = SMALL | {"ema_decay": ema_decay, "final_weights": final_weights}
     toy.run_toy(output_dir=tmp_path, summarise=scripted(0.2, 0.5), **values)
+    assert lines(tmp_path)[-1]["weights_of_step"] == step
+    why = "the lowest validation loss, 0.2" if final_weights == "best" else "the last"
+    assert f"kept the weights of step {step}/6: {why}" in capsys.readouterr().err
     expected = load_file(tmp_path / f"checkpoints/step-{step:08d}/{name}.safetensors")
     saved = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(saved[key], value) for key, value in expected.items())
@@ -257,6 +260,20 @@ def test_a_tracker_that_is_not_installed_is_named(toy, tmp_path, monkeypatch):
     with pytest.raises(EvaeError, match="pip install wandb"):
         toy.run_toy(output_dir=tmp_path / "run", report_to="wandb", **SMALL)
     assert not (tmp_path / "run").exists()
+
+
+def test_one_process_where_several_were_asked_for(toy, tmp_path, monkeypatch):
+    """What `accelerate launch --cpu --num_processes 2` (1.15) sets: an address for processes that it does not start."""
+    environment = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(EvaeError, match="torchrun --nproc_per_node N"):
+        toy.run_toy(output_dir=tmp_path / "run", **SMALL)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.delenv("MASTER_ADDR")
+    toy.run_toy(output_dir=tmp_path / "run", **SMALL)
 
 
 def test_codebook_statistics():

@@ -4,7 +4,6 @@ It lies beside the dataset folder, as `OUT.partial`, and becomes it in the end. 
 it belongs to. When a killed conversion is started again with the same files and settings, it goes on in this folder.
 """
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from evae.common.files import explain_disk_errors, put_in_place, remove, remove_unfinished
+from evae.common.files import explain_disk_errors, lock, put_in_place, remove, remove_unfinished
 from evae.models.contract_evae import EvaeError
 
 JOB = "evae_prepare.json"
@@ -50,10 +49,8 @@ def work_folder(out: Path, job: dict[str, Any]) -> Iterator[Path]:
     with explain_disk_errors(str(folder), "give the same command again, it goes on where it stopped"):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / JOB).open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise EvaeError(f"another `evae prepare` works in {folder}; wait for it.") from None
+            if not lock(file):
+                raise EvaeError(f"another `evae prepare` works in {folder}; wait for it.")
             wanted = json.dumps(job)
             file.seek(0)
             if file.read() != wanted:

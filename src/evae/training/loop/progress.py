@@ -1,23 +1,34 @@
 """What the user sees while a run goes on: a bar on a terminal, plain lines in a log file."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from evae.common.progress import Advance, Bar, progress_bar
+from evae.common.progress import Advance, Bar, console, progress_bar
+
+SECONDS_BETWEEN_LINES = 30  # in a log file, where no bar moves
 
 
 class TrainingProgress:
-    """A bar over the updates, with the loss, the cells per second and the share of the time spent waiting for data."""
+    """A bar over the updates, with the loss, the cells per second and the share of the time spent waiting for data.
 
-    def __init__(self, bar: Bar, advance: Advance, done: int):
-        self._bar, self._advance, self._done = bar, advance, done
+    Where nobody watches a bar, in a log file, the same stands in a line now and then, the first at once.
+    """
+
+    def __init__(self, bar: Bar, advance: Advance, done: int, total: int):
+        self._bar, self._advance, self._done, self._total = bar, advance, done, total
+        self._said = -float("inf")
 
     def update(self, step: int, line: dict[str, Any]) -> None:
         """Show one line of the log."""
         note = f"loss {line['loss']:.4g}  {line['cells_per_second']:,.0f} cells/s  data wait {line['data_wait']:.0%}"
         self._advance(step - self._done, note)
         self._done = step
+        now = time.monotonic()
+        if not self._bar.moves and now - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = now
+            self.say(f"step {step}/{self._total}  {note}")
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
@@ -35,4 +46,20 @@ def training_progress(title: str, done: int, total: int, show: bool) -> Iterator
         show: whether this is the rank that prints.
     """
     with progress_bar(show, "updates") as bar:
-        yield TrainingProgress(bar, bar.start(title, total, done), done)
+        yield TrainingProgress(bar, bar.start(title, total, done), done, total)
+
+
+def say_what_was_kept(step: int, total: int, best: dict[str, float] | None, choice: str) -> None:
+    """Tell which step's weights a run ends with.
+
+    Args:
+        step: of the weights.
+        total: updates made.
+        best: "step" and "loss" of the lowest validation loss, if there was a validation.
+        choice: the setting `final_weights`.
+    """
+    if choice == "best" and best is not None:
+        why = f"the lowest validation loss, {best['loss']:.4g} (final_weights=best)"
+    else:
+        why = f"the last (final_weights={choice})"
+    console().print(f"kept the weights of step {step}/{total}: {why}", highlight=False)

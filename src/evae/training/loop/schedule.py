@@ -3,7 +3,8 @@
     rate(step) = peak * (step + 1) / warmup                                          step < warmup
     rate(step) = peak * (1 + cos(pi * (step - warmup) / (total - warmup))) / 2       otherwise
 
-Nothing is remembered between steps, so a resumed run needs no schedule state.
+Nothing is remembered between steps, so a resumed run needs no schedule state. Where `max_steps` is raised on the way,
+or after the end, the following steps have the rate of a run of the new length: it jumps up once, without a warm-up.
 """
 
 import math

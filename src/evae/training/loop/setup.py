@@ -11,6 +11,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import FullyShardedDataParallelPlugin, ProjectConfiguration
 from torch import nn
 
+from evae.common.progress import console
 from evae.models.contract_evae import EvaeError
 from evae.models.sampling_evae import check_compiler
 from evae.training.settings import Settings
@@ -46,6 +47,13 @@ def make_accelerator(settings: Settings) -> Accelerator:
             f"{ranks} processes were launched but Accelerate sees {accelerator.num_processes}; "
             "launch with torchrun, or check `accelerate config`."
         )
+    if ranks == 1 and {"ACCELERATE_USE_CPU", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        # What `accelerate launch` sets for several processes; without a GPU each it starts one all the same.
+        raise EvaeError(
+            "`accelerate launch` was asked for several processes and started one, as it does on CPUs; start them with "
+            "`torchrun --nproc_per_node N` in place of `accelerate launch --num_processes N`, or ask for one process "
+            "and unset MASTER_ADDR."
+        )
     if accelerator.distributed_type not in SUPPORTED:
         raise EvaeError(
             f"training runs on one process, with data parallelism or with FSDP, not with "
@@ -59,6 +67,17 @@ def make_accelerator(settings: Settings) -> Accelerator:
     # MKL would choose the number of threads by itself, call by call; a number that is set keeps runs equal.
     torch.set_num_threads(torch.get_num_threads())
     return accelerator
+
+
+def say_where(accelerator: Accelerator) -> None:
+    """Tell how many processes train, and on what."""
+    ranks, device = accelerator.num_processes, accelerator.device
+    processes = "1 process" if ranks == 1 else f"{ranks} processes"
+    threads = torch.get_num_threads()
+    more = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
+    precision = {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    text = f"{processes} on {device.type} ({more}{' each' * (ranks > 1)}), {precision}"
+    console(accelerator.is_main_process).print(text, highlight=False, markup=False)
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -6,9 +6,9 @@ Between the lines of the log the host never waits for the device.
 
 * A run killed at any moment resumes from the last checkpoint and ends with the same weights: bit for bit on a CPU, and
   on other devices if their kernels are deterministic.
-* SIGTERM writes a checkpoint and exits with code 0.
+* SIGTERM and Ctrl-C write a checkpoint and exit with 143 and 130.
 * A NaN or infinite loss stops the run and saves the batch.
-* With other ranks or another batch size, weights, optimiser and schedule resume exactly; snapshot.py has the rest.
+* What would change the result is refused when a run resumes (former_run.py). `max_steps` may be raised.
 
 1, 2, 4 or 8 ranks with the same global batch see the same cells with the same random numbers. In float32 they end with
 the same weights up to rounding. There are two exceptions. Dropout masks differ, because each rank draws its own. And of
@@ -28,17 +28,33 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from evae.models.contract_evae import EvaeError
-from evae.training.loop.progress import training_progress
+from evae.training.loop.progress import say_what_was_kept, training_progress
 from evae.training.loop.schedule import learning_rate_at
 from evae.training.loop.setup import compile_blocks, start_trackers
 from evae.training.loop.stage import Batches, Stage
 from evae.training.loop.step_clock import StepClock
-from evae.training.loop.stopping import Termination, any_rank, save_offending_batches, stop_on_terminate
-from evae.training.loop.validation import Batch, validate
+from evae.training.loop.stopping import Termination, end_after, largest_of_ranks, save_offending_batches, stop_on_signal
+from evae.training.loop.validation import Batch, to_device, validate
 from evae.training.resume.checkpoint import prune_checkpoints, read_checkpoint, write_checkpoint
 from evae.training.resume.run_folder import RESUMED, RunFolder
-from evae.training.resume.snapshot import Running, agreed_step, capture, cell_streams, restore, seed_rank
-from evae.training.resume.state import MovingAverage, build_optimizer, load_weights, reshard, weights_of, whole
+from evae.training.resume.snapshot import (
+    Running,
+    agreed_step,
+    capture,
+    cell_streams,
+    load_final_weights,
+    restore,
+    seed_rank,
+)
+from evae.training.resume.state import (
+    MovingAverage,
+    averaged,
+    build_optimizer,
+    load_weights,
+    reshard,
+    weights_of,
+    whole,
+)
 from evae.training.settings import Settings
 
 
@@ -66,7 +82,7 @@ def train(
 
     Raises:
         EvaeError: a NaN or infinite loss, a damaged checkpoint, a full disk, other data than before.
-        SystemExit: code 0, after SIGTERM and the checkpoint.
+        SystemExit: code 143 after SIGTERM, 130 after Ctrl-C, and the checkpoint.
     """
     return _Loop(model, batches, settings, accelerator, run, stage).run_to_end()
 
@@ -105,49 +121,42 @@ class _Loop:
         title, main = self.stage.title, self.accelerator.is_main_process
         source = iter(self.now.batches)
         with (
-            stop_on_terminate(self.run, self.accelerator, self.settings.compile) as stop,
+            stop_on_signal(self.run, self.accelerator, self.settings.compile) as stop,
             training_progress(title, self.now.step, every.max_steps, main) as self.progress,
         ):
             if self.now.step:
                 self.progress.say("; ".join([f"resumed after step {self.now.step}", *self.notes]))
-            if any_rank(stop.requested, self.accelerator):
-                stop.leave()
+            if told := largest_of_ranks(stop.requested, self.accelerator):
+                stop.leave(told)
             self.since = time.monotonic()
             stop.phase = "first step" if self.now.step < every.max_steps else "later"
             while self.now.step < every.max_steps:
                 self._update(source)
                 stop.phase = "later"
                 last = self.now.step == every.max_steps
-                stopping = self._all_agree_to_stop(stop)
+                told = self._told_to_stop(stop)
                 evaluating = bool(self.stage.validation) and (last or self.now.step % every.eval_every == 0)
-                saving = last or stopping or self.now.step % every.save_every == 0
+                saving = last or bool(told) or self.now.step % every.save_every == 0
                 if evaluating or saving or self.now.step % every.log_every == 0:
                     self._check_and_log_losses()
                 improved = evaluating and self._evaluate()
                 if saving or improved:
                     self._save()
-                if stopping and not last:
-                    self.progress.say(f"stopped by SIGTERM after step {self.now.step}; resume=true goes on from here")
+                if told and not last:
                     self._close_trackers()
-                    raise SystemExit(0)
+                    end_after(self.now.step, told, self.progress.say)
         return self._finish()
 
     def _update(self, source: Iterator[Batch]) -> None:
         parts = self.settings.gradient_accumulation_steps
-        rate = learning_rate_at(
-            self.now.step,
-            peak=self.settings.learning_rate,
-            warmup_steps=self.settings.warmup_steps,
-            max_steps=self.settings.max_steps,
-        )
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self._rate()
         losses, seen = [], []
         self.clock.mark()
         for part in range(parts):
             batch = self._next(source)
             seen.append(batch)
-            moved = self._to_device(batch)
+            moved = to_device(batch, self.accelerator.device)
             self.clock.mark("data")
             own = contextlib.nullcontext() if part == parts - 1 else self.accelerator.no_sync(self.model)
             with own:
@@ -167,6 +176,13 @@ class _Loop:
         self.clock.mark("optimizer")
         self.pending.append((torch.stack(losses).mean().float(), norm.detach().float(), seen))
 
+    def _rate(self) -> float:
+        """The learning rate of the next step."""
+        every = self.settings
+        return learning_rate_at(
+            self.now.step, peak=every.learning_rate, warmup_steps=every.warmup_steps, max_steps=every.max_steps
+        )
+
     def _next(self, source: Iterator[Batch]) -> Batch:
         started = time.monotonic()
         try:
@@ -176,15 +192,10 @@ class _Loop:
         finally:
             self.waited += time.monotonic() - started
 
-    def _to_device(self, batch: Batch) -> Batch:
-        if self.accelerator.device.type != "cuda":
-            return {key: tensor.to(self.accelerator.device) for key, tensor in batch.items()}
-        return {k: t.pin_memory().to(self.accelerator.device, non_blocking=True) for k, t in batch.items()}
-
-    def _all_agree_to_stop(self, stop: Termination) -> bool:
-        """Whether to stop now. Several ranks agree on it when they log, so all stop at the same step."""
+    def _told_to_stop(self, stop: Termination) -> int:
+        """The signal that says to stop now, or 0. Several ranks ask when they log, so all stop at the same step."""
         asking = self.accelerator.num_processes == 1 or self.now.step % self.settings.log_every == 0
-        return asking and any_rank(stop.requested, self.accelerator)
+        return largest_of_ranks(stop.requested, self.accelerator) if asking else 0
 
     def _check_and_log_losses(self) -> None:
         """Fetch the losses since the last call, stop at a NaN or infinite one, and log their mean."""
@@ -220,17 +231,9 @@ class _Loop:
             self.run.log(**line)
         self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=self.now.step)
 
-    @contextlib.contextmanager
-    def _averaged_weights(self) -> Iterator[None]:
-        if self.now.average:
-            self.now.average.swap()
-        yield
-        if self.now.average:
-            self.now.average.swap()
-
     def _evaluate(self) -> bool:
         """Validate; returns whether the loss is the lowest so far."""
-        with self._averaged_weights():
+        with averaged(self.now.average):
             sums = validate(
                 self.now.model,
                 self.stage.validation,
@@ -268,20 +271,14 @@ class _Loop:
         else:
             content = read_checkpoint(self.run.checkpoints, step, rank=self.accelerator.process_index)
             self.notes = restore(self.now, content, self.accelerator, self.settings, self.stage.fingerprint)
+        self.notes += self.run.notes(self._rate())
         if self.accelerator.is_main_process:
-            self.run.cut_log(self.now.step)
+            self.run.go_on(self.now.step, self._rate())
         start_trackers(self.accelerator, self.settings, self.stage.title)
 
     def _finish(self) -> Path:
         """Load the weights chosen by `final_weights` into the model and save it."""
-        average, best = self.now.average, self.now.best
-        if self.settings.final_weights == "best" and best is not None and best["step"] != self.now.step:
-            stored = read_checkpoint(self.run.checkpoints, int(best["step"])).shared
-            load_weights(self.now.model, stored["model"])
-            if average:
-                average.load(stored["average"])
-        if average:
-            average.swap()
+        kept = load_final_weights(self.now, self.run.checkpoints, self.settings.final_weights)
         model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if self.sharded:
             load_weights(self.whole, whole(weights_of(model)))
@@ -290,7 +287,8 @@ class _Loop:
         if self.accelerator.is_main_process:
             folder = self.run.final_folder()
             self.stage.save(model, folder)
-            self.run.publish(folder, self.now.step)
+            self.run.publish(folder, self.now.step, kept)
+            say_what_was_kept(kept, self.now.step, self.now.best, self.settings.final_weights)
         self.accelerator.wait_for_everyone()
         self._close_trackers()
         return self.run.path

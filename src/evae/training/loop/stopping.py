@@ -1,12 +1,13 @@
-"""The two early ends of a run: SIGTERM, as pre-emptible machines send it, and a loss that is not finite.
+"""The two early ends of a run: a signal, and a loss that is not finite.
 
-After SIGTERM the step is finished, a checkpoint written, and the exit code is 0. Before the first step is done there is
-nothing to write: the process ends at once with 0, compiler or no compiler, and the run folder is as it was. Several
-ranks end together, and it is enough that one of them gets the signal; only while the first step is being compiled does
-a rank end alone, with 143, upon which the launcher ends the others. A second SIGTERM ends the process at once with 143;
-the last checkpoint stays. A launcher has an exit code of its own: told to stop, `torchrun` and `accelerate launch` tell
-their ranks, wait 30 seconds for them and end with 1. A loss or gradient that is not finite leaves the cells that caused
-it and a message that says what to do.
+The signals are SIGTERM, as pre-emptible machines send it, and SIGINT, which is Ctrl-C. The step is finished, a
+checkpoint written, and the exit code is 143 after SIGTERM and 130 after Ctrl-C, so that a script does not go on with a
+model that is not there. Before the first step is done there is nothing to write: the process ends at once with the same
+code, compiler or no compiler, and the run folder is as it was. Several ranks end together, and it is enough that one of
+them gets the signal; only while the first step is being compiled does a rank end alone, upon which the launcher ends
+the others. A second signal ends the process at once; the last checkpoint stays. A launcher has an exit code of its own:
+`torchrun` and `accelerate launch` tell their ranks, wait 30 seconds for them and end with 1. A loss or gradient that is
+not finite leaves the cells that caused it and a message that says what to do.
 """
 
 import contextlib
@@ -32,9 +33,8 @@ from evae.training.resume.run_folder import RESUMED, RunFolder
 from evae.training.settings import Settings
 
 StopCheck = Callable[[], None]
-BEFORE = "stopped by SIGTERM before training began"
+SIGNALS = {int(signal.SIGTERM): "SIGTERM", int(signal.SIGINT): "Ctrl-C"}
 SHOW_CURSOR = "\x1b[?25h"  # which a progress bar hides
-SECOND_SIGTERM = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM ends without further ado
 
 
 def save_offending_batches(
@@ -86,40 +86,46 @@ def save_offending_batches(
     )
 
 
+def exit_code(number: int) -> int:
+    """What a process ends with after a signal, as shells have it: 143 after SIGTERM, 130 after Ctrl-C."""
+    return 128 + number
+
+
 class Termination:
-    """What SIGTERM has asked of this process, and how the process ends at once.
+    """What a signal has asked of this process, and how the process ends at once.
 
     Attributes:
-        requested: whether SIGTERM came.
+        requested: the number of the signal that came; 0 for none.
         phase: how far the training is. Before the first step is done there is nothing to save.
     """
 
     def __init__(self, run: RunFolder, accelerator: Accelerator, compiled: bool):
-        self.requested = False
+        self.requested = 0
         self.phase: Literal["preparing", "first step", "later"] = "preparing"
         self._run, self._main, self._alone = run, accelerator.is_main_process, accelerator.num_processes == 1
         self._compiled, self._process = compiled, os.getpid()
         self._earlier_children = {child.pid for child in psutil.Process().children(recursive=True)}
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Handle SIGTERM."""
+        """Handle a signal."""
         if os.getpid() != self._process:  # a forked worker has the handler too, but not the training
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         elif self.requested:
-            self._end_at_once("stopped at once by a second SIGTERM", SECOND_SIGTERM)
+            self._end_at_once(f"stopped at once by a second {SIGNALS[number]}", number)
         else:
-            self.requested = True
-            if self.phase != "later" and self._alone:
-                self._end_at_once(BEFORE, 0)
-            elif self.phase == "first step" and self._compiled:  # the other ranks would wait for minutes
-                self._end_at_once(BEFORE, SECOND_SIGTERM)
+            self.requested = number
+            compiling = self.phase == "first step" and self._compiled
+            if compiling or (self._alone and self.phase != "later" and number == signal.SIGTERM):
+                self._end_at_once(_before(number), number)  # other ranks would wait for a compiler for minutes
+            elif self._alone and self.phase != "later":  # in a notebook, where Ctrl-C must leave the kernel alive
+                self.leave(number)
 
-    def leave(self) -> NoReturn:
+    def leave(self, number: int) -> NoReturn:
         """End in order before the first step, together with the other ranks."""
         if self._main:
-            self._undo(BEFORE)
-        raise SystemExit(0)
+            self._undo(_before(number))
+        raise SystemExit(exit_code(number))
 
     def _undo(self, said: str) -> None:
         """Leave the run folder as if a run without a checkpoint had never begun, and say how to go on."""
@@ -131,25 +137,29 @@ class Termination:
         with contextlib.suppress(OSError):
             os.write(2, f"{SHOW_CURSOR if os.isatty(2) else ''}\n{said}; {on}\n".encode())
 
-    def _end_at_once(self, said: str, code: int) -> NoReturn:
+    def _end_at_once(self, said: str, number: int) -> NoReturn:
         """End without the interpreter's own end, which would wait for all that is still to be compiled."""
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):  # it may have ended by itself
                 if child.pid not in self._earlier_children:
                     child.kill()
         self._undo(said)
-        os._exit(code)
+        os._exit(exit_code(number))
+
+
+def _before(number: int) -> str:
+    return f"stopped by {SIGNALS[number]} before training began"
 
 
 _current: Termination | None = None  # signals belong to the process, so there is one at a time
 
 
 @contextlib.contextmanager
-def stop_on_terminate(run: RunFolder, accelerator: Accelerator, compiled: bool) -> Iterator[Termination]:
-    """A context in which SIGTERM is remembered instead of ending the process, unless there is nothing to save.
+def stop_on_signal(run: RunFolder, accelerator: Accelerator, compiled: bool) -> Iterator[Termination]:
+    """A context in which a signal is remembered instead of ending the process, unless there is nothing to save.
 
     An inner context gets the object of the outer one. Outside the main thread, where Python takes no signal handlers,
-    SIGTERM is left as it was.
+    signals are left as they were. So is one that is ignored, as Ctrl-C is in the background of a script.
 
     Args:
         run: the folder that is left in order.
@@ -161,34 +171,38 @@ def stop_on_terminate(run: RunFolder, accelerator: Accelerator, compiled: bool) 
         yield _current or Termination(run, accelerator, compiled)
         return
     _current = Termination(run, accelerator, compiled)
-    previous = signal.signal(signal.SIGTERM, _current.receive)
+    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, _current.receive) for number in heard}
     try:
         yield _current
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         _current = None
 
 
 @contextlib.contextmanager
 def stopping_together(run: RunFolder, accelerator: Accelerator, compiled: bool) -> Iterator[StopCheck]:
-    """A context around a whole training, in which all ranks end with exit code 0 when one of them gets SIGTERM.
+    """A context around a whole training, in which all ranks end with the same exit code when one of them gets a signal.
 
     It yields a function that ends them if one was told to. Where there are several ranks, all call it together, before
     the first step and while they prepare for it: one that left alone would leave the others waiting. During the steps
     the loop does as much.
 
     Raises:
-        SystemExit: code 0, from the function, or after a training that ended while it was told to stop.
+        SystemExit: `exit_code`, from the function, or after a training that ended while it was told to stop.
     """
-    with stop_on_terminate(run, accelerator, compiled) as stop:
+    with stop_on_signal(run, accelerator, compiled) as stop:
 
         def check_stop() -> None:
-            if not any_rank(stop.requested, accelerator):
+            number = largest_of_ranks(stop.requested, accelerator)
+            if not number:
                 return
             if not finished:
-                stop.leave()
-            console(accelerator.is_main_process).print("stopped by SIGTERM after training ended", highlight=False)
-            raise SystemExit(0)
+                stop.leave(number)
+            said = f"stopped by {SIGNALS[number]} after training ended"
+            console(accelerator.is_main_process).print(said, highlight=False)
+            raise SystemExit(exit_code(number))
 
         finished = False
         yield check_stop
@@ -196,15 +210,21 @@ def stopping_together(run: RunFolder, accelerator: Accelerator, compiled: bool) 
         check_stop()
 
 
-def any_rank(flag: bool, accelerator: Accelerator) -> bool:
-    """Whether the flag is set on any rank; all ranks call this together."""
+def end_after(step: int, number: int, say: Callable[[str], None]) -> NoReturn:
+    """End in order after a step and its checkpoint, and say how to go on."""
+    say(f"stopped by {SIGNALS[number]} after step {step}; resume=true goes on from here")
+    raise SystemExit(exit_code(number))
+
+
+def largest_of_ranks(number: int, accelerator: Accelerator) -> int:
+    """The largest of the ranks' numbers; all ranks call this together."""
     if accelerator.num_processes == 1:
-        return flag
-    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)
+        return number
+    return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
 
 
 def checked_for_stop(batches: Iterable[Batch], check_stop: StopCheck) -> Iterator[Batch]:
-    """The batches, with a look for SIGTERM before each."""
+    """The batches, with a look for a signal before each."""
     for batch in batches:
         check_stop()
         yield batch

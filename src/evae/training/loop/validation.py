@@ -46,6 +46,13 @@ def take_cells(batches: Iterable[Batch], limit: int) -> list[Batch]:
     return taken
 
 
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device; the host does not wait for a GPU to have it."""
+    if device.type != "cuda":
+        return {key: tensor.to(device) for key, tensor in batch.items()}
+    return {key: tensor.pin_memory().to(device, non_blocking=True) for key, tensor in batch.items()}
+
+
 @torch.no_grad()
 def validate(
     model: nn.Module,

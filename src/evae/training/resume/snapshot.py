@@ -1,6 +1,7 @@
 """Content of a checkpoint: taken from a running training, and put back into one."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from evae.data.streaming.order import PLACE
 from evae.models.contract_evae import EvaeError
 from evae.models.randomness_evae import CellStreams
-from evae.training.resume.checkpoint import TrainingState
+from evae.training.resume.checkpoint import TrainingState, read_checkpoint
 from evae.training.resume.state import (
     MovingAverage,
     load_optimizer,
@@ -64,6 +65,7 @@ def capture(running: Running, accelerator: Accelerator, settings: Settings, fing
         "ranks": accelerator.num_processes,
         "batch_size": settings.batch_size,
         "threads": torch.get_num_threads(),
+        "precision": str(accelerator.mixed_precision),
         "fingerprint": fingerprint,
         "data": running.batches.state_dict(),
     }
@@ -75,23 +77,22 @@ def restore(
 ) -> list[str]:
     """Restore a run from a checkpoint.
 
-    * With the same number of ranks and batch size, everything is restored exactly.
-    * With other ranks and the same global batch, everything but the dropout masks is, if the data source gives the
-      ranks together the same cells (see `evae.data.streaming.order`).
-    * Otherwise weights, optimiser, average and step are restored. The data goes on with the next epoch, and the rest of
-      the interrupted epoch is skipped.
+    With the same number of ranks everything is restored exactly. With other ranks and the same global batch, everything
+    but the dropout masks is, if the data source gives the ranks together the same cells, as it does to 1, 2, 4 and 8
+    (see `evae.data.streaming.order`); else the checkpoint is refused.
 
     Returns:
         Messages to the user on what was not restored exactly.
 
     Raises:
-        EvaeError: the checkpoint belongs to other data, another tokenizer or another model.
+        EvaeError: the checkpoint belongs to other data, another tokenizer or another model, or these ranks would take
+            the cells in another order.
     """
     record = stored.record
     if record["fingerprint"] != fingerprint:
         raise EvaeError(
-            "the dataset or the tokenizer is not the one this run was started with; point dataset= and tokenizer= to "
-            "the old ones, or set overwrite=true to start anew."
+            "the dataset or the tokenizer is not the one this run was started with, or perturbation_features are not; "
+            "point them to the old ones, or set overwrite=true to start anew."
         )
     try:
         load_weights(running.model, stored.shared["model"])
@@ -115,11 +116,39 @@ def restore(
     if all(record["data"].get(key) == value for key, value in place.items() if key not in PLACE):
         running.batches.load_state_dict(record["data"])
     else:
-        running.batches.load_state_dict(place | {"epoch": record["data"]["epoch"] + 1, "batch": 0})
-        notes.append("the ranks share the cells in another way: the data goes on with the next epoch")
+        raise EvaeError(
+            f"{accelerator.num_processes} processes with batch_size {settings.batch_size} take the cells in another "
+            f"order than before; start {record['ranks']} with batch_size {record['batch_size']}, or set overwrite=true "
+            "to start anew."
+        )
+    if record.get("precision", accelerator.mixed_precision) != accelerator.mixed_precision:
+        notes.append(f"mixed precision {accelerator.mixed_precision} instead of {record['precision']}: other rounding")
     if accelerator.device.type == "cpu" and record["threads"] != torch.get_num_threads():
         notes.append(f"{torch.get_num_threads()} CPU threads instead of {record['threads']}: other last bits")
     return notes
+
+
+def load_final_weights(running: Running, checkpoints: Path, choice: str) -> int:
+    """Load the weights that a run ends with, averaged where there is an average, into its model.
+
+    Args:
+        running: the run after its last step.
+        checkpoints: the folder of its checkpoints.
+        choice: "last", or "best" for those with the lowest validation loss.
+
+    Returns:
+        The step that the weights are of.
+    """
+    step, best = running.step, running.best
+    if choice == "best" and best is not None and best["step"] != step:
+        step = int(best["step"])
+        stored = read_checkpoint(checkpoints, step).shared
+        load_weights(running.model, stored["model"])
+        if running.average:
+            running.average.load(stored["average"])
+    if running.average:
+        running.average.swap()
+    return step
 
 
 def cell_streams(settings: Settings, accelerator: Accelerator, step: int, part: int) -> CellStreams:

@@ -6,7 +6,8 @@ without.
 """
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -145,6 +146,16 @@ class MovingAverage:
         """Copy a stored average, whole, in."""
         for name, tensor in self.average.items():
             tensor.copy_(_cut_like(average[name], tensor))
+
+
+@contextmanager
+def averaged(average: MovingAverage | None) -> Iterator[None]:
+    """A context in which the model has its averaged weights, where there is an average."""
+    if average:
+        average.swap()
+    yield
+    if average:
+        average.swap()
 
 
 def random_states(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:

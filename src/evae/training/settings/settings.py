@@ -53,10 +53,9 @@ class Settings:
     resume: bool = False  # go on with the run in output_dir; starts one where there is none
     overwrite: bool = False  # delete the run in output_dir and start anew
 
-    # Settings that may change when a run is resumed; every other one must stay as it was.
+    # Settings that leave the weights as they are, so they may change when a run is resumed; see `former_run.py`.
     MAY_CHANGE: ClassVar[tuple[str, ...]] = (
-        *("dataset", "output_dir", "tokenizer", "batch_size", "gradient_accumulation_steps"),
-        *("log_every", "eval_every", "save_every", "keep_checkpoints", "report_to", "resume", "overwrite"),
+        *("output_dir", "log_every", "save_every", "keep_checkpoints", "report_to", "resume", "overwrite"),
         *("compile", "time_steps"),
     )
 
