@@ -57,10 +57,12 @@ def perturbation_vocabulary(info: DatasetInfo, table: str = "", sign: str = "+")
         sign: what stands between the parts of a combination; "" where there are none.
 
     Raises:
-        EvaeError: a table that cannot be read, or that names none of the perturbations.
+        EvaeError: a table that cannot be read, or that names none of the perturbations; perturbations that are in no
+            training cell and not in the table.
     """
     names, features = read_feature_table(Path(table)) if table else ([], np.zeros((0, 0), dtype=np.float32))
     parts = _parts(info, set(names), sign)
+    check_learnable(info, set(names), sign)
     if not table:
         return Vocabulary(None if parts == list(info.perturbations) else parts, len(parts), features)
     known = set(names)
@@ -79,9 +81,7 @@ def perturbation_vocabulary(info: DatasetInfo, table: str = "", sign: str = "+")
 
 def _parts(info: DatasetInfo, featured: set[str], sign: str) -> list[str]:
     """The parts of all perturbations of a dataset; says which names hold the sign and are taken as one."""
-    with_control = [p for name in info.perturbations for p in parts_of(name, (), info.control, sign)]  # A of A+control
-    known = {*info.perturbations, *featured, *with_control}
-    parts = {name: parts_of(name, known, info.control, sign) for name in info.perturbations}
+    parts = _parts_of_each(info, featured, sign)
     uncut = [name for name in parts if sign and sign in name.strip(sign) and parts[name] == [name]]
     if uncut:
         shown = ", ".join(uncut[:3]) + (", ..." if len(uncut) > 3 else "")
@@ -90,6 +90,35 @@ def _parts(info: DatasetInfo, featured: set[str], sign: str) -> list[str]:
             highlight=False,
         )
     return list(dict.fromkeys(part for name in info.perturbations for part in parts[name]))
+
+
+def _parts_of_each(info: DatasetInfo, featured: set[str], sign: str) -> dict[str, list[str]]:
+    with_control = [p for name in info.perturbations for p in parts_of(name, (), info.control, sign)]  # A of A+control
+    known = {*info.perturbations, *featured, *with_control}
+    return {name: parts_of(name, known, info.control, sign) for name in info.perturbations}
+
+
+def check_learnable(info: DatasetInfo, featured: set[str], sign: str) -> None:
+    """Raise `EvaeError` for a perturbation that no training cell has and no feature vector describes.
+
+    A prior would draw it from an embedding that stayed random.
+
+    Args:
+        info: the dataset.
+        featured: names that have a feature vector.
+        sign: separator of the parts of a combination.
+    """
+    parts = _parts_of_each(info, featured, sign)
+    trained = {name for row in info.statistics["cell_counts"]["train"].values() for name, n in row.items() if n}
+    learned = {part for name in trained for part in parts[name]} | featured | {info.control}
+    lacking = [name for name in parts if not learned.issuperset(parts[name])]
+    if lacking:
+        shown = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
+        raise EvaeError(
+            f"{len(lacking)} perturbations have no training cell and no feature vector ({shown}), so a prior cannot "
+            "learn them; give perturbation_features=FILE with vectors of them, or prepare the dataset with a --split "
+            "that leaves cells of each."
+        )
 
 
 def read_feature_table(path: Path) -> tuple[list[str], np.ndarray]:

@@ -24,11 +24,12 @@ import pyarrow.parquet as pq
 
 from evae.common.digests import file_digest
 from evae.common.files import write_json, write_text
-from evae.common.progress import progress_bar
+from evae.common.progress import console, progress_bar
 from evae.data.preparing.card import dataset_card
 from evae.data.preparing.convert import Conversion, measure, with_variable_genes, write_cells
 from evae.data.preparing.describe import CellLabels, describe, describe_source
 from evae.data.preparing.genes import match_panel, parse_genes
+from evae.data.preparing.remarks import check_given_once, copied_cells, remarks
 from evae.data.preparing.shards import RowPlan, plan_rows
 from evae.data.preparing.splits import Split, parse_split
 from evae.data.preparing.work_folder import work_folder, work_folder_of
@@ -87,6 +88,7 @@ def prepare_dataset(
     paths = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
     if not paths or chunk_size < 1 or n_workers < 1:
         raise EvaeError("give at least one h5ad file, and a chunk size and a number of workers of at least 1.")
+    check_given_once(paths)
     out = Path(out)
     with ExitStack() as stack:
         sources = open_sources(paths, layer, work_folder_of(out) / "scratch" / "transposed")
@@ -136,10 +138,16 @@ def _convert(conversion: Conversion, title: str, n_variable: int | None) -> None
     panel, kept = conversion.panel, conversion.kept
     totals = measure(conversion)
     seed, control = conversion.keys["seed"], conversion.keys["control"]
-    plan = plan_rows(kept & (totals.panel > 0), conversion.held_out, seed, 6.0 * float(totals.expressed.mean()))
+    row_bytes = 6.0 * float(totals.expressed.mean())
+    filled = kept & (totals.panel > 0)
+    plan = plan_rows(filled, conversion.held_out, seed, row_bytes, conversion.labels.perturbation)
     meta = describe(conversion.labels, panel, totals, plan, control) | conversion.keys
     meta["dropped_cells"] -= int((~kept).sum())  # those were not asked for
     meta["sources"] = [describe_source(s, panel, i) for i, s in enumerate(conversion.sources)]
+    copies = copied_cells(conversion.sources, totals, filled)
+    meta["remarks"] = remarks(conversion.labels, meta, control, copies)
+    for sentence in meta["remarks"]:
+        console().print(f"note: {sentence}", highlight=False, markup=False)
     write_cells(conversion, plan, meta)
     _write_rest(conversion, title, plan, meta)
     shutil.rmtree(conversion.scratch)

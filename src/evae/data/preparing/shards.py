@@ -34,7 +34,9 @@ class RowPlan:
     shards: list[tuple[str, int]]  # (path in the folder, number of rows)
 
 
-def plan_rows(kept: np.ndarray, held_out: np.ndarray, seed: int, row_bytes: float = 0.0) -> RowPlan:
+def plan_rows(
+    kept: np.ndarray, held_out: np.ndarray, seed: int, row_bytes: float = 0.0, label: np.ndarray | None = None
+) -> RowPlan:
     """Shuffle all rows globally and deal them into shards; 5 % of what is not held out becomes `validation`.
 
     Args:
@@ -42,13 +44,18 @@ def plan_rows(kept: np.ndarray, held_out: np.ndarray, seed: int, row_bytes: floa
         held_out: (cells,) bool, the test cells.
         seed: of the shuffle.
         row_bytes: mean size of a row before compression, which bounds the rows of a shard.
+        label: (cells,), of which every one keeps a cell in `train` that has one outside `test`.
     """
     rng = np.random.default_rng([seed, 2])
     rest = rng.permutation(np.flatnonzero(kept & ~held_out))
     n_validation = min(5_000, max(1, round(0.05 * len(rest))))
     if len(rest) <= n_validation:
         raise EvaeError(f"the split leaves {len(rest)} of {len(kept):,} cells, too few to train on; hold out less.")
-    rows_of = (rest[n_validation:], rest[:n_validation], rng.permutation(np.flatnonzero(kept & held_out)))
+    training, validation = rest[n_validation:], rest[:n_validation]
+    if label is not None:
+        lost = first_of_each(label, validation, ~np.isin(label[validation], label[training]))
+        training, validation = np.append(training, lost), validation[~np.isin(validation, lost)]
+    rows_of = (training, validation, rng.permutation(np.flatnonzero(kept & held_out)))
     n = len(kept)
     split, shard, place = np.full(n, -1, np.int8), np.zeros(n, np.int32), np.zeros(n, np.int64)
     shards: list[tuple[str, int]] = []
@@ -59,6 +66,12 @@ def plan_rows(kept: np.ndarray, held_out: np.ndarray, seed: int, row_bytes: floa
         sizes = np.bincount(own, minlength=n_shards)
         shards += [(shard_name(name, i, n_shards), int(c)) for i, c in enumerate(sizes)]
     return RowPlan(split, shard, place, shards)
+
+
+def first_of_each(label: np.ndarray, rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The first row of every label among the rows that are `wanted`, a mask over `rows`."""
+    chosen = rows[wanted]
+    return chosen[np.unique(label[chosen], return_index=True)[1]]
 
 
 def shard_count(n_rows: int, row_bytes: float) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from evae.data.preparing.shards import first_of_each
 from evae.models.contract_evae import EvaeError, check_unique, look_up
 
 
@@ -50,6 +51,8 @@ class Split:
         if self.fraction:
             rng = np.random.default_rng([seed, 1])
             mask[rng.permutation(len(mask))[: max(1, round(self.fraction * len(mask)))]] = True
+            lost = ~np.isin(perturbation_codes, perturbation_codes[~mask])  # every perturbation keeps a cell to learn
+            mask[first_of_each(perturbation_codes, np.arange(len(mask)), lost)] = False
         return mask
 
 
