@@ -86,7 +86,13 @@ steps=$([ -n "$data" ] && echo 5 || echo 6)
 number=0
 
 child=''
-trap '[ -z "$child" ] || { kill "$child" 2>/dev/null; wait "$child"; }; exit 143' INT TERM  # stops the command too
+stop() { # CODE: stops the command too
+    [ -z "$child" ] || { kill "$child" 2>/dev/null; wait "$child"; }
+    echo "stopped; the same command goes on" >&2
+    exit "$1"
+}
+trap 'stop 130' INT
+trap 'stop 143' TERM
 
 # step TITLE MADE ARGUMENTS...: runs `evae ARGUMENTS` and shows it, unless MADE is there already
 step() {
@@ -129,16 +135,27 @@ step "Dataset folder: what is held out, gene panel, Parquet shards" "$out/datase
     exit $code
 }
 
-anew() {
-    echo "To train this demo with other settings, choose another --out, or start anew with --overwrite." >&2
-    exit "$1"
+tokenizer=(tokenizer --config "$preset" "dataset=$out/dataset" "output_dir=$out/tokenizer" "seed=$seed" resume=true
+    ${tokenizer[@]+"${tokenizer[@]}"})
+prior=(prior --config "$preset" "dataset=$out/dataset" "tokenizer=$out/tokenizer" "output_dir=$out/prior"
+    "seed=$seed" resume=true ${prior[@]+"${prior[@]}"})
+
+# look TRAINING...: refuses wrong settings before the first training begins
+look() {
+    local said code=0
+    said=$("$evae" train "$@" --dry-run 2>&1) || code=$?
+    [ $code != 0 ] || return 0
+    grep '^error: ' <<<"$said" >&2 || echo "$said" >&2
+    case $said in
+        *"with other settings"*)
+            echo "To train this demo with other settings, choose another --out, or start anew with --overwrite." >&2 ;;
+    esac
+    exit $code
 }
-step "Tokenizer: learns to write a cell as a few codes" "" \
-    train tokenizer --config "$preset" "dataset=$out/dataset" "output_dir=$out/tokenizer" "seed=$seed" resume=true \
-    ${tokenizer[@]+"${tokenizer[@]}"} || anew $?
-step "Prior: learns which codes follow a perturbation in a cell type" "" \
-    train prior --config "$preset" "dataset=$out/dataset" "tokenizer=$out/tokenizer" "output_dir=$out/prior" \
-    "seed=$seed" resume=true ${prior[@]+"${prior[@]}"} || anew $?
+look "${tokenizer[@]}"
+look "${prior[@]}"
+step "Tokenizer: learns to write a cell as a few codes" "" train "${tokenizer[@]}"
+step "Prior: learns which codes follow a perturbation in a cell type" "" train "${prior[@]}"
 step "Prediction of the held-out cells" "" \
     predict "$out/prior" --held-out "$out/dataset" --seed "$seed" --out "$out/predicted.h5ad" --overwrite
 step "Evaluation beside baselines" "" \

@@ -14,6 +14,7 @@ import pytest
 
 DEMO = Path(__file__).parents[2] / "scripts" / "demo.sh"
 NOTE = """#!/usr/bin/env bash
+case "$*" in *--dry-run) [ "$2" != "${WRONG:-}" ] || { echo "error: $SAID" >&2; exit 2; }; exit ;; esac
 printf '%s\\n' "$*" >>"$CALLS"
 case "$1" in
     simulate) echo cells >"$2" ;;
@@ -81,7 +82,7 @@ def test_simulated_cells_and_small_models_unless_told_otherwise(demo, tmp_path):
 def test_it_goes_on_with_the_same_data_only(demo, tmp_path):
     stopped, _ = demo(STOP="prior")
     assert stopped.returncode == 2
-    assert "--overwrite" in stopped.stderr
+    assert stopped.stderr == ""  # the training itself has said why
     again, calls = demo("--prior", "max_steps=9")  # the training itself compares its settings
     assert again.returncode == 0
     assert [words[0] for words in calls] == ["train", "train", "predict", "evaluate"]
@@ -92,6 +93,20 @@ def test_it_goes_on_with_the_same_data_only(demo, tmp_path):
     anew, calls = demo("--seed", "1", "--overwrite")
     assert anew.returncode == 0
     assert len(calls) == 6
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "prior"])
+def test_wrong_settings_are_seen_before_anything_is_trained(demo, stage):
+    """And the advice is that of the fault."""
+    unknown, calls = demo(WRONG=stage, SAID="unknown setting 'max_step'")
+    assert unknown.returncode == 2
+    assert unknown.stderr == "error: unknown setting 'max_step'\n"
+    assert [words[0] for words in calls] == ["simulate", "prepare"]
+    other, calls = demo(WRONG=stage, SAID="a run in out cannot be resumed with other settings (seed was 0 and is 1)")
+    assert other.returncode == 2
+    assert "choose another --out, or start anew with --overwrite" in other.stderr
+    assert calls == []
+    assert demo()[0].returncode == 0
 
 
 def test_it_leaves_nothing_of_refused_data_and_all_of_a_stopped_one(demo, tmp_path):

@@ -2,12 +2,23 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
+import yaml
+from rich.table import Column, Table
+from typer.core import TyperCommand
 
-from evae.cli.terminal import quiet_transformers
-from evae.training.settings import PriorSettings, Settings, TokenizerSettings, config_path, load_settings
+from evae.cli.terminal import console, quiet_transformers
+from evae.training.settings import (
+    KINDS,
+    PriorSettings,
+    Settings,
+    TokenizerSettings,
+    config_path,
+    described,
+    load_settings,
+)
 
 train = typer.Typer(no_args_is_help=True, help="Train a tokenizer, then a prior over its codes.")
 
@@ -18,11 +29,30 @@ Overrides = Annotated[
 ]
 Dataset = Annotated[str | None, typer.Option(help="Dataset folder or Hub id; the same as dataset=...")]
 ReportTo = Annotated[str | None, typer.Option(help="Tracker: none, tensorboard, wandb or trackio.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and show all settings, the model's too; do not train.")]
 
 
-@train.command("tokenizer")
+class WithSettings(TyperCommand):
+    """A command whose help lists the settings, with their values in the preset `base`."""
+
+    def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        super().format_help(ctx, formatter)
+        stage = str(self.name)
+        values = load_settings(stage, config_path("base", stage)).to_dict()
+        name = Column("setting", no_wrap=True)
+        table = Table(name, "base", "what it is", title="Settings", title_justify="left", expand=True)
+        for key, text in described(KINDS[stage]).items():
+            table.add_row(key, "see --dry-run" if key == "model" else str(values[key]), text)
+        console().print(table, markup=False)
+
+
+@train.command("tokenizer", cls=WithSettings)
 def tokenizer(
-    settings: Overrides = None, config: Config = "base", dataset: Dataset = None, report_to: ReportTo = None
+    settings: Overrides = None,
+    config: Config = "base",
+    dataset: Dataset = None,
+    report_to: ReportTo = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Train the tokenizer that turns a cell's counts into codes and back.
 
@@ -32,15 +62,22 @@ def tokenizer(
     Example: evae train tokenizer --config tiny dataset=data/screen output_dir=runs/tokenizer max_steps=500
     """
     chosen = _settings("tokenizer", config, settings, dataset=dataset, report_to=report_to)
+    if dry_run:
+        _show(chosen)
+        return
     from evae.training.tokenizer import train_tokenizer
 
     quiet_transformers()
     _tell(train_tokenizer(cast(TokenizerSettings, chosen)))
 
 
-@train.command("prior")
+@train.command("prior", cls=WithSettings)
 def prior(
-    settings: Overrides = None, config: Config = "base", dataset: Dataset = None, report_to: ReportTo = None
+    settings: Overrides = None,
+    config: Config = "base",
+    dataset: Dataset = None,
+    report_to: ReportTo = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Train the prior that writes codes for a perturbation and a cell type.
 
@@ -52,10 +89,20 @@ def prior(
     Example: evae train prior --config tiny dataset=data/screen tokenizer=runs/tokenizer output_dir=runs/prior
     """
     chosen = _settings("prior", config, settings, dataset=dataset, report_to=report_to)
+    if dry_run:
+        _show(chosen)
+        return
     from evae.training.prior import train_prior
 
     quiet_transformers()
     _tell(train_prior(cast(PriorSettings, chosen)))
+
+
+def _show(settings: Settings) -> None:
+    from evae.training.dry_run import dry_run
+
+    quiet_transformers()
+    print(yaml.safe_dump(dry_run(settings), sort_keys=False).strip())
 
 
 def _tell(path: Path) -> None:

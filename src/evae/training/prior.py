@@ -27,7 +27,7 @@ from evae.models.no_tokenizer_evae import NoTokenizer
 from evae.models.processing_evae import EvaeProcessor
 from evae.training.batch_cells import named_cells
 from evae.training.codes import CodeBatches, EncodedCells, cells_batches
-from evae.training.conditions import perturbation_vocabulary, set_conditions
+from evae.training.conditions import Vocabulary, perturbation_vocabulary, set_conditions
 from evae.training.controls import set_prompts
 from evae.training.encoder import Encoder
 from evae.training.guidance import choose_guidance
@@ -99,16 +99,7 @@ def _train_on(
     set_seed(settings.seed)
     vocabulary = perturbation_vocabulary(info, settings.perturbation_features, settings.combination_sign)
     processor = make_processor(info, vocabulary.units, settings.combination_sign)
-    config = config_class(
-        tokenizer_config=tokenizer.config,
-        n_perturbations=vocabulary.n_units,
-        n_perturbation_features=len(vocabulary.features),
-        perturbation_feature_size=vocabulary.features.shape[1],
-        n_cell_types=len(info.cell_types),
-        control_id=int(processor.perturbation_ids([str(info.control)])[0]),
-        n_effects=len(info.perturbations) if fields.get("condition_on_effect") else 0,
-        **fields,
-    )
+    config = build_config(config_class, tokenizer.config, vocabulary, processor, info, fields)
     prior = model_class(config)
     prior.set_tokenizer(tokenizer)
     splits = ("train", "validation")
@@ -131,6 +122,27 @@ def _train_on(
     )
     batches = training_codes(cells["train"], sources, settings, accelerator)
     return train(prior, batches, settings, accelerator=accelerator, run=run, stage=stage)
+
+
+def build_config(
+    config_class: Any,
+    tokenizer_config: Any,
+    vocabulary: Vocabulary,
+    processor: EvaeProcessor,
+    info: DatasetInfo,
+    fields: dict[str, Any],
+) -> Any:
+    """The configuration of a prior over a tokenizer and a dataset; `fields` are those that the settings name."""
+    return config_class(
+        tokenizer_config=tokenizer_config,
+        n_perturbations=vocabulary.n_units,
+        n_perturbation_features=len(vocabulary.features),
+        perturbation_feature_size=vocabulary.features.shape[1],
+        n_cell_types=len(info.cell_types),
+        control_id=int(processor.perturbation_ids([str(info.control)])[0]),
+        n_effects=len(info.perturbations) if fields.get("condition_on_effect") else 0,
+        **fields,
+    )
 
 
 def counts_as_latents(info: DatasetInfo, model_class: Any) -> NoTokenizer:

@@ -64,8 +64,7 @@ def _train_on(
     sources = Sources(settings.datasets, settings.dataset_weights)
     info = sources.info
     set_seed(settings.seed)
-    median = float(info.statistics["median_library_size"])
-    model = EvaeModel(EvaeConfig(n_genes=len(info.genes), median_library_size=median, **fields))
+    model = EvaeModel(build_config(info, fields))
     if run.latest_checkpoint() is None or settings.overwrite:
         calibrate(model.to(accelerator.device), sources, settings)
     loader = sources.training_batches(
@@ -83,6 +82,12 @@ def _train_on(
     )
     check_stop()
     return train(model, loader, settings, accelerator=accelerator, run=run, stage=stage)
+
+
+def build_config(info: DatasetInfo, fields: dict[str, Any]) -> EvaeConfig:
+    """The configuration of a tokenizer of a dataset; `fields` are those that the settings name."""
+    median = float(info.statistics["median_library_size"])
+    return EvaeConfig(n_genes=len(info.genes), median_library_size=median, **fields)
 
 
 def report_finished(run: RunFolder) -> Path:

@@ -11,7 +11,9 @@ from evae.training.settings.settings import (
     Settings,
     TokenizerSettings,
     check_model_settings,
+    described,
     load_settings,
+    model_fields,
 )
 
 __all__ = [
@@ -22,6 +24,8 @@ __all__ = [
     "check_model_settings",
     "config_path",
     "configs_folder",
+    "described",
     "load_settings",
+    "model_fields",
     "stored_splits",
 ]

@@ -7,6 +7,7 @@ does not exist or a value of the wrong type raises `EvaeError`.
 import dataclasses
 import inspect
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -169,6 +170,14 @@ def load_settings(
     return cls(**values)
 
 
+def described(cls: type[Settings]) -> dict[str, str]:
+    """Name -> what a setting is, from the comment beside it."""
+    lines = "".join(inspect.getsource(c) for c in reversed(cls.__mro__) if issubclass(c, Settings)).splitlines()
+    found = (re.match(r"    (\w+): .*?  # (.*)", line) for line in lines)
+    said = {match[1]: match[2] for match in found if match}
+    return {field.name: said.get(field.name, "") for field in dataclasses.fields(cls)}
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise EvaeError(f"the configuration {path} does not exist; give an existing YAML file.")
@@ -211,7 +220,7 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     return value
 
 
-def _fields(config_class: type) -> dict[str, Any]:
+def model_fields(config_class: type) -> dict[str, Any]:
     """Field -> default of a configuration: the named arguments of `__init__`, its own bases' included."""
     fields: dict[str, Any] = {}
     for cls in config_class.__mro__:
@@ -237,7 +246,7 @@ def check_model_settings(model: Mapping[str, Any], config_class: type, given: Se
     Raises:
         EvaeError: an unknown field, one that the dataset decides, or a value of the wrong type.
     """
-    parameters = _fields(config_class)
+    parameters = model_fields(config_class)
     known = list(parameters)
     checked = {}
     for key, value in model.items():
