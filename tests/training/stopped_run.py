@@ -52,7 +52,7 @@ def main(folder):
         found = {"codes": fork_ranks(world, environment, work, output_dir=out, compile=compiled, **SUITE)}
         found["left"] = sorted(os.listdir(out)) if os.path.isdir(out) else None
         found["unfinished"] = [str(path) for path in Path(out).rglob(".*")]
-        found["again"] = fork_ranks(1, {}, run_toy, output_dir=out, resume=found["left"] is not None, **SUITE)
+        found["again"] = fork_ranks(world, {}, run_toy, output_dir=out, resume=found["left"] is not None, **SUITE)
         found["finished"] = Path(out, "model.safetensors").is_file()
         results[name] = found
     print(json.dumps(results))

@@ -115,9 +115,9 @@ def check_learnable(info: DatasetInfo, featured: set[str], sign: str) -> None:
     if lacking:
         shown = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
         raise EvaeError(
-            f"{len(lacking)} perturbations have no training cell and no feature vector ({shown}), so a prior cannot "
-            "learn them; give perturbation_features=FILE with vectors of them, or prepare the dataset with a --split "
-            "that leaves cells of each."
+            f"a prior cannot learn perturbations without a training cell or a feature vector, of which there are "
+            f"{len(lacking)} ({shown}); give perturbation_features=FILE with their vectors, or prepare the dataset "
+            "with a --split that leaves cells of each."
         )
 
 

@@ -33,7 +33,7 @@ from evae.training.encoder import Encoder
 from evae.training.guidance import choose_guidance
 from evae.training.library import fit_library_sizes
 from evae.training.loop.claim import claimed_folder
-from evae.training.loop.setup import make_accelerator
+from evae.training.loop.setup import make_accelerator, say_where
 from evae.training.loop.stage import Stage
 from evae.training.loop.steps import train
 from evae.training.loop.stopping import StopCheck, stopping_together
@@ -102,6 +102,7 @@ def _train_on(
     config = build_config(config_class, tokenizer.config, vocabulary, processor, info, fields)
     prior = model_class(config)
     prior.set_tokenizer(tokenizer)
+    say_where(accelerator)
     splits = ("train", "validation")
     encoder = Encoder(sources, tokenizer, config.reads_controls, accelerator, check_stop)
     cells = {split: encoder.split(split, settings.thinned_copies * (split == "train")) for split in splits}

@@ -21,7 +21,7 @@ from evae.models.modeling_evae import EvaeModel
 from evae.models.processing_evae import EvaeProcessor
 from evae.training.batch_cells import named_cells
 from evae.training.loop.claim import claimed_folder
-from evae.training.loop.setup import make_accelerator
+from evae.training.loop.setup import make_accelerator, say_where
 from evae.training.loop.stage import Stage
 from evae.training.loop.steps import train
 from evae.training.loop.stopping import StopCheck, stopping_together
@@ -80,6 +80,7 @@ def _train_on(
         fingerprint=fingerprint(info, *sources.order()),
         named_cells=partial(named_cells, sources),
     )
+    say_where(accelerator)
     check_stop()
     return train(model, loader, settings, accelerator=accelerator, run=run, stage=stage)
 

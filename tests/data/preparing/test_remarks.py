@@ -50,11 +50,11 @@ def test_a_perturbation_that_is_held_out_as_a_whole(cells, tmp_path, capsys):
     assert said.startswith(f"1 perturbation ({first}): no cell is left to train on")
     assert f"note: {said}" in capsys.readouterr().err
     info = DatasetInfo.load(dataset)
-    with pytest.raises(EvaeError, match=rf"no training cell and no feature vector \({first}\).*perturbation_features="):
+    with pytest.raises(EvaeError, match=rf"there are 1 \({first}\); give perturbation_features="):
         perturbation_vocabulary(info)
     table = tmp_path / "vectors.csv"
     table.write_text(f"name,a,b\n{second},1,2\n")
-    with pytest.raises(EvaeError, match="no training cell and no feature vector"):
+    with pytest.raises(EvaeError, match="without a training cell or a feature vector"):
         perturbation_vocabulary(info, str(table))
     table.write_text(f"name,a,b\n{second},1,2\n{first},0,1\n")
     assert first in perturbation_vocabulary(info, str(table)).units
@@ -67,7 +67,7 @@ def test_a_combination_is_learned_from_its_parts(cells, tmp_path):
     cells.obs["perturbation"] = cells.obs["perturbation"].astype(str).replace({third: both})
     dataset = prepared(cells, tmp_path, split={"cell_type": ["type_A", "type_B"], "pert": [both]})
     perturbation_vocabulary(DatasetInfo.load(dataset))
-    with pytest.raises(EvaeError, match="no training cell"):  # one name where nothing is a combination
+    with pytest.raises(EvaeError, match="without a training cell"):  # one name where nothing is a combination
         perturbation_vocabulary(DatasetInfo.load(dataset), sign="")
 
 
@@ -101,7 +101,8 @@ def test_one_file_given_twice(cells, tmp_path):
     shutil.copy(tmp_path / "a.h5ad", tmp_path / "b.h5ad")
     dataset = prepare_dataset([tmp_path / "a.h5ad", tmp_path / "b.h5ad"], tmp_path / "data", **KEYS)
     (said,) = remarks(dataset)
-    assert said.startswith("240 cells stand more than once, with the same name and the same counts")
+    assert "cells stand more than once, with the same name and the same counts" in said
+    assert int(said.split()[0]) == sum(DatasetInfo.load(dataset).n_cells.values()) / 2
     assert f"'{cells.obs_names[0]}' in b.h5ad" in said
 
 

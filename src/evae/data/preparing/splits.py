@@ -52,7 +52,9 @@ class Split:
             rng = np.random.default_rng([seed, 1])
             mask[rng.permutation(len(mask))[: max(1, round(self.fraction * len(mask)))]] = True
             lost = ~np.isin(perturbation_codes, perturbation_codes[~mask])  # every perturbation keeps a cell to learn
-            mask[first_of_each(perturbation_codes, np.arange(len(mask)), lost)] = False
+            given_back = first_of_each(perturbation_codes, np.arange(len(mask)), lost)
+            if len(given_back) < (~mask).sum():  # else the fraction is too large, which is refused
+                mask[given_back] = False
         return mask
 
 

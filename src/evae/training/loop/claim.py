@@ -1,4 +1,4 @@
-"""The beginning of a training: the processes meet, and the run folder is this training's alone."""
+"""The beginning of a training: its run folder becomes this training's alone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,6 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from evae.training.loop.setup import say_where
 from evae.training.loop.stopping import largest_of_ranks
 from evae.training.resume.folder_lock import FolderLock, taken
 from evae.training.resume.run_folder import RunFolder
@@ -15,7 +14,7 @@ from evae.training.settings import Settings
 
 @contextmanager
 def claimed_folder(settings: Settings, accelerator: Accelerator) -> Iterator[RunFolder]:
-    """The run folder, which no other training may use while the block runs; says how many processes train on what.
+    """The run folder, which no other training may use while the block runs.
 
     All ranks call this together; the main one has the folder for all.
 
@@ -30,7 +29,6 @@ def claimed_folder(settings: Settings, accelerator: Accelerator) -> Iterator[Run
         if largest_of_ranks(int(other is not None), accelerator):
             raise taken(folder, other or "see the first process")
         run = RunFolder(settings, accelerator.num_processes, lock)
-        say_where(accelerator)
         yield run
     finally:
         if accelerator.is_main_process:
