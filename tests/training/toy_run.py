@@ -95,7 +95,7 @@ def run_toy(dropout=0.2, portable=False, bad_row=None, fingerprint="toy", summar
     """Train the toy; returns the model and the batches, or None if the run was finished."""
     settings = Settings(**({"dataset": "toy", "mixed_precision": "no", "learning_rate": 0.01} | values))
     accelerator = make_accelerator(settings)
-    run = RunFolder(settings)
+    run = RunFolder(settings, accelerator.num_processes)
     if run.status == FINISHED:
         return None
     set_seed(settings.seed)
