@@ -55,6 +55,13 @@ class TestCouplings:
         assert (sources[40:] % 2 == order[:, None] % 2).all()
         assert (sources[40:] != order[:, None]).mean() > 0.8
 
+    def test_a_control_that_is_read_in_a_set_stands_among_others(self):
+        given, _ = self.cells()
+        sources = couple(*given, control=0, names=["a", "b"], how="random", n_draws=6, as_set=True)
+        assert (sources[:40, 0] == np.arange(40)).all()
+        assert (sources[:40] % 2 == (np.arange(40) % 2)[:, None]).all()
+        assert (sources[:40, 1:] != np.arange(40)[:, None]).mean() > 0.8
+
     def test_the_same_seed_draws_the_same(self):
         given, _ = self.cells()
         drawn = [couple(*given, control=0, names=["a", "b"], how="random", seed=seed) for seed in (1, 1, 2)]

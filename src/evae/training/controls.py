@@ -120,5 +120,5 @@ def _couple(
         cells.latents[rows].reshape(len(rows), -1), cells.perturbation_ids[rows], cells.cell_type_ids[rows], own,
         pool.latents[0].reshape(pool.latents.shape[1], -1), pool.cell_type_ids, control=data.control,
         names=data.cell_types, how=data.coupling if config.source_cells == 1 else "random",
-        n_draws=max(DRAWS, config.source_cells), seed=data.seed,
+        n_draws=max(DRAWS, config.source_cells), as_set=config.source_cells > 1, seed=data.seed,
     )  # fmt: skip

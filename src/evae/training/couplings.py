@@ -29,6 +29,7 @@ def couple(
     names: list[str],
     how: str = "optimal-transport",
     n_draws: int = DRAWS,
+    as_set: bool = False,
     seed: int = 0,
 ) -> np.ndarray:
     """Draw controls for every cell.
@@ -42,10 +43,11 @@ def couple(
         names: of the cell types, for messages.
         how: "optimal-transport", or "random" controls of the cell type.
         n_draws: controls drawn for every cell.
+        as_set: the draws are read together, so a control stands among others of its cell type.
         seed: of the draws.
 
     Returns:
-        rows of `control_latents`, int32 (cells, n_draws). A control is its own source; with `random` one of several.
+        rows of `control_latents`, int32 (cells, n_draws). A control is its own source.
 
     Raises:
         EvaeError: a cell type has perturbed cells and no controls.
@@ -53,6 +55,9 @@ def couple(
     if how not in HOW:
         raise EvaeError(f"coupling is '{how}'; give one of {', '.join(HOW)}.")
     sources = np.repeat(controls.astype(np.int32)[:, None], n_draws, axis=1)
+    for kind in np.unique(control_cell_type) if as_set else ():
+        own, pool = np.flatnonzero((controls >= 0) & (cell_type == kind)), np.flatnonzero(control_cell_type == kind)
+        sources[own, 1:] = np.random.default_rng((seed, kind)).choice(pool, (len(own), n_draws - 1))
     for kind, name, rows in _groups(perturbation, cell_type, control):
         pool = np.flatnonzero(control_cell_type == kind)
         if not len(pool):
