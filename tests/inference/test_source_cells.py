@@ -46,11 +46,14 @@ def pipe(cells, tmp_path_factory):
 class TestCounterfactual:
     def test_the_same_cells_in_the_same_order(self, pipe, controls):
         name = pipe.processor.perturbations[-1]
-        changed = pipe.counterfactual(controls, name, library_size="controls", progress=False)
+        changed = pipe.counterfactual(controls, name, library_size="controls", guidance_scale=1.0, progress=False)
         assert changed.obs_names.tolist() == controls.obs_names.tolist() == changed.obs["source"].tolist()
         assert (changed.obs["cell_type"].astype(str) == controls.obs["cell_type"].astype(str).to_numpy()).all()
         np.testing.assert_array_equal(changed.obs["library_size"], np.asarray(controls.X.sum(1)).ravel())
         assert set(changed.obs["perturbation"]) == {name}
+        assert changed.uns["evae"]["guidance_scale"] == 1
+        strong = pipe.counterfactual(controls, name, guidance_scale=3.0, progress=False)
+        assert strong.uns["evae"]["guidance_scale"] == 3
 
     def test_each_cell_is_its_own_source(self, pipe, controls):
         """Cells that are twins in their counts, with twins' random numbers, differ only by what the source says."""

@@ -148,6 +148,9 @@ def _say_predicted(predicted: "ad.AnnData", out: Path) -> None:
         f"{predicted.n_obs:,} cells of {len(pairs)} (cell type, perturbation) pairs ({by_support} in "
         f"training), {predicted.n_vars:,} genes: {out}"
     )
-    coverage = predicted.uns["evae"].get("gene_coverage", 1.0)
+    facts = predicted.uns["evae"]
+    guidance = f", guidance {facts['guidance_scale']:g}" if facts["guidance_scale"] != 1 else ""
+    say(f"library sizes: {facts['library_size_source']}{guidance}")
+    coverage = facts.get("gene_coverage", 1.0)
     if coverage < 1:
         say(f"the controls measure {coverage:.0%} of the model's gene panel", style="yellow")

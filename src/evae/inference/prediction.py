@@ -145,6 +145,8 @@ def _draw(
     obs["library_size"] = sizes
     facts: dict[str, Any] = {"seed": seed, "control": str(prior.processor.control), "library_size_source": origin}
     facts["library_size_median"] = compare_with_controls(obs, found)
+    default = getattr(prior.model.config, "guidance_scale", 1.0)
+    facts["guidance_scale"] = float(asked.sampling.get("guidance_scale", default))
     shifts = {}
     if read is not None:
         pairs = list(obs.groupby(["cell_type", "perturbation"], observed=True).indices)
