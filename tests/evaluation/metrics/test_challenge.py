@@ -122,4 +122,5 @@ def test_the_scale_has_its_floors_and_no_range_where_the_replicate_is_no_better(
     assert scaled("expr_mse_unbiased_capped_norm", 3.0, 0.99, 0.03) == 0
     assert np.isnan(scaled("pds_cosine", 0.7, 0.5, 0.5))
     assert np.isnan(scaled("lfc_nmae", 0.7, 0.5, 0.6))
+    assert np.isnan(scaled("pds_cosine", 0.7, 0.5, 0.51, spread=0.02))
     assert np.isnan(scaled("lfc_nmae", 0.7, float("nan"), 0.6))

@@ -1,5 +1,6 @@
 """The suite vcc2026: the same numbers as cell-eval2, its scale from the given cells, what cannot be told by name."""
 
+import io
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +8,11 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pytest
+from rich.console import Console
 
-from evae.evaluation import evaluate
+from evae.evaluation import evaluate, main_tables
 from evae.evaluation.metrics.challenge import SCALES
+from evae.evaluation.protocols import challenge
 from evae.models.contract_evae import EvaeError
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -152,3 +155,25 @@ def test_a_single_cell_has_no_split_half(screen, real, perfect):
     result = run(perfect, real[rows].copy(), screen)
     assert "no real split half in B" in " ".join(result.stamp["notes"])
     assert np.isnan(value(result, "vcc_score", group="vcc2026 score"))
+
+
+def test_a_range_within_the_spread_of_replicates_is_no_range(screen, real, perfect, monkeypatch):
+    """Else a score of a metric that tells nothing on these cells would be anything."""
+    means = challenge._over_seeds
+    monkeypatch.setattr(
+        challenge, "_over_seeds", lambda found, what: means(found, np.mean if what is np.mean else lambda v: 10.0)
+    )
+    result = run(perfect, real, screen)
+    assert all(np.isnan(value(result, f"score_{metric}", group="vcc2026 score")) for metric in SCALES)
+    assert np.isnan(value(result, "vcc_score", group="vcc2026 score"))
+    assert any("no score in B for pds_cosine" in note for note in result.stamp["notes"])
+
+
+def test_the_tables_fit_a_terminal_of_80_columns(result):
+    console = Console(width=80, file=io.StringIO())
+    console.print(main_tables(result))
+    text = console.file.getvalue()
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    for heading in ("truth sets not empty", "log FC error", "0 is the mean of other contexts"):
+        assert heading in text

@@ -145,14 +145,14 @@ SCALES = {
 }
 
 
-def scaled(metric: str, value: float, baseline: float, replicate: float) -> float:
+def scaled(metric: str, value: float, baseline: float, replicate: float, spread: float = 0.0) -> float:
     """The score  s = (u - b) / (r - b):  0 is the baseline b, 1 a replicate r of the experiment.
 
-    NaN where one of the three is not known, or where the replicate is not better than the baseline: there is no
-    reachable range then.
+    NaN where one of the three is not known, or where the replicate is not better than the baseline by more than the
+    `spread` of replicates: there is no reachable range then.
     """
     scale = SCALES[metric]
     reachable = (replicate - baseline) * (1 if scale.better == "high" else -1)
-    if not reachable > 0:  # so for NaN too
+    if not reachable > spread:  # so for NaN too
         return float("nan")
     return float(np.clip((value - baseline) / (replicate - baseline), scale.low, scale.high))

@@ -83,7 +83,8 @@ def challenge_protocol(
     systems = count_systems(comparison, with_baselines)
     for context in comparison.cell_types:
         task = _Context(comparison, context, seeds)
-        found = {SPLIT_HALF: task.replicate()}
+        replicates = task.replicates()
+        found = {SPLIT_HALF: _over_seeds(replicates, np.mean)}
         for system in progress(systems, f"Virtual Cell Challenge, {context}"):
             names = [p for p in task.perturbations if (context, p) in system.pairs]
             if len(names) < len(task.perturbations):
@@ -93,9 +94,28 @@ def challenge_protocol(
             values, more = task.score(system)
             records += more
             found[system.name] = values
-        records += task.records(found)
-        task.explain(found)
+        ends = _Ends(found.get(CONTEXT_MEAN, {}), found[SPLIT_HALF], _over_seeds(replicates, np.std))
+        records += task.records(found, ends)
+        task.explain(ends)
     return records
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """What the scores of a context run between: every metric of the baseline, the replicates and their spread."""
+
+    zero: dict[str, float]
+    one: dict[str, float]
+    spread: dict[str, float]
+
+    def score(self, metric: str, value: float) -> float:
+        unknown = float("nan")
+        ends = self.zero.get(metric, unknown), self.one.get(metric, unknown)
+        return scaled(metric, value, *ends, self.spread.get(metric, 0.0))
+
+    @property
+    def reachable(self) -> list[str]:
+        return [metric for metric in SCALES if not np.isnan(self.score(metric, 0.0))]
 
 
 @dataclass(frozen=True)
@@ -147,8 +167,8 @@ class _Context:
         ]
         return _totals(per_pair), records
 
-    def replicate(self) -> dict[str, float]:
-        """Half B of the real cells as the prediction of half A, each with half of the controls; mean over the seeds."""
+    def replicates(self) -> list[dict[str, float]]:
+        """Half B of the real cells as the prediction of half A, each with half of the controls, for every seed."""
         comparison, found = self.comparison, []
         for seed in self.seeds:
             halves = split_halves(comparison, seed)
@@ -156,14 +176,14 @@ class _Context:
             n = len(order) // 2
             if n == 0 or not all(len(halves[0][(self.context, p)]) for p in self.perturbations):
                 comparison.notes.append(f"no real split half in {self.context}, where a perturbation has a single cell")
-                return {}
+                return []
             controls = [_Controls(self.controls.counts[rows]) for rows in (order[:n], order[n : 2 * n])]
             systems = [stored_counts(SPLIT_HALF, comparison.real, half, own=True) for half in halves]
             first, second = (self._side(s, c) for s, c in zip(systems, controls, strict=True))
             values = self._per_pair(second, first, controls[1], controls[0])
             folds = replicate_fold_error(first.changes, second.changes, self.real.changes, self.own)
             found.append(_totals({**values, "lfc_nmae": folds}))
-        return {metric: float(np.mean([values[metric] for values in found])) for metric in found[0]}
+        return found
 
     def _per_pair(
         self, side: _Side, real: _Side, own_controls: _Controls, controls: _Controls
@@ -177,23 +197,20 @@ class _Context:
             **change_metrics(side.changes, real.changes, self.own),
         }
 
-    def records(self, found: dict[str, dict[str, float]]) -> list[Record]:
+    def records(self, found: dict[str, dict[str, float]], ends: _Ends) -> list[Record]:
         """Metrics and scores of all systems in this context."""
-        zero, one = (found.get(name, {}) for name in (CONTEXT_MEAN, SPLIT_HALF))
-        n, nan = sum(self.real.n_cells), float("nan")
-        reachable = [m for m in SCALES if not np.isnan(scaled(m, 0.0, zero.get(m, nan), one.get(m, nan)))]
-        records = []
+        n, records = sum(self.real.n_cells), []
         for name, values in found.items():
             if not values:
                 continue
-            scores = {m: scaled(m, values[m], zero.get(m, nan), one.get(m, nan)) for m in SCALES}
-            known = [score for m, score in scores.items() if m in reachable]
-            scores["vcc_score"] = float(np.mean(known)) if known else nan
+            scores = {m: ends.score(m, values[m]) for m in SCALES}
+            known = [scores[m] for m in ends.reachable]
+            scores["vcc_score"] = float(np.mean(known)) if known else float("nan")
             for group, numbers in ((GROUP, values), (SCORES, {_score_name(m): s for m, s in scores.items()})):
                 records += [Record(group, "pooled", name, m, v, -1, n, n, self.context) for m, v in numbers.items()]
         return records
 
-    def explain(self, found: dict[str, dict[str, float]]) -> None:
+    def explain(self, ends: _Ends) -> None:
         """Notes on what cannot be told on these cells, by name."""
         say, where = self.comparison.notes.append, self.context
         empty = [
@@ -214,14 +231,19 @@ class _Context:
             say(f"no measurable effect in the pseudobulks of {where}: {_some(weak)}")
         if not (self.own >= 0).any():
             say(f"no perturbation of {where} is named like a gene, so no target gene is left out of the metrics")
-        zero, one = (found.get(name, {}) for name in (CONTEXT_MEAN, SPLIT_HALF))
-        flat = [m for m in SCALES if one and zero and np.isnan(scaled(m, 0.0, zero[m], one[m]))]
-        if flat:
+        flat = [metric for metric in SCALES if metric not in ends.reachable]
+        if flat and ends.one:
             say(
-                f"no score in {where} for {', '.join(flat)}: the real split half is not better than the "
-                f"{CONTEXT_MEAN}, so there is no reachable range; the mean score there is of "
-                f"the other {len(SCALES) - len(flat)}"
+                f"no score in {where} for {', '.join(flat)}: split halves of the real cells are not better than the "
+                f"{CONTEXT_MEAN} by more than they differ among themselves, so there is no reachable range; the mean "
+                f"score there is of the other {len(SCALES) - len(flat)}"
             )
+
+
+def _over_seeds(replicates: list[dict[str, float]], what: Callable[[list[float]], np.floating]) -> dict[str, float]:
+    if not replicates:
+        return {}
+    return {metric: float(what([values[metric] for values in replicates])) for metric in replicates[0]}
 
 
 def _totals(per_pair: dict[str, np.ndarray]) -> dict[str, float]:

@@ -30,10 +30,23 @@ def rich_table(shown: Shown) -> Table:
     return table
 
 
+def turned_table(shown: Shown) -> Table:
+    """One table with a row a metric and a column a system: many metrics fit a narrow terminal so."""
+    table = Table(title=shown.title, title_justify="left", title_style="bold", header_style="bold", padding=(0, 1))
+    _, *metrics, cells = shown.headings
+    table.add_column("metric", no_wrap=True)
+    for name, _ in shown.rows:
+        table.add_column(name, justify="right", style=STYLES.get(name))
+    columns = [texts for _, texts in shown.texts()]
+    for heading, *texts in zip([*metrics, cells], *columns, strict=True):
+        table.add_row(heading, *[text.split(" ±")[0] for text in texts])
+    return table
+
+
 def main_tables(result: EvaluationNumbers) -> Group:
     """What the terminal shows: the main metrics as one table, and what beats the model; of vcc2026 its two tables."""
     if set(result.records["group"]) & {"vcc2026"}:
-        return Group(*[rich_table(table) for table in result.tables()])
+        return Group(*[turned_table(table) for table in result.tables()])
     found = verdict(result.summary())
     return Group(summary_table(result), *([Text(found)] if found else []))
 
