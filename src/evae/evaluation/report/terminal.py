@@ -36,7 +36,7 @@ def turned_table(shown: Shown) -> Table:
     _, *metrics, cells = shown.headings
     table.add_column("metric", no_wrap=True)
     for name, _ in shown.rows:
-        table.add_column(name, justify="right", style=STYLES.get(name))
+        table.add_column(name, justify="right", overflow="fold", style=STYLES.get(name))
     columns = [texts for _, texts in shown.texts()]
     for heading, *texts in zip([*metrics, cells], *columns, strict=True):
         table.add_row(heading, *[text.split(" ±")[0] for text in texts])
