@@ -89,11 +89,12 @@ def write_vae(published, runs, tmp_path_factory):
 
     def write(head="cross_entropy", quantizer="fsq", folder=None, **run):
         levels = LEVELS if quantizer == "fsq" else None
-        n_vectors = 20 if quantizer == "vq" else 0
+        n_vectors = {"vq": 20, "lfq": "lfq"}.get(quantizer, 0)
         vae = published.draw_weights(published.PublishedVAE(SIZE, GENES, LATENTS, head, levels, n_vectors=n_vectors))
         kinds = {
             "fsq": {"type": "fsq", "fsq_level": LEVELS, "codebook_size": 20},
             "vq": {"type": "vq", "codebook_size": 20, "codebook_dim": 4, "commitment_weight": 1.0},
+            "lfq": {"type": "lfq", "codebook_size": 16},
             "noquant": {"type": "noquant", "latent_dim": 4, "beta_kl": 0.01},
         }
         settings = {

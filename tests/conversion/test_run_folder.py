@@ -76,7 +76,7 @@ REFUSED = {
     "told decoder": ({}, changed("pert_proj_dec.weight", torch.zeros(3, 16)), "decoder is told the perturbation"),
     "another activation": ({"model.encoder.activation": "relu"}, None, r"model\.encoder\.activation .*'relu'.*'gelu'"),
     "another count input": ({"model.input_head.type": "embedding"}, None, r"input_head\.type .*'embedding'.*'mlp'"),
-    "another quantizer": ({"model.quantizer.type": "lfq"}, None, "lfq"),
+    "another quantizer": ({"model.quantizer.type": "rvq"}, None, "rvq"),
     "another model": ({"model.type": "scvi"}, None, "scvi"),
     "other data": ({"dataset.use_binning": "none"}, None, "the run reads counts; the head ce-quantile .* bins only"),
     "unequal coders": ({"model.decoder.nhead": 4}, None, "the encoder's n_heads is 2, the decoder's 4"),

@@ -10,7 +10,7 @@ from .conftest import CELLS, READS
 EXACT = {"rtol": 1e-5, "atol": 1e-5}
 
 
-@pytest.mark.parametrize("quantizer", ["fsq", "vq", "noquant"], scope="class")
+@pytest.mark.parametrize("quantizer", ["fsq", "vq", "lfq", "noquant"], scope="class")
 @pytest.mark.parametrize("head", READS, scope="class")
 class TestEveryHead:
     @pytest.fixture(scope="class")

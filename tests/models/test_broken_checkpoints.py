@@ -141,7 +141,7 @@ class TestAbsurdSizes:
     ("fields", "message"),
     [
         ({"head": "poisson"}, "head 'poisson' does not exist; choose one of ce-quantile, hurdle, mse, nb"),
-        ({"quantizer": "lfq"}, "quantizer 'lfq' does not exist"),
+        ({"quantizer": "rvq"}, "quantizer 'rvq' does not exist"),
         ({"encoder": "cnn"}, "encoder 'cnn' does not exist"),
         ({"decoder": "cnn"}, "decoder 'cnn' does not exist"),
         ({"n_genes": 0}, "n_genes must be a whole number of at least 1, not 0"),

@@ -34,7 +34,7 @@ def block_shapes(name, d=256, feed_forward=1024):
 def published_shapes(quantizer, head):
     """Parameters of the published tokenizer: 2,000 genes, 64 latents, d 256, FFN 1024, 4 + 4 layers."""
     d, n_outputs = 256, {"ce-quantile": 20, "hurdle": 2, "mse": 1, "nb": 1}[head]
-    into, out = {"fsq": (3, 3), "vq": (32, 32), "gaussian": (64, 32)}[quantizer]
+    into, out = {"fsq": (3, 3), "vq": (32, 32), "lfq": (9, 9), "gaussian": (64, 32)}[quantizer]
     shapes = {
         "encoder.embedding.gene_embedding.weight": (2000, d),
         "encoder.embedding.up.weight": (d, 1),

@@ -223,5 +223,5 @@ class TestWithoutLatents:
         assert torch.equal(*draws)
 
     def test_a_tokenizer_that_does_nothing_is_refused(self, tiny_tokenizer):
-        with pytest.raises(EvaeError, match="would do nothing; give fsq, vq or gaussian"):
+        with pytest.raises(EvaeError, match="would do nothing; give fsq, vq, lfq or gaussian"):
             tiny_tokenizer(quantizer="bins")

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from evae.models.quantization_evae import FiniteScalarQuantizer, GaussianBottleneck, LatentStandardizer, VectorQuantizer
+from evae.models.quantization_evae import (
+    FiniteScalarQuantizer,
+    GaussianBottleneck,
+    LatentStandardizer,
+    LookupFreeQuantizer,
+    VectorQuantizer,
+)
 
 LEVELS = [[8, 8, 8], [5, 3], [8, 6, 5], [8, 5, 5, 5], [7, 5, 5, 5, 5], [4, 3], [3]]
 
@@ -89,21 +95,46 @@ class TestVectorsAgainstVectorQuantizePytorch:
         assert torch.equal(ours.codebook, before)
 
 
-def test_a_model_of_vectors_trains_and_its_prior_writes_codes(tiny_tokenizer, tiny_prior, cells, tmp_path):
-    model = tiny_tokenizer(quantizer="vq", vq_codes=6)
+def test_signs_are_those_of_vector_quantize_pytorch():
+    """Codes, values, the loss of the entropies and the gradient of all."""
+    reference = pytest.importorskip("vector_quantize_pytorch", reason="vector-quantize-pytorch is in the extra dev")
+    theirs, ours = reference.LFQ(codebook_size=16).train(), LookupFreeQuantizer(4).train()
+    torch.manual_seed(0)
+    z = torch.randn(6, 9, 4) * 0.01  # near 0, where a code is uncertain
+    weight, mine, other = torch.randn_like(z), z.clone().requires_grad_(), z.clone().requires_grad_()
+    values, codes, penalty = ours(mine)
+    their_values, their_codes, their_penalty = theirs(other)
+    assert torch.equal(codes, their_codes.long())
+    torch.testing.assert_close(values, their_values)
+    torch.testing.assert_close(0.1 * penalty, their_penalty)
+    ((values * weight).sum() + penalty).backward()
+    ((their_values * weight).sum() + their_penalty / 0.1).backward()
+    torch.testing.assert_close(mine.grad, other.grad, atol=1e-5, rtol=1e-4)
+    values, codes, nothing = ours.eval()(z)
+    assert nothing is None
+    torch.testing.assert_close(values, theirs.indices_to_codes(codes))
+    assert torch.equal(ours.codes_to_values(codes), values)
+
+
+@pytest.mark.parametrize(
+    ("fields", "n_codes"), [({"quantizer": "vq", "vq_codes": 6}, 6), ({"quantizer": "lfq", "lfq_bits": 3}, 8)]
+)
+def test_a_model_trains_and_its_prior_writes_codes(tiny_tokenizer, tiny_prior, cells, tmp_path, fields, n_codes):
+    model = tiny_tokenizer(**fields)
     model.calibrate(cells)
     assert len(model.encode(cells).unique()) > 1
     model.train()
     output = model(cells)
     output.loss.backward()
-    assert output.loss > output.reconstruction_loss
+    assert output.loss != output.reconstruction_loss
     assert output.kl_loss is None
     assert model.encoder.latent_tokens.grad.abs().max() > 0
     model.eval().save_pretrained(tmp_path)
     assert torch.equal(type(model).from_pretrained(tmp_path).encode(cells), model.encode(cells))
-    prior = tiny_prior(tokenizer={"quantizer": "vq", "vq_codes": 6})
+    prior = tiny_prior(tokenizer=fields)
+    assert prior.config.bos_token_id == n_codes
     codes = prior.sample(n_cells=3)
-    assert codes.max() < 6
+    assert codes.max() < n_codes
     assert prior.tokenizer.sample_counts(codes, torch.full((3,), 40.0)).shape == (3, 30)
 
 

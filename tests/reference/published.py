@@ -118,12 +118,16 @@ class Counts(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """Finite scalar quantization from the formula, learned vectors of vector-quantize-pytorch, or a Gaussian."""
+    """Finite scalar quantization from the formula, VQ or LFQ of vector-quantize-pytorch, or a Gaussian."""
 
     def __init__(self, levels, latent_dim, n_vectors):
         super().__init__()
         self.levels, self.n_vectors = levels, n_vectors
-        if n_vectors:
+        if n_vectors == "lfq":
+            from vector_quantize_pytorch import LFQ
+
+            self._impl = LFQ(codebook_size=2**latent_dim)
+        elif n_vectors:
             from vector_quantize_pytorch import VectorQuantize
 
             self._impl = VectorQuantize(dim=latent_dim, codebook_size=n_vectors)
@@ -136,7 +140,7 @@ class Quantizer(nn.Module):
         """Latents for the decoder, codes, and the KL divergence in nats a cell."""
         if self.n_vectors:
             latents, codes, _ = self._impl(x)
-            return latents, codes, torch.zeros(())
+            return latents, codes.long(), torch.zeros(())
         if self.levels is None:
             mean, log_variance = self.reparam_proj(x).chunk(2, -1)
             mean, log_variance = mean.clamp(-4, 4), log_variance.clamp(-14, 10)
@@ -193,7 +197,7 @@ class PublishedVAE(nn.Module):
         size: `width`, `n_heads`, `n_layers`, `inner`.
         n_genes, n_latents: as they say.
         head: cross_entropy, hurdle, mse or nb.
-        levels: of FSQ; None for a Gaussian of `latent_dim`, or for `n_vectors` learned vectors.
+        levels: of FSQ; None for a Gaussian of `latent_dim`, or for `n_vectors` learned vectors, or "lfq".
     """
 
     def __init__(self, size, n_genes, n_latents, head, levels=None, latent_dim=4, n_vectors=0):

@@ -105,14 +105,18 @@ def tokenizer_fields(run: Run, n_genes: int) -> dict[str, Any]:
 
 
 def _quantizer_fields(settings: Settings) -> dict[str, Any]:
-    if settings.only("type", "fsq", "vq", "noquant") == "noquant":
+    if settings.only("type", "fsq", "vq", "lfq", "noquant") == "noquant":
         return {
             "quantizer": "gaussian",
             "latent_dim": settings.get("latent_dim", 32),
             "kl_weight": settings.get("beta_kl", 1e-6),
         }
-    n_codes = settings.get("codebook_size", 512)
-    if settings.get("type", "fsq") == "vq":
+    kind = settings.get("type", "fsq")
+    n_codes = settings.get("codebook_size", 256 if kind == "lfq" else 512)
+    if kind == "lfq":
+        weight = settings.get("entropy_loss_weight", 0.1)
+        return {"quantizer": "lfq", "lfq_bits": n_codes.bit_length() - 1, "entropy_weight": weight}
+    if kind == "vq":
         return {
             "quantizer": "vq",
             "vq_codes": n_codes,
@@ -187,6 +191,7 @@ def tokenizer_state(weights: Weights, config: EvaeConfig, settings: Settings) ->
     if config.quantizer == "gaussian":
         reparametrized = weights.linear("quantizer.reparam_proj", 2 * config.latent_dim, config.latent_dim)
         latent = fused(reparametrized, latent)
+    weights.leave_out("quantizer._impl.mask", "powers of two, which are computed")
     if config.quantizer == "vq":
         state |= _codebook(weights.under("quantizer._impl._codebook."), config)
     state |= named("to_latent", latent)

@@ -12,8 +12,8 @@ from transformers.configuration_utils import PretrainedConfig
 from .contract_evae import EvaeError
 
 HEADS = ("ce-quantile", "hurdle", "mse", "nb")
-QUANTIZERS = ("fsq", "vq", "gaussian")
-CODES = ("fsq", "vq", "bins")  # a prior writes codes over these, latents over the others
+QUANTIZERS = ("fsq", "vq", "lfq", "gaussian")
+CODES = ("fsq", "vq", "lfq", "bins")  # a prior writes codes over these, latents over the others
 COUNTS = ("bins", "log1p")  # instead of a quantizer: there is no tokenizer, the prior models the counts of all genes
 N_COUNT_BINS = 20
 CODERS = ("attention", "mlp")
@@ -59,13 +59,15 @@ class EvaeConfig(PretrainedConfig):
         loss_genes: number of genes, drawn at random in every training step, over which the loss is taken; 0 takes all
             (published). The gradient is an unbiased estimate of that over all genes. Genes must not attend to each
             other. For the nb head, see `NegativeBinomialHead`.
-        quantizer: "fsq" (finite scalar quantization), "vq" (learned vectors) or "gaussian" (continuous latents). A
-            prior without a tokenizer has "bins" (counts in 20 bins) or "log1p" (of counts, or with `count_input`
-            "normalized" of these). Then `n_latents` is `n_genes`, and besides only `sample_within_bins`,
+        quantizer: "fsq" (finite scalar quantization), "vq" (learned vectors), "lfq" (signs) or "gaussian" (continuous
+            latents). A prior without a tokenizer has "bins" (counts in 20 bins) or "log1p" (of counts, or with
+            `count_input` "normalized" of these). Then `n_latents` is `n_genes`, and besides only `sample_within_bins`,
             `condition_on_library` and `median_library_size` matter.
         fsq_levels: levels of each latent dimension; their product is the number of codes.
         latent_dim: dimensions of a latent token with the quantizers "vq" and "gaussian".
         vq_codes: number of codes of the quantizer "vq".
+        lfq_bits: dimensions of a latent token with the quantizer "lfq"; the number of codes is 2 to this power.
+        entropy_weight: weight of the entropies that the quantizer "lfq" adds to the loss.
         commitment_weight: weight of the mean squared distance between the latents and the vectors of their codes, with
             the quantizer "vq".
         kl_weight: weight of the Gaussian quantizer's KL divergence (nats a cell).
@@ -110,6 +112,8 @@ class EvaeConfig(PretrainedConfig):
         latent_dim: int = 32,
         vq_codes: int = 512,
         commitment_weight: float = 1.0,
+        lfq_bits: int = 9,
+        entropy_weight: float = 0.1,
         kl_weight: float = 1e-6,
         standardize_latents: bool = False,
         head: str = "ce-quantile",
@@ -141,6 +145,8 @@ class EvaeConfig(PretrainedConfig):
         self.latent_dim = latent_dim
         self.vq_codes = vq_codes
         self.commitment_weight = commitment_weight
+        self.lfq_bits = lfq_bits
+        self.entropy_weight = entropy_weight
         self.kl_weight = kl_weight
         self.standardize_latents = standardize_latents
         self.head = head
@@ -158,7 +164,7 @@ class EvaeConfig(PretrainedConfig):
         check_choice("head", head, HEADS)
         check_positive(self, "n_genes", "hidden_size", "num_attention_heads", "intermediate_size", "n_latents")
         layered = [f"{coder}_layers" for coder in ("encoder", "decoder") if getattr(self, coder) == "attention"]
-        check_positive(self, "latent_dim", "vq_codes", *layered)
+        check_positive(self, "latent_dim", "vq_codes", "lfq_bits", *layered)
         if hidden_size % num_attention_heads:
             raise EvaeError(f"hidden_size {hidden_size} must be a multiple of num_attention_heads.")
         if not isinstance(loss_genes, int) or loss_genes < 0:
@@ -173,20 +179,21 @@ class EvaeConfig(PretrainedConfig):
     @property
     def codebook_size(self) -> int:
         """Number of distinct codes of the quantizer, or of count bins."""
-        sizes = {"bins": N_COUNT_BINS, "vq": self.vq_codes}
+        sizes = {"bins": N_COUNT_BINS, "vq": self.vq_codes, "lfq": 2**self.lfq_bits}
         return sizes.get(self.quantizer, math.prod(self.fsq_levels))
 
     @property
     def penalty_weight(self) -> float:
-        """Weight in the loss of what the quantizer adds to it: the KL divergence, or the distance to the codes."""
-        return self.kl_weight if self.quantizer == "gaussian" else self.commitment_weight
+        """Weight in the loss of what the quantizer adds: KL divergence, distance to the codes, or entropies."""
+        weights = {"gaussian": self.kl_weight, "lfq": self.entropy_weight}
+        return weights.get(self.quantizer, self.commitment_weight)
 
     @property
     def latent_width(self) -> int:
         """Values a latent token holds: FSQ dimensions, `latent_dim`, or a gene's count."""
         if self.quantizer in COUNTS:
             return 1
-        return len(self.fsq_levels) if self.quantizer == "fsq" else self.latent_dim
+        return {"fsq": len(self.fsq_levels), "lfq": self.lfq_bits}.get(self.quantizer, self.latent_dim)
 
     @property
     def embedding_size(self) -> int:

@@ -163,7 +163,9 @@ class EvaeARConfig(EvaePriorConfig):
         self.vocab_size = self.bos_token_id + 1
         self.is_decoder = True
         if self.tokenizer_config.quantizer not in CODES:
-            raise EvaeError("the autoregressive prior needs codes: train the tokenizer with quantizer 'fsq' or 'vq'.")
+            raise EvaeError(
+                "the autoregressive prior needs codes: train the tokenizer with quantizer 'fsq', 'vq' or 'lfq'."
+            )
 
 
 class EvaeMDLMConfig(EvaePriorConfig):
@@ -194,7 +196,9 @@ class EvaeMDLMConfig(EvaePriorConfig):
         self.vocab_size = self.mask_token_id + 1
         check_positive(self, "sampling_steps")
         if self.tokenizer_config.quantizer not in CODES:
-            raise EvaeError("the masked diffusion prior needs codes: train the tokenizer with quantizer 'fsq' or 'vq'.")
+            raise EvaeError(
+                "the masked diffusion prior needs codes: train the tokenizer with quantizer 'fsq', 'vq' or 'lfq'."
+            )
 
 
 class EvaeFlowConfig(EvaePriorConfig):

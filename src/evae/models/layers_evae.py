@@ -28,7 +28,7 @@ def parameters_at_least(config: Any) -> int:
     attention, feed_forward = 4 * width**2, 2 * width * inner
     if hasattr(config, "tokenizer_config"):
         tokenizer = config.tokenizer_config
-        codes = 2 * tokenizer.codebook_size if tokenizer.quantizer in ("fsq", "vq") else 0
+        codes = 2 * tokenizer.codebook_size if tokenizer.quantizer in ("fsq", "vq", "lfq") else 0
         rows = config.n_perturbations + config.n_cell_types + tokenizer.n_latents + codes
         blocks = config.num_hidden_layers * (attention + feed_forward + 6 * width**2)
         return parameters_at_least(tokenizer) + blocks + rows * width

@@ -1,4 +1,4 @@
-"""EvaeModel, the tokenizer: a VAE with a discrete (FSQ, VQ) or Gaussian bottleneck over a cell's counts.
+"""EvaeModel, the tokenizer: a VAE with a discrete (FSQ, VQ, LFQ) or Gaussian bottleneck over a cell's counts.
 
 Encode: a gene's token is `gene_embedding[g] * f(count)`, and learned latent tokens attend to the gene tokens.
 Quantize: each latent token becomes one code. Decode: gene queries attend to the codes, and an output head turns the
@@ -20,7 +20,7 @@ from .configuration_evae import COUNTS, EvaeConfig
 from .contract_evae import EvaeError
 from .heads_evae import HEAD_CLASSES, NegativeBinomialHead, encoder_input, with_gradient_of
 from .layers_evae import check_ids, check_size, log_library
-from .quantization_evae import FiniteScalarQuantizer, GaussianBottleneck, LatentStandardizer, VectorQuantizer
+from .quantization_evae import QUANTIZER_CLASSES, LatentStandardizer, VectorQuantizer
 from .randomness_evae import CellStreams, Randomness
 
 try:  # transformers >= 5 skips what is already loaded
@@ -39,7 +39,7 @@ class EvaeOutput(ModelOutput):
         loss: reconstruction loss; with a Gaussian quantizer, plus the weighted KL divergence.
         reconstruction_loss: the head's loss.
         kl_loss: KL divergence, nats a cell (Gaussian only).
-        codes: int64 (cells, latents) (FSQ and VQ).
+        codes: int64 (cells, latents) (not Gaussian).
         latents: the decoder's input, (cells, latents, latent_width).
         outputs: the decoder's output, the parameters of the head's distribution, (cells, genes, n_outputs). In
             training with `loss_genes`, only the drawn genes, in that order, unless the head needs all.
@@ -108,7 +108,7 @@ class EvaeModel(EvaePreTrainedModel):
         super().__init__(config)
         if config.quantizer in COUNTS:
             raise EvaeError(
-                f"a tokenizer with quantizer '{config.quantizer}' would do nothing; give fsq, vq or gaussian."
+                f"a tokenizer with quantizer '{config.quantizer}' would do nothing; give fsq, vq, lfq or gaussian."
             )
         gaussian = config.quantizer == "gaussian"
         self.encoder = EvaeEncoder(config) if config.encoder == "attention" else EvaeMLPEncoder(config)
@@ -117,8 +117,7 @@ class EvaeModel(EvaePreTrainedModel):
         # Standardizing cancels a bias. Its gradient would be rounding noise, which Adam scales up to full steps.
         width = config.latent_width * (2 if gaussian else 1)
         self.to_latent = nn.Linear(config.hidden_size, width, bias=not standardize)
-        codes = VectorQuantizer(config.vq_codes, config.latent_dim) if config.quantizer == "vq" else None
-        self.quantizer: Any = codes or (GaussianBottleneck() if gaussian else FiniteScalarQuantizer(config.fsq_levels))
+        self.quantizer: Any = QUANTIZER_CLASSES[config.quantizer](config)
         self.head = HEAD_CLASSES[config.head](config)
         decoder = EvaeDecoder if config.decoder == "attention" else EvaeMLPDecoder
         self.decoder = decoder(config, self.head.n_outputs)
@@ -175,7 +174,7 @@ class EvaeModel(EvaePreTrainedModel):
         return streams.of_batch().uniform(n_genes, device=device)[0].argsort(stable=True)[:n_drawn]
 
     def encode(self, counts: Tensor, gene_ids: Tensor | None = None) -> Tensor:
-        """FSQ, VQ: codes, int64 (cells, latents). Gaussian: posterior means, (cells, latents, latent_dim)."""
+        """Codes, int64 (cells, latents). Gaussian: posterior means, (cells, latents, latent_dim)."""
         return self.tokens_and_latents(counts, gene_ids)[0]
 
     def tokens_and_latents(self, counts: Tensor, gene_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -290,7 +289,7 @@ class EvaeModel(EvaePreTrainedModel):
         return parameters if self.standardizer is None else self.standardizer(parameters)
 
     def _bottleneck(self, parameters: Tensor, generator: Randomness = None) -> tuple[Tensor, Any, Any]:
-        """Latents, codes (FSQ, VQ), and what the loss takes in: KL divergence (Gaussian) or distance (VQ), (cells,)."""
+        """Latents, codes (not Gaussian), and what the quantizer adds to the loss, if anything."""
         if self.config.quantizer != "gaussian":
             return (*self.quantizer(parameters), None)[:3]
         latents, _, kl = self.quantizer(parameters, generator)

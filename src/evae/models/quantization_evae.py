@@ -1,4 +1,4 @@
-"""Bottlenecks of the tokenizer: finite scalar quantization, vector quantization, and a Gaussian.
+"""Bottlenecks of the tokenizer: finite scalar, vector and lookup-free quantization, and a Gaussian.
 
 FSQ (Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple", 2023) rounds each of a few latent dimensions
 to a fixed number of levels. With L levels, h = (L - 1)(1 + eps) / 2, o = 1/2 for even L else 0:
@@ -10,6 +10,7 @@ and the gradient passes the rounding unchanged. The code is the mixed-radix numb
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -158,6 +159,53 @@ def _rotated(z: Tensor, vectors: Tensor) -> Tensor:
     return (z - 2 * along_w * w + 2 * along_u * q) * (new / old).detach()
 
 
+class LookupFreeQuantizer(nn.Module):
+    """Replaces every value of a latent by its sign; a code is the number of these bits. It has no parameters.
+
+    Source: Yu et al., "Language Model Beats Diffusion: Tokenizer is Key to Visual Generation", 2024. In training the
+    loss takes in the mean entropy of the code given a latent, less the entropy of the codes over the batch. The
+    distribution given a latent z is softmax(2 T z c) over all codes c, with T = 100. So codes become certain and are
+    used evenly. The rules and constants are those of `LFQ` of vector-quantize-pytorch.
+
+    Args:
+        n_bits: values of a latent.
+    """
+
+    def __init__(self, n_bits: int) -> None:
+        super().__init__()
+        self.n_bits = n_bits
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Quantize `z` of shape (cells, latents, bits).
+
+        Returns:
+            -1 or 1 with a straight-through gradient, as `z`; codes, int64 (cells, latents); and in training what the
+            loss takes in, a number.
+        """
+        values = z.float()
+        bits = (values > 0).long()
+        codes = (bits * self._powers(z.device)).sum(-1)
+        signs = bits.float() * 2 - 1
+        if not self.training:
+            return signs.to(z.dtype), codes, None
+        every = self.codes_to_values(torch.arange(2**self.n_bits, device=z.device))
+        shares = (200 * values.flatten(0, 1) @ every.T).softmax(-1)
+        penalty = _entropy(shares).mean() - _entropy(_mean_over_cells(shares))
+        return (values + (signs - values).detach()).to(z.dtype), codes, penalty
+
+    def _powers(self, device: torch.device) -> Tensor:
+        return 2 ** torch.arange(self.n_bits - 1, -1, -1, device=device)
+
+    def codes_to_values(self, codes: Tensor) -> Tensor:
+        """Codes (...) to -1 or 1, float32 of shape (..., bits)."""
+        return ((codes.unsqueeze(-1) & self._powers(codes.device)) > 0).float() * 2 - 1
+
+
+def _entropy(shares: Tensor) -> Tensor:
+    """Entropy over the last axis, nats."""
+    return -(shares * shares.clamp_min(1e-5).log()).sum(-1)
+
+
 class GaussianBottleneck(nn.Module):
     """Diagonal Gaussian latents: mean clamped to +-4, log-variance to [-14, 10], KL against N(0, 1)."""
 
@@ -228,3 +276,11 @@ def _mean_over_cells(values: Tensor) -> Tensor:
     from torch.distributed.nn.functional import all_reduce
 
     return all_reduce(mean) / dist.get_world_size()
+
+
+QUANTIZER_CLASSES: dict[str, Any] = {  # of a configuration
+    "fsq": lambda config: FiniteScalarQuantizer(config.fsq_levels),
+    "vq": lambda config: VectorQuantizer(config.vq_codes, config.latent_dim),
+    "lfq": lambda config: LookupFreeQuantizer(config.lfq_bits),
+    "gaussian": lambda config: GaussianBottleneck(),
+}
