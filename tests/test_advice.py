@@ -138,6 +138,7 @@ def test_the_mend_of_a_perturbation_without_training_cells(run, screen, screen_f
     assert outcome.code == 0
     assert "no cell is left to train on" in outcome.err
     prior = ("train", "prior", "--config", "tiny", *small_settings["prior"], "tokenizer=counts", "max_steps=2")
+    prior += ("model.source_cells=0", "model.condition_on_effect=false")
     places = (f"dataset={tmp_path / 'data'}", f"output_dir={tmp_path / 'run'}")
     said = refused(run, *prior, *places)
     assert "perturbation_features=FILE" in said
@@ -170,6 +171,17 @@ def test_a_dry_run_refuses_what_the_training_would_and_leaves_nothing(run, small
     assert "n_genes" not in settings.model  # the dataset's
     with pytest.raises(EvaeError):
         load_settings("prior", shown)
+
+
+@pytest.mark.parametrize("model_type", ["evae_ar", "evae_mdlm", "evae_flow"])
+def test_a_dry_run_of_a_prior_before_its_tokenizer_is_trained(run, screen_dataset, tmp_path, model_type):
+    """With every preset, as a script does that looks at all its settings first."""
+    places = (f"dataset={screen_dataset}", f"tokenizer={tmp_path / 'later'}", f"output_dir={tmp_path / 'run'}")
+    for preset in ("tiny", "small", "base"):
+        outcome = run("train", "prior", "--config", preset, f"model_type={model_type}", *places, "--dry-run")
+        assert outcome.code == 0, outcome.err
+        assert "not checked: the tokenizer" in outcome.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_help_of_a_training_lists_every_setting(run):

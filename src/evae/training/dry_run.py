@@ -53,12 +53,14 @@ def _prior(settings: Any) -> tuple[Any, tuple[str, ...]]:
     fields = check_model_settings(settings.model, config_class, prior_stage.FROM_DATASET)
     info = Sources(settings.datasets, settings.dataset_weights).info
     vocabulary = perturbation_vocabulary(info, settings.perturbation_features, settings.combination_sign)
-    if settings.tokenizer != prior_stage.NO_TOKENIZER and Path(settings.tokenizer).is_dir():
-        tokenizer: Any = prior_stage.load_tokenizer(settings.tokenizer, info).config
+    if settings.tokenizer == prior_stage.NO_TOKENIZER:
+        tokenizer: Any = prior_stage.counts_as_latents(info, model_class).config
+    elif Path(settings.tokenizer).is_dir():
+        tokenizer = prior_stage.load_tokenizer(settings.tokenizer, info).config
     else:
-        if settings.tokenizer != prior_stage.NO_TOKENIZER:
-            console().print(f"not checked: the tokenizer '{settings.tokenizer}', which is no folder", highlight=False)
-        tokenizer = prior_stage.counts_as_latents(info, model_class).config
+        console().print(f"not checked: the tokenizer '{settings.tokenizer}', which is no folder", highlight=False)
+        kind = "fsq" if model_class.training_input == "codes" else "gaussian"
+        tokenizer = tokenizer_stage.build_config(info, {"quantizer": kind})
     processor = tokenizer_stage.make_processor(info, vocabulary.units, settings.combination_sign)
     config = prior_stage.build_config(config_class, tokenizer, vocabulary, processor, info, fields)
     return config, prior_stage.FROM_DATASET
