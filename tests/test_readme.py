@@ -114,16 +114,19 @@ def test_commands_of_the_main_path(workplace):
     assert (folder / "entry.vcc").is_file()
 
 
-def test_python_snippets_run_in_order(workplace, tiny_checkpoint, monkeypatch):
+def test_python_snippets_run_in_order(workplace, tiny_checkpoint, small_settings, monkeypatch):
     """On the tiny checkpoint in the place of the published one."""
     folder, _ = workplace
     monkeypatch.chdir(folder)
     published(tiny_checkpoint, folder / "published")
-    namespace: dict = {}
+    namespace: dict = {"smaller": small_settings["tokenizer"]}
     blocks = snippets("python")
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
-        exec(compile(block.replace(HUB_ID, "published").replace("500", "30"), "README.md", "exec"), namespace)
+        block = block.replace(HUB_ID, "published").replace("500", "30").replace("1_000", "10")
+        block = block.replace(", choices)", ", choices + smaller)")
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert (folder / "runs/filtered/model.safetensors").is_file()
     assert set(ad.read_h5ad(folder / "predicted.h5ad").obs["perturbation"]) == {"STAT1"}
     assert "X_evae" in namespace["cells"].obsm
     assert namespace["counts"].shape == (8, 60)

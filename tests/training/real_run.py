@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from datasets import load_dataset
 from safetensors.torch import load_file
 from toy_run import fork_ranks, install_kill_points, kill_if
 
@@ -37,6 +38,7 @@ FSDP |= {"FSDP_TRANSFORMER_CLS_TO_WRAP": "ModulatedBlock"}
 CASES = {
     "tokenizer": ("tokenizer", 1, {}, ["write:6", "update:3"]),  # in the second checkpoint, then three steps on
     "tokenizer ranks 2": ("tokenizer", 2, {}, ["update:4"]),
+    "streamed tokenizer ranks 2": ("streamed", 2, {}, ["update:4"]),
     "prior": ("prior", 1, {}, ["write:3"]),  # in the first checkpoint
     "prior fsdp": ("prior", 2, FSDP, ["write:2"]),
 }
@@ -46,7 +48,12 @@ def train(kind, **values):
     if values.get("compile"):  # traced and differentiated as always, then run as traced: no code is waited for
         torch.compile = partial(torch.compile, backend="aot_eager")
     settings = [f"{key}={json.dumps(value)}" for key, value in (SHORT | values).items()]
-    (train_prior if kind == "prior" else train_tokenizer)(load_settings(kind, None, settings))
+    if kind == "streamed":  # the tokenizer on cells that HF `datasets` filters
+        cells = load_dataset(values["dataset"], split="train", streaming=True)
+        cells = cells.filter(lambda cell: cell["library_size"] % 10)
+        train_tokenizer(load_settings("tokenizer", None, settings), cells=cells)
+    else:
+        (train_prior if kind == "prior" else train_tokenizer)(load_settings(kind, None, settings))
 
 
 def same_weights(first, second, atol=0.0):

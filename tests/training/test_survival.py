@@ -102,7 +102,9 @@ def test_two_ranks_go_on_from_one(survivors):
     assert_weights_close(folder / "one", folder / "handed")
 
 
-@pytest.mark.parametrize("case", ["tokenizer", "tokenizer ranks 2", "prior", "prior fsdp"])
+@pytest.mark.parametrize(
+    "case", ["tokenizer", "tokenizer ranks 2", "streamed tokenizer ranks 2", "prior", "prior fsdp"]
+)
 def test_killed_at_named_points_both_stages_end_with_the_same_weights(tormented, case):
     results, stderr = tormented
     found = results[case]

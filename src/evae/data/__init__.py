@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from evae.data.preparing.prepare import prepare_dataset
     from evae.data.streaming.loader import CellLoader
     from evae.data.streaming.split_anndata import DatasetSplit, read_split
+    from evae.data.streaming.stream import CellStream
 
-__all__ = ["CellLoader", "Dataset", "DatasetInfo", "DatasetSplit", "prepare_dataset", "read_split"]
+__all__ = ["CellLoader", "CellStream", "Dataset", "DatasetInfo", "DatasetSplit", "prepare_dataset", "read_split"]
 
 if not TYPE_CHECKING:  # a type checker would take every name for granted
     __getattr__ = lazy_names(
         __name__,
         {
             "CellLoader": "streaming.loader",
+            "CellStream": "streaming.stream",
             "Dataset": "format",
             "DatasetInfo": "format",
             "DatasetSplit": "streaming.split_anndata",

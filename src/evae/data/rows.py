@@ -24,13 +24,13 @@ COLUMNS = ["genes", "counts", "perturbation", "cell_type"]  # what a batch is ma
 REMEDY = "fetch or make the dataset anew."
 
 
-def cell_features(perturbations: Sequence[str], cell_types: Sequence[str]) -> "Features":
-    """The columns of the cells, as HF `datasets` sees them."""
+def cell_features(genes: Sequence[str], perturbations: Sequence[str], cell_types: Sequence[str]) -> "Features":
+    """The columns of the cells, as HF `datasets` sees them; the id of `genes` says which panel they count in."""
     from datasets import ClassLabel, Features, Value  # slow to import, and not needed to read shards
 
     return Features(
         {
-            "genes": Value("binary"),
+            "genes": Value("binary", id=f"panel {panel_digest(genes)}"),
             "counts": Value("binary"),
             "perturbation": ClassLabel(names=list(perturbations)),
             "cell_type": ClassLabel(names=list(cell_types)),
@@ -55,6 +55,7 @@ class RowFormat:
         max_count: the largest count of any cell.
         panel: digest of the gene panel (`evae.data.format.panel_digest`).
         n_genes, n_perturbations, n_cell_types: sizes of the vocabularies.
+        remedy: what to do about rows that are something else.
     """
 
     gene_dtype: np.dtype
@@ -64,6 +65,7 @@ class RowFormat:
     n_genes: int
     n_perturbations: int
     n_cell_types: int
+    remedy: str = REMEDY
 
     @classmethod
     def of(cls, info: DatasetInfo) -> "RowFormat":
@@ -90,7 +92,7 @@ class RowFormat:
         counts, count_ends = flat_values(table["counts"], self.count_dtype)
         if not np.array_equal(gene_ends, count_ends):
             row = first + int(np.flatnonzero(gene_ends != count_ends)[0]) - 1
-            raise EvaeError(f"row {row} of {name} has not one count for each gene; {REMEDY}")
+            raise EvaeError(f"row {row} of {name} has not one count for each gene; {self.remedy}")
         limits = (
             ("gene index", genes, 0, self.n_genes - 1),
             ("count", counts, 1, self.max_count),
@@ -103,7 +105,7 @@ class RowFormat:
                 row = int(np.searchsorted(gene_ends, at, side="right")) - 1 if what in ("gene index", "count") else at
                 raise EvaeError(
                     f"row {first + row} of {name} has the {what} {values[at]}, outside {low} to {high}, which "
-                    f"dataset.json and the vocabularies state; {REMEDY}"
+                    f"dataset.json and the vocabularies state; {self.remedy}"
                 )
 
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +16,7 @@ from evae.common.files import explain_disk_errors
 from evae.common.progress import console
 from evae.data.format import DatasetInfo
 from evae.data.streaming.mixture import Sources
+from evae.data.streaming.stream import StreamedSources
 from evae.models.configuration_evae import EvaeConfig
 from evae.models.modeling_evae import EvaeModel
 from evae.models.processing_evae import EvaeProcessor
@@ -30,15 +31,20 @@ from evae.training.resume.checkpoint import THEN_RESUME
 from evae.training.resume.run_folder import FINISHED, RunFolder
 from evae.training.settings import Settings, TokenizerSettings, check_model_settings
 
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
 INPUTS = ("counts", "gene_ids", "library_size")
 FROM_DATASET = ("n_genes", "median_library_size")
 
 
-def train_tokenizer(settings: TokenizerSettings) -> Path:
+def train_tokenizer(settings: TokenizerSettings, cells: "IterableDataset | None" = None) -> Path:
     """Train a tokenizer and save it with its processor.
 
     Args:
         settings: see `evae.training.settings`; `dataset` and `output_dir` must be set.
+        cells: an `IterableDataset` of HF `datasets` to train on instead of the training cells of `dataset`; gene panel,
+            vocabularies, library sizes and validation cells stay the dataset's. See `evae.data.CellStream`.
 
     Returns:
         The run folder; `EvaeModel.from_pretrained` and `EvaeProcessor.from_pretrained` read it.
@@ -54,14 +60,16 @@ def train_tokenizer(settings: TokenizerSettings) -> Path:
         if run.status == FINISHED:
             return report_finished(run)
         with stopping_together(run, accelerator, settings.compile) as check_stop:
-            return _train_on(settings, fields, accelerator, run, check_stop)
+            datasets, weights = settings.datasets, settings.dataset_weights
+            sources = Sources(datasets, weights) if cells is None else StreamedSources(datasets, cells)
+            return _train_on(settings, sources, fields, accelerator, run, check_stop)
 
 
 def _train_on(
-    settings: TokenizerSettings, fields: dict[str, Any], accelerator: Accelerator, run: RunFolder, check_stop: StopCheck
-) -> Path:
+    settings: TokenizerSettings, sources: Sources, fields: dict[str, Any], accelerator: Accelerator, run: RunFolder,
+    check_stop: StopCheck,
+) -> Path:  # fmt: skip
     """Build the tokenizer, set its bottleneck's scale and train."""
-    sources = Sources(settings.datasets, settings.dataset_weights)
     info = sources.info
     set_seed(settings.seed)
     model = EvaeModel(build_config(info, fields))

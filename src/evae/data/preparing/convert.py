@@ -221,7 +221,8 @@ def write_cells(conversion: Conversion, plan: RowPlan, meta: dict[str, Any]) -> 
         meta: the content of dataset.json.
     """
     labels = conversion.labels
-    schema = shard_schema(cell_features(labels.perturbations, labels.cell_types), conversion.panel.genes)
+    genes = conversion.panel.genes
+    schema = shard_schema(cell_features(genes, labels.perturbations, labels.cell_types), genes)
     _scatter_blocks(conversion, plan, meta, schema)
     files = [b.file(conversion.scratch / "scattered") for b in conversion.blocks]
     shards = [(i, n, conversion.folder / name) for i, (name, n) in enumerate(plan.shards)]

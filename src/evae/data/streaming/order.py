@@ -28,7 +28,7 @@ class Piece:
 
 
 MOST_LANES = 8
-PLACE = ("epoch", "batch", "cells_seen")  # the position in a source's state; the other keys describe the order
+PLACE = ("epoch", "batch", "cells_seen", "window")  # the position in a source's state; other keys describe the order
 
 
 @dataclass(frozen=True)

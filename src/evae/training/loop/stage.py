@@ -13,9 +13,9 @@ from evae.training.loop.validation import Batch, Tally, mean_loss, tally_loss
 class Batches(Protocol):
     """An endless source of training batches that can tell and take back its place.
 
-    `state_dict` is JSON, equal on all ranks, and describes the place after the last batch that was handed out: "epoch"
-    and "batch" within it, or "cells_seen". What else it holds says which order the place is in: a place in another
-    order means other cells.
+    `state_dict` is JSON and describes the place after the last batch that was handed out: "epoch" and "batch" within
+    it, or "cells_seen". What else it holds says which order the place is in: a place in another order means other
+    cells. Where it differs between ranks, that order includes their number.
     """
 
     def __iter__(self) -> Iterator[Batch]: ...

@@ -69,7 +69,8 @@ def capture(running: Running, accelerator: Accelerator, settings: Settings, fing
         "fingerprint": fingerprint,
         "data": running.batches.state_dict(),
     }
-    return TrainingState(record, shared, tensors, {"random": randomness})
+    place = {key: value for key, value in record["data"].items() if key in PLACE}
+    return TrainingState(record, shared, tensors, {"random": randomness, "place": place})
 
 
 def restore(
@@ -91,8 +92,8 @@ def restore(
     record = stored.record
     if record["fingerprint"] != fingerprint:
         raise EvaeError(
-            "the dataset or the tokenizer is not the one this run was started with, or perturbation_features are not; "
-            "point them to the old ones, or set overwrite=true to start anew."
+            "the dataset or the tokenizer is not the one this run was started with, or perturbation_features or the "
+            "cells are not; point them to the old ones, or set overwrite=true to start anew."
         )
     try:
         load_weights(running.model, stored.shared["model"])
@@ -113,8 +114,9 @@ def restore(
         seed_rank(settings, accelerator, running.step)
         notes.append(f"{accelerator.num_processes} ranks instead of {record['ranks']}: other masks of dropout")
     place = running.batches.state_dict()
-    if all(record["data"].get(key) == value for key, value in place.items() if key not in PLACE):
-        running.batches.load_state_dict(record["data"])
+    data = record["data"] | (stored.rank_record.get("place", {}) if same_ranks else {})
+    if all(data.get(key) == value for key, value in place.items() if key not in PLACE):
+        running.batches.load_state_dict(data)
     else:
         raise EvaeError(
             f"{accelerator.num_processes} processes with batch_size {settings.batch_size} take the cells in another "
