@@ -132,6 +132,7 @@ def _tokenizer_alone(model: str, dataset: str | None, how: dict[str, Any]) -> "E
     how = how | {"scale": "auto", "predicted_perturbation_key": None, "predicted_cell_type_key": None}
     if dataset is not None:  # its labels have these names, whatever the predictions call theirs
         how = how | {"perturbation_key": "perturbation", "cell_type_key": how["cell_type_key"] and "cell_type"}
-    cells = read_h5ad(how["real"]) if dataset is None else read_split(dataset, "test")
+    needed = (how["perturbation_key"], how["cell_type_key"])
+    cells = read_h5ad(how["real"], needed=needed) if dataset is None else read_split(dataset, "test")
     drawn = pipeline(model).reconstruct(cells, progress=how["progress"])
     return run_evaluation(drawn, **how, with_baselines=False)

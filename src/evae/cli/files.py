@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 def need_file(path: Path) -> None:
     """Raise `EvaeError` unless there is such a file."""
+    if path.is_dir():
+        from evae.data.reading.other_formats import folder_instead
+
+        raise EvaeError(folder_instead(path))
     if not path.is_file():
         raise EvaeError(f"no such file: {path}")
 

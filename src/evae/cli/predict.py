@@ -1,8 +1,10 @@
 """`evae predict`: perturbed cells as an h5ad file of raw counts."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from evae.cli.files import check_free, need_file, write_h5ad
@@ -91,9 +93,9 @@ def predict(
         names = [*folds, *pipe.processor.perturbations, *pipe.processor.known_units()]
         wanted = _names(perturbation or [], names)
         kinds = _names(cell_type, pipe.processor.cell_types) if cell_type else None
-        cells = None if controls is None else _controls(controls, pipe, perturbation_key, control)
-        how |= {"cell_type_key": cell_type_key or None, "perturbation_key": perturbation_key, "layer": layer}
-        how |= {"control": control}
+        keys = (perturbation_key, cell_type_key)
+        cells = None if controls is None else _controls(controls, pipe, layer, keys, control)
+        how |= {"cell_type_key": cell_type_key or None, "perturbation_key": perturbation_key, "control": control}
         how |= {"effects": effects} if effects is not None else {}
         if counterfactual:
             predicted = _counterfactual(pipe, cells, wanted, kinds, n_cells, how)
@@ -103,22 +105,29 @@ def predict(
     _say_predicted(predicted, out)
 
 
-def _controls(path: Path, pipe: "Pipeline", key: str, label: str | None) -> "ad.AnnData":
-    """The control cells of a file; all of its cells where it has no column of perturbations."""
-    from evae.data.reading.anndata_file import read_h5ad
+def _controls(
+    path: Path, pipe: "Pipeline", layer: str | None, keys: tuple[str, str], label: str | None
+) -> "ad.AnnData":
+    """The control cells of a file; all of its cells where it has no column of perturbations.
+
+    Args:
+        keys: the obs columns of the perturbation and the cell type.
+    """
+    from evae.data.reading.anndata_file import read_chosen
+    from evae.data.reading.h5ad import H5adCounts
     from evae.data.reading.labels import label_texts
     from evae.inference.request import control_rows, left_out
 
-    cells = read_h5ad(path, backed=True)
-    if key not in cells.obs:
-        if label is not None:
-            raise EvaeError(f"{path} has no obs column '{key}'. {near_matches(key, list(cells.obs.columns))}")
-        return cells.to_memory()
-    label = label or str(pipe.processor.control)
-    rows = control_rows(label_texts(cells.obs[key]), label, key, str(path))
-    if len(rows) < cells.n_obs:
-        say(left_out(len(rows), cells.n_obs, label, key))
-    return cells[rows].to_memory()
+    with closing(H5adCounts(path, layer)) as source:
+        obs, rows = source.obs, np.arange(source.n_cells)
+        if keys[0] in obs:
+            label = label or str(pipe.processor.control)
+            rows = control_rows(label_texts(obs[keys[0]]), label, keys[0], str(path))
+            if len(rows) < source.n_cells:
+                say(left_out(len(rows), source.n_cells, label, keys[0]))
+        elif label is not None:
+            raise EvaeError(f"{path} has no obs column '{keys[0]}'. {near_matches(keys[0], list(obs))}")
+        return read_chosen(source, rows, keys)
 
 
 def _counterfactual(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from evae.models.contract_evae import EvaeError
 
+CELL_FILES = (".h5ad", ".h5", ".h5mu", ".h5seurat", ".loom", ".zarr", ".mtx", ".csv", ".tsv", ".rds", ".gz")
 SMALL_FILES = ["*.json", "genes.parquet", "perturbations.parquet", "cell_types.parquet"]
 
 
@@ -25,8 +26,10 @@ def resolve_dataset(path_or_id: str | Path, split: str | None = None) -> Path:
     folder = Path(path_or_id)
     if folder.is_dir():
         if not (folder / "dataset.json").is_file():
-            raise EvaeError(f"{folder} is not a dataset folder (no dataset.json); make one with `evae prepare`.")
+            raise EvaeError(f"{folder} is not a dataset folder (no dataset.json); make one {_from_cells(folder)}")
         return folder
+    if folder.is_file() or folder.name.lower().endswith(CELL_FILES):
+        raise EvaeError(f"{folder} is a file, not a dataset folder; make one {_from_cells(folder)}")
     parts = str(path_or_id).split("/")
     if len(parts) != 2 or not all(parts) or parts[0] in (".", ".."):
         several = "," in str(path_or_id)
@@ -45,6 +48,15 @@ def resolve_dataset(path_or_id: str | Path, split: str | None = None) -> Path:
     if not (Path(local) / "dataset.json").is_file():
         raise EvaeError(f"the Hub dataset '{path_or_id}' was not made by `evae prepare` (no dataset.json).")
     return Path(local)
+
+
+def _from_cells(path: Path) -> str:
+    """How cells become a dataset folder, in words: the command, and, where they are in another format, which."""
+    if path.is_dir() and not any((path / mark).is_file() for mark in ("zarr.json", ".zgroup", ".zattrs")):
+        return "with `evae prepare`."
+    cells = path if path.suffix == ".h5ad" else "FILE.h5ad"
+    made = f"with `evae prepare {cells} --control LABEL --out FOLDER`, and name that FOLDER."
+    return made if path.suffix == ".h5ad" else f"{made} `evae prepare {path}` says how it becomes an h5ad file."
 
 
 class Fetcher:

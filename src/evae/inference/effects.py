@@ -81,7 +81,6 @@ def effects_on_controls(
     folds: Mapping[str, np.ndarray],
     pairs: Iterable[Pair],
     *,
-    layer: str | None,
     device: torch.device,
     seed: int,
 ) -> dict[Pair, Tensor]:
@@ -93,7 +92,7 @@ def effects_on_controls(
         found: their rows by cell type.
         folds: from `log_fold_changes`.
         pairs: those to predict; others than the perturbations of `folds` are left out.
-        layer, device, seed: as in `Pipeline.predict`.
+        device, seed: as in `Pipeline.predict`.
     """
     shifts: dict[Pair, Tensor] = {}
     dense: dict[str, Tensor] = {}
@@ -102,7 +101,7 @@ def effects_on_controls(
             continue
         if cell_type not in dense:
             rows = found.rows[cell_type][:MOST_CONTROLS]
-            batches = panel_batches(checkpoint.processor, controls[rows], layer=layer, device=device)
+            batches = panel_batches(checkpoint.processor, controls[rows], device=device)
             n_genes = len(checkpoint.processor.genes)
             dense[cell_type] = torch.cat([to_dense(b["counts"], b["gene_ids"], n_genes) for b in batches])
         shifts[cell_type, name] = shift_of_latents(checkpoint.tokenizer, dense[cell_type], folds[name], seed)

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anndata as ad
-import h5py
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
-from anndata.io import read_elem, write_elem
+from anndata.io import write_elem
 
 from evae.common.digests import weights_digest
 from evae.common.files import atomic_write, check_room, explain_disk_errors, remove
@@ -93,6 +92,11 @@ def embed_file(
         source = H5adCounts(file, layer, _parts_folder(out))  # scratch of a CSC matrix lies with the parts
         stack.callback(source.close)
         write = _writer(out, overwrite)
+        if out.suffix == ".h5ad" and source.obs.is_old:
+            raise EvaeError(
+                f"{source.path} was written by anndata before 0.7, whose files cannot hold an embedding of today; name "
+                "a .zarr or .parquet file, or write the file anew with anndata first."
+            )
         state = PartialState(cpu=not torch.cuda.is_available()) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
         rank, n_ranks = (state.process_index, state.num_processes) if state else (0, 1)
         encoder = CellEncoder.align(checkpoint, source, kind, state.device if state and device is None else device)
@@ -190,9 +194,7 @@ def _write_zarr(source: H5adCounts, parts: EmbeddingParts, facts: dict[str, obje
     """An AnnData on Zarr: the obs of the file and the embedding in obsm, without counts."""
     import zarr
 
-    with h5py.File(source.path, "r") as file:
-        obs = read_elem(file["obs"])
-    shell = ad.AnnData(obs=obs, var=pd.DataFrame(index=pd.Index([], dtype=str)), uns={KEY: facts})
+    shell = ad.AnnData(obs=source.obs.frame(), var=pd.DataFrame(index=pd.Index([], dtype=str)), uns={KEY: facts})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # anndata tells of a later default
         shell.write_zarr(temporary)

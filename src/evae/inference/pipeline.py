@@ -113,7 +113,7 @@ class Pipeline:
             perturbation_key: obs column of the perturbation. Where the controls have it, only cells with the label
                 of controls are taken; a warning says how many were left out.
             control: that label; the model's if None.
-            layer: the layer of `controls` that holds raw counts; X if None.
+            layer: the layer of `controls` that holds raw counts, or "raw"; X if None.
             progress: show a progress bar.
             **sampling: options of the prior's `sample`, for example `guidance_scale=2`.
 
@@ -186,7 +186,7 @@ class Pipeline:
                 (cells, features), and `uns[key]` with the model, the kind and the gene coverage.
             kind: "latents" (before quantization, flattened), "pooled" (mean of the encoder's tokens) or
                 "codes" (quantized latents, flattened).
-            layer: the layer that holds raw counts; X if None.
+            layer: the layer that holds raw counts, or "raw"; X if None.
             key: where to write.
             progress: show a progress bar.
 
@@ -214,19 +214,19 @@ class Pipeline:
         Args:
             adata: cells of raw counts, or the path of their h5ad file.
             seed: of the draws from the output head.
-            layer: the layer that holds raw counts; X if None.
+            layer: the layer that holds raw counts, or "raw"; X if None.
             progress: show a progress bar.
 
         Returns:
             AnnData of the same cells and obs, raw counts over the gene panel, genes named as in `adata`. Unlike a
             prediction, each cell keeps its own library size.
         """
-        adata = as_anndata(adata, "the cells")
+        adata = as_anndata(adata, "the cells", layer)
         tokenizer, generator = self.checkpoint.tokenizer, self._generator(seed)
         blocks = []
         with torch.inference_mode():
             for batch in panel_batches(
-                self.processor, adata, layer=layer, device=self.device, title="reconstructing cells", progress=progress
+                self.processor, adata, device=self.device, title="reconstructing cells", progress=progress
             ):
                 codes = tokenizer.encode(batch["counts"], batch["gene_ids"])
                 counts = tokenizer.sample_counts(codes, batch["library_size"], generator)

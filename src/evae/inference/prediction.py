@@ -97,7 +97,9 @@ def change_cells(
 
 
 def _controls_among(cells: ad.AnnData | str | Path, prior: Checkpoint, asked: Request) -> ad.AnnData:
-    return choose_controls(as_anndata(cells, "controls"), prior.processor, asked.perturbation_key, asked.control)
+    keys = (asked.cell_type_key, asked.perturbation_key)
+    given = as_anndata(cells, "the controls", asked.layer, keys)  # the counts are in X from here on
+    return choose_controls(given, prior.processor, asked.perturbation_key, asked.control)
 
 
 def _pairs(
@@ -125,7 +127,7 @@ def _read_controls(
     labels = cell_type_labels(controls, cell_types, asked.cell_type_key)
     rows = np.flatnonzero(np.isin(labels, cell_types))
     cells = controls[rows]
-    return Controls(cells, read_control_facts(prior, cells, labels[rows], layer=asked.layer, device=device))
+    return Controls(cells, read_control_facts(prior, cells, labels[rows], device=device))
 
 
 def _draw(
@@ -150,7 +152,7 @@ def _draw(
     shifts = {}
     if read is not None:
         pairs = list(obs.groupby(["cell_type", "perturbation"], observed=True).indices)
-        reading: dict[str, Any] = {"layer": asked.layer, "device": device, "seed": seed}
+        reading: dict[str, Any] = {"device": device, "seed": seed}
         shifts = effects_on_controls(prior, read.cells, read.found, folds, pairs, **reading)
         if sources is not None and source_cells(prior):
             obs["source"] = read.found.names[sources]

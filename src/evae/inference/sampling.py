@@ -60,13 +60,12 @@ def panel_batches(
     processor: Any,
     adata: ad.AnnData,
     *,
-    layer: str | None,
     device: torch.device,
     title: str = "",
     progress: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
     """Sparse batches of all cells, in order, on the device."""
-    source = AnnDataCounts(adata, layer)
+    source = AnnDataCounts(adata)
     columns = processor.panel_index(source.gene_columns)
     with progress_bar(progress) as bar:
         advance = bar.start(title, adata.n_obs)
@@ -78,12 +77,12 @@ def panel_batches(
 
 @torch.inference_mode()
 def read_control_facts(
-    checkpoint: Checkpoint, controls: ad.AnnData, labels: np.ndarray, *, layer: str | None, device: torch.device
+    checkpoint: Checkpoint, controls: ad.AnnData, labels: np.ndarray, *, device: torch.device
 ) -> ControlFacts:
     """What the prior wants of controls whose cell types are `labels` (cells,)."""
     sizes, latents, embedded = [], [], []
     tokenizer = checkpoint.tokenizer
-    for batch in panel_batches(checkpoint.processor, controls, layer=layer, device=device):
+    for batch in panel_batches(checkpoint.processor, controls, device=device):
         sizes.append(batch["library_size"].cpu().numpy())
         if reads_controls(checkpoint):
             latents.append(tokenizer.tokens_and_latents(batch["counts"], batch["gene_ids"])[1].float().cpu())

@@ -49,6 +49,8 @@ def check_raw_counts(values: np.ndarray, source: str = "the counts") -> None:
 
 def near_matches(name: str, known: Sequence[str], limit: int = 3) -> str:
     """A sentence with the entries of `known` nearest to `name`, or with the first few if none is near."""
+    if not known:
+        return "There are none."
     lower = {str(k).lower(): str(k) for k in known}
     close = difflib.get_close_matches(str(name).lower(), list(lower), n=limit, cutoff=0.6)
     if close:

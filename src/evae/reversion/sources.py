@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from anndata.io import read_elem
 
 from evae.data.reading.anndata_counts import AnnDataCounts, Counts
+from evae.data.reading.stored_frame import StoredFrame
 from evae.models.contract_evae import EvaeError, near_matches
 
 CHUNK_CELLS = 8_192
@@ -156,7 +157,7 @@ def _annotated(name: str, path: Path, root: Any, key: str | None) -> Vectors:
     if not hasattr(stored, "shape"):  # a data frame or a sparse matrix
         stored = read_elem(stored)
         stored = stored.toarray() if hasattr(stored, "toarray") else np.asarray(stored)
-    return _array(stored, np.asarray(read_elem(root["obs"]).index.astype(str)))
+    return _array(stored, StoredFrame(root["obs"], f"obs of {path}").index())
 
 
 def _obsm(source: Counts, key: str) -> Vectors:

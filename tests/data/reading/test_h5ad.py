@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-import evae.data.reading.h5ad as module
+import evae.data.reading.stored_matrix as module
 from evae.data.reading.h5ad import H5adCounts
 from evae.models.contract_evae import EvaeError
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from anndata.io import write_elem
 
+from evae.data.reading.anndata_file import read_h5ad
 from evae.data.reading.h5ad import H5adCounts
 from evae.data.reading.stored_frame import StoredFrame
 from evae.models.contract_evae import EvaeError
@@ -76,21 +77,59 @@ def test_columns_that_are_not_needed_are_not_read(path):
 def test_tables_without_the_marks_of_anndata(path):
     """Other writers leave the attributes out; then the columns are what is stored."""
     with h5py.File(path, "r+") as file:
-        for table in ("obs", "var"):
-            for mark in list(file[table].attrs):
-                del file[table].attrs[mark]
+        for stored in (file, file["obs"], file["var"]):
+            for mark in list(stored.attrs):
+                del stored.attrs[mark]
     source = H5adCounts(path)
     assert source.genes == GENES
     assert [source.labels("label")[1][c] for c in source.labels("label")[0]] == ["x", "y", "x"]
 
 
-def test_what_cannot_be_read_is_said(path):
+class TestUnreadableColumns:
+    """A column that is not needed does not matter; one that is needed is named, with its file."""
+
+    @pytest.fixture
+    def later(self, path):
+        with h5py.File(path, "r+") as file:
+            for table in ("obs", "var"):
+                write_elem(file[table], "thing", np.arange(len(file[table]["_index"])))
+                file[table]["thing"].attrs["encoding-type"] = "of a later version"
+                file[table].attrs["column-order"] = [*file[table].attrs["column-order"], "thing"]
+        return path
+
+    def test_only_what_is_needed_is_read(self, later):
+        source = H5adCounts(later)
+        assert source.genes == GENES
+        assert source.labels("label")[1] == ["x", "y"]
+        with pytest.raises(EvaeError, match=r"column 'thing' of obs of .*cells\.h5ad cannot be read \(.*later version"):
+            source.labels("thing")
+
+    def test_cells_of_a_file(self, later):
+        with pytest.warns(UserWarning, match="left out: column 'thing' of obs"):
+            cells = read_h5ad(later, needed=("label", None, "nowhere"))
+        assert list(cells.obs) == ["label"]
+        assert list(cells.var_names) == GENES
+        with pytest.raises(EvaeError, match="column 'thing' of obs"):
+            read_h5ad(later, needed=("thing",))
+
+
+def test_tables_before_anndata_07(path):
+    """Compound tables; a column of a single category has it as one text."""
     with h5py.File(path, "r+") as file:
-        del file["var/_index"]
         del file["obs"]
-        file["obs"] = np.zeros(3, dtype=[("index", "S2"), ("label", "i4")])
+        kinds = [("index", "S2"), ("label", "i1"), ("n", "i4")]
+        file["obs"] = np.array([(b"c0", 0, 3), (b"c1", -1, 4), (b"c2", 0, 5)], kinds)
+        file["uns/label_categories"] = "x"
     source = H5adCounts(path)
-    with pytest.raises(EvaeError, match=r"var of .*cells\.h5ad has no '_index'; write the file with anndata"):
-        source.genes  # noqa: B018
-    with pytest.raises(EvaeError, match=r"obs of .*cells\.h5ad was written by an anndata before 0\.7"):
+    assert source.cell_ids(1, 3).tolist() == CELLS[1:]
+    assert source.labels("n")[1] == ["3", "4", "5"]
+    with pytest.raises(EvaeError, match=r"missing .* in 1 cells"):
         source.labels("label")
+    assert source.obs.frame()["label"].tolist()[::2] == ["x", "x"]
+
+
+def test_text_of_bytes(path):
+    with h5py.File(path, "r+") as file:
+        del file["obs/label"]
+        file["obs/label"] = np.array([b"x", b"\xc3\xa9", b"x"])
+    assert H5adCounts(path).labels("label")[1] == ["x", "é"]

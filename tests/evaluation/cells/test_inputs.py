@@ -183,7 +183,7 @@ def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(EvaeError, match="no such file"):
         read(tmp_path / "nowhere.h5ad")
     (tmp_path / "broken.h5ad").write_text("not hdf5")
-    with pytest.raises(EvaeError, match="cannot be read as h5ad"):
+    with pytest.raises(EvaeError, match="not a readable h5ad file"):
         read(tmp_path / "broken.h5ad")
     with pytest.raises(EvaeError, match="no cells in X"):
         read(ad.AnnData(sp.csr_matrix((0, 3), dtype=np.float32)))

@@ -9,7 +9,7 @@ import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 
-from evae.data.reading.anndata_file import as_anndata
+from evae.data.reading.anndata_file import as_anndata, check_names
 from evae.data.reading.h5ad import H5adCounts
 from evae.data.reading.labels import label_codes
 from evae.models.contract_evae import EvaeError, check_raw_counts, near_matches
@@ -21,31 +21,29 @@ class AnnDataCounts:
 
     Args:
         adata: the cells; not changed.
-        layer: None for `X`, else the name of a layer.
+        layer: None for `X`, "raw", or the name of a layer.
 
-    Attributes: `name` (for messages), `n_cells`, `n_genes`, and, read when first asked for, `gene_columns` and
-    `genes`, their names.
+    Attributes: `adata` as it was given, `name` (for messages), `n_cells`, `n_genes`, and, read when first asked for,
+    `gene_columns` and `genes`, their names.
 
     Raises:
         EvaeError: no such layer, no cells.
     """
 
     def __init__(self, adata: ad.AnnData, layer: str | None = None):
-        adata = as_anndata(adata, "the cells")
-        if adata.n_obs == 0:
+        cells = as_anndata(adata, "the cells", layer)
+        if cells.n_obs == 0:
             raise EvaeError("there are no cells in the AnnData; give at least one.")
-        if layer is not None and layer not in adata.layers:
-            raise EvaeError(f"there is no layer '{layer}'; there are {', '.join(adata.layers) or 'none'}.")
-        if layer is None and adata.X is None:
+        if cells.X is None:
             raise EvaeError("the AnnData has no X; name the layer that holds the raw counts.")
-        self.adata, self.layer = adata, layer
         self.name = f"layer '{layer}'" if layer else "the counts"
-        self.n_cells, self.n_genes = adata.shape
+        self.adata, self._cells = adata, cells
+        self.n_cells, self.n_genes = cells.shape
 
     @cached_property
     def gene_columns(self) -> GeneColumns:
         """The genes; raises `EvaeError` where `var` does not tell them apart."""
-        return gene_columns(self.adata.var_names, self.adata.var, "the AnnData")
+        return gene_columns(self._cells.var_names, self._cells.var, "the AnnData")
 
     @property
     def genes(self) -> list[str]:
@@ -59,6 +57,7 @@ class AnnDataCounts:
         if key not in self.adata.obs:
             known = [str(c) for c in self.adata.obs.columns]
             raise EvaeError(f"the AnnData has no obs column '{key}'. {near_matches(key, known)}")
+        check_names(self.adata, key)
         codes, names = label_codes(self.adata.obs[key])
         missing = int((codes < 0).sum())
         if missing:
@@ -76,8 +75,8 @@ class AnnDataCounts:
             EvaeError: the values are not raw counts.
         """
         for low in range(start, self.n_cells if stop is None else stop, chunk_size):
-            cells = self.adata[low : min(low + chunk_size, self.n_cells if stop is None else stop)]
-            matrix: Any = cells.layers[self.layer] if self.layer else cells.X
+            cells = self._cells[low : min(low + chunk_size, self.n_cells if stop is None else stop)]
+            matrix: Any = cells.X
             if hasattr(matrix, "to_memory"):  # a backed matrix
                 matrix = matrix.to_memory()
             block = sp.csr_matrix(matrix, copy=True)  # NaN counts as a stored value, so that the check sees it

@@ -6,8 +6,10 @@ predicted it. Cells that come from a file are kept in a temporary file, so that 
 """
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,6 +19,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from evae.data.reading.anndata_file import as_anndata
+from evae.data.reading.h5ad import H5adCounts
 from evae.data.reading.labels import label_texts
 from evae.data.streaming.split_anndata import DatasetSplit
 from evae.evaluation.cells.normalised import Cells, Rows, StoredRows, log1p_and_totals
@@ -43,6 +46,10 @@ def silent(work: Iterable[Any], description: str) -> Iterable[Any]:
     return work
 
 
+def _nothing() -> None:
+    """Closes what is not open."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Cells somewhere, with their labels read and their scale recognised.
@@ -66,7 +73,7 @@ class Source:
     scale: Scale
     read: Callable[[int, int], Any]
     in_memory: bool
-    close: Callable[[], None] = lambda: None
+    close: Callable[[], None] = _nothing
 
     def __len__(self) -> int:
         return len(self.perturbation)
@@ -149,34 +156,27 @@ def open_source(
         if scale == "log1p":
             raise EvaeError(f"{name}: a split of a dataset holds raw counts; leave {scale_option or 'scale'} out.")
         return _open_split(data, name, cell_type_key)
-    from_file = isinstance(data, (str, Path))
     if isinstance(data, (str, Path)):
         name = f"{name} ({data})"
-        data = _open_file(data, name)
+        file = H5adCounts(data)
+        obs, n_cells, genes = file.obs, file.n_cells, file.gene_columns
+        cell_names = pd.Index(file.cell_ids(0, n_cells))
+        read, close, in_memory = file.values, file.close, False
     else:
-        data = as_anndata(data, name)
-    if data.X is None or data.n_obs == 0:
-        raise EvaeError(f"{name}: no cells in X; put raw counts or log1p values there.")
-    genes = gene_columns(data.var_names, data.var, name)
-    perturbation = _labels(data, perturbation_key, name, f"{side}perturbation_key")
+        cells = as_anndata(data, name, needed=(perturbation_key, cell_type_key))
+        if cells.X is None or cells.n_obs == 0:
+            raise EvaeError(f"{name}: no cells in X; put raw counts or log1p values there.")
+        obs, cell_names, n_cells = cells.obs, cells.obs_names, cells.n_obs
+        genes = gene_columns(cells.var_names, cells.var, name)
+        read, close, in_memory = partial(_rows, cells), _nothing, True  # a file that the caller opened stays open
+    perturbation = _labels(obs, perturbation_key, name, f"{side}perturbation_key")
     if cell_type_key is None:
-        cell_type = np.full(data.n_obs, "all", dtype=object)
+        cell_type = np.full(n_cells, "all", dtype=object)
     else:
-        cell_type = _labels(data, cell_type_key, name, f"{side}cell_type_key")
-    blocks = (_rows(data, start, stop) for start, stop in _spans(data.n_obs, len(genes)))
+        cell_type = _labels(obs, cell_type_key, name, f"{side}cell_type_key")
+    blocks = (read(start, stop) for start, stop in _spans(n_cells, len(genes)))
     recognised = recognise_scale(blocks, name, scale, scale_option)
-    backed = from_file and data.isbacked
-    return Source(
-        name=name,
-        perturbation=perturbation,
-        cell_type=cell_type,
-        cell_names=data.obs_names,
-        genes=genes,
-        scale=recognised,
-        read=lambda start, stop: _rows(data, start, stop),
-        in_memory=not backed,
-        close=data.file.close if backed else lambda: None,  # a file that the caller opened stays open
-    )
+    return Source(name, perturbation, cell_type, cell_names, genes, recognised, read, in_memory, close)
 
 
 def predicted_keys(
@@ -191,10 +191,8 @@ def predicted_keys(
     """
     known: set[str] = set()
     if isinstance(data, (str, Path)):
-        opened = _open_file(data, f"the predicted cells ({data})")
-        known = set(opened.obs.columns)
-        if opened.isbacked:
-            opened.file.close()
+        with closing(H5adCounts(data)) as file:
+            known = set(file.obs)
     elif not isinstance(data, DatasetSplit):
         known = set(as_anndata(data, "the predicted cells").obs.columns)
 
@@ -207,17 +205,6 @@ def predicted_keys(
     return perturbation, choose(cell_type_key, keys[1], "cell_type")
 
 
-def _open_file(path: str | Path, name: str) -> ad.AnnData:
-    """An h5ad file opened for reading by rows; one stored by columns is read whole, for it has no rows."""
-    if not Path(path).exists():
-        raise EvaeError(f"{name}: no such file; check the path.")
-    try:
-        data = ad.read_h5ad(path, backed="r")
-        return data.to_memory() if getattr(data.X, "format", "") == "csc" else data
-    except (OSError, KeyError) as error:
-        raise EvaeError(f"{name} cannot be read as h5ad ({error}); write it with AnnData.write_h5ad.") from error
-
-
 def _open_split(data: DatasetSplit, name: str, cell_type_key: str | None) -> Source:
     labels = data.labels()
     perturbation, cell_type = label_texts(labels["perturbation"]), label_texts(labels["cell_type"])
@@ -228,12 +215,10 @@ def _open_split(data: DatasetSplit, name: str, cell_type_key: str | None) -> Sou
     return Source(name, perturbation, cell_type, labels.index, genes, scale, data.counts, in_memory=False)
 
 
-def _labels(data: ad.AnnData, key: str, name: str, argument: str) -> np.ndarray:
-    if key not in data.obs:
-        raise EvaeError(
-            f"{name}: no column '{key}' in obs; name it with {argument}. {near_matches(key, list(data.obs.columns))}"
-        )
-    column = data.obs[key]
+def _labels(obs: Mapping[str, Any] | pd.DataFrame, key: str, name: str, argument: str) -> np.ndarray:
+    if key not in obs:
+        raise EvaeError(f"{name}: no column '{key}' in obs; name it with {argument}. {near_matches(key, list(obs))}")
+    column = pd.Series(obs[key])
     if column.isna().any():
         raise EvaeError(f"{name}: {int(column.isna().sum())} cells have no '{key}'; drop them or fill the label in.")
     return label_texts(column)
