@@ -140,7 +140,7 @@ def test_other_files_are_named(tmp_path):
         file["numbers"] = [1, 2]
     for name, what in (
         ("cells.rds", "holds objects of R"),
-        ("empty", "is a folder; give an h5ad file"),
+        ("empty", "is a folder; name a file"),
         ("cells.h5seurat", "is an h5Seurat file"),
         ("other.h5", r"is an HDF5 file, but no h5ad file \(it holds numbers\)"),
     ):

@@ -61,7 +61,7 @@ def folder_instead(path: Path) -> str:
         return f"{path} is a dataset folder already, made by `evae prepare`; give an h5ad file here."
     if any(path.glob("*matrix.mtx*")):
         return _matrix_market(path)
-    return f"{path} is a folder; give an h5ad file."
+    return f"{path} is a folder; name a file."
 
 
 def _file_instead(path: Path, reason: str) -> str:
