@@ -183,10 +183,10 @@ class _ContextSource:
         self.name = predictor.cell_type or context
         labels = np.full(cells.n_obs, self.name, dtype=object)
         prior, where = predictor.checkpoint, predictor.pipe.device
-        self.facts = read_control_facts(prior, cells, labels, layer=None, device=where)
+        self.facts = read_control_facts(prior, cells, labels, device=where)
         pairs = [(self.name, t) for c, t in predictor.plan.cells if c == context]
         self.shifts = effects_on_controls(
-            prior, cells, self.facts, predictor.told, pairs, layer=None, device=where, seed=predictor.seed
+            prior, cells, self.facts, predictor.told, pairs, device=where, seed=predictor.seed
         )
         panel = GeneColumns.of_panel(processor.genes, processor.ensembl_ids)
         place = match_genes(panel, GeneColumns.of_panel(predictor.plan.genes, None))  # (panel,)

@@ -9,13 +9,11 @@ import pandas as pd
 import scipy.sparse as sp
 
 from evae.challenge.lists import EntryPlan
-from evae.data.reading.anndata_counts import AnnDataCounts
-from evae.data.reading.anndata_file import read_h5ad
+from evae.data.reading.anndata_file import read_chosen
+from evae.data.reading.h5ad import H5adCounts
 from evae.data.reading.labels import label_texts
 from evae.models.contract_evae import EvaeError, near_matches
-from evae.models.genes_evae import GeneColumns, gene_columns, match_genes
-
-BLOCK_CELLS = 4_000
+from evae.models.genes_evae import GeneColumns, match_genes
 
 
 @dataclass(frozen=True)
@@ -23,12 +21,12 @@ class Controls:
     """The control cells of an entry.
 
     Attributes:
-        cells: all cells of the file, not read yet.
+        source: all cells of the file, not read yet.
         rows: context -> rows of its controls.
         columns: column of every gene of the entry, (genes,).
     """
 
-    cells: ad.AnnData
+    source: H5adCounts
     rows: dict[str, np.ndarray]
     columns: np.ndarray
 
@@ -39,37 +37,33 @@ class Controls:
         Raises:
             EvaeError: a column, a context or a gene is not there.
         """
-        cells = read_h5ad(path, backed=True)
-        known = [str(name) for name in cells.obs.columns]
+        source = H5adCounts(path)
+        obs = source.obs
+        known = list(obs)
         if context_key not in known:
             raise EvaeError(f"{path} has no obs column '{context_key}'; name it with --context-key. "
                             f"{near_matches(context_key, known)}")  # fmt: skip
-        contexts = label_texts(cells.obs[context_key])
-        is_control = np.ones(cells.n_obs, dtype=bool)
+        contexts = label_texts(obs[context_key])
+        is_control = np.ones(source.n_cells, dtype=bool)
         if target_key in known:
-            is_control = label_texts(cells.obs[target_key]) == control
+            is_control = label_texts(obs[target_key]) == control
         rows = {c: np.flatnonzero(is_control & (contexts == c)) for c in plan.contexts}
         if missing := [c for c, found in rows.items() if not len(found)]:
             raise EvaeError(
                 f"{path} has no '{control}' cells of context {', '.join(missing)} in '{context_key}'; it has "
                 f"{', '.join(sorted(set(contexts[is_control]))[:5]) or 'no controls at all'}."
             )
-        columns = match_genes(
-            GeneColumns.of_panel(plan.genes, None), gene_columns(cells.var_names, cells.var, str(path))
-        )
+        columns = match_genes(GeneColumns.of_panel(plan.genes, None), source.gene_columns)
         if (columns < 0).any():
             first = ", ".join(plan.genes[i] for i in np.flatnonzero(columns < 0)[:3])
             raise EvaeError(f"{path} lacks {(columns < 0).sum()} of the entry's {len(columns)} genes (first: {first}); "
                             "give the challenge's own controls.")  # fmt: skip
-        return cls(cells, rows, columns)
+        return cls(source, rows, columns)
 
     def read(self, context: str, limit: int | None = None) -> tuple[ad.AnnData, sp.csr_matrix]:
         """The controls of a context in memory, and their counts over the entry's genes, (cells, genes), checked."""
-        cells = self.cells[self.rows[context][:limit]].to_memory()
-        source = AnnDataCounts(cells)
-        source.name = f"the controls of {context}"
-        counts = sp.vstack([block for _, block in source.blocks(BLOCK_CELLS)], format="csr")
-        return cells, sp.csr_matrix(counts[:, self.columns], dtype=np.float32)
+        cells = read_chosen(self.source, self.rows[context][:limit])
+        return cells, sp.csr_matrix(cells.X)[:, self.columns]
 
 
 def effects_of_entry(table: pd.DataFrame, plan: EntryPlan) -> pd.DataFrame:

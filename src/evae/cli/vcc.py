@@ -147,7 +147,9 @@ def score(
     quiet_transformers()
     keys = {"context_key": cell_type_key, "perturbation_key": perturbation_key}
     how: dict[str, Any] = {"seeds": tuple(range(seeds)), "batch_size": batch_size, "progress": watched(), **keys}
-    result = LeaveOneOut(pipeline(model, device), read_h5ad(cells), control, **how).score(context or ())
+    result = LeaveOneOut(pipeline(model, device), read_h5ad(cells, needed=tuple(keys.values())), control, **how).score(
+        context or ()
+    )
     console().print(main_tables(result))
     for note in result.stamp["notes"]:
         say(f"· {note}", style="dim")
