@@ -72,7 +72,7 @@ def _file_instead(path: Path, reason: str) -> str:
         return f"{path} is damaged, or was not written or fetched to its end ({reason}); fetch or write it anew."
     name = path.name.lower()
     if start[:2] == GZIP_START and name.endswith((".h5ad.gz", ".h5.gz")):
-        return f"{path} is compressed as a whole; unpack it first: gunzip --keep '{path}'"
+        return f"{path} is compressed as a whole; unpack it first: gunzip -k '{path}'"
     ending = Path(name.removesuffix(".gz")).suffix
     if ending == ".mtx":
         return _matrix_market(path.parent)
