@@ -270,8 +270,9 @@ class TestRefused:
     def test_numbers_alone(self, screen, cells, knowing, tmp_path):
         given = self.numbered(screen)
         given.write_h5ad(tmp_path / "cells.h5ad")
+        given[::-1].copy().write_h5ad(tmp_path / "more.h5ad")
         entrances = [
-            lambda: prepare_dataset([tmp_path / "cells.h5ad"] * 2, tmp_path / "out", **KEYS),
+            lambda: prepare_dataset([tmp_path / "cells.h5ad", tmp_path / "more.h5ad"], tmp_path / "out", **KEYS),
             lambda: knowing.predict(self.numbered(cells), knowing.processor.perturbations[1], **QUIET),
             lambda: knowing.embed(self.numbered(cells), **QUIET),
             lambda: knowing.reconstruct(self.numbered(cells), **QUIET),

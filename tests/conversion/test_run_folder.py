@@ -101,7 +101,7 @@ def spoil_latest(run):
 
 
 SPOILED = {
-    "pickle": (spoil_pickle, "pytorch_model.bin is a pickle"),
+    "pickle": (spoil_pickle, "pytorch_model.bin can run any code"),
     "no weights": (lambda run: weights_of(run).unlink(), "lacks model.safetensors"),
     "half a file": (
         lambda run: weights_of(run).write_bytes(weights_of(run).read_bytes()[:999]),

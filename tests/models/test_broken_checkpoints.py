@@ -180,3 +180,21 @@ def test_configuration_round_trip(tiny_config, tmp_path):
     assert (loaded.n_perturbations, loaded.dropout) == (7, 0.25)
     assert (loaded.vocab_size, loaded.bos_token_id) == (16, 15)
     assert loaded.to_dict() == EvaeARConfig.from_dict(loaded.to_dict()).to_dict()
+
+
+def test_another_number_of_heads_is_another_model(tiny_prior, tmp_path):
+    """Weights of any number of heads have the same shapes, so only the configuration can tell."""
+    prior = tiny_prior()
+    prior.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    for part in (config, config["tokenizer_config"]):
+        changed = part["num_attention_heads"]
+        part["num_attention_heads"] = 2 * changed
+        path.write_text(json.dumps(config))
+        with pytest.raises(EvaeError, match="undo the change in"):
+            type(prior).from_pretrained(tmp_path)
+        part["num_attention_heads"] = changed
+    del config["head_width"], config["tokenizer_config"]["head_width"]  # as older checkpoints are
+    path.write_text(json.dumps(config))
+    type(prior).from_pretrained(tmp_path)

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -64,7 +65,7 @@ def test_a_full_disk_is_one_line_at_any_moment(dataset, tmp_path, monkeypatch, m
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
 @pytest.mark.parametrize("moment", ["encoding", "saving"])
 def test_a_signal_outside_the_steps_ends_in_order(
-    dataset, tokenizer, tmp_path, monkeypatch, capfd, moment, number, name
+    dataset, tokenizer, tmp_path, monkeypatch, request, capfd, moment, number, name
 ):
     """Before the first step nothing is written; the saving of a finished model comes to its end."""
     calls = []
@@ -80,6 +81,8 @@ def test_a_signal_outside_the_steps_ends_in_order(
     model = SIZES | {"num_hidden_layers": 1}
     places = {"dataset": str(dataset), "tokenizer": str(tokenizer), "output_dir": str(tmp_path / "run")}
     settings = PriorSettings(model=model, **places, **SHORT)
+    if number == signal.SIGINT:  # ignored where the tests run in the background of a script
+        request.addfinalizer(partial(signal.signal, number, signal.signal(number, signal.default_int_handler)))
     before = signal.getsignal(number)
     owner, method = (EvaeModel, "encode") if moment == "encoding" else (EvaeARForCausalLM, "save_pretrained")
     with monkeypatch.context() as patched:

@@ -118,7 +118,7 @@ class Run:
         """The tensors of the latest checkpoint.
 
         Raises:
-            EvaeError: no checkpoint, a pickle instead of safetensors, a damaged file.
+            EvaeError: no checkpoint, another format than safetensors, a damaged file.
         """
         latest = self.path / "checkpoints" / "latest"
         if not latest.is_file():
@@ -144,10 +144,10 @@ def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _no_weights(folder: Path) -> str:
-    pickles = sorted(file.name for file in folder.glob("*model*.bin"))
-    if pickles:
+    unsafe = sorted(file.name for file in folder.glob("*model*.bin"))
+    if unsafe:
         return (
-            f"{folder / pickles[0]} is a pickle, which can run any code when it is opened, and is not read; save the "
+            f"{folder / unsafe[0]} can run any code when it is opened, and is not read; save the "
             "run anew with Accelerate's safe_serialization=True, which writes model.safetensors."
         )
     return f"{folder} lacks {WEIGHTS}; copy the checkpoint again."

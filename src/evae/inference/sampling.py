@@ -191,7 +191,7 @@ def known_effect(checkpoint: Checkpoint, cell_type: str, perturbation: str) -> T
 
     Of a combination that training did not see, the sum of its parts' shifts; NaN where nothing is known.
     """
-    processor, table = checkpoint.processor, checkpoint.model.condition.effect.table.cpu()
+    processor, table = checkpoint.processor, checkpoint.model.condition.effect.effects().cpu()
     kinds = list(processor.cell_types)
     of_type = table[kinds.index(cell_type) if cell_type in kinds else len(kinds)]
     names = {name: number for number, name in enumerate(processor.perturbations)}

@@ -156,6 +156,7 @@ class EvaeConfig(PretrainedConfig):
         self.condition_on_library = condition_on_library
         self.sparse_encoding = sparse_encoding
         self.median_library_size = median_library_size
+        self.head_width = kwargs.pop("head_width", hidden_size // max(num_attention_heads, 1))  # see check_size
         super().__init__(**kwargs)
         check_choice("count_input", count_input, COUNT_INPUTS)
         check_choice("encoder", encoder, CODERS)

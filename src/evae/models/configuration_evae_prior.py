@@ -119,6 +119,7 @@ class EvaePriorConfig(PretrainedConfig):
         self.control_id = control_id
         self.n_effects = n_effects
         self.guidance_scale = guidance_scale
+        self.head_width = kwargs.pop("head_width", hidden_size // max(num_attention_heads, 1))  # see check_size
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
         check_positive(self, "n_perturbations", "n_cell_types", "hidden_size", "num_hidden_layers")

@@ -13,12 +13,20 @@ MOST_PARAMETERS = 2_000_000_000  # 8 GB in float32; the published models have so
 
 
 def check_size(config: Any) -> None:
-    """Raise `EvaeError` for a configuration of more than `MOST_PARAMETERS`, before anything is built."""
+    """Raise `EvaeError` for a configuration of more than `MOST_PARAMETERS`, before anything is built.
+
+    So does one whose number of heads was changed: it fits the weights, and makes another model of them.
+    """
     n_parameters = parameters_at_least(config)
     if n_parameters > MOST_PARAMETERS:
         raise EvaeError(
             f"the configuration asks for at least {n_parameters:,} parameters, above the {MOST_PARAMETERS:,} that are "
             "allowed; look for a wrong size in it, or do not trust where it came from."
+        )
+    if config.head_width * config.num_attention_heads != config.hidden_size:
+        raise EvaeError(
+            f"num_attention_heads {config.num_attention_heads} and head_width {config.head_width} do not make "
+            f"hidden_size {config.hidden_size}; undo the change in config.json, or drop head_width for a new model."
         )
 
 

@@ -83,10 +83,11 @@ class EffectEmbedding(nn.Module):
     """Vector of a known effect, (cells, hidden_size); a learned vector where no effect is known.
 
     `table` holds the effects that training found: (cell types + 1, perturbations, latents * latent_width). Row c leaves
-    cell type c out, as training does; the last row is of all cell types. An effect that is not known is NaN.
+    cell type c out, as training does; the last row is of all cell types. `known` says which there are.
     """
 
     table: Tensor
+    known: Tensor
     scale: Tensor
 
     def __init__(self, config: Any) -> None:
@@ -96,13 +97,19 @@ class EffectEmbedding(nn.Module):
         self.projection = nn.Linear(self.width, config.hidden_size)
         self.none = nn.Embedding(1, config.hidden_size)
         self.register_buffer("table", torch.zeros(config.n_cell_types + 1, config.n_effects, self.width))
+        self.register_buffer("known", torch.zeros(config.n_cell_types + 1, config.n_effects))
         self.register_buffer("scale", torch.ones(1))
 
     def set_table(self, table: Tensor) -> None:
-        """Store the effects and their root mean square."""
-        self.table.copy_(table)
+        """Store the effects, NaN where there is none, and their root mean square."""
+        self.known.copy_(~table.isnan().any(2))
+        self.table.copy_(table.nan_to_num())
         known = table[~table.isnan()]
         self.scale.copy_(known.square().mean().sqrt().clamp_min(1e-6) if len(known) else torch.ones(()))
+
+    def effects(self) -> Tensor:
+        """`table` with NaN where an effect is not known."""
+        return self.table.masked_fill(self.known.unsqueeze(2) == 0, torch.nan)
 
     def forward(self, n_cells: int, effect: Tensor | None) -> Tensor:
         """Vectors of effects (cells, latents * latent_width); a row of NaN is an effect that is not known."""
@@ -123,4 +130,5 @@ def init_source_buffers(module: nn.Module) -> None:
         init.ones_(module.std)
     if isinstance(module, EffectEmbedding):
         init.zeros_(module.table)
+        init.zeros_(module.known)
         init.ones_(module.scale)

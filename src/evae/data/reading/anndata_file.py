@@ -95,7 +95,7 @@ def _with_layer(cells: ad.AnnData, what: str, layer: str) -> ad.AnnData:
     elif layer in cells.layers:
         matrix, var = cells.layers[layer], cells.var
     else:
-        raise EvaeError(f"there is no layer '{layer}'; there are {list(cells.layers) or 'none'}.")
+        raise EvaeError(f"there is no layer '{layer}'; there are {', '.join(cells.layers) or 'none'}.")
     return ad.AnnData(matrix.to_memory() if hasattr(matrix, "to_memory") else matrix, obs=cells.obs, var=var)
 
 
