@@ -128,6 +128,13 @@ class TestEffects:
             pipe.predict(None, "NEW", "type_A", 3, effects=self.table(pipe, "NEW", 1.0), progress=False)
 
 
+def test_a_perturbation_written_with_the_control_is_the_same(pipe, controls):
+    name = pipe.processor.perturbations[-1]
+    one, other = (pipe.predict(controls, n, progress=False) for n in (name, f"{name}+control"))
+    assert (one.X != other.X).nnz == 0
+    assert set(other.obs["support"]) == {"seen together"}
+
+
 class TestLibrarySizes:
     def thinned(self, controls, share):
         counts = np.random.default_rng(0).binomial(controls.X.toarray().astype(int), share)

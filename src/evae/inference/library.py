@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evae.inference.sampling import ControlFacts
+from evae.inference.sampling import ControlFacts, rows_by_parts
 from evae.models.contract_evae import EvaeError, near_matches
 
 CHOICES = ("predicted", "controls", "training")
@@ -62,14 +62,15 @@ def _factors(model: dict[str, Any], processor: Any, obs: pd.DataFrame, found: Co
     The mean of a group stays within what training saw of treated cells: beyond it the tokenizer was never trained, and
     controls that are shallower than all that training saw say more of their sequencing than of the cells.
     """
-    factors = np.ones(len(obs))
+    factors, rows_of = np.ones(len(obs)), rows_by_parts(processor)
     pairs = obs.groupby(["cell_type", "perturbation"], observed=True, sort=False).indices
     for (kind, name), rows in pairs.items():
         parts = [part for part in processor.parts(str(name)) if part != processor.control]
         if not parts:
             continue
-        own = model["perturbations"]
-        change = own[name] if name in own else sum(own.get(part, 0.0) for part in parts)
+        own, row = model["perturbations"], rows_of.get(frozenset(parts))
+        known = None if row is None else own.get(processor.perturbations[row])
+        change = sum(own.get(part, 0.0) for part in parts) if known is None else known
         depth = float(np.log(np.maximum(found.library_size[found.rows[str(kind)]], 1)).mean())
         wanted = depth + model["mean"] + change + model["cell_types"].get(str(kind), 0.0)
         factors[rows] = np.exp(np.clip(wanted, model["lowest"], model["highest"]) - depth)

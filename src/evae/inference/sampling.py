@@ -194,12 +194,21 @@ def known_effect(checkpoint: Checkpoint, cell_type: str, perturbation: str) -> T
     processor, table = checkpoint.processor, checkpoint.model.condition.effect.effects().cpu()
     kinds = list(processor.cell_types)
     of_type = table[kinds.index(cell_type) if cell_type in kinds else len(kinds)]
-    names = {name: number for number, name in enumerate(processor.perturbations)}
-    whole = of_type[names[perturbation]] if perturbation in names else torch.full_like(of_type[0], torch.nan)
+    rows = rows_by_parts(processor)
     parts = processor.parts(perturbation)
-    if not whole.isnan().any() or len(parts) == 1 or not set(parts) <= names.keys():
+    whole = of_type[rows[frozenset(parts)]] if frozenset(parts) in rows else torch.full_like(of_type[0], torch.nan)
+    singles = [frozenset([part]) for part in parts]
+    if not whole.isnan().any() or len(parts) == 1 or not rows.keys() >= set(singles):
         return whole
-    return torch.stack([of_type[names[part]] for part in parts]).sum(0)
+    return torch.stack([of_type[rows[single]] for single in singles]).sum(0)
+
+
+def rows_by_parts(processor: Any) -> dict[frozenset[str], int]:
+    """Parts of a training perturbation -> its row: `B+A` is `A+B`, and `A+control` is `A`."""
+    rows: dict[frozenset[str], int] = {}
+    for row, name in enumerate(processor.perturbations):
+        rows.setdefault(frozenset(processor.parts(name)), row)
+    return rows
 
 
 def draw_cells(
