@@ -15,6 +15,7 @@ from evae.data.preparing.prepare import prepare_dataset
 from evae.data.simulation.perturb_seq import simulate_perturb_seq
 from evae.models.contract_evae import EvaeError
 from evae.training.couplings import couple
+from evae.training.dry_run import dry_run
 from evae.training.effects import effect_table
 from evae.training.library import library_model
 from evae.training.prior import train_prior
@@ -265,3 +266,14 @@ def controls_of(folder):
 def test_counts_have_no_latents_to_read(data, tmp_path):
     with pytest.raises(EvaeError, match=r"train a tokenizer, or set model\.source_cells=0"):
         fit(data, "counts", tmp_path / "prior")
+
+
+def test_a_prior_is_looked_at_before_its_tokenizer_is_finished(data, tokenizer, tmp_path):
+    """As when the demo goes on after a stop: the folder of the tokenizer holds a run, but no model yet."""
+    unfinished = shutil.copytree(tokenizer, tmp_path / "tokenizer")
+    for file in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        (unfinished / file).unlink()
+    settings = {"dataset": str(data), "tokenizer": str(unfinished), "output_dir": str(tmp_path / "prior")}
+    checked = dry_run(PriorSettings(**settings, model=PRIOR, **SHORT))
+    assert checked["model"]["source_cells"] == 1
+    assert not (tmp_path / "prior").exists()

@@ -55,10 +55,12 @@ def _prior(settings: Any) -> tuple[Any, tuple[str, ...]]:
     vocabulary = perturbation_vocabulary(info, settings.perturbation_features, settings.combination_sign)
     if settings.tokenizer == prior_stage.NO_TOKENIZER:
         tokenizer: Any = prior_stage.counts_as_latents(info, model_class).config
-    elif Path(settings.tokenizer).is_dir():
+    elif (Path(settings.tokenizer) / "config.json").is_file():
         tokenizer = prior_stage.load_tokenizer(settings.tokenizer, info).config
     else:
-        console().print(f"not checked: the tokenizer '{settings.tokenizer}', which is no folder", highlight=False)
+        console().print(
+            f"not checked: the tokenizer '{settings.tokenizer}', no folder of a finished run", highlight=False
+        )
         kind = "fsq" if model_class.training_input == "codes" else "gaussian"
         tokenizer = tokenizer_stage.build_config(info, {"quantizer": kind})
     processor = tokenizer_stage.make_processor(info, vocabulary.units, settings.combination_sign)
