@@ -14,6 +14,7 @@ import evae.data.streaming.stream as module
 from evae.data import CellLoader, CellStream, Dataset
 from evae.data.preparing.prepare import prepare_dataset
 from evae.data.simulation.perturb_seq import simulate_perturb_seq
+from evae.data.streaming.stream_rows import CellReader
 from evae.models.contract_evae import EvaeError
 
 KEYS = {"perturbation_key": "perturbation", "cell_type_key": "cell_type", "control": "control", "progress": False}
@@ -66,6 +67,12 @@ def flat(batches) -> list[tuple]:
     return [cell for batch in batches for cell in described(batch)]
 
 
+def seen(stream):
+    """Batches, and the state after each."""
+    for batch in stream:
+        yield described(batch), stream.state_dict()
+
+
 def of_type(kind):
     return lambda cell: cell["cell_type"] == kind
 
@@ -113,6 +120,13 @@ def test_epochs_and_seeds_differ(folder, cells):
     assert flat(CellStream(cells, folder, batch_size=50, epochs=1, drop_last=False, seed=1)) != first
 
 
+def test_datasets_shuffles_anew_in_every_epoch(folder, cells):
+    options = {"batch_size": 20, "epochs": 2, "shuffle": False, "drop_last": False}
+    two = flat(CellStream(in_memory(cells).shuffle(seed=3, buffer_size=100), folder, **options))
+    assert two[: len(two) // 2] != two[len(two) // 2 :]
+    assert sorted(two[: len(two) // 2]) == sorted(two[len(two) // 2 :])
+
+
 def test_the_last_batch_of_an_epoch_is_dropped_or_not(folder, cells):
     n = Dataset.open(folder).info.n_cells["train"]
     assert n % 50
@@ -138,13 +152,32 @@ def test_a_stop_after_any_batch_changes_nothing(folder, cells, name, ranks):
         assert [described(batch) for batch in islice(resumed, 4)] == whole[done : done + 4]
 
 
-def test_two_streams_of_the_same_cells_do_not_disturb_each_other(folder, cells):
+def test_two_streams_of_the_same_cells_do_not_disturb_each_other(folder, cells, monkeypatch):
+    monkeypatch.setattr(module, "WINDOW_ROWS", 10)
     made = cells.filter(of_type(0))
-    options = {"batch_size": 20, "epochs": 1, "prefetch": 0}
-    whole = flat(CellStream(made, folder, **options))
-    one, two = CellStream(made, folder, **options), CellStream(made, folder, **options)
-    both = [(described(a), described(b)) for a, b in zip(one, two, strict=True)]
-    assert [cell for a, _ in both for cell in a] == [cell for _, b in both for cell in b] == whole
+    options = {"batch_size": 5, "epochs": 1, "prefetch": 0, "world_size": 3}  # of 8 shards: every third row
+    alone = CellStream(made, folder, **options)
+    expected = list(seen(alone))
+    first, second = CellStream(made, folder, **options), CellStream(made, folder, **options)
+    one, two = seen(first), seen(second)
+    begun = list(islice(one, 5))
+    assert [next(two), *begun, *one] == [expected[0], *expected]
+    assert list(two) == expected[1:]
+
+
+@pytest.mark.parametrize(("name", "again"), [("plain", False), ("filtered", False), ("shuffled and filtered", True)])
+def test_only_a_shuffled_stream_is_read_again_from_the_beginning(folder, cells, name, again, monkeypatch):
+    made = STREAMS[name](cells)
+    stream = CellStream(made, folder, batch_size=20, epochs=1, prefetch=0)
+    later = [state for _, state in seen(stream) if state["window"]["first"]]
+    read, whole = [], CellReader.__call__
+    monkeypatch.setattr(CellReader, "__call__", lambda *args: read.append(args[2]) or whole(*args))
+    for state in later:
+        resumed = CellStream(made, folder, batch_size=20, prefetch=0)
+        resumed.load_state_dict(state | {"batch": state["batch"] - 1})
+        next(iter(resumed))
+    assert (0 in read) is again
+    assert again or len(read) == len(later)
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
