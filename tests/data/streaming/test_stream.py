@@ -165,7 +165,7 @@ def test_two_streams_of_the_same_cells_do_not_disturb_each_other(folder, cells, 
     assert list(two) == expected[1:]
 
 
-@pytest.mark.parametrize(("name", "again"), [("plain", False), ("filtered", False), ("shuffled and filtered", True)])
+@pytest.mark.parametrize(("name", "again"), [("plain", False), ("shuffled and filtered", True)])
 def test_only_a_shuffled_stream_is_read_again_from_the_beginning(folder, cells, name, again, monkeypatch):
     made = STREAMS[name](cells)
     stream = CellStream(made, folder, batch_size=20, epochs=1, prefetch=0)

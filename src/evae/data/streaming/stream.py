@@ -2,8 +2,8 @@
 
 Rows are read in windows, and the rows of a window are permuted. The place of a stream is the window, as `datasets`
 states where it began, and the number of batches since. On resume the window is read again and compared by its checksum.
-Where `datasets` does not come back to the same rows (it forgets the buffer of `IterableDataset.shuffle`), the epoch is
-read again from its beginning.
+Where `datasets` does not come back to the same rows (it forgets the buffer of `IterableDataset.shuffle`, and 4.0 loses
+rows of filtered and mapped streams), the epoch is read again from its beginning.
 """
 
 import copy
