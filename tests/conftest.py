@@ -7,6 +7,7 @@ tests of tests/gpu/ start processes that see the GPU.
 import atexit
 import os
 import shutil
+import signal
 import socket
 import tempfile
 
@@ -26,6 +27,10 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("EVAE_TESTS_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Ignored where the tests run in the background of a script, and in the processes that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -30,8 +30,9 @@ class Client:
             self.began.set()
             self.go_on.wait()
         content = self.session.get("get")  # an AttributeError where another thread has closed it meanwhile
-        (self.folder / name).write_text(content)
-        return str(self.folder / name)
+        part = self.folder / f"{name}.part"
+        part.write_text(content)
+        return str(part.rename(self.folder / name))  # whole or not there, as the real client does it
 
     def try_to_load_from_cache(self, repo_id, name, **where):
         return str(self.folder / name) if (self.folder / name).is_file() else None
