@@ -156,9 +156,11 @@ def conditions_of(
     if takes_effects(checkpoint):
         pairs = obs.groupby(["cell_type", "perturbation"], observed=True, sort=False).indices
         effects = torch.empty(len(obs), checkpoint.model.condition.effect.width)
+        table, rows_of = checkpoint.model.condition.effect.effects().cpu(), rows_by_parts(processor)  # once for all
         for (cell_type, perturbation), rows in pairs.items():
             pair = str(cell_type), str(perturbation)
-            effects[torch.from_numpy(rows)] = shifts[pair] if pair in shifts else known_effect(checkpoint, *pair)
+            shift = shifts[pair] if pair in shifts else known_effect(processor, table, rows_of, *pair)
+            effects[torch.from_numpy(rows)] = shift
         asked["effect"] = effects
     return asked
 
@@ -166,12 +168,12 @@ def conditions_of(
 def _ids_or_null(processor: Any, names: Sequence[str], told: Collection[str]) -> Tensor:
     """Ids of perturbations; that of the null condition for those of `told` that the prior does not know."""
     known = set(processor.known_units())
-    unknown = [name for name in told if not known.issuperset(processor.parts(name))]
+    unknown = {name for name in told if not known.issuperset(processor.parts(name))}
     if not unknown:
         ids: Tensor = processor.perturbation_ids(names)
         return ids
     ids = processor.perturbation_ids([processor.control if name in unknown else name for name in names])
-    rows, none = torch.tensor([name in unknown for name in names]), len(processor.known_units())
+    rows, none = torch.tensor([name in unknown for name in names]), len(known)
     ids[rows] = torch.tensor([none, *[-1] * (ids.shape[1] - 1)]) if ids.dim() == 2 else none
     return ids
 
@@ -186,15 +188,16 @@ def _named_where_seen(processor: Any, names: Sequence[str]) -> Tensor:
     return torch.tensor([known.get(name, unnamed) for name in names])
 
 
-def known_effect(checkpoint: Checkpoint, cell_type: str, perturbation: str) -> Tensor:
+def known_effect(
+    processor: Any, table: Tensor, rows: Mapping[frozenset[str], int], cell_type: str, perturbation: str
+) -> Tensor:
     """Shift of the latents that a perturbation makes in the other cell types, (latents * latent_width,).
 
-    Of a combination that training did not see, the sum of its parts' shifts; NaN where nothing is known.
+    Of a combination that training did not see, the sum of its parts' shifts; NaN where nothing is known. `table` is the
+    prior's `effects`, `rows` are those of `rows_by_parts`.
     """
-    processor, table = checkpoint.processor, checkpoint.model.condition.effect.effects().cpu()
     kinds = list(processor.cell_types)
     of_type = table[kinds.index(cell_type) if cell_type in kinds else len(kinds)]
-    rows = rows_by_parts(processor)
     parts = processor.parts(perturbation)
     whole = of_type[rows[frozenset(parts)]] if frozenset(parts) in rows else torch.full_like(of_type[0], torch.nan)
     singles = [frozenset([part]) for part in parts]

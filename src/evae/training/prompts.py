@@ -73,16 +73,14 @@ class Prompts:
 
 
 def shallower(batches: Iterable[Batch], control: int, copy: int) -> Iterator[Batch]:
-    """The controls of `batches` with a random share of their molecules, from LEAST_SHARE to 1; copy 0 has all."""
+    """The controls of `batches` with a random share of their molecules, from LEAST_SHARE to 1; `copy` seeds it."""
     generator = torch.Generator().manual_seed(copy)
     for batch in batches:
         keep = batch["perturbation_ids"] == control
         if not keep.any():
             continue
         batch = {name: values[keep] for name, values in batch.items()}
-        if copy:
-            counts = batch["counts"]
-            share = LEAST_SHARE ** torch.rand(len(counts), 1, generator=generator)
-            counts = torch.binomial(counts, share.expand_as(counts).contiguous(), generator=generator)
-            batch |= {"counts": counts, "library_size": counts.sum(1)}
-        yield batch
+        counts = batch["counts"]
+        share = LEAST_SHARE ** torch.rand(len(counts), 1, generator=generator)
+        counts = torch.binomial(counts, share.expand_as(counts).contiguous(), generator=generator)
+        yield batch | {"counts": counts, "library_size": counts.sum(1)}
