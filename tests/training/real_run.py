@@ -147,6 +147,7 @@ PAIRS = {
 
 def compare_ranks(dataset, folder, pair):
     """The largest differences between one rank with 32 cells a batch and two with 16."""
+    print(f"== {pair} ==", file=sys.stderr, flush=True)
     kind, model, environment = PAIRS[pair]
     values = EQUAL | {"kind": kind, "dataset": dataset, "model": model, "gradient_accumulation_steps": 1}
     if kind == "prior":

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import traceback
 from pathlib import Path
@@ -21,6 +20,7 @@ import yaml
 from accelerate.utils import set_seed
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed import TCPStore
 
 from evae.training.loop.setup import make_accelerator
 from evae.training.loop.stage import Stage
@@ -189,9 +189,9 @@ def fork_ranks(world, environment, work, **values):
     Returns:
         exit codes, negative for a signal, 30 + n for SystemExit(n).
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    # The store of addresses is served from here, as torchrun does: no port is chosen that another process may take
+    # meanwhile, and it outlives every rank.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if world > 1 else None
     children = []
     for rank in range(world):
         child = os.fork()
@@ -199,7 +199,7 @@ def fork_ranks(world, environment, work, **values):
             os.environ.update(environment)
             if world > 1:
                 ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-                address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
                 os.environ.update({k: str(v) for k, v in (ranks | address).items()})
             code = 1
             try:
