@@ -31,7 +31,9 @@ def prepare(
     ] = None,
     genes: Annotated[
         str,
-        typer.Option(help="all, hvg:2000, a panel file with one gene a line, or auto: all, of many the best 1,000."),
+        typer.Option(
+            help="all, hvg:2000, a file with one gene a line, a dataset folder, or auto: all, of many the best 1,000."
+        ),
     ] = "all",
     layer: Annotated[str | None, typer.Option(help="Layer of raw counts, or 'raw'; X if left out.")] = None,
     seed: Annotated[int, typer.Option(help="Of the shuffle, the validation cells and a random split.")] = 0,

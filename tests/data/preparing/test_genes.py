@@ -3,6 +3,8 @@ import json
 import anndata as ad
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 
@@ -40,6 +42,26 @@ def test_bad_panel_files(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(EvaeError, match=message):
         read_panel(tmp_path / name)
+
+
+def test_the_panel_of_a_dataset_folder(tmp_path):
+    ids = ["", "ENSG00000000002", "ENSG00000000003"]
+    pq.write_table(pa.table({"symbol": ["A", "B", "B"], "ensembl_id": ids}), tmp_path / "genes.parquet")
+    for place in (tmp_path, tmp_path / "genes.parquet"):
+        assert read_panel(place) == ["A", "ENSG00000000002", "ENSG00000000003"]
+
+
+def test_tables_that_are_no_panel(tmp_path):
+    pq.write_table(pa.table({"gene": ["A"]}), tmp_path / "other.parquet")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    (tmp_path / "cells.h5ad").write_bytes(b"\x89HDF\r\n\x1a\n")
+    for name, message in (
+        ("other.parquet", "not the genes"),
+        ("broken.parquet", "not the genes"),
+        ("cells.h5ad", "no text"),
+    ):
+        with pytest.raises(EvaeError, match=message):
+            read_panel(tmp_path / name)
 
 
 @pytest.mark.parametrize("genes", ["hvg:", "hvg:0", "hvg:many", "nowhere.txt"])

@@ -6,12 +6,15 @@ gene that a file does not measure leaves the panel: zeros are never invented. To
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from evae.data.reading.h5ad import H5adCounts
 from evae.models.contract_evae import EvaeError, check_unique
@@ -49,7 +52,7 @@ def parse_genes(genes: str | Path) -> tuple[int | None, list[str] | None]:
     """Read the `genes` argument: (number of highly variable genes or None, panel or None).
 
     Args:
-        genes: "all", "hvg:2000", or a panel file.
+        genes: "all", "hvg:2000", or what `read_panel` reads.
     """
     text = str(genes)
     if text == "all":
@@ -63,11 +66,17 @@ def parse_genes(genes: str | Path) -> tuple[int | None, list[str] | None]:
 
 
 def read_panel(path: str | Path) -> list[str]:
-    """Gene names from a text file (one a line, # comments skipped) or JSON (a list, or key `genes`)."""
+    """Gene names from a text file (one a line, # skipped), JSON (a list, or key `genes`), or a dataset folder."""
     path = Path(path)
-    if not path.is_file():
-        raise EvaeError(f"'{path}' is neither 'all', 'hvg:N' nor a panel file that exists.")
-    text = path.read_text()
+    table = path / "genes.parquet" if path.is_dir() else path
+    if not table.is_file():
+        raise EvaeError(f"'{path}' is neither 'all', 'hvg:N', nor a panel file or a dataset folder that exists.")
+    if table.suffix == ".parquet":
+        return _dataset_panel(table)
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError:
+        raise EvaeError(f"panel file {path} is no text; write one gene a line, or name a dataset folder.") from None
     if path.suffix == ".json" or text.lstrip().startswith(("{", "[")):
         try:
             content: Any = json.loads(text)
@@ -86,6 +95,16 @@ def read_panel(path: str | Path) -> list[str]:
     except EvaeError as error:
         raise EvaeError(f"panel file {path}: {error}") from None
     return panel
+
+
+def _dataset_panel(table: Path) -> list[str]:
+    """The panel of a dataset folder: symbols, and the Ensembl id of a gene that shares its symbol."""
+    try:
+        columns = pq.read_table(table, columns=["symbol", "ensembl_id"]).to_pydict()
+    except (pa.ArrowInvalid, KeyError):
+        raise EvaeError(f"{table} is not the genes.parquet of a dataset folder.") from None
+    shared = {symbol for symbol, times in Counter(columns["symbol"]).items() if times > 1}
+    return [e if s in shared and e else s for s, e in zip(columns["symbol"], columns["ensembl_id"], strict=True)]
 
 
 def read_aliases(path: str | Path) -> dict[str, str]:
