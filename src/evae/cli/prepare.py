@@ -21,7 +21,11 @@ def prepare(
     cell_type_key: CellTypeKey = "cell_type",
     split: Annotated[
         str | None,
-        typer.Option(help="What to hold out for testing: a JSON file, auto, or random:0.1. Nothing if left out."),
+        typer.Option(
+            help="What to hold out for testing: a JSON file, auto, random:0.1, unseen-cell-type:NAME, "
+            "unseen-perturbation:0.2 (or names), unseen-both:NAME:0.2, doubles:0,1,2-seen, donors:COLUMN:NAMES or "
+            "k-fold:1/5. Nothing if left out."
+        ),
     ] = None,
     hold_out_cell_type: Annotated[
         str | None, typer.Option(help="In place of --split: the cell type to hold out; a third of its perturbations.")
@@ -36,7 +40,7 @@ def prepare(
         ),
     ] = "all",
     layer: Annotated[str | None, typer.Option(help="Layer of raw counts, or 'raw'; X if left out.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the shuffle, the validation cells and a random split.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the shuffle, the validation cells and what a split draws.")] = 0,
     min_coverage: Annotated[float, typer.Option(help="Least share of the panel every file must have.")] = 0.8,
     chunk_size: Annotated[int, typer.Option(help="Cells read at once; lower it to save memory.")] = 8192,
     workers: Annotated[int, typer.Option(min=1, help="Processes; the result is the same.")] = 1,
@@ -49,7 +53,9 @@ def prepare(
 
     The folder holds Parquet shards that HuggingFace datasets streams, with the gene panel, the vocabularies,
     the split and the library sizes. A split file reads {"cell_type": ["rep_3"], "pert": ["STAT1", "JAK2"]}:
-    cells of these cell types with these perturbations are held out. With --split auto a public file whose labels
+    cells of these cell types with these perturbations are held out. Short names: unseen-cell-type:NK holds out all
+    perturbed cells of NK; with an unseen perturbation the combinations that hold it are left out too, and likewise
+    whatever else would give the answer away. With --split auto a public file whose labels
     are known gets its own split; of any other file every third perturbation is held out in the cell type that has
     the most perturbed cells. A run that was killed goes on where it stopped when it is started again.
 
@@ -61,6 +67,7 @@ def prepare(
     if named and split not in (None, AUTO):
         raise EvaeError("give either --split, or --hold-out-cell-type and --hold-out-perturbations.")
     from evae.data.format import DatasetInfo
+    from evae.data.preparing.card import held_out_in_words
     from evae.data.preparing.prepare import prepare_dataset
 
     keys: dict[str, Any] = {
@@ -88,6 +95,8 @@ def prepare(
     say(info.summary())
     if "cell_type" in info.split:
         say(f"held out: {join_names(info.split['cell_type'])} x {join_names(info.split['pert'])}")
+    elif info.split:
+        say(f"held out: {held_out_in_words(info.split)}")
     say(f"dataset folder: {folder}", style="bold")
 
 

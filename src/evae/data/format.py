@@ -100,8 +100,8 @@ class DatasetInfo:
         )
 
     def held_out_pairs(self) -> list[Pair]:
-        """The pairs of the held-out cross product that have cells."""
-        if "cell_type" not in self.split:
+        """The pairs that are held out by name and have cells; none of a random split."""
+        if not {"cell_type", "pairs", "donors"} & set(self.split):
             return []
         held_out = self.statistics["cell_counts"]["test"]
         return [(cell_type, perturbation) for cell_type, row in held_out.items() for perturbation in row]

@@ -56,10 +56,6 @@ def dataset_card(title: str, meta: Mapping[str, Any], split: Mapping[str, Any], 
         {"config_name": name, "data_files": f"{name}.parquet"} for name in ("genes", "perturbations", "cell_types")
     ]
     front = {"configs": configs, "tags": ["biology", "single-cell", "perturbation", "evae"]}
-    if "cell_type" in split:
-        held_out = f"{', '.join(split['cell_type'])} x {len(split['pert'])} perturbations"
-    else:
-        held_out = f"a random {split['random']:.0%} of the cells" if "random" in split else "nothing"
     body = _BODY.format(
         title=title,
         n_cells=f"{sum(n_cells.values()):,}",
@@ -70,9 +66,24 @@ def dataset_card(title: str, meta: Mapping[str, Any], split: Mapping[str, Any], 
         version=meta["evae_version"],
         format=meta["format_version"],
         rows="\n".join(f"| {s} | {n:,} |" for s, n in n_cells.items()),
-        held_out=held_out,
+        held_out=held_out_in_words(split),
         dropped=f"{meta['dropped_cells']:,}",
         gene_dtype=meta["gene_dtype"],
         count_dtype=meta["count_dtype"],
     )
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n{body}"
+
+
+def held_out_in_words(split: Mapping[str, Any]) -> str:
+    """What a split holds out, in some words."""
+    if "cell_type" in split:
+        held_out = f"{', '.join(split['cell_type'])} x {len(split['pert'])} perturbations"
+    elif "pairs" in split:
+        held_out = f"{len(split['pairs'])} (cell type, perturbation) pairs"
+    elif "donors" in split:
+        held_out = f"the perturbed cells with {split['donors']['key']} {', '.join(split['donors']['names'])}"
+    else:
+        return f"a random {split['random']:.0%} of the cells" if "random" in split else "nothing"
+    n_left_out = len(split.get("left_out", ()))
+    more = f"; {n_left_out} further pairs are left out, which would tell of these" if n_left_out else ""
+    return held_out + more

@@ -23,6 +23,12 @@ class CellLabels:
     perturbations: list[str]  # the control first, the others sorted
     cell_types: list[str]
 
+    def table(self, kept: np.ndarray) -> np.ndarray:
+        """Number of the kept cells of every pair, (cell types, perturbations); `kept` is a mask (cells,)."""
+        shape = (len(self.cell_types), len(self.perturbations))
+        pairs = np.ravel_multi_index((self.cell_type[kept], self.perturbation[kept]), shape)
+        return np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
+
 
 @dataclass
 class Totals:
@@ -41,12 +47,9 @@ def describe(labels: CellLabels, panel: Panel, totals: Totals, plan: RowPlan, co
     width = next((w for w in (1, 2, 4) if totals.max_count < 1 << (8 * w)), None)
     if width is None:
         raise EvaeError(f"the largest count, {totals.max_count:,}, is no count of molecules; check the layer.")
-    shape = (len(labels.cell_types), len(labels.perturbations))
     counts: dict[str, dict[str, dict[str, int]]] = {}
     for s, name in enumerate(SPLITS):
-        rows = plan.split == s
-        pairs = np.ravel_multi_index((labels.cell_type[rows], labels.perturbation[rows]), shape)
-        table = np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
+        table = labels.table(plan.split == s)
         counts[name] = {
             kind: {p: int(n) for p, n in zip(labels.perturbations, row, strict=True) if n}
             for kind, row in zip(labels.cell_types, table, strict=True)

@@ -65,10 +65,10 @@ def prepare_dataset(
         perturbation_key, cell_type_key: the obs columns with the labels.
         control: the label of unperturbed cells in the column `perturbation_key`.
         split: what to hold out as `test` (see `evae.data.preparing.splits`): a JSON file or its content, "random:0.1",
-            or None.
+            a short name such as "unseen-cell-type:NK" (see `evae.data.preparing.regimes`), or None.
         genes: "all", "hvg:2000" (found on training cells) or a panel file (text, or JSON with key `genes`).
         layer: where the counts are: None for X, "raw", or the name of a layer.
-        seed: of the shuffle, the validation cells and a random split.
+        seed: of the shuffle, the validation cells and what a split draws.
         chunk_size: cells read at once.
         n_workers: processes that read and write; the result is the same. More than one needs the caller's script
             to be importable (`if __name__ == "__main__":`), as ever with `multiprocessing`.
@@ -103,11 +103,10 @@ def prepare_dataset(
             cell_types=labels.cell_types,
             perturbations=labels.perturbations,
             control=control,
+            cells=labels.table(kept),
+            seed=seed,
         )
-        held_out = kept & rule.held_out(
-            labels.cell_type, labels.perturbation, labels.cell_types, labels.perturbations, seed
-        )
-        _check_split(rule, held_out)
+        kept, held_out = _divide(rule, labels, kept, sources, seed, control)
         n_variable, wanted = parse_genes(genes)
         panel = match_panel(sources, wanted, min_coverage, aliases)
         keys = {"perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "control": control, "seed": seed}
@@ -165,6 +164,13 @@ def _chosen(sources: list[H5adCounts], where: Mapping[str, str]) -> np.ndarray:
     return np.concatenate(kept)
 
 
+def _with_values(sources: list[H5adCounts], key: str, values: Sequence[str]) -> np.ndarray:
+    """Which cells have one of these values in an obs column, (cells,) bool; every value must occur in some file."""
+    found = [source.labels(key) for source in sources]
+    look_up(values, sorted({name for _, names in found for name in names}), f"value of obs column '{key}'")
+    return np.concatenate([np.isin(np.asarray(names, dtype=object), values)[codes] for codes, names in found])
+
+
 def _read_labels(
     sources: list[H5adCounts],
     perturbation_key: str,
@@ -198,9 +204,20 @@ def _read_labels(
     return CellLabels(perturbation[0], cell_type[0], perturbation[1], cell_type[1])
 
 
-def _check_split(rule: Split, held_out: np.ndarray) -> None:
+def _divide(
+    rule: Split, labels: CellLabels, kept: np.ndarray, sources: list[H5adCounts], seed: int, control: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which cells are kept and which of these are held out, (cells,) bool each."""
+    codes = (labels.cell_type, labels.perturbation, labels.cell_types, labels.perturbations)
+    if rule.key:
+        perturbed = labels.perturbation != labels.perturbations.index(control)
+        held_out = kept & _with_values(sources, rule.key, rule.values) & perturbed
+    else:
+        held_out = kept & rule.held_out(*codes, seed)
+        kept = kept & ~rule.dropped(*codes)
     if rule.to_dict() and not held_out.any():
         raise EvaeError("the split holds out no cell: its cell types and perturbations never occur together.")
+    return kept, held_out
 
 
 def _write_rest(conversion: Conversion, title: str, plan: RowPlan, meta: dict[str, Any]) -> None:

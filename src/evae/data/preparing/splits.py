@@ -1,11 +1,12 @@
-"""Which cells are held out: a cross product of cell types and perturbations, a random share, or none.
+"""Which cells are held out: a cross product of cell types and perturbations, chosen pairs, a random share, or none.
 
 Everything outside the cross product is training data, the controls of the held-out cell type included.
-Three spellings are read:
+These spellings are read:
 
     {"cell_type": ["hepg2"], "pert": ["ABCB7", ...]}
     {"labels": {"cell_line": ["hepg2"], "gene": ["ABCB7", ...]}, "genes": [...]}     the published split files
     "random:0.1"
+    "unseen-cell-type:hepg2" and other short names, see `evae.data.preparing.regimes`
 """
 
 import json
@@ -16,22 +17,40 @@ from typing import Any
 
 import numpy as np
 
+from evae.data.preparing.regimes import MIN_CELLS, Known, hold_out, is_regime
 from evae.data.preparing.shards import first_of_each
 from evae.models.contract_evae import EvaeError, check_unique, look_up
 
 
 @dataclass(frozen=True)
 class Split:
-    """A resolved split: `cell_types` x `perturbations`, or a random `fraction`, or nothing held out."""
+    """A resolved split: what is tested, and what is neither tested nor trained on.
+
+    Attributes:
+        cell_types, perturbations: a cross product that is held out.
+        fraction: a random share of the cells, in the place of that.
+        pairs: (cell type, perturbation) pairs, in the place of that.
+        key, values: an obs column, and its values whose perturbed cells are held out, in the place of that.
+        left_out: pairs that would give the answer away, and so are dropped.
+    """
 
     cell_types: tuple[str, ...] = ()
     perturbations: tuple[str, ...] = ()
     fraction: float = 0.0
+    pairs: tuple[tuple[str, str], ...] = ()
+    key: str = ""
+    values: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """What split.json holds: `cell_type` and `pert`, or `random`, or nothing."""
+        """What split.json holds: `cell_type` and `pert`, or `pairs`, `donors` or `random`; `left_out`; or nothing."""
+        more = {"left_out": [list(pair) for pair in self.left_out]} if self.left_out else {}
         if self.cell_types:
-            return {"cell_type": list(self.cell_types), "pert": list(self.perturbations)}
+            return {"cell_type": list(self.cell_types), "pert": list(self.perturbations), **more}
+        if self.pairs:
+            return {"pairs": [list(pair) for pair in self.pairs], **more}
+        if self.key:
+            return {"donors": {"key": self.key, "names": list(self.values)}}
         return {"random": self.fraction} if self.fraction else {}
 
     def held_out(
@@ -42,11 +61,16 @@ class Split:
         perturbations: Sequence[str],
         seed: int,
     ) -> np.ndarray:
-        """Boolean mask (cells,) of the held-out cells; the codes index the two vocabularies."""
+        """Boolean mask (cells,) of the held-out cells; the codes index the two vocabularies.
+
+        Of a split by an obs column (`key`) all False: the column is not among the codes.
+        """
         if self.cell_types:
             kinds = look_up(self.cell_types, cell_types, "cell type")
             given = look_up(self.perturbations, perturbations, "perturbation")
             return np.isin(cell_type_codes, kinds) & np.isin(perturbation_codes, given)
+        if self.pairs:
+            return _among(self.pairs, cell_type_codes, perturbation_codes, cell_types, perturbations)
         mask = np.zeros(len(cell_type_codes), dtype=bool)
         if self.fraction:
             rng = np.random.default_rng([seed, 1])
@@ -57,6 +81,30 @@ class Split:
                 mask[given_back] = False
         return mask
 
+    def dropped(
+        self,
+        cell_type_codes: np.ndarray,
+        perturbation_codes: np.ndarray,
+        cell_types: Sequence[str],
+        perturbations: Sequence[str],
+    ) -> np.ndarray:
+        """Boolean mask (cells,) of the cells that are neither trained on nor tested; the codes as in `held_out`."""
+        return _among(self.left_out, cell_type_codes, perturbation_codes, cell_types, perturbations)
+
+
+def _among(
+    pairs: Sequence[tuple[str, str]],
+    cell_type_codes: np.ndarray,
+    perturbation_codes: np.ndarray,
+    cell_types: Sequence[str],
+    perturbations: Sequence[str],
+) -> np.ndarray:
+    kinds = look_up([c for c, _ in pairs], cell_types, "cell type")
+    given = look_up([p for _, p in pairs], perturbations, "perturbation")
+    wanted = np.zeros((len(cell_types), len(perturbations)), dtype=bool)
+    wanted[kinds, given] = True
+    return wanted[cell_type_codes, perturbation_codes]
+
 
 def parse_split(
     split: str | Path | Mapping[str, Any] | None,
@@ -66,15 +114,19 @@ def parse_split(
     cell_types: Sequence[str],
     perturbations: Sequence[str],
     control: str,
+    cells: np.ndarray | None = None,
+    seed: int = 0,
 ) -> Split:
     """Read any spelling of a split and check it against the vocabularies.
 
     Args:
-        split: None, "random:0.1", a JSON file, or its content.
+        split: None, "random:0.1", a short name, a JSON file, or its content.
         cell_type_key, perturbation_key: obs columns; the published form is matched by these names, else by
             which of its columns holds known cell types.
         cell_types, perturbations: the vocabularies of the data.
         control: name of the control, which cannot be held out.
+        cells: number of cells of every pair, (cell types, perturbations), for short names; None takes all to occur.
+        seed: of what a short name draws.
 
     Raises:
         EvaeError: unreadable file, unknown form, unknown cell type or perturbation, the control held out.
@@ -83,6 +135,9 @@ def parse_split(
         return Split()
     if isinstance(split, str) and split.startswith("random"):
         return Split(fraction=_fraction(split))
+    if isinstance(split, str) and is_regime(split):
+        there = np.full((len(cell_types), len(perturbations)), MIN_CELLS) if cells is None else cells
+        return Split(**hold_out(split, Known(cell_types, perturbations, control, there, seed)))
     source = "the split"
     if not isinstance(split, Mapping):
         source = f"split file {split}"

@@ -1,0 +1,245 @@
+"""Held-out questions by their short names: what is to be predicted that training has not seen.
+
+    unseen-cell-type:CD14 Mono        every perturbed cell of these cell types; their controls stay in training
+    unseen-perturbation:0.2           a random fifth of the perturbations, or named ones, in every cell type
+    unseen-both:CD14 Mono:0.2         perturbations that training sees nowhere, in a cell type without perturbed cells
+    doubles:0,1,2-seen                combinations of two, of which training sees so many single perturbations
+    donors:patient:P1,P2              the perturbed cells with these values in an obs column
+    k-fold:2/5                        the second of five parts of all (cell type, perturbation) pairs
+
+What would give the answer away is left out of training and test: with an unseen perturbation the combinations that
+hold it, with `unseen-both` the rest of its row and column, with `doubles` whatever holds an unseen single one.
+A study also takes `k-fold:5`, all parts in turn, and `leave-one-cell-type-out:B,NK`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evae.models.contract_evae import EvaeError, check_unique, look_up, parts_of, split_names
+
+MIN_CELLS = 20  # of a (cell type, perturbation) pair, to be held out by default
+UNSEEN = 0.25  # share of single perturbations, and of combinations, that `doubles` holds out
+DEFAULT_FRACTION = "0.2"
+
+
+@dataclass(frozen=True)
+class Known:
+    """The labels of a data set.
+
+    Attributes:
+        cell_types, perturbations: the vocabularies.
+        control: the control's name.
+        cells: number of cells of every pair, (cell types, perturbations).
+        seed: of what is drawn.
+    """
+
+    cell_types: Sequence[str]
+    perturbations: Sequence[str]
+    control: str
+    cells: np.ndarray
+    seed: int = 0
+
+    @property
+    def treatments(self) -> list[str]:
+        """The perturbations but for the control."""
+        return [p for p in self.perturbations if p != self.control]
+
+    def parts(self, name: str) -> list[str]:
+        """What a combination combines; of a single perturbation itself."""
+        return parts_of(name, set(self.perturbations), self.control)
+
+    def n_cells(self, cell_type: str, perturbation: str) -> int:
+        return int(self.cells[list(self.cell_types).index(cell_type), list(self.perturbations).index(perturbation)])
+
+    def pairs(self, cell_types: Iterable[str], perturbations: Iterable[str]) -> list[tuple[str, str]]:
+        """The pairs of a cross product that have cells."""
+        given = list(perturbations)
+        return [(c, p) for c in cell_types for p in given if self.n_cells(c, p)]
+
+    def generator(self) -> np.random.Generator:
+        return np.random.default_rng([self.seed, 2])
+
+
+def is_regime(text: str) -> bool:
+    """Whether a split is asked for by a short name."""
+    return text.partition(":")[0] in (*_REGIMES, "leave-one-cell-type-out")
+
+
+def hold_out(text: str, known: Known) -> dict[str, Any]:
+    """What a short name holds out, as fields of `Split`.
+
+    Args:
+        text: such as "unseen-cell-type:NK".
+        known: the labels of the data.
+
+    Raises:
+        EvaeError: a name that does not occur, a text that cannot be read, or nothing left to hold out or to train on.
+    """
+    kind, _, rest = text.partition(":")
+    if kind not in _REGIMES:
+        raise EvaeError(f"'{text}' is several splits; hold out one, as unseen-cell-type:NAME, or ask `evae study`.")
+    try:
+        found = _REGIMES[kind](rest.strip(), known)
+    except EvaeError as error:
+        raise EvaeError(f"the split {text}: {error}") from None
+    return found
+
+
+def expand(text: str, known: Known) -> dict[str, str]:
+    """The splits that a study runs for one text, name -> short name of one split.
+
+    `k-fold:5` is five splits, `leave-one-cell-type-out:B,NK` one for each cell type named; without names, for each
+    with at least `MIN_CELLS` controls and as many perturbed cells. Everything else is itself.
+
+    Raises:
+        EvaeError: an unknown cell type, or no number of parts.
+    """
+    kind, _, rest = text.partition(":")
+    if kind == "k-fold" and "/" not in rest:
+        return {f"{kind}:{i + 1}/{n}": f"{kind}:{i + 1}/{n}" for n in [_parts(rest)] for i in range(n)}
+    if kind != "leave-one-cell-type-out":
+        return {text: text}
+    named = split_names(rest, set(known.cell_types))
+    look_up(named, known.cell_types, "cell type")
+    controls = known.cells[:, list(known.perturbations).index(known.control)]
+    enough = np.minimum(controls, known.cells.sum(axis=1) - controls) >= MIN_CELLS
+    chosen = named or [c for c, is_enough in zip(known.cell_types, enough, strict=True) if is_enough]
+    return {name: f"unseen-cell-type:{name}" for name in chosen}
+
+
+def _unseen_cell_type(rest: str, known: Known) -> dict[str, Any]:
+    chosen = _named(rest, known.cell_types, "cell type")
+    others = [c for c in known.cell_types if c not in chosen]
+    if not known.pairs(others, known.treatments):
+        raise EvaeError("no perturbed cell is left to train on; hold out fewer cell types.")
+    return _product(chosen, list(dict.fromkeys(p for _, p in known.pairs(chosen, known.treatments))))
+
+
+def _unseen_perturbation(rest: str, known: Known) -> dict[str, Any]:
+    chosen, relatives = _unseen_names(rest, known)
+    return _product(known.cell_types, chosen) | {"left_out": tuple(known.pairs(known.cell_types, relatives))}
+
+
+def _unseen_both(rest: str, known: Known) -> dict[str, Any]:
+    cell_type, which = rest, DEFAULT_FRACTION
+    if rest and rest not in known.cell_types:
+        cell_type, _, which = next(
+            ((c, ":", rest[len(c) + 1 :]) for c in known.cell_types if rest.startswith(f"{c}:")), rest.partition(":")
+        )
+    controls = known.cells[:, list(known.perturbations).index(known.control)]
+    cell_type = cell_type or known.cell_types[int((known.cells.sum(axis=1) - controls).argmax())]
+    look_up([cell_type], known.cell_types, "cell type")
+    chosen, relatives = _unseen_names(which or DEFAULT_FRACTION, known)
+    others = [c for c in known.cell_types if c != cell_type]
+    row = known.pairs([cell_type], [p for p in known.treatments if p not in chosen])
+    column = known.pairs(others, [*chosen, *relatives])
+    return _product([cell_type], chosen) | {"left_out": tuple(dict.fromkeys([*row, *column]))}
+
+
+def _unseen_names(rest: str, known: Known) -> tuple[list[str], list[str]]:
+    """Perturbations to hold out, named or a random share, and the combinations that hold one of them."""
+    singles = [p for p in known.treatments if known.parts(p) == [p]] or known.treatments
+    try:
+        fraction = float(rest)
+    except ValueError:
+        chosen = _named(rest, known.perturbations, "perturbation")
+        if known.control in chosen:
+            raise EvaeError(f"'{known.control}' is the control, which stays in training; take it out.") from None
+    else:
+        if not 0 < fraction < 1 or len(singles) < 2:
+            raise EvaeError("give a share between 0 and 1, as 0.2, of at least two perturbations, or names.")
+        n = min(len(singles) - 1, max(1, round(fraction * len(singles))))
+        drawn = known.generator().permutation(len(singles))[:n]
+        chosen = [singles[i] for i in sorted(drawn)]
+    relatives = [p for p in known.treatments if p not in chosen and set(known.parts(p)) & set(chosen)]
+    if not set(known.treatments) - {*chosen, *relatives}:
+        raise EvaeError("no perturbation is left to train on; hold out fewer.")
+    return chosen, relatives
+
+
+def _doubles(rest: str, known: Known) -> dict[str, Any]:
+    wanted = rest.removesuffix("-seen").split(",")
+    if not rest.endswith("-seen") or not set(wanted) <= {"0", "1", "2"}:
+        raise EvaeError("write how many of the two training sees, as doubles:2-seen or doubles:0,1,2-seen.")
+    parts = {p: known.parts(p) for p in known.treatments}
+    doubles = [p for p, own in parts.items() if len(own) == 2]
+    if not doubles:
+        raise EvaeError("there is no combination of two perturbations, such as KLF1+TGFBR2.")
+    rng = known.generator()
+    names = sorted({part for p in doubles for part in parts[p]})
+    unseen = set(parts[doubles[rng.integers(len(doubles))]]) if "0" in wanted else set()
+    if set(wanted) & {"0", "1"}:  # of these two, training may not see the others at all
+        drawn = rng.permutation(names)[: max(1, round(UNSEEN * len(names)))]
+        unseen |= set(drawn.tolist())
+    seen = {p for p in known.treatments if parts[p] == [p] and p not in unseen}
+    held_out: list[str] = []
+    for n in map(int, wanted):
+        among = [p for p in doubles if sum(x in seen for x in parts[p]) == n == 2 - len(unseen & set(parts[p]))]
+        if not among:
+            raise EvaeError(f"no combination is left of which training sees {n}; try another seed.")
+        held_out += among if n < 2 else rng.permutation(among)[: max(1, round(UNSEEN * len(among)))].tolist()
+    relatives = [p for p in known.treatments if p not in held_out and unseen & set(parts[p])]
+    if not set(known.treatments) - {*held_out, *relatives}:
+        raise EvaeError("no perturbation is left to train on.")
+    return _product(known.cell_types, held_out) | {"left_out": tuple(known.pairs(known.cell_types, relatives))}
+
+
+def _donors(rest: str, known: Known) -> dict[str, Any]:
+    key, _, names = rest.partition(":")
+    if not key or not names:
+        raise EvaeError("write the obs column and its values, as donors:patient:P1,P2.")
+    return {"key": key, "values": tuple(split_names(names, ()))}
+
+
+def _fold(rest: str, known: Known) -> dict[str, Any]:
+    """Pairs dealt out in turn, all of a perturbation after each other, so that they come to different parts."""
+    part, separator, n_parts = rest.partition("/")
+    if not separator:
+        raise EvaeError(f"say which part to hold out, as k-fold:1/{rest or 5}; `evae study` takes all in turn.")
+    n = _parts(n_parts)
+    if not part.isdigit() or not 1 <= int(part) <= n:
+        raise EvaeError(f"'{part}' is no part of {n}; write k-fold:1/{n} up to k-fold:{n}/{n}.")
+    rng = known.generator()
+    pairs = [
+        (known.cell_types[c], p)
+        for p in rng.permutation(known.treatments).tolist()
+        for c in rng.permutation(len(known.cell_types))
+        if known.n_cells(known.cell_types[c], p) >= MIN_CELLS
+    ]
+    if len(pairs) < n:
+        raise EvaeError(f"there are {len(pairs)} pairs with at least {MIN_CELLS} cells; ask for fewer parts.")
+    return {"pairs": tuple(sorted(pairs[int(part) - 1 :: n]))}
+
+
+def _parts(text: str) -> int:
+    if not text.isdigit() or int(text) < 2:
+        raise EvaeError(f"'{text}' is no number of parts; write k-fold:5.")
+    return int(text)
+
+
+def _named(rest: str, vocabulary: Sequence[str], kind: str) -> list[str]:
+    names = split_names(rest, set(vocabulary))
+    if not names:
+        raise EvaeError(f"name the {kind}, or several with commas between.")
+    look_up(names, vocabulary, kind)
+    check_unique(names, kind)
+    return names
+
+
+def _product(cell_types: Sequence[str], perturbations: Sequence[str]) -> dict[str, Any]:
+    if not perturbations:
+        raise EvaeError(f"{', '.join(cell_types)} has no perturbed cell that could be held out.")
+    return {"cell_types": tuple(cell_types), "perturbations": tuple(perturbations)}
+
+
+_REGIMES: dict[str, Callable[[str, Known], dict[str, Any]]] = {
+    "unseen-cell-type": _unseen_cell_type,
+    "unseen-perturbation": _unseen_perturbation,
+    "unseen-both": _unseen_both,
+    "doubles": _doubles,
+    "donors": _donors,
+    "k-fold": _fold,
+}
