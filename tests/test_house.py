@@ -38,7 +38,8 @@ ROOMS: dict[str, set[str]] = {
         *("evaluation/cells", "evaluation/metrics"),
     },
     "study": {
-        *("common", "data", "data/streaming", "training", "training/loop", "training/resume", "training/settings"),
+        *("common", "data", "data/preparing", "data/streaming"),
+        *("training", "training/loop", "training/resume", "training/settings"),
         *("inference", "evaluation", "evaluation/metrics", "evaluation/systems", "models"),
     },
     "conversion": {"common", "data/reading", "models", "training"},

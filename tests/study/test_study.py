@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from evae.data.format import DatasetInfo
 from evae.study import read_study, run_study
 from evae.study import run as study_run
 from evae.study.figures import scaled_over_heads
@@ -227,6 +228,68 @@ def test_two_ranks_share_the_work(written, tmp_path):
     for log in out.glob("*/*/log.jsonl"):
         assert [json.loads(line).get("finished") for line in log.read_text().splitlines()].count(True) == 1
     assert "FSQ + AR" in (out / "study.md").read_text()
+
+
+def test_splits_in_turn(written, content, screen_file, tmp_path, calls, capsys):
+    prepare = {"files": str(screen_file), "control": "control"}
+    changes = {
+        "dataset": "", "heads": ["mse"], "seeds": [0, 1], "output_dir": str(tmp_path), "prepare": prepare,
+        "priors": {"AR": {"model_type": "evae_ar"}}, "suite": "robust",
+        "splits": {"each": "leave-one-cell-type-out", "as prepared": {"dataset": content["dataset"]}},
+    }  # fmt: skip
+    out = run_study(read_study(written(**changes)))
+    names = ["as prepared", "each: type_A", "each: type_B"]
+    numbers = pd.read_csv(out / "study.csv")
+    assert list(dict.fromkeys(numbers["split"])) == names
+    found = [DatasetInfo.load(folder) for folder in sorted(out.glob("datasets/*"))]
+    assert [info.split["cell_type"] for info in found] == [["type_A"], ["type_B"]]
+    assert all(len(info.split["pert"]) == 4 for info in found)
+    assert len(list(out.glob("priors/*"))) == len(list(out.glob("tokenizers/*"))) == 6
+    text = (out / "study.md").read_text()
+    assert [f"## {name}: all systems" in text for name in names] == [True] * 3
+    pairs = pd.read_csv(out / "pairs.csv")
+    assert pairs[["split", "cell_type", "perturbation"]].drop_duplicates().shape[0] == 4 + 4 + 2
+    fd = numbers[(numbers["group"] == "robust") & (numbers["level"] == "pooled") & (numbers["metric"] == "fd")]
+    of_model = fd[fd["system"] == "FSQ + AR"].groupby("split")["value"].mean()
+    rows = text.split("## FD ↓ by split")[1].split("## ")[0].splitlines()
+    row = next(line for line in rows if line.startswith("| FSQ + AR")).split(" | ")[1:4]
+    np.testing.assert_allclose([float(x) for x in row], [of_model[name] for name in names], rtol=5e-3)
+    rivals = fd[~fd["system"].isin(["real split half", "FSQ, tokenizer alone"])]
+    best = rivals.groupby(["split", "system"])["value"].mean().unstack("system").idxmin(axis=1)
+    won = text.split("## Wins")[1].split("## ")[0].splitlines()
+    for system, n in best.value_counts().items():
+        assert next(line for line in won if line.startswith(f"| {system} |")).split(" | ")[1] == str(n)
+    calls.clear()
+    run_study(read_study(written(**changes)))
+    assert not calls
+    assert capsys.readouterr().out.count("preparing") == 2  # once for each of the two, in the first call
+
+
+def test_what_is_wrong_with_splits_is_said_first(written, screen_file, tmp_path, run, calls):
+    prepare = {"files": str(screen_file), "control": "control"}
+    for changes, message in (
+        ({"splits": 3}, "splits must hold lines `name: split`"),
+        ({"splits": ["unseen-cell-type:type_B"]}, "prepare.files is not set"),
+        ({"splits": ["unseen-cell-type:tipe_B"], "prepare": prepare}, "unknown cell type 'tipe_B'. Did you mean"),
+        ({"splits": ["random:0.1"], "prepare": {**prepare, "gens": "all"}}, "unknown key 'gens' in prepare"),
+        ({"splits": ["random:0.1"], "prepare": {**prepare, "control": "ctrl"}}, "control label 'ctrl'"),
+        ({"splits": ["k-fold:2"], "prepare": {**prepare, "control": "ctrl"}}, "control label 'ctrl'"),
+        ({"splits": {"a": {"dataset": str(tmp_path)}}}, "not a dataset folder"),
+        (
+            {"splits": ["k-fold:2"], "prepare": prepare, "extra_baselines": ["scvy"]},
+            "unknown baseline 'scvy'. Did you mean",
+        ),
+    ):
+        outcome = run("study", written(**{"dataset": "", "output_dir": str(tmp_path), **changes}))
+        assert outcome.code == 2, changes
+        assert message in outcome.err
+        assert len(outcome.err.splitlines()) == 1
+    assert not calls
+
+
+def test_keys_of_keys_are_changed_on_the_command_line(written):
+    study = read_study(written(prepare={"files": "a.h5ad", "control": "x"}), ["prepare.files=b.h5ad"])
+    assert study.prepare == {"files": "b.h5ad", "control": "x"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "studies").glob("*.yaml")), ids=lambda path: path.stem)

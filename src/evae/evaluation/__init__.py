@@ -8,11 +8,12 @@ from evae.evaluation.metrics.distances import distribution_metrics
 from evae.evaluation.report.model_index import model_index
 from evae.evaluation.report.terminal import main_tables, summary_table
 from evae.evaluation.result import EvaluationResult
-from evae.evaluation.run import SUITES, evaluate
+from evae.evaluation.run import SUITES, check_extra_baselines, evaluate
 
 __all__ = [
     "SUITES",
     "EvaluationResult",
+    "check_extra_baselines",
     "distribution_metrics",
     "evaluate",
     "main_tables",

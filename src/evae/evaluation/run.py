@@ -102,7 +102,10 @@ def evaluate(
     """
     seeds = (seeds,) if isinstance(seeds, int) else tuple(seeds)
     _check(suite, seeds)
-    _check_extra(extra_baselines, train)
+    check_extra_baselines(extra_baselines)
+    if extra_baselines and train is None:
+        names = ", ".join(extra_baselines)
+        raise EvaeError(f"the baseline {names} is trained on training cells; give them as train, or name a dataset.")
     started = time.perf_counter()
     keys: dict[str, Any] = {
         "perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "control": control,
@@ -131,13 +134,12 @@ def _check(suite: str, seeds: Sequence[int]) -> None:
         require("cell_eval", f"the suite {suite}")
 
 
-def _check_extra(extra_baselines: Sequence[str], train: Data | None) -> None:
+def check_extra_baselines(extra_baselines: Sequence[str]) -> None:
+    """Raise `EvaeError` for a baseline that is not known, or whose library is not installed."""
     for name in extra_baselines:
         if name not in EXTRA_BASELINES:
             raise EvaeError(f"unknown baseline '{name}'. {near_matches(name, list(EXTRA_BASELINES))}")
         require(name, f"the baseline {name}", extra=name)
-        if train is None:
-            raise EvaeError(f"the baseline {name} is trained on training cells; give them as train, or name a dataset.")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@
       guidance 2: {guidance_scale: 2}
 
 A prior goes with every tokenizer that it can read: codes or Gaussian latents. Without `priors:` the tokenizers are
-compared alone.
+compared alone. In the place of `dataset:` a study may name several splits, see `evae.study.splits`.
 """
 
 import hashlib
@@ -33,6 +33,7 @@ import yaml
 from evae.data.format import Dataset
 from evae.models.configuration_evae import HEADS, EvaeConfig
 from evae.models.contract_evae import EvaeError, look_up, near_matches
+from evae.study.splits import as_file_name, named_splits
 from evae.training.prior import FROM_DATASET as PRIOR_GIVEN
 from evae.training.prior import NO_TOKENIZER, PRIORS
 from evae.training.settings import PriorSettings, Settings, check_model_settings, config_path, load_settings
@@ -53,7 +54,7 @@ class Study:
     """A study as its YAML file says it; see above.
 
     Attributes:
-        dataset: dataset folder or Hub id, with held-out cells.
+        dataset: dataset folder or Hub id, with held-out cells; left out where there are `splits`.
         output_dir: where trainings, results and tables go.
         tokenizers, priors: name -> settings on top of `tokenizer` and `prior`; "counts" for no tokenizer. Without
             priors the tokenizers are compared alone.
@@ -61,7 +62,9 @@ class Study:
         seeds: of the trainings and of the drawn cells.
         tokenizer, prior: settings that all share; `config` names a preset or a file.
         sampling: name -> options of the priors' `sample`.
+        prepare, splits: what is held out in turn, see `evae.study.splits`.
         suite: of `evae.evaluation.evaluate`.
+        extra_baselines: of the same, such as scvi.
         evaluation_seeds: over how many draws and splits an evaluation averages.
         max_minutes: begin no training and no evaluation after so many minutes; 0 is no limit.
     """
@@ -75,12 +78,17 @@ class Study:
     tokenizer: dict[str, Any] = field(default_factory=dict)
     prior: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, dict[str, Any]] = field(default_factory=lambda: dict(SAMPLING_IS_PLAIN))
+    prepare: dict[str, Any] = field(default_factory=dict)
+    splits: dict[str, Any] = field(default_factory=dict)
     suite: str = "robust"
+    extra_baselines: list[str] = field(default_factory=list)
     evaluation_seeds: int = 3
     max_minutes: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("dataset", "output_dir", "tokenizers", "heads", "seeds", "sampling"):
+        self.splits = named_splits(self.splits)
+        where = () if self.splits else ("dataset",)
+        for name in (*where, "output_dir", "tokenizers", "heads", "seeds", "sampling"):
             if not getattr(self, name):
                 raise EvaeError(
                     f"{name} is not set; add {name}: to the study's YAML file, or {name}=... to the command."
@@ -101,7 +109,7 @@ class Training:
 
     Attributes:
         stage: "tokenizer" or "prior".
-        labels: its place in the cross product: tokenizer, head, seed, and of a prior its name.
+        labels: its place in the cross product: split, tokenizer, head, seed, and of a prior its name.
         settings: complete, with its folder in `output_dir`.
         data: fingerprint of the dataset and its split.
         tokenizer: of a prior, the training of its tokenizer.
@@ -124,7 +132,8 @@ def read_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
 
     Args:
         path: the file.
-        overrides: "key=value" for keys of the file, such as dataset=data/screen; values are YAML.
+        overrides: "key=value" for keys of the file, such as dataset=data/screen or prepare.files=screen.h5ad; values
+            are YAML.
 
     Raises:
         EvaeError: no such file, no YAML mapping, an unknown key, something missing.
@@ -144,7 +153,9 @@ def read_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     for key, separator, _ in given:
         if not separator:
             raise EvaeError(f"'{key}' is no setting; write key=value.")
-    values |= changes
+    for key, value in changes.items():
+        outer, _, inner = key.partition(".")
+        values[outer] = {**(values.get(outer) or {}), inner: value} if inner else value
     known = [f.name for f in fields(Study)]
     for key in values:
         if key not in known:
@@ -152,12 +163,13 @@ def read_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     return Study(**values)
 
 
-def plan(study: Study, dataset: Dataset | None = None) -> tuple[list[Training], list[str]]:
-    """All trainings of a study, every tokenizer before its priors, all of the first seed first.
+def plan(study: Study, dataset: Dataset | None = None, split: str = "") -> tuple[list[Training], list[str]]:
+    """All trainings of a study over its dataset, every tokenizer before its priors, all of the first seed first.
 
     Args:
         study: from `read_study`.
         dataset: that of the study, if it is open already.
+        split: the name of the split that the dataset holds out, where there are several.
 
     Returns:
         The trainings, and one sentence for every pair of tokenizer and prior that was left out.
@@ -172,7 +184,7 @@ def plan(study: Study, dataset: Dataset | None = None) -> tuple[list[Training], 
         for name, own in study.tokenizers.items():
             without = NO_TOKENIZER in own
             for head in [NO_TOKENIZER] if without else study.heads:
-                labels = {"tokenizer": name, "head": head, "seed": int(seed)}
+                labels = {"split": split, "tokenizer": name, "head": head, "seed": int(seed)}
                 tokenizer = None if without else _tokenizer(study, {**study.tokenizer, **own}, labels, data)
                 trainings += [tokenizer] if tokenizer else []
                 for prior_name, prior_own in study.priors.items():
@@ -235,7 +247,7 @@ def _folder(study: Study, stage: str, labels: dict[str, Any], settings: Settings
     default = type(settings)().to_dict()  # left out, so that a setting that is new tomorrow changes no name
     kept = {k: v for k, v in settings.to_dict().items() if k not in WITHOUT_EFFECT and v != default[k]}
     text = json.dumps([kept, more], sort_keys=True)
-    words = [str(labels[k]) for k in ("tokenizer", "head", "prior") if k in labels]
-    name = "-".join("".join(c if c.isalnum() else "_" for c in word) for word in words)
+    words = [str(labels[k]) for k in ("split", "tokenizer", "head", "prior") if labels.get(k)]
+    name = "-".join(map(as_file_name, words))
     digest = hashlib.sha256(text.encode()).hexdigest()[:10]
     return Path(study.output_dir) / stage / f"{name}-seed{labels['seed']}-{digest}"

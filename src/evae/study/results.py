@@ -14,12 +14,27 @@ import yaml
 from evae.common.files import write_json
 from evae.common.numbers import plain
 from evae.evaluation import EvaluationResult
+from evae.evaluation.metrics.facts import shown
 from evae.evaluation.systems.names import MODEL, OF_THE_MODEL, TOKENIZER_ALONE
 
 RENAMED = {"honesty": "diversity"}  # groups of results that are on disk already
 AXES = ("tokenizer", "prior", "sampling", "head", "seed")
 OF_A_TOKENIZER = ("reconstruction_loss", "codebook_use", "codebook_perplexity")
-COLUMNS = (*AXES, "system", "group", "level", "metric", "value", "sd")
+COLUMNS = ("split", *AXES, "system", "group", "level", "metric", "value", "sd")
+PAIR_COLUMNS = ("split", *AXES, "system", "cell_type", "perturbation", "group", "metric", "value")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a study found.
+
+    Attributes:
+        numbers: means of every system, one row each, with the columns `COLUMNS`.
+        pairs: values of every held-out (cell type, perturbation) pair, with the columns `PAIR_COLUMNS`.
+    """
+
+    numbers: pd.DataFrame
+    pairs: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -50,33 +65,49 @@ def result_path(out: Path, name: str) -> Path:
 
 
 def keep_result(out: Path, name: str, result: EvaluationResult, own: bool) -> None:
-    """Write the means of an evaluation: of the model (`own`), or of the baselines and the real split half."""
-    summary = result.summary()
-    is_model = summary["system"].isin([MODEL] if own else OF_THE_MODEL)
-    rows = summary[is_model if own else ~is_model]
+    """Write what an evaluation found: of the model (`own`), or of the baselines and the real split half."""
+
+    def chosen(rows: pd.DataFrame) -> pd.DataFrame:
+        is_model = rows["system"].isin([MODEL] if own else OF_THE_MODEL)
+        return rows[is_model if own else ~is_model]
+
+    shown_metrics = {(table.group, metric.name) for table, metrics in shown("study") for metric in metrics}
+    records = chosen(result.records)
+    records = records[
+        (records["level"] == "pair")
+        & [key in shown_metrics for key in zip(records["group"], records["metric"], strict=True)]
+    ]
+    keys = ["system", "cell_type", "perturbation", "group", "metric"]
+    pairs = records.groupby(keys, sort=False, as_index=False)["value"].mean()  # over draws
     stamp = {k: result.stamp[k] for k in ("settings", "versions", "sha256", "n_cells", "created", "seconds")}
-    write_json(result_path(out, name), plain({**stamp, "summary": rows}))
+    write_json(result_path(out, name), plain({**stamp, "summary": chosen(result.summary()), "pairs": pairs}))
 
 
-def read_results(out: Path, wanted: Iterable[Evaluated], baselines: str) -> pd.DataFrame:
-    """All numbers that are there, one row each, with the columns `COLUMNS`.
+def read_results(out: Path, wanted: Iterable[Evaluated], baselines: str) -> Results:
+    """All numbers of a split that are there; `split` itself is left empty.
 
     Rows of the baselines have empty labels. A prior's system is called "tokenizer + prior", with the way of sampling.
     """
-    parts = []
+    numbers, pairs = [], []
     for evaluated in wanted:
-        part = _read(result_path(out, evaluated.name))
-        if part is not None:
-            labels = evaluated.labels
+        found = _read(result_path(out, evaluated.name))
+        if found is not None:
+            labels = evaluated.labels | {"system": _system_name(evaluated.labels)}
+            summary = found.numbers
             if not labels["prior"]:
-                part = pd.concat([part, training_numbers(evaluated.folder)], ignore_index=True)
-            parts.append(part.assign(**labels | {"system": _system_name(labels)}))
+                summary = pd.concat([summary, training_numbers(evaluated.folder)], ignore_index=True)
+            numbers.append(summary.assign(**labels))
+            pairs.append(found.pairs.assign(**labels))
     floor = _read(result_path(out, baselines))
     if floor is not None:
-        parts.append(floor.assign(**dict.fromkeys(AXES, None)))
-    if not parts:
-        return pd.DataFrame(columns=list(COLUMNS))
-    return pd.concat([p.astype(dict.fromkeys(AXES, object)) for p in parts], ignore_index=True)[list(COLUMNS)]
+        numbers.append(floor.numbers.assign(**dict.fromkeys(AXES, None)))
+        pairs.append(floor.pairs.assign(**dict.fromkeys(AXES, None)))
+    return Results(_table(numbers, COLUMNS), _table(pairs, PAIR_COLUMNS))
+
+
+def _table(parts: list[pd.DataFrame], columns: tuple[str, ...]) -> pd.DataFrame:
+    parts = [part.assign(split="").astype(dict.fromkeys(AXES, object)) for part in parts if len(part)]
+    return (pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()).reindex(columns=list(columns))
 
 
 def _system_name(labels: dict[str, Any]) -> str:
@@ -109,7 +140,9 @@ def training_numbers(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["group", "level", "metric", "value"])
 
 
-def _read(path: Path) -> pd.DataFrame | None:
+def _read(path: Path) -> Results | None:
     if not path.is_file():
         return None
-    return pd.DataFrame(json.loads(path.read_text())["summary"]).replace({"group": RENAMED})
+    content = json.loads(path.read_text())
+    frames = [pd.DataFrame(content.get(name, [])) for name in ("summary", "pairs")]  # older results have no pairs
+    return Results(*(frame.replace({"group": RENAMED}) if len(frame) else frame for frame in frames))

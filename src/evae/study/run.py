@@ -3,26 +3,31 @@
 Under torchrun or `accelerate launch` all ranks train together, and share out the evaluations.
 """
 
+import os
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import anndata as ad
+import pandas as pd
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from evae.data.format import Dataset
+from evae.data.streaming.leakage import leakage
 from evae.data.streaming.split_anndata import read_split
-from evae.evaluation import SUITES, evaluate
+from evae.evaluation import SUITES, check_extra_baselines, evaluate
 from evae.inference.held_out import dataset_cells, held_out_cells, predict_held_out
 from evae.inference.pipeline import pipeline
 from evae.models.contract_evae import EvaeError, look_up
 from evae.study.plan import Study, Training, plan
-from evae.study.results import Evaluated, keep_result, read_results, result_name, result_path
+from evae.study.results import Evaluated, Results, keep_result, read_results, result_name, result_path
+from evae.study.splits import split_datasets
 from evae.study.write import write_study
 from evae.training.loop.setup import make_accelerator
 from evae.training.prior import train_prior
@@ -38,19 +43,81 @@ def run_study(study: Study) -> Path:
         study: from `read_study`.
 
     Returns:
-        The study's folder: study.md, study.csv, plots/, results/, tokenizers/, priors/.
+        The study's folder: study.md, study.csv, plots/, results/, tokenizers/, priors/, and datasets/ where it
+        prepares the splits itself.
 
     Raises:
         EvaeError: settings that do not exist or do not fit, a dataset that holds nothing out, a training that
             failed.
         SystemExit: code 143 after SIGTERM, 130 after Ctrl-C, and a checkpoint.
     """
-    dataset = Dataset.open(study.dataset)
-    if not held_out_cells(dataset.info):
-        raise EvaeError(f"{study.dataset} holds out no perturbed cells; prepare it with --split.")
     look_up([study.suite], list(SUITES), "suite")
-    trainings, left_out = plan(study, dataset)
-    return _Run(study, dataset, trainings, left_out).to_end()
+    check_extra_baselines(study.extra_baselines)
+    ranks = PartialState(cpu=int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available())
+    console = Console(highlight=False, soft_wrap=True, quiet=not ranks.is_main_process)
+    datasets = {"": study.dataset}
+    if study.splits:
+        with ranks.main_process_first():  # the others then find what it prepared
+            datasets = split_datasets(
+                study.splits, study.prepare, Path(study.output_dir),
+                lambda text: console.print(text, style="bold", markup=False),
+            )  # fmt: skip
+    return _Run(study, [_Part.of(study, name, dataset) for name, dataset in datasets.items()], console).to_end()
+
+
+@dataclass
+class _Part:
+    """One split of a study: its dataset and all that is trained over it.
+
+    Attributes:
+        name: of the split; "" where the study has a single dataset.
+        dataset, trainings, left_out: see `plan`.
+        how: the settings of its evaluations.
+        baselines: name of the result of its baselines.
+        leaks: sentences on what stands both in training and among the held-out cells.
+    """
+
+    name: str
+    dataset: Dataset
+    trainings: list[Training]
+    left_out: list[str]
+    how: dict[str, Any]
+    baselines: str
+    leaks: list[str]
+
+    @classmethod
+    def of(cls, study: Study, name: str, place: str) -> "_Part":
+        dataset = Dataset.open(place)
+        if not held_out_cells(dataset.info):
+            raise EvaeError(f"{place} holds out no perturbed cells; prepare it with --split.")
+        trainings, left_out = plan(replace(study, dataset=place, splits={}), dataset, name)
+        how: dict[str, Any] = {"suite": study.suite, "seeds": study.evaluation_seeds}
+        more = {"extra": sorted(study.extra_baselines)} if study.extra_baselines else {}
+        baselines = result_name(Path("baselines"), how | more | {"data": trainings[0].data})
+        return cls(name, dataset, trainings, left_out, how, baselines, leakage(dataset))
+
+    def asked_of(self, training: Training, ways: dict[str, dict[str, Any]]) -> list[Evaluated]:
+        """What is to be evaluated of a training: a tokenizer alone, or a prior in every way of sampling."""
+        labels = {"prior": None, "sampling": None, **training.labels}
+        drawn: dict[str, dict[str, Any] | None] = {**ways} if training.stage == "prior" else {"": None}
+        return [
+            Evaluated(
+                labels | {"sampling": way}, result_name(training.folder, self.how | {"options": options}),
+                training.folder, options,
+            )
+            for way, options in drawn.items()
+        ]  # fmt: skip
+
+    @cached_property
+    def cells(self) -> dict[str, Any]:
+        return dataset_cells(self.dataset)
+
+    def draw(self, evaluated: Evaluated) -> ad.AnnData:
+        """One cell for every held-out cell; of a tokenizer alone the held-out cells themselves, passed through it."""
+        pipe, seed = pipeline(evaluated.folder), int(evaluated.labels["seed"])
+        if evaluated.options is None:
+            return pipe.reconstruct(read_split(self.dataset, "test"), seed=seed, progress=False)
+        return predict_held_out(pipe, self.dataset, seed=seed, progress=False, **evaluated.options)
 
 
 @dataclass
@@ -58,32 +125,42 @@ class _Run:
     """One call of `run_study`."""
 
     study: Study
-    dataset: Dataset
-    trainings: list[Training]
-    left_out: list[str]
+    parts: list[_Part]
+    console: Console
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        make_accelerator(self.trainings[0].settings)  # joins the ranks
+        make_accelerator(self.parts[0].trainings[0].settings)  # joins the ranks
         self.ranks = PartialState()
         self.out = Path(self.study.output_dir)
-        self.console = Console(highlight=False, soft_wrap=True, quiet=not self.ranks.is_main_process)
-        self.how = {"suite": self.study.suite, "seeds": self.study.evaluation_seeds}
-        self.baselines = result_name(Path("baselines"), self.how | {"data": self.trainings[0].data})
 
     def to_end(self) -> Path:
-        self.console.print(f"{len(self.trainings)} trainings on {self.ranks.num_processes} ranks", markup=False)
-        for sentence in self.left_out:
-            self.console.print(sentence, style="dim", markup=False)
+        n_trainings = sum(len(part.trainings) for part in self.parts)
+        self.console.print(f"{n_trainings} trainings on {self.ranks.num_processes} ranks", markup=False)
+        for part in self.parts:
+            for sentence in [*part.left_out, *part.leaks]:
+                self.console.print(f"{part.name}: {sentence}" if part.name else sentence, style="dim", markup=False)
         for seed in self.study.seeds:  # all of the first seed first: a table early
-            mine = [t for t in self.trainings if t.labels["seed"] == seed]
-            self._evaluate([e for t in mine if self._train(t) for e in self._asked_of(t)])
-            self.ranks.wait_for_everyone()
-            if self.ranks.is_main_process:
-                wanted = [e for t in self.trainings for e in self._asked_of(t)]
-                write_study(self.study, read_results(self.out, wanted, self.baselines), self.out)
-            self.ranks.wait_for_everyone()
+            for part in self.parts:
+                mine = [t for t in part.trainings if t.labels["seed"] == seed]
+                trained = [t for t in mine if self._train(t)]
+                self._evaluate(part, [e for t in trained for e in part.asked_of(t, self.study.sampling)])
+                self.ranks.wait_for_everyone()
+                if self.ranks.is_main_process:
+                    self._write()
+                self.ranks.wait_for_everyone()
         return self.out
+
+    def _write(self) -> None:
+        numbers, pairs = [], []
+        for part in self.parts:
+            wanted = [e for t in part.trainings for e in part.asked_of(t, self.study.sampling)]
+            found = read_results(self.out, wanted, part.baselines)
+            numbers.append(found.numbers.assign(split=part.name))
+            pairs.append(found.pairs.assign(split=part.name))
+        leaks = {part.name: part.leaks for part in self.parts}
+        results = Results(*(pd.concat(frames, ignore_index=True) for frames in (numbers, pairs)))
+        write_study(self.study, results, leaks, self.out)
 
     def _train(self, training: Training) -> bool:
         """Train unless it is done; whether it is done now."""
@@ -110,41 +187,21 @@ class _Run:
         """The same answer on all ranks."""
         return bool(broadcast_object_list([self._late()])[0])
 
-    def _asked_of(self, training: Training) -> list[Evaluated]:
-        """What is to be evaluated of a training: a tokenizer alone, or a prior in every way of sampling."""
-        labels = {"prior": None, "sampling": None, **training.labels}
-        ways: dict[str, dict[str, Any] | None] = {**self.study.sampling} if training.stage == "prior" else {"": None}
-        return [
-            Evaluated(
-                labels | {"sampling": way}, result_name(training.folder, self.how | {"options": options}),
-                training.folder, options,
-            )
-            for way, options in ways.items()
-        ]  # fmt: skip
-
-    def _evaluate(self, wanted: list[Evaluated]) -> None:
+    def _evaluate(self, part: _Part, wanted: list[Evaluated]) -> None:
         """Evaluate what is missing; every rank takes its share."""
         missing = [e for e in wanted if not result_path(self.out, e.name).is_file()]
+        if not result_path(self.out, part.baselines).is_file():
+            missing = missing or wanted[:1]  # other baselines are asked for than before
         for evaluated in missing[self.ranks.process_index :: self.ranks.num_processes]:
             if self._late():
                 return
             self.console.print(f"evaluating {evaluated.name}", style="bold", markup=False)
-            first = self.ranks.is_main_process and not result_path(self.out, self.baselines).is_file()
+            first = self.ranks.is_main_process and not result_path(self.out, part.baselines).is_file()
             found = evaluate(
-                self._draw(evaluated), **self._cells, suite=self.study.suite, with_baselines=first,
+                part.draw(evaluated), **part.cells, suite=self.study.suite, with_baselines=first,
                 seeds=tuple(range(self.study.evaluation_seeds)), progress=False,
+                extra_baselines=self.study.extra_baselines if first else (),
             )  # fmt: skip
             if first:
-                keep_result(self.out, self.baselines, found, own=False)
+                keep_result(self.out, part.baselines, found, own=False)
             keep_result(self.out, evaluated.name, found, own=True)
-
-    def _draw(self, evaluated: Evaluated) -> ad.AnnData:
-        """One cell for every held-out cell; of a tokenizer alone the held-out cells themselves, passed through it."""
-        pipe, seed = pipeline(evaluated.folder), int(evaluated.labels["seed"])
-        if evaluated.options is None:
-            return pipe.reconstruct(read_split(self.dataset, "test"), seed=seed, progress=False)
-        return predict_held_out(pipe, self.dataset, seed=seed, progress=False, **evaluated.options)
-
-    @cached_property
-    def _cells(self) -> dict[str, Any]:
-        return dataset_cells(self.dataset)

@@ -11,8 +11,12 @@ from evae.common.files import write_text
 from evae.common.numbers import UNDEFINED, format_number
 from evae.evaluation.metrics.facts import Metric, MetricTable, shown
 from evae.evaluation.systems.names import SPLIT_HALF, TOKENIZER_ALONE
+from evae.study.compare import paired_tests
 from evae.study.figures import plot_head_axis, plot_radars
+from evae.study.over_splits import TESTS, over_splits, test_lines
 from evae.study.plan import Study
+from evae.study.results import Results
+from evae.study.splits import as_file_name
 
 READING = (
     "Values of models are means over training seeds ± standard deviation, those of baselines and of the real split "
@@ -23,38 +27,61 @@ READING = (
 )
 
 
-def write_study(study: Study, numbers: pd.DataFrame, out: Path) -> None:
-    """Write study.md, study.csv and plots/ into `out`.
+def write_study(study: Study, results: Results, leaks: dict[str, list[str]], out: Path) -> None:
+    """Write study.md, study.csv, pairs.csv, tests.csv and plots/ into `out`.
 
     Args:
         study: what was asked for.
-        numbers: from `read_results`; may be incomplete.
+        results: from `read_results`, of all splits; may be incomplete.
+        leaks: of every split what stands on both sides.
         out: the study's folder.
     """
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "study.csv", numbers.to_csv(index=False))
+    numbers, tests = results.numbers, paired_tests(results.pairs)
+    for name, frame in (("study", numbers), ("pairs", results.pairs), ("tests", tests)):
+        write_text(out / f"{name}.csv", frame.to_csv(index=False))
     figures = []
     with look():
-        for name, figure in (("radar.png", plot_radars(numbers)), ("heads.png", plot_head_axis(numbers))):
-            if figure is not None:
-                figures.append(save(figure, out / "plots" / name))
-    write_text(out / "study.md", markdown(study, numbers, [f"plots/{path.name}" for path in figures]))
+        for split in dict.fromkeys(numbers["split"]):
+            part = numbers[numbers["split"] == split]
+            more = f"-{as_file_name(split)}" if split else ""
+            for name, figure in (("radar", plot_radars(part)), ("heads", plot_head_axis(part))):
+                if figure is not None:
+                    figures.append(save(figure, out / "plots" / f"{name}{more}.png"))
+    places = [f"plots/{path.name}" for path in figures]
+    write_text(out / "study.md", markdown(study, numbers, tests, leaks, places))
 
 
-def markdown(study: Study, numbers: pd.DataFrame, figures: list[str]) -> str:
-    """The study as Markdown: all systems, then means over heads and over systems."""
-    models = numbers[numbers["tokenizer"].notna()]
-    lines = [f"# Study of {Path(study.dataset).name}", "", READING, "", "## All systems", ""]
-    lines += table(numbers, ["system", "head"])
-    for title, axis in (("Systems, mean over heads", "system"), ("Heads, mean over systems", "head")):
-        if models[axis].nunique() > 1 and models["prior"].notna().any():
-            lines += ["", f"## {title}", "", *table(_complete(models), [axis])]
+def markdown(
+    study: Study, numbers: pd.DataFrame, tests: pd.DataFrame, leaks: dict[str, list[str]], figures: list[str]
+) -> str:
+    """The study as Markdown: all systems, means over heads and over systems, and what holds over splits and pairs."""
+    splits = list(dict.fromkeys(numbers["split"])) or [""]
+    title = f"# Study of {Path(study.dataset).name}" if splits == [""] else f"# Study of {len(splits)} splits"
+    lines = [title, "", READING]
+    tested = ["", "## Paired tests", "", TESTS, "", *test_lines(tests)] if len(tests) else []
+    if splits != [""]:
+        lines += over_splits(numbers) + tested
+    for split in splits:
+        lines += _of_split(numbers[numbers["split"] == split], split)
+        lines += [line for sentence in leaks.get(split, []) for line in ("", f"Caution: {sentence}.")]
+    lines += tested if splits == [""] else []
     lines += ["", "## Plots"] if figures else []
     for path in figures:
         lines += ["", f"![{path}]({path})"]
     settings = yaml.safe_dump(asdict(study), sort_keys=False).rstrip()
     lines += ["", "## What was asked for", "", "```yaml", settings, "```"]
     return "\n".join(lines) + "\n"
+
+
+def _of_split(numbers: pd.DataFrame, split: str) -> list[str]:
+    models = numbers[numbers["tokenizer"].notna()]
+    lines = ["", f"## {split}: all systems" if split else "## All systems", "", *table(numbers, ["system", "head"])]
+    for title, axis in (("Systems, mean over heads", "system"), ("Heads, mean over systems", "head")):
+        if models["head"].nunique() > 1 and models[axis].nunique() > 1 and models["prior"].notna().any():
+            heading = f"## {split}: {title.lower()}" if split else f"## {title}"
+            lines += ["", heading, "", *table(_complete(models), [axis])]
+    return lines
 
 
 def table(numbers: pd.DataFrame, rows: list[str]) -> list[str]:

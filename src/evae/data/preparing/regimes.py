@@ -22,6 +22,7 @@ from evae.models.contract_evae import EvaeError, check_unique, look_up, parts_of
 
 MIN_CELLS = 20  # of a (cell type, perturbation) pair, to be held out by default
 UNSEEN = 0.25  # share of single perturbations, and of combinations, that `doubles` holds out
+DRAWS = 100  # of unseen single perturbations, until there are combinations of all kinds that are asked for
 DEFAULT_FRACTION = "0.2"
 
 
@@ -169,22 +170,35 @@ def _doubles(rest: str, known: Known) -> dict[str, Any]:
     if not doubles:
         raise EvaeError("there is no combination of two perturbations, such as KLF1+TGFBR2.")
     rng = known.generator()
-    names = sorted({part for p in doubles for part in parts[p]})
-    unseen = set(parts[doubles[rng.integers(len(doubles))]]) if "0" in wanted else set()
-    if set(wanted) & {"0", "1"}:  # of these two, training may not see the others at all
-        drawn = rng.permutation(names)[: max(1, round(UNSEEN * len(names)))]
-        unseen |= set(drawn.tolist())
-    seen = {p for p in known.treatments if parts[p] == [p] and p not in unseen}
-    held_out: list[str] = []
-    for n in map(int, wanted):
-        among = [p for p in doubles if sum(x in seen for x in parts[p]) == n == 2 - len(unseen & set(parts[p]))]
-        if not among:
-            raise EvaeError(f"no combination is left of which training sees {n}; try another seed.")
-        held_out += among if n < 2 else rng.permutation(among)[: max(1, round(UNSEEN * len(among)))].tolist()
+    for _ in range(DRAWS):
+        unseen = _unseen_parts(wanted, doubles, parts, rng)
+        seen = {p for p in known.treatments if parts[p] == [p] and p not in unseen}
+        among = {
+            n: [p for p in doubles if sum(x in seen for x in parts[p]) == n == 2 - len(unseen & set(parts[p]))]
+            for n in map(int, wanted)
+        }
+        if all(among.values()):
+            break
+    else:
+        raise EvaeError(f"the data have no such combinations, of which training sees {' and '.join(wanted)}.")
+    held_out = [p for n, of_n in among.items() if n < 2 for p in of_n]
+    if 2 in among:
+        held_out += rng.permutation(among[2])[: max(1, round(UNSEEN * len(among[2])))].tolist()
     relatives = [p for p in known.treatments if p not in held_out and unseen & set(parts[p])]
     if not set(known.treatments) - {*held_out, *relatives}:
         raise EvaeError("no perturbation is left to train on.")
     return _product(known.cell_types, held_out) | {"left_out": tuple(known.pairs(known.cell_types, relatives))}
+
+
+def _unseen_parts(
+    wanted: list[str], doubles: list[str], parts: dict[str, list[str]], rng: np.random.Generator
+) -> set[str]:
+    """Single perturbations that training may not see at all; both of some combination where that is asked for."""
+    if not set(wanted) & {"0", "1"}:
+        return set()
+    names = sorted({part for p in doubles for part in parts[p]})
+    unseen = set(rng.permutation(names)[: max(1, round(UNSEEN * len(names)))].tolist())
+    return unseen | (set(parts[doubles[rng.integers(len(doubles))]]) if "0" in wanted else set())
 
 
 def _donors(rest: str, known: Known) -> dict[str, Any]:
