@@ -250,6 +250,8 @@ def test_options_that_exclude_each_other(refused, trained_prior, screen_dataset,
     assert "give either --split, or" in refused("prepare", screen_file, "--control", "control", *split)
     reversion = ("--screen", "reversion", "--cell-types", 2)
     assert "leave --cell-types out" in refused("simulate", tmp_path / "out.h5ad", *reversion)
+    reversion = ("--screen", "reversion", "--context-dependence", 1)
+    assert "leave --context-dependence out" in refused("simulate", tmp_path / "out.h5ad", *reversion)
 
 
 @pytest.mark.parametrize(

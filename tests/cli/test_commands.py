@@ -83,6 +83,10 @@ def test_simulate_writes_cells_with_their_truth(run, tmp_path):
     expected = simulate_perturb_seq(n_cells=300, n_genes=50, n_perturbations=6, n_cell_types=2, seed=4)
     assert (cells.X != expected.X).nnz == 0
     assert cells.uns["simulation"]["log_fold_change"].shape == (7, 50)
+    outcome = run("simulate", tmp_path / "own.h5ad", *sizes, "--cell-types", 2, "--context-dependence", 1)
+    assert outcome.code == 0, outcome.err
+    truth = ad.read_h5ad(tmp_path / "own.h5ad").uns["simulation"]
+    assert truth["state_response"].min() < 0 < truth["state_response"].max()
     outcome = run("simulate", tmp_path / "stress.h5ad", "--screen", "reversion", *sizes)
     assert outcome.code == 0, outcome.err
     stressed = ad.read_h5ad(tmp_path / "stress.h5ad")

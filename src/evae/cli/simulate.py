@@ -27,6 +27,10 @@ def simulate(
     effect_size: Annotated[
         float | None, typer.Option(help="How far a perturbation moves the genes it acts on, natural log units.")
     ] = None,
+    context_dependence: Annotated[
+        float | None,
+        typer.Option(help="How far cells answer by their own state, 0 (as if left out) to 1: half of them oppositely."),
+    ] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -34,7 +38,8 @@ def simulate(
 
     The labels are in obs: perturbation (control, KO-GENE0012 ...) and cell_type (type_A ...), or condition and
     gene_target of a reversion screen. The truth is in uns["simulation"]: the log fold changes of every
-    perturbation, or the targets that revert the stress.
+    perturbation, or the targets that revert the stress. With --context-dependence 1 one half of the cell types answers
+    in the opposite way, by a state that control cells show: the mean effect in other cell types then says nothing.
 
     Example: evae simulate screen.h5ad --cells 8000 --cell-types 3 --perturbations 12
     """
@@ -44,6 +49,8 @@ def simulate(
     if screen == "reversion":
         if cell_types is not None:
             raise EvaeError("a reversion screen has one cell type; leave --cell-types out.")
+        if context_dependence is not None:
+            raise EvaeError("cells of a reversion screen do not answer by their state; leave --context-dependence out.")
         from evae.data.simulation.screen import simulate_reversion_screen as draw
 
         given["n_targets"] = perturbations
@@ -51,6 +58,7 @@ def simulate(
         from evae.data.simulation.perturb_seq import simulate_perturb_seq as draw  # type: ignore[assignment]
 
         given |= {"n_cell_types": cell_types, "n_perturbations": perturbations}
+        given["context_dependence"] = context_dependence
     drawn = draw(**{name: value for name, value in given.items() if value is not None})
     write_h5ad(drawn, out)
     labels = ", ".join(f"{drawn.obs[key].nunique()} of {key}" for key in drawn.obs.columns)

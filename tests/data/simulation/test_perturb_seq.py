@@ -77,6 +77,51 @@ def test_cell_types_share_the_effect_and_differ_in_expression():
     assert np.abs(means[0] - means[1]).max() > 0.7
 
 
+def test_where_cells_answer_by_their_state_arithmetic_fails_and_controls_tell():
+    sizes = {
+        "n_cells": 9_000,
+        "n_genes": 200,
+        "n_cell_types": 6,
+        "n_perturbations": 3,
+        "n_without_effect": 0,
+        "effect_size": 1.5,
+    }
+    plain, dependent = (simulate_perturb_seq(**sizes, seed=2, context_dependence=c) for c in (0.0, 1.0))
+
+    def changes(adata):
+        """Control means (types, genes) and mean changes (types, perturbations, genes), log1p CP10K."""
+        counts = adata.X.toarray().astype(float)
+        expression = np.log1p(counts / counts.sum(1, keepdims=True) * 1e4)
+        groups = adata.obs["cell_type"].cat.codes.to_numpy() * 4 + adata.obs["perturbation"].cat.codes.to_numpy()
+        means = np.stack([expression[groups == g].mean(0) for g in range(6 * 4)]).reshape(6, 4, -1)
+        return means[:, 0], means[:, 1:] - means[:, :1]
+
+    def error(predicted, real):
+        return ((predicted - real)[answers] ** 2).mean() / (real[answers] ** 2).mean()  # 1 for no change
+
+    truth = dependent.uns["simulation"]
+    answers = truth["knock_down"][1:] == 0  # the target itself goes down in every cell type
+    controls, change = changes(dependent)
+    markers = truth["state_loadings"] - truth["state_loadings"].mean()
+    readings = (controls - controls.mean(0)) @ markers  # from controls alone
+    assert (np.sign(readings) == np.sign(truth["state"])).all()
+    assert (np.sign(truth["state_response"]) == np.sign(truth["state"])).all()
+    for t in range(6):
+        others = [u for u in range(6) if u != t]
+        alike = [u for u in others if readings[u] * readings[t] > 0]
+        assert error(change[others].mean(0), change[t]) > 0.95  # the additive shift is worth nothing
+        assert error(change[alike].mean(0), change[t]) < 0.7
+    _, shared = changes(plain)
+    assert error(shared[1:].mean(0), shared[0]) < 0.7  # as it is worth something in cells that answer alike
+    assert (plain.X != simulate_perturb_seq(**sizes, seed=2).X).nnz == 0
+
+
+@pytest.mark.parametrize("values", [{"context_dependence": 1.5}, {"context_dependence": 0.5, "n_cell_types": 1}])
+def test_context_dependence_is_checked(values):
+    with pytest.raises(EvaeError, match="context_dependence must be from 0 to 1"):
+        simulate_perturb_seq(n_cells=100, n_genes=50, **values)
+
+
 def test_written_and_read_back(tmp_path):
     import anndata as ad
 

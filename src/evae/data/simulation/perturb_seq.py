@@ -18,8 +18,19 @@ perturbation p, with library size l,
 
 The stored truth is the log fold change of exp(eta), before rho is made to sum to one: B_p W + D_p, in natural
 logarithms, at m = 1.
+
+With `context_dependence` c > 0 every cell has a state s that its marker genes show, and the programmes answer by it:
+
+    eta_g += s V_g + m_tp * (h(s) - 1) * sum_k B_pk W_kg        so that B_p W is answered h(s) times
+    h(s)   = 1 - c + c * tanh(2 s)                              at c = 1 from -1 to 1
+    V_g    ~ U(0.5, 1) on 8 % of the genes, the markers         zero elsewhere
+    s      ~ N(S_t, 0.3^2), S_t between 0.6 and 1.2 with one sign in one half of the cell types, the other in the rest
+
+At c = 1 one half of the cell types answers in the opposite way, so that the mean response of others is worth nothing
+in a new cell type, while its control cells show which half it belongs to.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import anndata as ad
@@ -50,6 +61,7 @@ def simulate_perturb_seq(
     cell_type_spread: float = 0.7,
     cell_spread: float = 0.15,
     library_spread: float = 0.4,
+    context_dependence: float = 0.0,
 ) -> ad.AnnData:
     """Simulate a screen of several cell types under the same perturbations (formula: see the module).
 
@@ -69,16 +81,22 @@ def simulate_perturb_seq(
         cell_type_spread: standard deviation of the cell types' programme activities.
         cell_spread: standard deviation of programme activities between cells of one type.
         library_spread: standard deviation of log library size.
+        context_dependence: how far the response follows the cell's state, from 0, not at all, to 1, up to the
+            opposite response.
 
     Returns:
         AnnData, X (cells, genes) CSR int32 raw counts; obs `perturbation` and `cell_type`;
         uns["simulation"]: `perturbations` (perturbations,), `cell_types` (types,), `log_fold_change`
         (perturbations, genes), `response` (types, perturbations) = m, `has_effect` (perturbations,).
-        The control is the first entry of `perturbations`.
+        The control is the first entry of `perturbations`. With `context_dependence` also `state` (types,) = S,
+        `state_loadings` (genes,) = V, `state_response` (types,) = h(S), by which the programmes answer beside m,
+        and `knock_down` (perturbations, genes) = D.
 
     Raises:
         EvaeError: the sizes do not fit together.
     """
+    if not 0 <= context_dependence <= 1 or (context_dependence and n_cell_types < 2):
+        raise EvaeError("context_dependence must be from 0 to 1, and above 0 it needs at least two cell types.")
     _check_sizes(n_cells, n_genes, n_cell_types, n_perturbations, n_without_effect, n_programmes, control_fraction)
     rng = np.random.default_rng(seed)
     genes = [f"GENE{g + 1:0{max(4, len(str(n_genes)))}d}" for g in range(n_genes)]
@@ -96,6 +114,7 @@ def simulate_perturb_seq(
     theta = np.exp(rng.normal(np.log(3.0), 0.5, n_genes))
 
     log_fold_change = effects @ loadings + knock_downs  # (perturbations, genes)
+    context = _Context.draw(seed, n_genes, n_cell_types, context_dependence) if context_dependence else None
     effect = response[cell_type, perturbation][:, None]  # (cells, 1)
     blocks = []
     for start in range(0, n_cells, 4096):  # dense only a block at a time
@@ -103,6 +122,8 @@ def simulate_perturb_seq(
         own = activities[cell_type[rows]]
         own = own + rng.normal(0.0, cell_spread, own.shape)
         eta = base + own @ loadings + effect[rows] * log_fold_change[perturbation[rows]]
+        if context:
+            eta = eta + context.change(cell_type[rows], effect[rows] * (effects @ loadings)[perturbation[rows]])
         blocks.append(negative_binomial(rng, eta, library_size[rows], theta))
 
     types = [f"type_{_letters(t)}" for t in range(n_cell_types)]
@@ -114,12 +135,48 @@ def simulate_perturb_seq(
         "has_effect": (np.abs(log_fold_change) > 0).any(1),
         "seed": seed,
     }
+    if context:
+        truth |= {**context.truth(), "knock_down": knock_downs.astype(np.float32)}
     return ad.AnnData(
         X=sp.vstack(blocks, format="csr"),
         obs=_labels(perturbation, names, cell_type, types),
         var=pd.DataFrame(index=genes),
         uns={"simulation": truth},
     )
+
+
+@dataclass(frozen=True)
+class _Context:
+    """How cells answer by their own state (formula: see the module)."""
+
+    dependence: float
+    loadings: np.ndarray  # (genes,)
+    states: np.ndarray  # (types,)
+    rng: np.random.Generator  # apart from that of all else, which so draws the same with and without
+
+    @classmethod
+    def draw(cls, seed: int, n_genes: int, n_cell_types: int, dependence: float) -> "_Context":
+        rng = np.random.default_rng([seed, 1])
+        loadings = np.abs(programmes(rng, 1, n_genes)[0])
+        sign = np.where(rng.permutation(n_cell_types) % 2, 1.0, -1.0)
+        return cls(dependence, loadings, sign * rng.uniform(0.6, 1.2, n_cell_types), rng)
+
+    def response(self, state: np.ndarray) -> np.ndarray:
+        return 1 - self.dependence + self.dependence * np.tanh(2 * state)
+
+    def change(self, cell_type: np.ndarray, effect: np.ndarray) -> np.ndarray:
+        """What is added to eta, (cells, genes).
+
+        Args:
+            cell_type: (cells,).
+            effect: of the programmes at a response of 1, (cells, genes).
+        """
+        state = self.rng.normal(self.states[cell_type], 0.3)[:, None]
+        return state * self.loadings + (self.response(state) - 1) * effect
+
+    def truth(self) -> dict[str, np.ndarray]:
+        names = {"state": self.states, "state_loadings": self.loadings, "state_response": self.response(self.states)}
+        return {name: values.astype(np.float32) for name, values in names.items()}
 
 
 def _check_sizes(
