@@ -230,7 +230,7 @@ def test_dataset_folder_that_exists(refused, screen_file, tmp_path):
         ("--hold-out-perturbations", "KO-GENE", "unknown perturbation 'KO-GENE'"),
         ("--perturbation-key", "gene", "no obs column 'gene'"),
         ("--control", "ctrl", "'ctrl'"),
-        ("--genes", "some", "neither 'all', 'hvg:N' nor a panel file"),
+        ("--genes", "some", "neither 'all', 'hvg:N', nor a panel file"),
     ],
 )
 def test_what_to_hold_out_is_not_in_the_file(refused, screen_file, tmp_path, option, value, message):
