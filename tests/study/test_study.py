@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from evae.data.format import DatasetInfo
+from evae.data.preparing.prepare import prepare_dataset
 from evae.study import read_study, run_study
 from evae.study import run as study_run
 from evae.study.figures import scaled_over_heads
@@ -285,6 +286,25 @@ def test_what_is_wrong_with_splits_is_said_first(written, screen_file, tmp_path,
         assert message in outcome.err
         assert len(outcome.err.splitlines()) == 1
     assert not calls
+
+
+def test_a_prior_that_cannot_know_a_perturbation_is_left_out_before_anything_is_trained(
+    written, content, screen_file, screen, tmp_path
+):
+    name = next(p for p in screen.obs["perturbation"].cat.categories if p != "control")
+    keys = {"perturbation_key": "perturbation", "cell_type_key": "cell_type", "control": "control"}
+    folder = prepare_dataset(
+        screen_file, tmp_path / "data", split=f"unseen-perturbation:{name}", progress=False, **keys
+    )
+    table = tmp_path / "features.csv"
+    pd.DataFrame(np.eye(2), index=[name, "other"]).to_csv(table)
+    priors = {"names": {"model_type": "evae_ar"}, "features": {"perturbation_features": str(table)}}
+    trainings, left_out = plan(read_study(written(dataset=str(folder), priors=priors, heads=["mse"])))
+    assert [t.labels["prior"] for t in trainings if t.stage == "prior"] == ["features"]
+    assert len(left_out) == 1
+    assert left_out[0].startswith(
+        "FSQ + names was left out: a prior cannot learn perturbations without a training cell"
+    )
 
 
 def test_keys_of_keys_are_changed_on_the_command_line(written):

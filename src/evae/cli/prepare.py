@@ -69,6 +69,7 @@ def prepare(
     from evae.data.format import DatasetInfo
     from evae.data.preparing.card import held_out_in_words
     from evae.data.preparing.prepare import prepare_dataset
+    from evae.data.streaming.leakage import leakage
 
     keys: dict[str, Any] = {
         "perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "control": control, "layer": layer,
@@ -97,6 +98,8 @@ def prepare(
         say(f"held out: {join_names(info.split['cell_type'])} x {join_names(info.split['pert'])}")
     elif info.split:
         say(f"held out: {held_out_in_words(info.split)}")
+    for sentence in leakage(folder):
+        say(f"caution: {sentence}")
     say(f"dataset folder: {folder}", style="bold")
 
 

@@ -30,10 +30,11 @@ from typing import Any, cast
 
 import yaml
 
-from evae.data.format import Dataset
+from evae.data.format import Dataset, DatasetInfo
 from evae.models.configuration_evae import HEADS, EvaeConfig
 from evae.models.contract_evae import EvaeError, look_up, near_matches
 from evae.study.splits import as_file_name, named_splits
+from evae.training.conditions import check_learnable, read_feature_table
 from evae.training.prior import FROM_DATASET as PRIOR_GIVEN
 from evae.training.prior import NO_TOKENIZER, PRIORS
 from evae.training.settings import PriorSettings, Settings, check_model_settings, config_path, load_settings
@@ -189,7 +190,7 @@ def plan(study: Study, dataset: Dataset | None = None, split: str = "") -> tuple
                 trainings += [tokenizer] if tokenizer else []
                 for prior_name, prior_own in study.priors.items():
                     prior = _prior(study, {**study.prior, **prior_own}, labels | {"prior": prior_name}, tokenizer, data)
-                    reason = _misfit(tokenizer, prior) if tokenizer else None
+                    reason = (_misfit(tokenizer, prior) if tokenizer else None) or _unlearnable(info, prior)
                     if reason:
                         left_out.append(f"{name} + {prior_name} was left out: {reason}")
                     else:
@@ -238,6 +239,18 @@ def _misfit(tokenizer: Training, prior: Training) -> str | None:
     config_class, _ = PRIORS[cast(PriorSettings, prior.settings).model_type]
     try:
         config_class(tokenizer_config=EvaeConfig(**tokenizer.settings.model))
+    except EvaeError as error:
+        return str(error)
+    return None
+
+
+def _unlearnable(info: DatasetInfo, prior: Training) -> str | None:
+    """Why a prior cannot learn what is held out, if so."""
+    settings = cast(PriorSettings, prior.settings)
+    table = settings.perturbation_features
+    try:
+        featured = set(read_feature_table(Path(table))[0]) if table else set()
+        check_learnable(info, featured, settings.combination_sign)
     except EvaeError as error:
         return str(error)
     return None

@@ -1,5 +1,6 @@
 """Short names of splits: what they hold out, what they leave out, and that training never sees either."""
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -128,6 +129,20 @@ def test_prepared_pairs_left_out_are_nowhere(screen, tmp_path):
     assert info.statistics["dropped_cells"] == 0  # these were not asked for
 
 
+def test_what_is_left_out_everywhere_is_no_name_of_the_dataset(screen, tmp_path):
+    cells = screen.copy()
+    names = [p for p in cells.obs["perturbation"].cat.categories if p != "control"]
+    renamed = dict(zip(names, ["STAT1", "STAT1+JAK2", "JAK2", "IRF1"], strict=True))
+    cells.obs["perturbation"] = pd.Categorical(cells.obs["perturbation"].astype(str).replace(renamed))
+    info, trained, tested = _labels(_prepared(cells, tmp_path, "unseen-perturbation:STAT1"))
+    assert info.perturbations == ["control", "IRF1", "JAK2", "STAT1"]
+    assert {p for _, p in tested} == {"STAT1"}
+    assert {p for _, p in trained} == {"control", "IRF1", "JAK2"}
+    expected = cells.obs[cells.obs["perturbation"] == "JAK2"].index
+    labels = pd.concat([read_split(tmp_path / "data", split).obs for split in ("train", "validation")])["perturbation"]
+    assert set(labels[labels == "JAK2"].index) == set(expected)
+
+
 def test_prepared_folds_and_donors(screen, tmp_path):
     (tmp_path / "fold").mkdir()
     info, trained, tested = _labels(_prepared(screen, tmp_path / "fold", "k-fold:1/4"))
@@ -144,7 +159,7 @@ def test_prepared_folds_and_donors(screen, tmp_path):
         _prepared(cells, tmp_path / "bad", "donors:patient:P3")
 
 
-def test_on_the_command_line(run, screen_file, tmp_path):
+def test_on_the_command_line(run, screen, screen_file, tmp_path):
     out = tmp_path / "data"
     outcome = run("prepare", screen_file, "--control", "control", "--split", "k-fold:1/4", "--out", out)
     assert outcome.code == 0
@@ -152,3 +167,10 @@ def test_on_the_command_line(run, screen_file, tmp_path):
     outcome = run("prepare", screen_file, "--control", "control", "--split", "k-fold:4", "--out", tmp_path / "b")
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
     assert not (tmp_path / "b").exists()
+    twice = ad.concat([screen, screen[:50]])
+    twice.obs_names_make_unique()
+    twice.write_h5ad(tmp_path / "twice.h5ad")
+    outcome = run(
+        "prepare", tmp_path / "twice.h5ad", "--control", "control", "--split", "random:0.2", "--out", out / "c"
+    )
+    assert "have exactly the counts of a held-out cell" in outcome.out

@@ -107,6 +107,8 @@ def prepare_dataset(
             seed=seed,
         )
         kept, held_out = _divide(rule, labels, kept, sources, seed, control)
+        if rule.left_out:  # a perturbation that is left out everywhere is no part of the vocabulary
+            labels = _read_labels(sources, perturbation_key, cell_type_key, control, cell_types, kept)
         n_variable, wanted = parse_genes(genes)
         panel = match_panel(sources, wanted, min_coverage, aliases)
         keys = {"perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "control": control, "seed": seed}
