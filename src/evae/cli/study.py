@@ -13,14 +13,16 @@ from evae.cli.terminal import quiet_transformers, say
 def study(
     file: Annotated[Path, typer.Argument(help="YAML file of the study.", metavar="STUDY.yaml")],
     settings: Annotated[
-        list[str] | None, typer.Argument(metavar="key=value...", help="Keys of the file, such as dataset=DIR.")
+        list[str] | None,
+        typer.Argument(metavar="key=value...", help="Keys of the file, such as dataset=DIR, seeds=[0]."),
     ] = None,
 ) -> None:
     """Compare tokenizers, heads and priors: train every combination and evaluate all on the same held-out cells.
 
-    Writes study.md (means and standard deviations over seeds, beside baselines), study.csv and plots into
-    output_dir. What is trained or evaluated already is used again, so a stopped study goes on. Several GPUs:
-    torchrun -m evae.cli study STUDY.yaml, or accelerate launch likewise.
+    Writes study.md (means and standard deviations over seeds, beside baselines; over several splits also wins, and
+    paired tests), study.csv, pairs.csv, tests.csv and plots into output_dir. A file with splits names h5ad files under
+    prepare, and a dataset is made of each split. What is trained or evaluated already is used again, so a stopped
+    study goes on. Several GPUs: torchrun -m evae.cli study STUDY.yaml, or accelerate launch likewise.
 
     Example: evae study scripts/studies/papalexi.yaml dataset=data/papalexi output_dir=runs/papalexi
     """

@@ -67,6 +67,11 @@ def test_folds_part_the_pairs_and_keep_a_perturbation_apart():
     assert len(pairs) == len(set(pairs)) == len(TYPES) * (len(NAMES) - 1) - 1
     for fold in folds:
         assert len({p for _, p in fold}) == len(fold)
+    cells[1:, 1] = 0  # of one cell type alone: held out, it would be unseen
+    folds = [hold_out(f"k-fold:{i}/4", _known(cells=cells))["pairs"] for i in (1, 2, 3, 4)]
+    assert NAMES[1] not in {p for fold in folds for _, p in fold}
+    cells[1:] = 0
+    assert len(hold_out("k-fold:1/2", _known(cells=cells))["pairs"]) == 6  # of perturbations in a single cell type
 
 
 def test_what_a_study_makes_of_one_text():
@@ -167,8 +172,7 @@ def test_on_the_command_line(run, screen, screen_file, tmp_path):
     outcome = run("prepare", screen_file, "--control", "control", "--split", "k-fold:4", "--out", tmp_path / "b")
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
     assert not (tmp_path / "b").exists()
-    twice = ad.concat([screen, screen[:50]])
-    twice.obs_names_make_unique()
+    twice = ad.concat([screen, screen[:50]], keys=["a", "b"], index_unique="-")
     twice.write_h5ad(tmp_path / "twice.h5ad")
     outcome = run(
         "prepare", tmp_path / "twice.h5ad", "--control", "control", "--split", "random:0.2", "--out", out / "c"

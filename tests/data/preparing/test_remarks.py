@@ -42,6 +42,15 @@ def test_nothing_is_said_of_good_cells(cells, tmp_path, capsys):
     assert perturbation_vocabulary(DatasetInfo.load(dataset)).n_units == 4
 
 
+def test_a_combination_of_perturbations_that_are_trained_on_can_be_predicted(cells, tmp_path):
+    first, second, third = treated(cells)
+    combined = cells.copy()
+    combined.obs["perturbation"] = combined.obs["perturbation"].cat.rename_categories({third: f"{first}+{second}"})
+    dataset = prepared(combined, tmp_path, split="doubles:2-seen")
+    assert DatasetInfo.load(dataset).split["pert"] == [f"{first}+{second}"]
+    assert remarks(dataset) == []
+
+
 def test_a_perturbation_that_is_held_out_as_a_whole(cells, tmp_path, capsys):
     """It is said, and no prior learns it that has nothing to learn it from."""
     first, second, _ = treated(cells)

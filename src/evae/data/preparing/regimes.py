@@ -209,7 +209,10 @@ def _donors(rest: str, known: Known) -> dict[str, Any]:
 
 
 def _fold(rest: str, known: Known) -> dict[str, Any]:
-    """Pairs dealt out in turn, all of a perturbation after each other, so that they come to different parts."""
+    """Pairs dealt out in turn, all of a perturbation after each other, so that they come to different parts.
+
+    Perturbations of a single cell type stay in training, unless all are: they would be unseen.
+    """
     part, separator, n_parts = rest.partition("/")
     if not separator:
         raise EvaeError(f"say which part to hold out, as k-fold:1/{rest or 5}; `evae study` takes all in turn.")
@@ -217,12 +220,13 @@ def _fold(rest: str, known: Known) -> dict[str, Any]:
     if not part.isdigit() or not 1 <= int(part) <= n:
         raise EvaeError(f"'{part}' is no part of {n}; write k-fold:1/{n} up to k-fold:{n}/{n}.")
     rng = known.generator()
-    pairs = [
-        (known.cell_types[c], p)
-        for p in rng.permutation(known.treatments).tolist()
-        for c in rng.permutation(len(known.cell_types))
-        if known.n_cells(known.cell_types[c], p) >= MIN_CELLS
-    ]
+    pairs: list[tuple[str, str]] = []
+    alone: list[tuple[str, str]] = []
+    for p in rng.permutation(known.treatments).tolist():
+        kinds = [known.cell_types[c] for c in rng.permutation(len(known.cell_types))]
+        found = [(c, p) for c in kinds if known.n_cells(c, p) >= MIN_CELLS]
+        (pairs if len(found) > 1 else alone).extend(found)
+    pairs = pairs or alone
     if len(pairs) < n:
         raise EvaeError(f"there are {len(pairs)} pairs with at least {MIN_CELLS} cells; ask for fewer parts.")
     return {"pairs": tuple(sorted(pairs[int(part) - 1 :: n]))}

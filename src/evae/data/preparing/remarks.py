@@ -9,7 +9,7 @@ import pandas as pd
 
 from evae.data.preparing.describe import CellLabels, Totals
 from evae.data.reading.h5ad import H5adCounts
-from evae.models.contract_evae import EvaeError
+from evae.models.contract_evae import EvaeError, parts_of
 
 FEW = 10  # training cells of a perturbation
 SHOWN = 5
@@ -45,7 +45,8 @@ def remarks(labels: CellLabels, meta: dict[str, Any], control: str, copies: str)
     found = []
     if not counts:
         found.append("all cells are controls: a tokenizer can be trained on them, but no prior that predicts anything")
-    unseen = [name for name, n in counts.items() if not n]
+    trained = {part for name, n in counts.items() if n for part in parts_of(name, counts, control)}
+    unseen = [name for name, n in counts.items() if not n and not trained.issuperset(parts_of(name, counts, control))]
     if unseen:
         found.append(
             f"{_some(unseen)}: no cell is left to train on, so only a prior with perturbation_features (or that has "
