@@ -4,10 +4,13 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import evae
 from evae.data.preparing.prepare import prepare_dataset
 from evae.data.simulation.perturb_seq import simulate_perturb_seq
+from evae.inference.effects import shift_of_latents
+from evae.models.coders_evae import to_dense
 from evae.models.contract_evae import EvaeError
 from evae.training.prior import train_prior
 from evae.training.settings import PriorSettings, TokenizerSettings
@@ -70,6 +73,10 @@ class TestCounterfactual:
     def test_one_perturbation_only(self, pipe, controls):
         with pytest.raises(EvaeError, match="one perturbation"):
             pipe.counterfactual(controls, pipe.processor.perturbations[-2:], progress=False)
+        with pytest.raises(EvaeError, match="leave n_cells out"):
+            pipe.counterfactual(controls, pipe.processor.perturbations[-1], n_cells=3, progress=False)
+        with pytest.raises(EvaeError, match="no sampling option 'library_sise'"):
+            pipe.counterfactual(controls, pipe.processor.perturbations[-1], library_sise="controls", progress=False)
 
 
 class TestEffects:
@@ -93,17 +100,13 @@ class TestEffects:
         assert (predicted.X != read.X).nnz == 0
 
     def test_the_shift_of_the_latents_follows_the_folds(self, pipe, controls):
-        from evae.inference.effects import shift_of_latents
-
-        counts = pipe.processor(controls)
-        dense = np.zeros((controls.n_obs, len(pipe.processor.genes)), dtype=np.float32)
-        np.put_along_axis(dense, counts["gene_ids"].numpy(), counts["counts"].numpy(), axis=1)
-        import torch
-
-        none = shift_of_latents(pipe.model.tokenizer, torch.from_numpy(dense), np.zeros(40), 0)
+        batch = pipe.processor(controls)
+        cells = to_dense(batch["counts"], batch["gene_ids"], len(pipe.processor.genes))
+        before = torch.from_numpy(pipe.embed(controls.copy(), progress=False).obsm["X_evae"]).mean(0)
+        none = shift_of_latents(pipe.model.tokenizer, cells, before, np.zeros(40), 0)
         folds = np.zeros(40)
         folds[:10] = 2
-        some = shift_of_latents(pipe.model.tokenizer, torch.from_numpy(dense), folds, 0)
+        some = shift_of_latents(pipe.model.tokenizer, cells, before, folds, 0)
         assert none.abs().max() < 0.05
         assert some.abs().max() > 0.2
 

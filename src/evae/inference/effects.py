@@ -95,26 +95,29 @@ def effects_on_controls(
         device, seed: as in `Pipeline.predict`.
     """
     shifts: dict[Pair, Tensor] = {}
-    dense: dict[str, Tensor] = {}
+    read: dict[str, tuple[Tensor, Tensor]] = {}  # counts and mean latents of a cell type's controls
     for cell_type, name in pairs:
         if name not in folds:
             continue
-        if cell_type not in dense:
+        if cell_type not in read:
             rows = found.rows[cell_type][:MOST_CONTROLS]
             batches = panel_batches(checkpoint.processor, controls[rows], device=device)
             n_genes = len(checkpoint.processor.genes)
-            dense[cell_type] = torch.cat([to_dense(b["counts"], b["gene_ids"], n_genes) for b in batches])
-        shifts[cell_type, name] = shift_of_latents(checkpoint.tokenizer, dense[cell_type], folds[name], seed)
+            counts = torch.cat([to_dense(b["counts"], b["gene_ids"], n_genes) for b in batches])
+            assert found.latents is not None  # read wherever the prior takes effects
+            read[cell_type] = counts, found.latents[rows].flatten(1).mean(0)
+        shifts[cell_type, name] = shift_of_latents(checkpoint.tokenizer, *read[cell_type], folds[name], seed)
     return shifts
 
 
 @torch.inference_mode()
-def shift_of_latents(tokenizer: Any, counts: Tensor, folds: np.ndarray, seed: int) -> Tensor:
+def shift_of_latents(tokenizer: Any, counts: Tensor, latents: Tensor, folds: np.ndarray, seed: int) -> Tensor:
     """Mean shift of the latents of controls, (latents * latent_width,), when log2 fold changes are imposed on them.
 
     Args:
         tokenizer: the frozen tokenizer.
         counts: raw counts of controls over the panel, (cells, genes).
+        latents: mean latents of the controls as they are, (latents * latent_width,).
         folds: log2 fold changes over the panel, (genes,).
         seed: of the molecules that are taken and added.
     """
@@ -126,5 +129,5 @@ def shift_of_latents(tokenizer: Any, counts: Tensor, folds: np.ndarray, seed: in
     kept = torch.binomial(before, ratio.clamp_max(1).expand_as(before).contiguous(), generator=generator)
     more = (ratio - 1).clamp_min(0) * profile * before.sum(1, keepdim=True)
     after = kept + torch.poisson(more, generator=generator)
-    latents = [tokenizer.tokens_and_latents(x.to(counts))[1].float().flatten(1).mean(0) for x in (before, after)]
-    return (latents[1] - latents[0]).cpu()
+    changed = tokenizer.tokens_and_latents(after.to(counts))[1].float().flatten(1).mean(0)
+    return changed.cpu() - latents

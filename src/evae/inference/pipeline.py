@@ -137,25 +137,15 @@ class Pipeline:
         return predict_cells(self._prior(batch_size), controls, request, self.device)
 
     def counterfactual(
-        self,
-        controls: ad.AnnData | str | Path,
-        perturbation: str,
-        cell_type: str | None = None,
-        *,
-        effects: pd.DataFrame | str | Path | None = None,
-        library_size: str | Any | None = None,
-        seed: int = 0,
-        batch_size: int = 256,
-        cell_type_key: str | None = "cell_type",
-        perturbation_key: str = "perturbation",
-        control: str | None = None,
-        layer: str | None = None,
-        progress: bool = True,
-        **sampling: Any,
+        self, controls: ad.AnnData | str | Path, perturbation: str, cell_type: str | None = None, **options: Any
     ) -> ad.AnnData:
         """Draw each control cell as it would be after a perturbation: the same cells in the same order.
 
-        Arguments are those of `predict`; one perturbation, and one `cell_type` where the controls have no such column.
+        Args:
+            controls: as in `predict`.
+            perturbation: one name.
+            cell_type: one name, where the controls have no column of cell types.
+            **options: the other arguments of `predict`, but for `n_cells`.
 
         Returns:
             AnnData as from `predict`, with the names of the controls in the same order.
@@ -163,12 +153,8 @@ class Pipeline:
         Raises:
             EvaeError: as `predict` does, and for a prior that reads no source cells.
         """
-        request = Request(
-            perturbation=perturbation, cell_type=cell_type, n_cells=None, effects=effects, library_size=library_size,
-            seed=seed, batch_size=batch_size, cell_type_key=cell_type_key, perturbation_key=perturbation_key,
-            control=control, layer=layer, progress=progress, sampling=sampling,
-        )  # fmt: skip
-        return change_cells(self._prior(batch_size), controls, request, self.device)
+        request = Request.of(perturbation, cell_type, options)
+        return change_cells(self._prior(request.batch_size), controls, request, self.device)
 
     def embed(
         self,

@@ -1,7 +1,7 @@
 """A prediction: the cells asked for are planned, get a control and a library size each, and are drawn."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +39,30 @@ from evae.models.contract_evae import EvaeError
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks for; the fields are the arguments of `Pipeline.predict`."""
+    """What a user asks for; the fields, and what they are if left out, are the arguments of `Pipeline.predict`."""
 
     perturbation: str | Sequence[str] | None
-    cell_type: str | Sequence[str] | None
-    n_cells: int | Mapping[Pair, int] | None
-    effects: pd.DataFrame | str | Path | None
-    library_size: Any
-    seed: int
-    batch_size: int
-    cell_type_key: str | None
-    perturbation_key: str
-    layer: str | None
-    progress: bool
-    sampling: Mapping[str, Any]
+    cell_type: str | Sequence[str] | None = None
+    n_cells: int | Mapping[Pair, int] | None = None
+    effects: pd.DataFrame | str | Path | None = None
+    library_size: Any = None
+    seed: int = 0
+    batch_size: int = 256
+    cell_type_key: str | None = "cell_type"
+    perturbation_key: str = "perturbation"
     control: str | None = None
+    layer: str | None = None
+    progress: bool = True
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, perturbation: str, cell_type: str | None, options: Mapping[str, Any]) -> "Request":
+        """That of `Pipeline.counterfactual`: `options` are further fields, and options of the prior's `sample`."""
+        if "n_cells" in options:
+            raise EvaeError("counterfactual changes every control once; leave n_cells out, or use predict.")
+        own = {name: value for name, value in options.items() if name in cls.__dataclass_fields__ and name != "sampling"}
+        sampling = {name: value for name, value in options.items() if name not in own}
+        return cls(perturbation, cell_type, sampling=sampling, **own)
 
 
 @dataclass(frozen=True)
