@@ -28,7 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "inference": {"common", "data", "data/reading", "data/streaming", "models"},
     "evaluation/cells": {"data", "data/reading", "data/streaming"},
     "evaluation/metrics": {"evaluation/cells"},
-    "evaluation/systems": {"evaluation/cells"},
+    "evaluation/systems": {"evaluation/cells", "common"},
     "evaluation/protocols": {"evaluation/cells", "evaluation/metrics", "evaluation/systems", "common"},
     "evaluation/report": {"evaluation/cells", "evaluation/metrics", "evaluation/systems", "common"},
     "evaluation": {f"evaluation/{room}" for room in ("cells", "metrics", "systems", "protocols", "report")}

@@ -141,6 +141,21 @@ def test_predict_from_a_file_of_controls_without_labels(run, trained_prior, cont
     assert ad.read_h5ad(tmp_path / "out.h5ad").n_obs == 8
 
 
+def test_predict_follows_given_effects(run, trained_prior, controls, screen_split, tmp_path):
+    controls.write_h5ad(tmp_path / "controls.h5ad")
+    name, genes = screen_split["pert"][0], [str(gene) for gene in controls.var_names]
+    lines = [f"gene,{name}", *(f"{gene},{2 * (i % 2) - 1}" for i, gene in enumerate(genes))]
+    (tmp_path / "effects.csv").write_text("\n".join(lines))
+    given = ("--controls", tmp_path / "controls.h5ad", "--perturbation", name, "--effects", tmp_path / "effects.csv")
+    outcome = run("predict", trained_prior, *given, "--match-effects", "--out", tmp_path / "p.h5ad")
+    assert outcome.code == 0, outcome.err
+    assert "the mean follows the given effects" in outcome.out
+    refused = run("predict", trained_prior, *given[:4], "--match-effects", "--out", tmp_path / "q.h5ad")
+    assert refused.code == 2
+    assert "--match-effects follows log2 fold changes" in refused.err
+    assert not (tmp_path / "q.h5ad").exists()
+
+
 def test_predict_held_out_then_evaluate(run, trained_prior, screen_dataset, tmp_path):
     predicted = tmp_path / "predicted.h5ad"
     outcome = run("predict", trained_prior, "--held-out", screen_dataset, "--out", predicted)

@@ -110,6 +110,44 @@ class TestEffects:
         assert none.abs().max() < 0.05
         assert some.abs().max() > 0.2
 
+    def test_matched_cells_have_the_fold_changes_of_the_table(self, pipe, controls):
+        """Of a perturbation that training knows, and of a new one; for each cell type over its own controls."""
+        known = pipe.processor.perturbations[-1]
+        table = pd.concat([self.table(pipe, known, 2.0), self.table(pipe, "NEW", -2.0)], axis=1)
+        predicted = pipe.predict(controls, [known, "NEW"], effects=table, match_effects=True, progress=False)
+        report = predicted.uns["evae"]["matched_effects"].set_index(["cell_type", "perturbation"])
+        for (kind, name), rows in predicted.obs.groupby(["cell_type", "perturbation"], observed=True).indices.items():
+            before = np.asarray(controls[controls.obs["cell_type"] == kind, predicted.var_names].X.sum(0)).ravel()
+            after = np.asarray(predicted.X[rows].sum(0)).ravel()
+            plenty = (before > 50) & (after > 50)
+            found = np.log2(after / after.sum() / before * before.sum())[plenty]
+            asked = table[name].to_numpy()[plenty] + report.loc[(kind, name), "offset"]
+            np.testing.assert_allclose(found, asked, atol=0.05)
+        assert report["error_as_drawn"].min() > 0.3 > 0.05 > report["error"].max()
+        plain = pipe.predict(controls, known, progress=False)
+        changed = pipe.counterfactual(controls, known, effects=table, match_effects=True, progress=False)
+        assert changed.obs_names.tolist() == controls.obs_names.tolist()
+        assert plain.n_obs == changed.n_obs
+
+    def test_only_new_perturbations_are_told_what_the_cells_are_to_follow(self, pipe, controls, monkeypatch):
+        known = pipe.processor.perturbations[-1]
+        table = pd.concat([self.table(pipe, known, 2.0), self.table(pipe, "NEW", -2.0)], axis=1)
+        plain = (
+            pipe.predict(controls, known, progress=False),
+            pipe.predict(controls, "NEW", effects=table, progress=False),
+        )
+        monkeypatch.setattr("evae.inference.prediction.match_effects", lambda counts, *_: (counts, None))
+        for name, other in zip((known, "NEW"), plain, strict=True):
+            drawn = pipe.predict(controls, name, effects=table, match_effects=True, progress=False)
+            assert (drawn.X != other.X).nnz == 0
+
+    def test_matching_needs_the_effects_of_every_perturbation(self, pipe, controls):
+        known = pipe.processor.perturbations[-1]
+        with pytest.raises(EvaeError, match="give them as effects"):
+            pipe.predict(controls, known, match_effects=True, progress=False)
+        with pytest.raises(EvaeError, match=f"the effects lack '{known}'"):
+            pipe.predict(controls, known, effects=self.table(pipe, "NEW", 1.0), match_effects=True, progress=False)
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -182,3 +220,7 @@ def test_a_prior_that_reads_no_controls_says_so(pipe, controls, monkeypatch):
         pipe.counterfactual(controls, "any", progress=False)
     with pytest.raises(EvaeError, match="takes no effects"):
         pipe.predict(controls, "any", effects=pd.DataFrame(), progress=False)
+    name = pipe.processor.perturbations[-1]
+    table = pd.DataFrame({name: np.linspace(-1, 1, len(pipe.processor.genes))}, index=pipe.processor.genes)
+    matched = pipe.predict(controls, name, effects=table, match_effects=True, progress=False)
+    assert matched.uns["evae"]["matched_effects"]["error"].max() < 0.05

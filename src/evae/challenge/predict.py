@@ -23,8 +23,9 @@ import scipy.sparse as sp
 from evae.challenge.entry_file import BYTES_STORED
 from evae.challenge.lists import MAX_COUNTS, MAX_STORED, EntryPlan
 from evae.challenge.sources import Controls
+from evae.common.mixed_poisson import dispersions
 from evae.common.progress import progress_bar
-from evae.evaluation.systems.transfer import MAX_FOLD, dispersions, shifted_counts
+from evae.evaluation.systems.transfer import MAX_FOLD, shifted_counts
 from evae.inference.checkpoint import Checkpoint
 from evae.inference.effects import effects_on_controls, log_fold_changes
 from evae.inference.library import choose_library_sizes

@@ -14,6 +14,7 @@ from evae.models.contract_evae import EvaeError, near_matches, split_names
 
 if TYPE_CHECKING:
     import anndata as ad
+    import pandas as pd
 
     from evae.inference.pipeline import Pipeline
 
@@ -44,6 +45,9 @@ def predict(
         Path | None,
         typer.Option(help="Table of log2 fold changes that you know, genes by perturbations: csv, tsv, parquet."),
     ] = None,
+    match_effects: Annotated[
+        bool, typer.Option("--match-effects", help="Change the drawn cells until their mean follows --effects exactly.")
+    ] = False,
     library_size: Annotated[
         str | None,
         typer.Option(help="Molecules of the predicted cells: predicted, controls, training; the best if left out."),
@@ -73,6 +77,8 @@ def predict(
     check_free(out, overwrite)
     if (held_out is None) == (perturbation is None):
         raise EvaeError("give either --perturbation or --held-out.")
+    if held_out is not None and (effects is not None or match_effects):
+        raise EvaeError("--effects and --match-effects go with --controls and --perturbation; leave --held-out out.")
     check_model(model)
     if controls is not None:
         need_file(controls)
@@ -96,7 +102,7 @@ def predict(
         keys = (perturbation_key, cell_type_key)
         cells = None if controls is None else _controls(controls, pipe, layer, keys, control)
         how |= {"cell_type_key": cell_type_key or None, "perturbation_key": perturbation_key, "control": control}
-        how |= {"effects": effects} if effects is not None else {}
+        how |= {"effects": effects, "match_effects": match_effects}
         if counterfactual:
             predicted = _counterfactual(pipe, cells, wanted, kinds, n_cells, how)
         else:
@@ -160,6 +166,19 @@ def _say_predicted(predicted: "ad.AnnData", out: Path) -> None:
     facts = predicted.uns["evae"]
     guidance = f", guidance {facts['guidance_scale']:g}" if facts["guidance_scale"] != 1 else ""
     say(f"library sizes: {facts['library_size_source']}{guidance}")
+    if "matched_effects" in facts:
+        say(_said_match(facts["matched_effects"]))
     coverage = facts.get("gene_coverage", 1.0)
     if coverage < 1:
         say(f"the controls measure {coverage:.0%} of the model's gene panel", style="yellow")
+
+
+def _said_match(found: "pd.DataFrame") -> str:
+    worst = found.loc[found["error"].fillna(0).idxmax()]
+    text = (
+        f"the mean follows the given effects: log2 fold changes differ by {worst['error']:.2g} (as drawn "
+        f"{worst['error_as_drawn']:.2g}; root mean square over {worst['genes']:,} genes"
+    )
+    text += f"; the largest of {len(found)} pairs)" if len(found) > 1 else ")"
+    lacking = int(found["genes_without_controls"].max())
+    return text + (f"; {lacking:,} genes that the controls lack cannot change" if lacking else "")

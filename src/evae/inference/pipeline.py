@@ -76,6 +76,7 @@ class Pipeline:
         n_cells: int | Mapping[Pair, int] | None = None,
         *,
         effects: pd.DataFrame | str | Path | None = None,
+        match_effects: bool = False,
         library_size: str | Any | None = None,
         seed: int = 0,
         batch_size: int = 256,
@@ -104,6 +105,9 @@ class Pipeline:
             effects: log2 fold changes that you know of the perturbations, genes by perturbations or the other way
                 round, as a table or its csv, tsv or parquet file; for a prior with `condition_on_effect`. They take the
                 place of what training found, and may be of perturbations that it never saw.
+            match_effects: change the drawn cells, as whole counts, until the pseudobulk of each pair has the fold
+                changes of `effects` over that of its controls (`evae.inference.matching` says how). Any prior will do.
+                A perturbation that it knows is drawn as it knows it; it is told the effects of others only.
             library_size: total counts of the predicted cells: "predicted" from the control's, the perturbation and the
                 cell type, those of the "controls", some of the "training" cells, or numbers (cells,). None takes what
                 training found best on left-out pairs.
@@ -123,16 +127,17 @@ class Pipeline:
             apart" or "unseen"), `library_size` (the total counts the cell was drawn for). var: genes are named as the
             controls name them. Where the controls call the label
             columns otherwise, obs has them under those names too. uns["evae"]: model,
-            seed, share of the panel that the controls cover, versions.
+            seed, share of the panel that the controls cover, versions, with `match_effects` how close it came.
 
         Raises:
             EvaeError: the checkpoint is a tokenizer only, a name or an option that it does not know, controls
                 that are not raw counts or not controls, or too little gene coverage.
         """
         request = Request(
-            perturbation=perturbation, cell_type=cell_type, n_cells=n_cells, effects=effects, library_size=library_size,
-            seed=seed, batch_size=batch_size, cell_type_key=cell_type_key, perturbation_key=perturbation_key,
-            control=control, layer=layer, progress=progress, sampling=sampling,
+            perturbation=perturbation, cell_type=cell_type, n_cells=n_cells, effects=effects,
+            match_effects=match_effects, library_size=library_size, seed=seed, batch_size=batch_size,
+            cell_type_key=cell_type_key, perturbation_key=perturbation_key, control=control, layer=layer,
+            progress=progress, sampling=sampling,
         )  # fmt: skip
         return predict_cells(self._prior(batch_size), controls, request, self.device)
 

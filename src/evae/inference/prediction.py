@@ -16,6 +16,7 @@ from evae.inference.checkpoint import Checkpoint
 from evae.inference.effects import effects_on_controls, log_fold_changes
 from evae.inference.embedding import said_coverage
 from evae.inference.library import choose_library_sizes, compare_with_controls
+from evae.inference.matching import match_effects, wanted_of
 from evae.inference.request import (
     cell_type_labels,
     choose_controls,
@@ -34,7 +35,7 @@ from evae.inference.sampling import (
     source_cells,
     takes_effects,
 )
-from evae.models.contract_evae import EvaeError
+from evae.models.contract_evae import EvaeError, near_matches
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Request:
     cell_type: str | Sequence[str] | None = None
     n_cells: int | Mapping[Pair, int] | None = None
     effects: pd.DataFrame | str | Path | None = None
+    match_effects: bool = False
     library_size: Any = None
     seed: int = 0
     batch_size: int = 256
@@ -60,7 +62,9 @@ class Request:
         """That of `Pipeline.counterfactual`: `options` are further fields, and options of the prior's `sample`."""
         if "n_cells" in options:
             raise EvaeError("counterfactual changes every control once; leave n_cells out, or use predict.")
-        own = {name: value for name, value in options.items() if name in cls.__dataclass_fields__ and name != "sampling"}
+        own = {
+            name: value for name, value in options.items() if name in cls.__dataclass_fields__ and name != "sampling"
+        }
         sampling = {name: value for name, value in options.items() if name not in own}
         return cls(perturbation, cell_type, sampling=sampling, **own)
 
@@ -115,18 +119,43 @@ def _pairs(
     prior: Checkpoint, controls: ad.AnnData | None, asked: Request, any_cell_type: bool, folds: Mapping[str, np.ndarray]
 ) -> dict[Pair, int]:
     wanted = (controls, asked.perturbation, asked.cell_type, asked.n_cells, asked.cell_type_key, any_cell_type)
-    return pairs_asked_for(prior.processor, *wanted, told=folds)
+    pairs = pairs_asked_for(prior.processor, *wanted, told=folds if takes_effects(prior) else ())
+    lacking = [name for _, name in pairs if name not in folds] if asked.match_effects else []
+    if lacking:
+        raise EvaeError(
+            f"the effects lack '{lacking[0]}', which match_effects needs. {near_matches(lacking[0], list(folds))}"
+        )
+    return pairs
 
 
 def _read_folds(prior: Checkpoint, controls: ad.AnnData | None, asked: Request) -> dict[str, np.ndarray]:
     """Perturbation -> log2 fold changes that the user gives."""
     if asked.effects is None:
+        if asked.match_effects:
+            raise EvaeError("match_effects follows log2 fold changes that you know; give them as effects.")
         return {}
-    if not takes_effects(prior):
-        raise EvaeError(f"{prior.name} takes no effects; train a prior with model.condition_on_effect=true.")
+    if not takes_effects(prior) and not asked.match_effects:
+        raise EvaeError(
+            f"{prior.name} takes no effects; train a prior with model.condition_on_effect=true, or set "
+            "match_effects=True, which changes the drawn cells."
+        )
     if controls is None:
         raise EvaeError("effects are imposed on control cells; give controls.")
     return log_fold_changes(asked.effects, prior.processor)
+
+
+def _told(prior: Checkpoint, folds: Mapping[str, np.ndarray], asked: Request) -> Mapping[str, np.ndarray]:
+    """The effects that the prior is told.
+
+    Where the drawn cells are changed to follow them, those of new perturbations alone: of others the prior knows more
+    than a mean, and with what it knows the changed cells come out closer to real ones.
+    """
+    if not asked.match_effects:
+        return folds
+    if not takes_effects(prior):
+        return {}
+    known = set(prior.processor.known_units())
+    return {name: of for name, of in folds.items() if not known.issuperset(prior.processor.parts(name))}
 
 
 def _read_controls(
@@ -159,10 +188,11 @@ def _draw(
     default = getattr(prior.model.config, "guidance_scale", 1.0)
     facts["guidance_scale"] = float(asked.sampling.get("guidance_scale", default))
     shifts = {}
+    pairs = list(obs.groupby(["cell_type", "perturbation"], observed=True).indices)
     if read is not None:
-        pairs = list(obs.groupby(["cell_type", "perturbation"], observed=True).indices)
         reading: dict[str, Any] = {"device": device, "seed": seed}
-        shifts = effects_on_controls(prior, read.cells, read.found, folds, pairs, **reading)
+        told = _told(prior, folds, asked)
+        shifts = effects_on_controls(prior, read.cells, read.found, told, pairs, **reading)
         if sources is not None and source_cells(prior):
             obs["source"] = read.found.names[sources]
     if controls is not None:
@@ -170,6 +200,9 @@ def _draw(
     conditions = conditions_of(prior, obs, found, sources, seed, shifts)
     how: dict[str, Any] = {"batch_size": asked.batch_size, "progress": asked.progress, "sampling": asked.sampling}
     X = draw_cells(prior, conditions, seed=seed, device=device, **how)
+    if asked.match_effects and read is not None:
+        wanted = wanted_of(prior.processor, read.cells, read.found, folds, pairs)
+        X, facts["matched_effects"] = match_effects(X, obs, wanted, seed)
     keep_own_columns(obs, controls, {asked.cell_type_key: "cell_type", asked.perturbation_key: "perturbation"})
     var = planned_genes(prior.processor, controls)
     return ad.AnnData(X=X, obs=obs, var=var, uns={"evae": facts | prior.provenance()})

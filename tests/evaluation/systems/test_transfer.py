@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from evae.evaluation.systems.transfer import dispersions, effects_of, shifted_counts, shrunken_folds
+from evae.common.mixed_poisson import dispersions
+from evae.evaluation.systems.transfer import effects_of, shifted_counts, shrunken_folds
 
 GENES = [f"G{i}" for i in range(60)]
 

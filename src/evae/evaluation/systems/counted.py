@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
+from evae.common.mixed_poisson import dispersions
 from evae.evaluation.cells import Comparison, Pair
 from evae.evaluation.cells.normalised import Cells
 from evae.evaluation.systems.names import CONTEXT_MEAN, CONTROL_COPY, MODEL, OTHER_CONTEXTS, SHRUNKEN_TRANSFER
-from evae.evaluation.systems.transfer import Effects, dispersions, effects_of, shifted_counts, shrunken_folds
+from evae.evaluation.systems.transfer import Effects, effects_of, shifted_counts, shrunken_folds
 
 CountDraw = Callable[[Pair, int, np.random.Generator], sp.csr_matrix]
 

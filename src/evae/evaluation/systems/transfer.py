@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
+from evae.common.mixed_poisson import draw_rates, relative_sizes
+
 BULK_PER_RATE = 5.0  # log1p of counts per 50,000, as the challenge compares
 DEFAULT_AMPLITUDE = 0.5  # where no second training context can tell
 MAX_FOLD = 16.0
@@ -126,19 +128,6 @@ def _amplitudes(contexts: Mapping[str, Effects]) -> tuple[float, float] | None:
     return found[0], found[1]
 
 
-def dispersions(counts: sp.csr_matrix) -> np.ndarray:
-    """Dispersion of each gene by moments, of variance = m + dispersion m^2 at one library size, (genes,)."""
-    counts = counts.astype(np.float64)
-    size = np.asarray(counts.sum(axis=1)).ravel()
-    size = np.where(size > 0, size / max(size.mean(), 1e-12), 1.0)
-    scaled = sp.diags(1 / size) @ counts
-    mean = np.asarray(scaled.mean(axis=0)).ravel()
-    square = np.asarray(scaled.multiply(scaled).mean(axis=0)).ravel()
-    noise = mean * float((1 / size).mean())  # of counting, after division by the size
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.nan_to_num((square - mean**2 - noise) / mean**2, nan=0.01, posinf=10.0).clip(0.01, 10.0)
-
-
 def shifted_counts(
     counts: sp.csr_matrix, fold: np.ndarray, dispersion: np.ndarray, rng: np.random.Generator
 ) -> sp.csr_matrix:
@@ -149,17 +138,13 @@ def shifted_counts(
     genes = np.flatnonzero(fold > 1)
     mean = np.asarray(counts.mean(axis=0)).ravel()[genes]
     genes, mean = genes[mean > 0], mean[mean > 0]
-    size = np.asarray(counts.sum(axis=1)).ravel()
-    size = size / max(size.mean(), 1e-12)
-    shape = 1 / dispersion[genes]
+    size = relative_sizes(counts)
     blocks = []
     for start in range(0, counts.shape[0], _BLOCK):
         part = slice(start, start + _BLOCK)
         seen = counts[part][:, genes].toarray()
-        expected = size[part, None] * mean
-        with np.errstate(divide="ignore"):
-            scale = 1 / (shape / np.maximum(expected, 1e-12) + 1)
-        extra = rng.poisson((fold[genes] - 1) * rng.gamma(shape + seen, scale))
+        rates = draw_rates(seen, size[part, None] * mean, dispersion[genes], rng)
+        extra = rng.poisson((fold[genes] - 1) * rates)
         rows, columns = np.nonzero(extra)
         blocks.append(sp.csr_matrix((extra[rows, columns], (rows, genes[columns])), (len(seen), counts.shape[1])))
     found = sp.csr_matrix(down + sp.vstack(blocks, format="csr"), dtype=np.float32)
