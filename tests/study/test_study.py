@@ -18,6 +18,7 @@ from evae.study import run as study_run
 from evae.study.figures import scaled_over_heads
 from evae.study.plan import plan
 from evae.study.results import training_numbers
+from evae.training.resume.folder_lock import FolderLock
 
 ROOT = Path(__file__).parents[2]
 TINY = {"batch_size": 32, "max_steps": 4, "warmup_steps": 1, "eval_every": 4, "save_every": 4}
@@ -242,7 +243,7 @@ def test_splits_in_turn(written, content, screen_file, tmp_path, calls, capsys):
     names = ["as prepared", "each: type_A", "each: type_B"]
     numbers = pd.read_csv(out / "study.csv")
     assert list(dict.fromkeys(numbers["split"])) == names
-    found = [DatasetInfo.load(folder) for folder in sorted(out.glob("datasets/*"))]
+    found = [DatasetInfo.load(folder) for folder in sorted(out.glob("datasets/[!.]*"))]
     assert [info.split["cell_type"] for info in found] == [["type_A"], ["type_B"]]
     assert all(len(info.split["pert"]) == 4 for info in found)
     assert len(list(out.glob("priors/*"))) == len(list(out.glob("tokenizers/*"))) == 6
@@ -286,6 +287,21 @@ def test_what_is_wrong_with_splits_is_said_first(written, screen_file, tmp_path,
         assert message in outcome.err
         assert len(outcome.err.splitlines()) == 1
     assert not calls
+
+
+def test_what_another_process_trains_is_left_to_it(written, tmp_path, calls, capsys):
+    study = read_study(written(output_dir=str(tmp_path), priors={"AR": {"model_type": "evae_ar"}}))
+    first = plan(study)[0][0].folder
+    other = FolderLock(first)  # stands for a process that trains there
+    assert other.take() is None
+    run_study(study)
+    assert calls == ["FSQ-mse-seed0", "FSQ-ce_quantile-seed0", "FSQ-ce_quantile-AR-seed0", *["evaluation"] * 2]
+    assert "another process trains it" in capsys.readouterr().out
+    assert not (first / "model.safetensors").exists()
+    other.release()
+    calls.clear()
+    run_study(study)
+    assert calls == ["FSQ-mse-seed0", "FSQ-mse-AR-seed0", *["evaluation"] * 2]
 
 
 def test_a_prior_that_cannot_know_a_perturbation_is_left_out_before_anything_is_trained(

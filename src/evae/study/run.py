@@ -1,5 +1,6 @@
 """Run a study: train what is missing, evaluate all alike, write the tables. Interrupted, the same call goes on.
 
+Several processes may run the same study at once: each takes what no other is training, and the last writes the tables.
 Under torchrun or `accelerate launch` all ranks train together, and share out the evaluations.
 """
 
@@ -31,6 +32,7 @@ from evae.study.splits import split_datasets
 from evae.study.write import write_study
 from evae.training.loop.setup import make_accelerator
 from evae.training.prior import train_prior
+from evae.training.resume.folder_lock import FolderTaken
 from evae.training.resume.former_run import is_finished
 from evae.training.settings import PriorSettings, TokenizerSettings
 from evae.training.tokenizer import train_tokenizer
@@ -171,10 +173,16 @@ class _Run:
         if no_tokenizer or self._out_of_time():
             return False
         self.console.print(f"training {training.folder.name}", style="bold", markup=False)
-        if isinstance(settings, TokenizerSettings):
-            train_tokenizer(settings)
-        else:
-            train_prior(cast(PriorSettings, settings))
+        try:
+            if isinstance(settings, TokenizerSettings):
+                train_tokenizer(settings)
+            else:
+                train_prior(cast(PriorSettings, settings))
+        except FolderTaken:
+            if self.ranks.num_processes > 1:
+                raise
+            self.console.print("another process trains it; going on with the next", markup=False)
+            return False
         if self.ranks.is_main_process:  # a finished run needs no checkpoints
             shutil.rmtree(training.folder / "checkpoints", ignore_errors=True)
         self.ranks.wait_for_everyone()

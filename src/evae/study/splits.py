@@ -23,12 +23,15 @@ never see what is held out. One that is there already, of the same files and opt
 import hashlib
 import inspect
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from evae.common.files import lock
 from evae.data.preparing.automatic import read_labels
 from evae.data.preparing.prepare import prepare_dataset
 from evae.data.preparing.regimes import Known, expand, is_regime
@@ -129,11 +132,22 @@ def _dataset(name: str, split: Any, options: dict[str, Any], out: Path, tell: Ca
     said = Path(split).read_text() if isinstance(split, str) and Path(split).is_file() else split
     text = json.dumps([said, {**options, "files": [_identity(Path(f)) for f in options["files"]]}], sort_keys=True)
     folder = out / "datasets" / f"{as_file_name(name)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    if not (folder / "dataset.json").is_file():
+    with _turn(folder.parent):
+        if (folder / "dataset.json").is_file():
+            return folder
         tell(f"preparing {folder.name}")
         given = {key: value for key, value in options.items() if key != "files"}
-        prepare_dataset(options["files"], folder, split=split, progress=False, **given)
-    return folder
+        return prepare_dataset(options["files"], folder, split=split, progress=False, **given)
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """One process at a time; others of the same study wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        while not lock(file):
+            time.sleep(0.5)
+        yield
 
 
 def _identity(path: Path) -> list[Any]:

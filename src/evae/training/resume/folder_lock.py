@@ -69,8 +69,12 @@ class FolderLock:
                 folder.rmdir()
 
 
-def taken(folder: Path, other: str) -> EvaeError:
+class FolderTaken(EvaeError):
+    """Another training works in the folder."""
+
+
+def taken(folder: Path, other: str) -> FolderTaken:
     """What to say where another training has the folder."""
-    return EvaeError(
+    return FolderTaken(
         f"another training works in output_dir {folder} ({other}); wait for it to end, or choose another output_dir."
     )
