@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from evae.common.digests import weights_digest
 from evae.common.progress import console
-from evae.data.format import DatasetInfo
+from evae.data.format import Dataset, DatasetInfo
 from evae.data.streaming.mixture import Mixture, Sources
 from evae.models.configuration_evae import EvaeConfig
 from evae.models.configuration_evae_prior import EvaeARConfig, EvaeFlowConfig, EvaeMDLMConfig
@@ -71,18 +71,34 @@ def train_prior(settings: PriorSettings) -> Path:
             holds a run or that another training uses, a loss that is not finite, a full disk.
         SystemExit: code 143 after SIGTERM, 130 after Ctrl-C, with a checkpoint or before the first step.
     """
-    settings.require("tokenizer")
+    settings.require("dataset", "tokenizer", "output_dir")
     if settings.model_type not in PRIORS:
         raise EvaeError(
             f"unknown model_type '{settings.model_type}'. {near_matches(settings.model_type, list(PRIORS))}"
         )
     fields = check_model_settings(settings.model, PRIORS[settings.model_type][0], FROM_DATASET)
     accelerator = make_accelerator(settings)
+    settings = held_to_epochs(settings, accelerator)
     with claimed_folder(settings, accelerator) as run:
         if run.status == FINISHED:
             return report_finished(run)
         with stopping_together(run, accelerator, settings.compile) as check_stop:
             return _train_on(settings, fields, accelerator, run, check_stop)
+
+
+def held_to_epochs(settings: PriorSettings, accelerator: Accelerator) -> PriorSettings:
+    """The settings with `max_steps` held to `max_epochs` of their datasets; says so where it is less."""
+    if not settings.max_epochs:
+        return settings
+    n_cells = sum(Dataset.open(dataset).info.n_cells["train"] for dataset in settings.datasets)
+    held = settings.within_epochs(n_cells, accelerator.num_processes)
+    if held.max_steps < settings.max_steps:
+        console(accelerator.is_main_process).print(
+            f"{held.max_steps:,} steps, which are max_epochs={settings.max_epochs:g} passes over {n_cells:,} training "
+            "cells; name max_steps to train longer",
+            highlight=False,
+        )
+    return held
 
 
 def _train_on(

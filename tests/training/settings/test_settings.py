@@ -68,6 +68,22 @@ def test_missing_file(tmp_path):
         load_settings("prior", tmp_path / "none.yaml")
 
 
+def test_max_steps_by_hand_puts_aside_the_presets_epochs(tmp_path):
+    path = write(tmp_path, "max_steps: 1200\nmax_epochs: 12\n")
+    assert load_settings("prior", path).max_epochs == 12
+    assert load_settings("prior", path, ["max_steps=800"]).max_epochs == 0
+    assert load_settings("prior", path, ["max_steps=800", "max_epochs=3"]).max_epochs == 3
+
+
+def test_epochs_hold_the_steps_of_a_small_set_only():
+    settings = PriorSettings(max_steps=1200, max_epochs=12, batch_size=128, warmup_steps=100, eval_every=200)
+    held = settings.within_epochs(2764, ranks=1)
+    assert (held.max_steps, held.warmup_steps) == (260, 100)
+    assert settings.within_epochs(1000, ranks=1).warmup_steps == 47  # of 94 steps
+    assert settings.within_epochs(2764, ranks=2).max_steps == 130
+    assert settings.within_epochs(17_000, ranks=1) == settings
+
+
 def test_resume_and_overwrite_exclude_each_other():
     with pytest.raises(EvaeError, match="resume and overwrite"):
         Settings(resume=True, overwrite=True)

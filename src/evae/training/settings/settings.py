@@ -6,6 +6,7 @@ does not exist or a value of the wrong type raises `EvaeError`.
 
 import dataclasses
 import inspect
+import math
 import os
 import re
 import types
@@ -79,7 +80,7 @@ class Settings:
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise EvaeError(f"{name} is {getattr(self, name)}; give a number above 0.")
-        for name in ("weight_decay", "warmup_steps", "seed", "thinned_copies"):
+        for name in ("weight_decay", "warmup_steps", "seed", "thinned_copies", "max_epochs"):
             if getattr(self, name, 0) < 0:
                 raise EvaeError(f"{name} is {getattr(self, name)}; give 0 or more.")
         if not 0 <= self.ema_decay < 1:
@@ -125,11 +126,30 @@ class PriorSettings(Settings):
     coupling: str = (
         "optimal-transport"  # which control a perturbed cell is paired with, with model.source_cells=1; random
     )
+    max_epochs: float = (
+        0.0  # the run ends after so many passes over the training cells, if not after max_steps; 0: never
+    )
     thinned_copies: int = 0  # further encodings of every training cell, with fewer molecules: for small sets
     learning_rate: float = 2e-4
     weight_decay: float = 0.0
     warmup_steps: int = 3_000
     max_grad_norm: float = 1.0
+
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (*Settings.MAY_CHANGE, "max_epochs")  # what it does is in max_steps
+
+    def within_epochs(self, n_cells: int, ranks: int) -> "PriorSettings":
+        """The settings with `max_steps` held to `max_epochs`, of which the warm-up takes half at most.
+
+        A small set is learned by heart long before a preset's `max_steps`, at a learning rate that never fell.
+
+        Args:
+            n_cells: training cells.
+            ranks: processes that train together.
+        """
+        steps = math.ceil(self.max_epochs * n_cells / (self.batch_size * self.gradient_accumulation_steps * ranks))
+        if not self.max_epochs or steps >= self.max_steps:
+            return self
+        return dataclasses.replace(self, max_steps=max(steps, 1), warmup_steps=min(self.warmup_steps, steps // 2))
 
 
 KINDS: dict[str, type[Settings]] = {"tokenizer": TokenizerSettings, "prior": PriorSettings}
@@ -143,7 +163,8 @@ def load_settings(
     Args:
         kind: "tokenizer" or "prior".
         config_path: a YAML file of settings; none keeps the defaults.
-        overrides: "key=value" or "model.key=value"; values are read as YAML and win over the file.
+        overrides: "key=value" or "model.key=value"; values are read as YAML and win over the file. `max_steps` among
+            them puts aside the file's `max_epochs`.
 
     Raises:
         EvaeError: a file that is missing or is no YAML mapping, an unknown key, a value of the wrong type.
@@ -162,6 +183,9 @@ def load_settings(
             values["model"][key.removeprefix("model.")] = value
         else:
             values[key] = value
+    named = {override.partition("=")[0] for override in overrides}
+    if "max_steps" in named and "max_epochs" not in named:
+        values.pop("max_epochs", None)  # so many steps are asked for
     cls = KINDS[kind]
     known = [f.name for f in dataclasses.fields(cls)]
     for key in values:
