@@ -239,6 +239,8 @@ def test_splits_in_turn(written, content, screen_file, tmp_path, calls, capsys):
         "priors": {"AR": {"model_type": "evae_ar"}}, "suite": "robust",
         "splits": {"each": "leave-one-cell-type-out", "as prepared": {"dataset": content["dataset"]}},
     }  # fmt: skip
+    out = run_study(read_study(written(**changes, max_minutes=1e-9)))
+    assert "# Study of 3 splits" in (out / "study.md").read_text()  # nothing else is known yet
     out = run_study(read_study(written(**changes)))
     names = ["as prepared", "each: type_A", "each: type_B"]
     numbers = pd.read_csv(out / "study.csv")

@@ -33,7 +33,7 @@ def write_study(study: Study, results: Results, leaks: dict[str, list[str]], out
     Args:
         study: what was asked for.
         results: from `read_results`, of all splits; may be incomplete.
-        leaks: of every split what stands on both sides.
+        leaks: of every split what stands on both sides; "" is the name of a single split.
         out: the study's folder.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -56,15 +56,17 @@ def markdown(
     study: Study, numbers: pd.DataFrame, tests: pd.DataFrame, leaks: dict[str, list[str]], figures: list[str]
 ) -> str:
     """The study as Markdown: all systems, means over heads and over systems, and what holds over splits and pairs."""
-    splits = list(dict.fromkeys(numbers["split"])) or [""]
+    splits = list(leaks)
     title = f"# Study of {Path(study.dataset).name}" if splits == [""] else f"# Study of {len(splits)} splits"
     lines = [title, "", READING]
     tested = ["", "## Paired tests", "", TESTS, "", *test_lines(tests)] if len(tests) else []
-    if splits != [""]:
+    if splits != [""] and len(numbers):
         lines += over_splits(numbers) + tested
-    for split in splits:
-        lines += _of_split(numbers[numbers["split"] == split], split)
-        lines += [line for sentence in leaks.get(split, []) for line in ("", f"Caution: {sentence}.")]
+    for split, sentences in leaks.items():
+        part = numbers[numbers["split"] == split]
+        lines += _of_split(part, split) if len(part) or not split else []
+        about = f"Caution, {split}" if split else "Caution"
+        lines += [line for sentence in sentences for line in ("", f"{about}: {sentence}.")]
     lines += tested if splits == [""] else []
     lines += ["", "## Plots"] if figures else []
     for path in figures:
