@@ -47,6 +47,10 @@ def evaluate(
     ] = None,
     suite: Annotated[str, typer.Option(help=f"{', '.join(SUITES)}.")] = "robust",
     seeds: Annotated[int, typer.Option(help="How many seeds to average over.", min=1)] = 3,
+    depth_matched: Annotated[
+        bool | None,
+        typer.Option(help="Compare at one depth too, both sides thinned; if left out, where depths differ."),
+    ] = None,
     baseline: Annotated[
         str | None, typer.Option(help="One more baseline, trained here for some minutes: scvi (extra scvi).")
     ] = None,
@@ -89,6 +93,7 @@ def evaluate(
     }
     how |= {"scale": scale, "real_scale": real_scale}
     how |= {"seeds": tuple(range(seeds)), "progress": watched()}
+    how |= {"depth_matched": depth_matched}
     result = run_evaluation(predicted, **how, extra_baselines=() if baseline is None else (baseline,))
     alone = None if tokenizer is None else _tokenizer_alone(tokenizer, dataset, how)
     if alone is not None:

@@ -14,6 +14,7 @@ from evae.evaluation.cells.comparison import Comparison, compare
 from evae.evaluation.cells.inputs import Data, Progress, require
 from evae.evaluation.protocols.cell_eval_adapter import cell_eval_protocol
 from evae.evaluation.protocols.challenge import challenge_protocol
+from evae.evaluation.protocols.depth import depth_protocol, depths_differ
 from evae.evaluation.protocols.differential import de_protocol, default_cache
 from evae.evaluation.protocols.distribution import (
     diversity_protocol,
@@ -55,6 +56,7 @@ def evaluate(
     suite: str = "robust",
     seeds: int | Sequence[int] = (0, 1, 2),
     n_components: int = 30,
+    depth_matched: bool | None = None,
     with_baselines: bool = True,
     extra_baselines: Sequence[str] = (),
     cache: str | Path | None = "default",
@@ -87,6 +89,9 @@ def evaluate(
             scores of the Virtual Cell Challenge 2026; raw counts on both sides) or "full" (all but that).
         seeds: of the draws and splits, one or several; the first alone serves where one draw is made.
         n_components: principal components of W2, MMD2 and FD.
+        depth_matched: also compare model, controls and split half at one depth: both sides thinned, see
+            `evae.evaluation.protocols.depth`. None does so in the protocol `robust` where both sides are raw counts
+            whose median depths differ by more than 1.5 times.
         with_baselines: compute the baselines too.
         extra_baselines: more of them, that other libraries give: "scvi", trained on the training cells (extra
             `scvi`).
@@ -117,7 +122,10 @@ def evaluate(
         comparison = compare(
             predicted, real, train, controls, seed=seeds[0], progress=bar.track, rates=suite == "vcc2026", **keys
         )
-        plan = _Plan(SUITES[suite], seeds, n_components, with_baselines, tuple(extra_baselines), tables, bar.track)
+        groups = SUITES[suite]
+        if depth_matched or (depth_matched is None and "robust" in groups and depths_differ(comparison)):
+            groups = (*groups, "equal depth")
+        plan = _Plan(groups, seeds, n_components, with_baselines, tuple(extra_baselines), tables, bar.track)
         records = _run(comparison, plan)
     settings = {**keys, "suite": suite, "seeds": list(seeds), "n_components": n_components}
     if extra_baselines:
@@ -163,6 +171,8 @@ def _run(comparison: Comparison, plan: _Plan) -> list[Record]:
         records += paper_protocol(comparison, systems, seeds[0], bar, n_components)
     if "robust" in groups:
         records += robust_protocol(comparison, systems, seeds, bar, n_components)
+    if "equal depth" in groups:
+        records += depth_protocol(comparison, seeds, bar, n_components)
     if "perturbation" in groups:
         records += perturbation_protocol(comparison, systems, seeds, bar)
     if "differential expression" in groups:

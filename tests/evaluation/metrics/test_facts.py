@@ -21,7 +21,8 @@ def test_what_is_computed_is_what_is_shown(screen, real, perfect):
     """All but cell-eval's own metrics and those of tokenizers, which come from a training's log."""
     computed = set()
     for suite in ("paper", "robust", "perturbation", "vcc2026"):
-        result = evaluate(perfect, real, screen, suite=suite, seeds=(0,), progress=False, cache=None)
+        how = {"seeds": (0,), "progress": False, "cache": None, "depth_matched": suite == "robust"}
+        result = evaluate(perfect, real, screen, suite=suite, **how)
         rows = result.summary()
         computed |= set(zip(rows["group"], rows["level"], rows["metric"], strict=True))
         assert {metric for *_, metric in computed} <= set(BY_NAME)

@@ -82,6 +82,7 @@ TABLES = (
         "robust", "pooled", "Protocol robust: PCA fitted elsewhere, matched halves",
         ("table", "brief", "figure", "radar", "card", "summary", "study"),
     ),
+    MetricTable("equal depth", "pooled", "Both sides thinned to one depth", ("table", "brief", "summary")),
     MetricTable("robust", "pair", "Protocol robust, mean over perturbations", ("table", "study")),
     MetricTable(
         "perturbation", "pair", "Perturbation metrics on pseudobulks, mean over perturbations",
@@ -106,6 +107,7 @@ TABLES = (
 )  # fmt: skip
 
 _DISTANCE = ("paper", "robust")
+_DEPTH = ("equal depth",)
 _EFFECT = ("perturbation",)
 _EFFECT_TOO = ("perturbation", "cell-eval")
 _DE = ("differential expression",)
@@ -138,6 +140,11 @@ METRICS = (
         _DISTANCE, ("figure", "radar", "card", "summary", "study"),
         "mean",  # in high dimension, points near the mean are nearer to all cells than cells are
     ),
+    Metric(
+        "fd_equal_depth", "FD, equal depth", "low", "FD after both sides are thinned to one depth", _DEPTH,
+        ("brief", "summary"),
+    ),
+    Metric("mse_equal_depth", "MSE, equal depth", "low", "of mean expression, after the same thinning", _DEPTH),
     Metric(
         "pearson_delta", "Pearson Δ", "high", "whether genes change on average as they should; 1 exactly, 0 not",
         _EFFECT_TOO, ("brief", "figure", "card", "summary", "study"), "mean",

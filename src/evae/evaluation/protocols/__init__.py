@@ -6,6 +6,7 @@ Enters: a `Comparison` and systems. Leaves: records, one a number. May import: t
 
 from evae.evaluation.protocols.cell_eval_adapter import cell_eval_protocol
 from evae.evaluation.protocols.challenge import challenge_protocol
+from evae.evaluation.protocols.depth import depth_protocol
 from evae.evaluation.protocols.differential import de_protocol
 from evae.evaluation.protocols.distribution import (
     diversity_protocol,
@@ -20,6 +21,7 @@ __all__ = [
     "cell_eval_protocol",
     "challenge_protocol",
     "de_protocol",
+    "depth_protocol",
     "diversity_protocol",
     "paper_protocol",
     "perturbation_protocol",
