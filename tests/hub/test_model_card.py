@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 import evae
-from evae.hub.model_card import NOT_MEASURED, NOT_PUBLISHED, card_names, model_card
+from evae.hub.model_card import NOT_MEASURED, NOT_PUBLISHED, Described, card_names, model_card, what_it_reads
 from evae.training.settings import config_path, load_settings
 
 CONFIGS = {
@@ -120,3 +120,19 @@ def test_snippets_run(stage, trained_prior, trained_tokenizer, controls, screen)
         exec(compile(code, "card", "exec"), names)
     counts = names["counts"] if stage == "prior" else names["codes"]
     assert len(counts) == (len(controls) if stage == "prior" else 8)
+
+
+def test_a_prior_says_what_it_reads_and_which_guidance_was_chosen():
+    small = evae.EvaeConfig(n_genes=10)
+    sources = {"source_cells": 1, "condition_on_effect": True, "guidance_scale": 1.25}
+    config = evae.EvaeARConfig(small, guidance_curve={"1": 0.02, "1.25": 0.015}, **sources)
+    described = Described(config.model_type, "SIZE.", None, what_it_reads(config), any_cell_type=True)
+    text = model_card("me/mine", described=described)
+    assert "one control cell for every cell that it writes" in text
+    assert "mean effect in other cell types" in text
+    assert "default guidance scale is 1.25, chosen on validation cells" in text
+    assert "0.02 with 1, 0.015 with 1.25" in text
+    assert "Cell types that it never saw are predicted" in text
+    plain = what_it_reads(evae.EvaeARConfig(small))
+    assert plain == "It reads the name of the perturbation and that of the cell type. The default guidance scale is 1."
+    assert what_it_reads(small) == ""

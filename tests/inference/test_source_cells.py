@@ -43,7 +43,15 @@ def pipe(cells, tmp_path_factory):
     common = {"dataset": str(folder / "data"), **SHORT}
     tokenizer = train_tokenizer(TokenizerSettings(output_dir=str(folder / "tokenizer"), model=TOKENIZER, **common))
     settings = PriorSettings(tokenizer=str(tokenizer), output_dir=str(folder / "prior"), model=PRIOR, **common)
-    return evae.pipeline(train_prior(settings), device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evae.training.guidance.FEWEST_CELLS", 1)  # of these few validation cells
+        return evae.pipeline(train_prior(settings), device="cpu")
+
+
+def test_the_checkpoint_keeps_what_its_guidance_was_chosen_by(pipe):
+    config = pipe.model.config
+    assert config.guidance_curve[f"{config.guidance_scale:g}"] > 0
+    assert list(config.guidance_curve) == ["1", "1.25", "1.5", "2"]
 
 
 class TestCounterfactual:

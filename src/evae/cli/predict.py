@@ -164,8 +164,7 @@ def _say_predicted(predicted: "ad.AnnData", out: Path) -> None:
         f"training), {predicted.n_vars:,} genes: {out}"
     )
     facts = predicted.uns["evae"]
-    guidance = f", guidance {facts['guidance_scale']:g}" if facts["guidance_scale"] != 1 else ""
-    say(f"library sizes: {facts['library_size_source']}{guidance}")
+    say(f"library sizes: {facts['library_size_source']}; guidance scale: {facts['guidance_scale']:g}")
     if "matched_effects" in facts:
         say(_said_match(facts["matched_effects"]))
     coverage = facts.get("gene_coverage", 1.0)

@@ -44,11 +44,36 @@ class Described:
         model_type: of its configuration.
         size: a sentence on its parameters, genes and vocabularies.
         settings: the settings it was trained with; None if it has none.
+        reads: a paragraph on what a prior is told, see `what_it_reads`.
+        any_cell_type: whether cell types may be predicted that training did not see.
     """
 
     model_type: str
     size: str
     settings: dict[str, Any] | None
+    reads: str = ""
+    any_cell_type: bool = False
+
+
+def what_it_reads(config: Any) -> str:
+    """What a prior of this configuration is told of the cells to write, and its guidance; nothing of a tokenizer."""
+    if not hasattr(config, "n_perturbations"):
+        return ""
+    told = ["the name of the perturbation" + (", or its feature vector" if config.n_perturbation_features else "")]
+    told.append(
+        "the mean embedding of the cell type's controls" if config.cell_type_context else "that of the cell type"
+    )
+    if config.source_cells:
+        cells = "one control cell" if config.source_cells == 1 else f"{config.source_cells} control cells"
+        told.append(f"{cells} for every cell that it writes")
+    if config.condition_on_effect:
+        told.append("the perturbation's mean effect in other cell types, or fold changes that the user gives")
+    text = f"It reads {', '.join(told[:-1])}{',' if len(told) > 2 else ''} and {told[-1]}. "
+    text += f"The default guidance scale is {config.guidance_scale:g}"
+    if config.guidance_curve:
+        curve = ", ".join(f"{distance:.3g} with {scale}" for scale, distance in config.guidance_curve.items())
+        text += f", chosen on validation cells by the distance of the mean latents: {curve}"
+    return text + "."
 
 
 def card_names() -> list[str]:
@@ -93,7 +118,8 @@ def model_card(
     body = Template((_folder() / "template.md").read_text()).substitute(
         title=title,
         about=model["about"],
-        size=described.size if described else "The checkpoint is not trained yet.",
+        size=_size(described),
+        knows=_knows(described),
         repo_id=repo_id,
         use_pipeline=_USE[stage][0],
         use_transformers=_USE[stage][1],
@@ -117,6 +143,21 @@ def model_card(
         eval_results=numbers or None,
     )
     return f"---\n{front.to_yaml()}\n---\n\n{body}"
+
+
+def _size(described: Described | None) -> str:
+    if described is None:
+        return "The checkpoint is not trained yet."
+    return "\n\n".join(text for text in (described.size, described.reads) if text)
+
+
+def _knows(described: Described | None) -> str:
+    if described is not None and described.any_cell_type:
+        return (
+            "It knows the genes and perturbations that it was trained with, and refuses others. Cell types that it "
+            "never saw are predicted from their control cells."
+        )
+    return "It knows the genes, perturbations and cell types that it was trained with, and refuses others."
 
 
 def _folder() -> Path:

@@ -12,10 +12,11 @@ import yaml
 from evae.data.format import Dataset
 from evae.data.streaming.loader import CellLoader
 from evae.hub.dataset_card import published_card
-from evae.hub.model_card import Described, card_names, model_card
+from evae.hub.model_card import Described, card_names, model_card, what_it_reads
 from evae.hub.upload import Bundle, upload
 from evae.inference.checkpoint import Checkpoint, load_checkpoint
 from evae.inference.pipeline import Pipeline
+from evae.inference.sampling import knows_by_context, reads_controls
 from evae.models.contract_evae import EvaeError
 
 MODEL_FILES = (
@@ -212,7 +213,8 @@ def _describe(checkpoint: Checkpoint, settings: dict[str, Any] | None) -> Descri
         f"{len(processor.perturbations) - 1:,} perturbations and the control `{processor.control}`, "
         f"{len(processor.cell_types):,} cell types."
     )
-    return Described(model.config.model_type, size, settings)
+    any_cell_type = checkpoint.is_prior and (reads_controls(checkpoint) or knows_by_context(checkpoint))
+    return Described(model.config.model_type, size, settings, what_it_reads(model.config), any_cell_type)
 
 
 def _check_shards(dataset: Dataset) -> None:

@@ -53,6 +53,8 @@ class EvaePriorConfig(PretrainedConfig):
         control_id: id of the control among the perturbations; guidance can then lead away from it.
         n_effects: number of perturbations, combinations included, whose effects the checkpoint holds.
         guidance_scale: strength of classifier-free guidance where `sample` is not told another; 1 is none.
+        guidance_curve: what it was chosen by at the end of training: scale -> distance of the means of drawn and
+            validation cells' latents.
     """
 
     sub_configs = {"tokenizer_config": EvaeConfig}  # noqa: RUF012
@@ -86,6 +88,7 @@ class EvaePriorConfig(PretrainedConfig):
         control_id: int = -1,
         n_effects: int = 0,
         guidance_scale: float = 1.0,
+        guidance_curve: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
         if tokenizer_config is None:
@@ -119,6 +122,7 @@ class EvaePriorConfig(PretrainedConfig):
         self.control_id = control_id
         self.n_effects = n_effects
         self.guidance_scale = guidance_scale
+        self.guidance_curve = dict(guidance_curve or {})
         self.head_width = kwargs.pop("head_width", hidden_size // max(num_attention_heads, 1))  # see check_size
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)

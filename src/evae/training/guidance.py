@@ -9,7 +9,8 @@ from evae.models.randomness_evae import CellStreams
 from evae.training.codes import EncodedCells
 
 SCALES = (1.0, 1.25, 1.5, 2.0)
-MOST_CELLS = 2_048
+MOST_CELLS = 2_048  # drawn with every scale
+MOST_DRAWS = 8  # of every validation cell, where there are few
 FEWEST_CELLS = 5  # of a pair, whose mean is compared
 BATCH = 256
 
@@ -18,7 +19,8 @@ BATCH = 256
 def choose_guidance(prior: Any, cells: EncodedCells, control: int, seed: int) -> tuple[float, dict[str, float]]:
     """The guidance scale under which the means of the drawn cells' latents are nearest to those of the real cells.
 
-    A scale above 1 must be better by more than the standard error over the pairs, as a wrong one costs much.
+    A scale above 1 must be better by more than the standard error over the pairs, as a wrong one costs much. Where
+    validation cells are few, each is drawn several times: the noise of one draw is as large as what guidance changes.
 
     Args:
         prior: trained, in evaluation mode; it reads controls.
@@ -41,9 +43,9 @@ def choose_guidance(prior: Any, cells: EncodedCells, control: int, seed: int) ->
         return 1.0, {}
     batches = [cells.batch(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
     real = _latents(prior, batches, None, seed)
-    distances = []
+    distances, draws = [], int(np.clip(MOST_CELLS // len(rows), 1, MOST_DRAWS))
     for scale in SCALES:
-        drawn = _latents(prior, batches, scale, seed)
+        drawn = torch.stack([_latents(prior, batches, scale, seed + draw) for draw in range(draws)]).mean(0)
         gaps = [(drawn[which == pair].mean(0) - real[which == pair].mean(0)).square().mean() for pair in large]
         distances.append(torch.stack(gaps).double().numpy())
     curve = {f"{scale:g}": float(gaps.mean()) for scale, gaps in zip(SCALES, distances, strict=True)}

@@ -49,7 +49,7 @@ PRIORS: dict[str, tuple[Any, Any]] = {
 }
 FROM_DATASET = (
     *("tokenizer_config", "n_perturbations", "n_perturbation_features", "perturbation_feature_size", "n_cell_types"),
-    *("control_id", "n_effects"),
+    *("control_id", "n_effects", "guidance_curve"),
 )
 NO_TOKENIZER = "counts"  # in the place of a tokenizer's folder: the prior works on the counts themselves
 
@@ -204,7 +204,7 @@ def save_prior(
     """Write the finished prior; one that reads controls gets its default guidance scale first."""
     if prior.config.reads_controls and prior.config.control_id >= 0:
         scale, curve = choose_guidance(prior.eval(), cells, prior.config.control_id, settings.seed)
-        prior.config.guidance_scale = scale
+        prior.config.guidance_scale, prior.config.guidance_curve = scale, curve
         run.log(step=settings.max_steps, guidance_scale=scale, guidance_curve=curve)
         console().print(
             f"default guidance scale {scale:g}; distance of the means on validation cells by scale: "
