@@ -25,6 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "training/resume": {"training/settings", "common", "data/streaming", "models"},
     "training/loop": {"training/settings", "training/resume", "common", "models"},
     "training": {"training/settings", "training/loop", "training/resume", "common", "data", "data/streaming", "models"},
+    "effects": {"common", "data", "data/streaming", "training", "models"},
     "inference": {"common", "data", "data/reading", "data/streaming", "models"},
     "evaluation/cells": {"data", "data/reading", "data/streaming"},
     "evaluation/metrics": {"evaluation/cells"},
@@ -48,7 +49,7 @@ ROOMS: dict[str, set[str]] = {
     "cli": {
         *("common", "data", "data/reading", "data/preparing", "data/simulation", "data/streaming", "models"),
         *("training", "training/settings", "inference", "evaluation", "reversion", "study", "hub", "conversion"),
-        *("challenge", ""),
+        *("challenge", "effects", ""),
     },
     "": {"models", "inference"},
 }

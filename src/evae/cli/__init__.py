@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 import evae
 from evae.cli.convert import convert
+from evae.cli.effects import effects
 from evae.cli.embed import embed
 from evae.cli.evaluate import evaluate
 from evae.cli.options import in_options
@@ -36,6 +37,7 @@ class InOrder(TyperGroup):
         return [
             "prepare",
             "train",
+            "effects",
             "predict",
             "embed",
             "evaluate",
@@ -87,6 +89,7 @@ def start(
 
 app.command()(prepare)
 app.add_typer(train, name="train")
+app.command()(effects)
 app.command()(predict)
 app.command()(embed)
 app.command()(evaluate)

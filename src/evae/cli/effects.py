@@ -1,0 +1,59 @@
+"""`evae effects`: what is known of perturbations, as a table that `evae predict --effects` reads."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evae.cli.files import check_free
+from evae.cli.options import Overwrite
+from evae.cli.terminal import say
+from evae.models.contract_evae import EvaeError
+
+SHOWN = 5  # names of a kind
+
+
+def effects(
+    dataset: Annotated[str, typer.Argument(help="Folder made by `evae prepare`, or a Hub id.", metavar="DATASET")],
+    out: Annotated[Path, typer.Option(help="csv or parquet file to write.")],
+    perturbation: Annotated[
+        list[str] | None, typer.Option(help="Of which one; may be repeated. All that are known, if left out.")
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="npz, csv, tsv or parquet with a vector for each perturbation: also for those never seen."),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="How vectors tell effects: ridge (regression), or nearest (mean of 5 neighbours).")
+    ] = "ridge",
+    leave_out: Annotated[
+        list[str] | None, typer.Option(help="A cell type that is not read; may be repeated. For a trial.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Estimate the effects of perturbations from the training cells: log2 fold changes, shrunk by their errors.
+
+    The mean over the cell types that saw a perturbation; for a combination that none saw, the sum of its parts; for a
+    perturbation never seen, what its vector tells.
+
+    Example: evae effects data/screen --out effects.csv && evae predict runs/prior controls.h5ad --effects effects.csv
+    """
+    check_free(out, overwrite)
+    if out.suffix not in (".csv", ".parquet"):
+        raise EvaeError(f"{out} is no csv or parquet file; name one.")
+    from evae.common.files import atomic_write, explain_disk_errors
+    from evae.effects import estimate_effects
+
+    found = estimate_effects(dataset, perturbation, features=features, method=method, leave_out=leave_out or ())
+    table = found.log2_fold_changes
+    with explain_disk_errors(str(out)), atomic_write(out) as path:
+        table.to_csv(path) if out.suffix == ".csv" else table.reset_index().to_parquet(path, index=False)
+    for source, names in found.source.groupby(found.source, sort=False).groups.items():
+        say(f"{source}: {len(names):,} ({_some(list(names))})")
+    if found.unknown:
+        say(f"left out, for nothing is known of them: {len(found.unknown):,} ({_some(found.unknown)})")
+    say(f"log2 fold changes of {len(table):,} perturbations over {table.shape[1]:,} genes: {out}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
