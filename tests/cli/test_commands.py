@@ -22,7 +22,7 @@ def without_umap(monkeypatch):
 
 
 COMMANDS = [
-    *("prepare", "train", "predict", "embed", "evaluate", "reversion", "study", "push", "push-dataset", "simulate"),
+    *("prepare", "train", "effects", "predict", "embed", "evaluate", "reversion", "study", "push", "push-dataset", "simulate"),
 ]
 
 
