@@ -22,7 +22,19 @@ def without_umap(monkeypatch):
 
 
 COMMANDS = [
-    *("prepare", "train", "effects", "predict", "embed", "evaluate", "reversion", "study", "push", "push-dataset", "simulate"),
+    *(
+        "prepare",
+        "train",
+        "effects",
+        "predict",
+        "embed",
+        "evaluate",
+        "reversion",
+        "study",
+        "push",
+        "push-dataset",
+        "simulate",
+    ),
 ]
 
 

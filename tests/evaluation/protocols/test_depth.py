@@ -33,7 +33,7 @@ def test_a_perfect_but_shallow_model_is_at_the_floor_at_equal_depth(perfect, rea
     assert near["model"] < 1.5 * floor
     assert near["control copy"] > 1.2 * floor
     assert values(result, "mse_equal_depth")["model"] < 1.5 * values(result, "mse_equal_depth")["real split half"]
-    note = next(note for note in result.stamp["notes"] if "equal depth" in note)
+    note = next(note for note in result.stamp["notes"] if "one depth" in note)
     assert f"{np.median(np.asarray(real.X.sum(1))):,.0f} counts" in note
 
 

@@ -82,7 +82,7 @@ TABLES = (
         "robust", "pooled", "Protocol robust: PCA fitted elsewhere, matched halves",
         ("table", "brief", "figure", "radar", "card", "summary", "study"),
     ),
-    MetricTable("equal depth", "pooled", "Both sides thinned to one depth", ("table", "brief", "summary")),
+    MetricTable("equal depth", "pooled", "Both sides thinned to one depth", ("table", "brief")),
     MetricTable("robust", "pair", "Protocol robust, mean over perturbations", ("table", "study")),
     MetricTable(
         "perturbation", "pair", "Perturbation metrics on pseudobulks, mean over perturbations",
@@ -142,7 +142,7 @@ METRICS = (
     ),
     Metric(
         "fd_equal_depth", "FD, equal depth", "low", "FD after both sides are thinned to one depth", _DEPTH,
-        ("brief", "summary"),
+        ("brief",),
     ),
     Metric("mse_equal_depth", "MSE, equal depth", "low", "of mean expression, after the same thinning", _DEPTH),
     Metric(
