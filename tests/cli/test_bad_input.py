@@ -240,9 +240,9 @@ def test_what_to_hold_out_is_not_in_the_file(refused, screen_file, tmp_path, opt
 
 def test_options_that_exclude_each_other(refused, trained_prior, screen_dataset, screen_file, tmp_path):
     out = ("--out", tmp_path / "out.h5ad")
-    assert "--perturbation or --held-out" in refused("predict", trained_prior, *out)
+    assert "--perturbation, --requests and --held-out" in refused("predict", trained_prior, *out)
     both = ("--held-out", screen_dataset, "--perturbation", "KO")
-    assert "--perturbation or --held-out" in refused("predict", trained_prior, *both, *out)
+    assert "--perturbation, --requests and --held-out" in refused("predict", trained_prior, *both, *out)
     assert "REAL.h5ad or --dataset" in refused("evaluate", screen_file)
     mixed = ("--dataset", screen_dataset, "--control", "control")
     assert "go with REAL.h5ad" in refused("evaluate", screen_file, *mixed)

@@ -153,6 +153,29 @@ def test_predict_from_a_file_of_controls_without_labels(run, trained_prior, cont
     assert ad.read_h5ad(tmp_path / "out.h5ad").n_obs == 8
 
 
+def test_predict_takes_a_table_of_requests(run, trained_prior, controls, screen_split, tmp_path):
+    controls.write_h5ad(tmp_path / "controls.h5ad")
+    name = screen_split["pert"][0]
+    (tmp_path / "requests.csv").write_text(f"cell_type,perturbation,n_cells\ntype_B,{name},3\ntype_A,{name},2\n")
+    command = ("predict", trained_prior, "--controls", tmp_path / "controls.h5ad", "--out", tmp_path / "p.h5ad")
+    outcome = run(*command, "--requests", tmp_path / "requests.csv")
+    assert outcome.code == 0, outcome.err
+    predicted = ad.read_h5ad(tmp_path / "p.h5ad")
+    assert list(predicted.obs["cell_type"]) == ["type_B"] * 3 + ["type_A"] * 2
+    refused = run(*command, "--overwrite", "--requests", tmp_path / "requests.csv", "--n-cells", 4)
+    assert refused.code == 2
+    assert "leave --cell-type, --n-cells, --counterfactual out" in refused.err
+
+
+def test_held_out_pairs_follow_effects_of_the_training_cells(run, trained_prior, screen_dataset, tmp_path):
+    outcome = run("effects", screen_dataset, "--out", tmp_path / "effects.csv")
+    assert outcome.code == 0, outcome.err
+    command = ("predict", trained_prior, "--held-out", screen_dataset, "--out", tmp_path / "p.h5ad")
+    outcome = run(*command, "--effects", tmp_path / "effects.csv", "--match-effects")
+    assert outcome.code == 0, outcome.err
+    assert "the mean follows the given effects" in outcome.out
+
+
 def test_predict_follows_given_effects(run, trained_prior, controls, screen_split, tmp_path):
     controls.write_h5ad(tmp_path / "controls.h5ad")
     name, genes = screen_split["pert"][0], [str(gene) for gene in controls.var_names]

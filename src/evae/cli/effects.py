@@ -36,7 +36,8 @@ def effects(
     The mean over the cell types that saw a perturbation; for a combination that none saw, the sum of its parts; for a
     perturbation never seen, what its vector tells.
 
-    Example: evae effects data/screen --out effects.csv && evae predict runs/prior controls.h5ad --effects effects.csv
+    Example: evae effects data/screen --out effects.csv && evae predict runs/prior --controls cells.h5ad --perturbation
+    STAT1 --effects effects.csv --match-effects --out predicted.h5ad
     """
     check_free(out, overwrite)
     if out.suffix not in (".csv", ".parquet"):

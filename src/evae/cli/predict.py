@@ -35,6 +35,10 @@ def predict(
         list[str] | None, typer.Option(help="Cell type, likewise; those of the controls if left out.")
     ] = None,
     n_cells: Annotated[int | None, typer.Option(help="Cells for each pair; as many as controls if left out.")] = None,
+    requests: Annotated[
+        Path | None,
+        typer.Option(help="In place of these: csv, tsv or parquet with columns perturbation, cell_type, n_cells."),
+    ] = None,
     held_out: Annotated[
         str | None, typer.Option(help="Instead: predict all that this dataset folder holds out.")
     ] = None,
@@ -75,10 +79,10 @@ def predict(
     Example: evae predict runs/prior --controls cells.h5ad --perturbation STAT1,JAK2 --out predicted.h5ad
     """
     check_free(out, overwrite)
-    if (held_out is None) == (perturbation is None):
-        raise EvaeError("give either --perturbation or --held-out.")
-    if held_out is not None and (effects is not None or match_effects):
-        raise EvaeError("--effects and --match-effects go with --controls and --perturbation; leave --held-out out.")
+    if sum(given is not None for given in (held_out, perturbation, requests)) != 1:
+        raise EvaeError("give one of --perturbation, --requests and --held-out.")
+    if requests is not None and (counterfactual or cell_type or n_cells is not None):
+        raise EvaeError("--requests names cell types and numbers; leave --cell-type, --n-cells, --counterfactual out.")
     check_model(model)
     if controls is not None:
         need_file(controls)
@@ -92,6 +96,7 @@ def predict(
     options |= {"library_size": library_size}
     how: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": watched()}
     how |= {name: value for name, value in options.items() if value is not None}
+    how |= {"effects": effects, "match_effects": match_effects}
     if held_out is not None:
         predicted = predict_held_out(pipe, held_out, **how)
     else:
@@ -102,8 +107,9 @@ def predict(
         keys = (perturbation_key, cell_type_key)
         cells = None if controls is None else _controls(controls, pipe, layer, keys, control)
         how |= {"cell_type_key": cell_type_key or None, "perturbation_key": perturbation_key, "control": control}
-        how |= {"effects": effects, "match_effects": match_effects}
-        if counterfactual:
+        if requests is not None:
+            predicted = pipe.predict(cells, requests=requests, **how)
+        elif counterfactual:
             predicted = _counterfactual(pipe, cells, wanted, kinds, n_cells, how)
         else:
             predicted = pipe.predict(cells, wanted, kinds, n_cells, **how)

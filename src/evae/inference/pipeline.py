@@ -75,6 +75,7 @@ class Pipeline:
         cell_type: str | Sequence[str] | None = None,
         n_cells: int | Mapping[Pair, int] | None = None,
         *,
+        requests: pd.DataFrame | str | Path | None = None,
         effects: pd.DataFrame | str | Path | None = None,
         match_effects: bool = False,
         library_size: str | Any | None = None,
@@ -102,6 +103,9 @@ class Pipeline:
             n_cells: cells for every pair of cell type and perturbation; as many as its cell type has controls if None.
                 For chosen pairs, a mapping from (cell type, perturbation) to a number, and no `perturbation` and
                 `cell_type`.
+            requests: in place of these three a table, or its csv, tsv or parquet file, one row a pair, with the columns
+                `perturbation`, `cell_type` (left out: every cell type of the controls) and `n_cells` (left out or
+                empty: as many as the cell type has controls).
             effects: log2 fold changes that you know of the perturbations, genes by perturbations or the other way
                 round, as a table or its csv, tsv or parquet file; for a prior with `condition_on_effect`. They take the
                 place of what training found, and may be of perturbations that it never saw.
@@ -134,7 +138,7 @@ class Pipeline:
                 that are not raw counts or not controls, or too little gene coverage.
         """
         request = Request(
-            perturbation=perturbation, cell_type=cell_type, n_cells=n_cells, effects=effects,
+            perturbation=perturbation, cell_type=cell_type, n_cells=n_cells, requests=requests, effects=effects,
             match_effects=match_effects, library_size=library_size, seed=seed, batch_size=batch_size,
             cell_type_key=cell_type_key, perturbation_key=perturbation_key, control=control, layer=layer,
             progress=progress, sampling=sampling,

@@ -25,6 +25,7 @@ from evae.inference.request import (
     planned_cells,
     planned_genes,
 )
+from evae.inference.requests import requested_pairs
 from evae.inference.sampling import (
     ControlFacts,
     conditions_of,
@@ -45,6 +46,7 @@ class Request:
     perturbation: str | Sequence[str] | None
     cell_type: str | Sequence[str] | None = None
     n_cells: int | Mapping[Pair, int] | None = None
+    requests: pd.DataFrame | str | Path | None = None
     effects: pd.DataFrame | str | Path | None = None
     match_effects: bool = False
     library_size: Any = None
@@ -60,8 +62,9 @@ class Request:
     @classmethod
     def of(cls, perturbation: str, cell_type: str | None, options: Mapping[str, Any]) -> "Request":
         """That of `Pipeline.counterfactual`: `options` are further fields, and options of the prior's `sample`."""
-        if "n_cells" in options:
-            raise EvaeError("counterfactual changes every control once; leave n_cells out, or use predict.")
+        for name in ("n_cells", "requests"):
+            if name in options:
+                raise EvaeError(f"counterfactual changes every control once; leave {name} out, or use predict.")
         own = {
             name: value for name, value in options.items() if name in cls.__dataclass_fields__ and name != "sampling"
         }
@@ -118,7 +121,12 @@ def _controls_among(cells: ad.AnnData | str | Path, prior: Checkpoint, asked: Re
 def _pairs(
     prior: Checkpoint, controls: ad.AnnData | None, asked: Request, any_cell_type: bool, folds: Mapping[str, np.ndarray]
 ) -> dict[Pair, int]:
-    wanted = (controls, asked.perturbation, asked.cell_type, asked.n_cells, asked.cell_type_key, any_cell_type)
+    n_cells = asked.n_cells
+    if asked.requests is not None:
+        if n_cells is not None or asked.perturbation is not None or asked.cell_type is not None:
+            raise EvaeError("requests name the pairs; leave perturbation, cell_type and n_cells out.")
+        n_cells = requested_pairs(asked.requests, controls, asked.cell_type_key)
+    wanted = (controls, asked.perturbation, asked.cell_type, n_cells, asked.cell_type_key, any_cell_type)
     pairs = pairs_asked_for(prior.processor, *wanted, told=folds if takes_effects(prior) else ())
     lacking = [name for _, name in pairs if name not in folds] if asked.match_effects else []
     if lacking:

@@ -1,0 +1,99 @@
+"""A table of what to predict: one row a (cell type, perturbation) pair."""
+
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from evae.data.format import Pair
+from evae.data.reading.labels import label_codes, label_texts
+from evae.models.contract_evae import EvaeError, near_matches
+
+COLUMNS = ("perturbation", "cell_type", "n_cells")
+
+
+def read_requests(given: pd.DataFrame | str | Path) -> pd.DataFrame:
+    """The table with its texts as they stand: a name such as 007 or NA stays one.
+
+    Raises:
+        EvaeError: no such file, no csv, tsv or parquet file, no column `perturbation`, an unknown column, no row, an
+            empty name.
+    """
+    if isinstance(given, pd.DataFrame):
+        table, name = given, "the requests"
+    else:
+        path, name = Path(given), f"the requests {given}"
+        if not path.is_file():
+            raise EvaeError(f"{name} do not exist; give a csv, tsv or parquet file.")
+        if path.suffix not in (".csv", ".tsv", ".parquet"):
+            raise EvaeError(f"{name} are no csv, tsv or parquet file; convert them.")
+        try:
+            if path.suffix == ".parquet":
+                table = pd.read_parquet(path)
+            else:
+                separator = "\t" if path.suffix == ".tsv" else ","
+                table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, skipinitialspace=True)
+        except (OSError, ValueError) as error:
+            raise EvaeError(f"{name} cannot be read ({str(error).splitlines()[0]}); fix the file.") from None
+    unknown = [str(column) for column in table if column not in COLUMNS]
+    if unknown:
+        raise EvaeError(f"{name} have a column '{unknown[0]}'. {near_matches(unknown[0], COLUMNS)}")
+    if "perturbation" not in table:
+        raise EvaeError(f"{name} have no column 'perturbation'; give the columns {', '.join(COLUMNS)}.")
+    if table.empty:
+        raise EvaeError(f"{name} hold no row; name at least one perturbation.")
+    for column in [c for c in COLUMNS[:2] if c in table]:
+        if table[column].isna().any() or (table[column].astype(str).str.strip() == "").any():
+            raise EvaeError(f"{name} leave a {column} empty; fill it in every row, or leave the column out.")
+    return table.reset_index(drop=True)
+
+
+def requested_pairs(
+    given: pd.DataFrame | str | Path, controls: ad.AnnData | None, cell_type_key: str | None
+) -> dict[Pair, int]:
+    """How many cells to draw of every (cell type, perturbation) of the table.
+
+    Args:
+        given: columns `perturbation`, `cell_type` (all those of the controls if left out) and `n_cells` (as many as
+            the cell type has controls, if left out or empty).
+        controls: control cells only.
+        cell_type_key: their obs column of cell types.
+
+    Raises:
+        EvaeError: see `read_requests`; a pair that stands twice, or what only controls could tell.
+    """
+    table = read_requests(given)
+    labels = None
+    if controls is not None and cell_type_key is not None and cell_type_key in controls.obs:
+        labels = label_texts(controls.obs[cell_type_key])
+    if "cell_type" not in table:
+        if labels is None:
+            raise EvaeError("the requests name no cell_type, and no controls do; add the column cell_type.")
+        assert controls is not None
+        table = table.merge(pd.DataFrame({"cell_type": label_codes(controls.obs[cell_type_key])[1]}), how="cross")
+    pairs = list(zip(table["cell_type"].astype(str), table["perturbation"].astype(str), strict=True))
+    numbers = table["n_cells"] if "n_cells" in table else pd.Series([None] * len(table))
+    found: dict[Pair, int] = {}
+    for pair, number in zip(pairs, numbers, strict=True):
+        if pair in found:
+            raise EvaeError(f"the requests name {pair[1]} in {pair[0]} twice; give one row with all cells.")
+        found[pair] = _number(number, pair, controls, labels)
+    return found
+
+
+def _number(given: Any, pair: Pair, controls: ad.AnnData | None, labels: np.ndarray | None) -> int:
+    if given is None or (isinstance(given, float) and np.isnan(given)) or str(given).strip() in ("", "<NA>"):
+        if controls is None:
+            raise EvaeError(f"the requests say no n_cells for {pair[1]} in {pair[0]}; without controls, give it.")
+        return controls.n_obs if labels is None else int((labels == pair[0]).sum())
+    try:
+        number = float(given)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not number.is_integer() or number < 1:
+        raise EvaeError(
+            f"the requests say n_cells '{given}' for {pair[1]} in {pair[0]}; give a whole number from 1 on."
+        )
+    return int(number)
