@@ -31,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "evaluation/metrics": {"evaluation/cells"},
     "evaluation/systems": {"evaluation/cells", "common"},
     "evaluation/protocols": {"evaluation/cells", "evaluation/metrics", "evaluation/systems", "common"},
-    "evaluation/report": {"evaluation/cells", "evaluation/metrics", "evaluation/systems", "common"},
+    "evaluation/report": {"evaluation/cells", "evaluation/metrics", "evaluation/systems", "common", "data/reading"},
     "evaluation": {f"evaluation/{room}" for room in ("cells", "metrics", "systems", "protocols", "report")}
     | {"common"},
     "reversion": {

@@ -191,6 +191,21 @@ def test_predict_follows_given_effects(run, trained_prior, controls, screen_spli
     assert not (tmp_path / "q.h5ad").exists()
 
 
+def test_predict_draws_arrows_only_where_cells_have_sources(run, trained_prior, controls, screen_split, tmp_path):
+    controls.write_h5ad(tmp_path / "controls.h5ad")
+    given = ("predict", trained_prior, "--perturbation", screen_split["pert"][0], "--out", tmp_path / "p.h5ad")
+    mine = ("--controls", tmp_path / "controls.h5ad")
+    for options, message in (
+        (("--plot", tmp_path / "a.png"), "give --controls"),
+        ((*mine, "--plot", tmp_path / "a.pdf"), "name a .png file"),
+        ((*mine, "--plot", tmp_path / "a.png"), "reads no source cells"),
+    ):
+        outcome = run(*given, *options)
+        assert outcome.code == 2
+        assert message in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["controls.h5ad"]
+
+
 def test_predict_held_out_then_evaluate(run, trained_prior, screen_dataset, tmp_path):
     predicted = tmp_path / "predicted.h5ad"
     outcome = run("predict", trained_prior, "--held-out", screen_dataset, "--out", predicted)

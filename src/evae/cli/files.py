@@ -28,12 +28,12 @@ def need_folder(path: Path) -> None:
         raise EvaeError(f"no such folder: {path}")
 
 
-def check_free(out: Path, overwrite: bool) -> None:
-    """Raise `EvaeError` if writing `out` would destroy something."""
+def check_free(out: Path, overwrite: bool, option: str = "--out") -> None:
+    """Raise `EvaeError` if writing `out`, which `option` names, would destroy something."""
     if out.is_dir():
         raise EvaeError(f"{out} is a folder; name a file.")
     if out.exists() and not overwrite:
-        raise EvaeError(f"{out} exists; choose another --out, or pass --overwrite.")
+        raise EvaeError(f"{out} exists; choose another {option}, or pass --overwrite.")
     check_room(out, 0)
 
 

@@ -56,6 +56,9 @@ def predict(
         str | None,
         typer.Option(help="Molecules of the predicted cells: predicted, controls, training; the best if left out."),
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="PNG to draw: the controls, what they become, and arrows between them.")
+    ] = None,
     perturbation_key: PerturbationKey = "perturbation",
     cell_type_key: OptionalCellTypeKey = "cell_type",
     control: Annotated[str | None, typer.Option(help="Label of the controls; the model's if left out.")] = None,
@@ -83,15 +86,20 @@ def predict(
         raise EvaeError("give one of --perturbation, --requests and --held-out.")
     if requests is not None and (counterfactual or cell_type or n_cells is not None):
         raise EvaeError("--requests names cell types and numbers; leave --cell-type, --n-cells, --counterfactual out.")
+    if plot is not None:
+        _check_plot(plot, controls, held_out, overwrite)
     check_model(model)
     if controls is not None:
         need_file(controls)
     from evae.inference.effects import log_fold_changes
     from evae.inference.held_out import predict_held_out
     from evae.inference.pipeline import pipeline
+    from evae.inference.sampling import source_cells
 
     quiet_transformers()
     pipe = pipeline(model, device)
+    if plot is not None and not source_cells(pipe.checkpoint):
+        raise EvaeError(f"{model} reads no source cells, from which --plot leads; train it with model.source_cells=1.")
     options: dict[str, Any] = {"guidance_scale": guidance_scale, "num_steps": steps, "compile": compile or None}
     options |= {"library_size": library_size}
     how: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": watched()}
@@ -115,6 +123,18 @@ def predict(
             predicted = pipe.predict(cells, wanted, kinds, n_cells, **how)
     write_h5ad(predicted, out)
     _say_predicted(predicted, out)
+    if plot is not None:
+        from evae.evaluation import plot_counterfactual
+
+        say(f"picture: {plot_counterfactual(cells, predicted, plot, seed=seed)}")
+
+
+def _check_plot(plot: Path, controls: Path | None, held_out: str | None, overwrite: bool) -> None:
+    if controls is None or held_out is not None:
+        raise EvaeError("--plot draws your own control cells and what they become; give --controls.")
+    if plot.suffix != ".png":
+        raise EvaeError(f"--plot is {plot}; name a .png file.")
+    check_free(plot, overwrite, "--plot")
 
 
 def _controls(

@@ -5,6 +5,7 @@ Enters: predicted, real and training cells as AnnData, h5ad files or splits of a
 """
 
 from evae.evaluation.metrics.distances import distribution_metrics
+from evae.evaluation.report.arrows import plot_counterfactual
 from evae.evaluation.report.model_index import model_index
 from evae.evaluation.report.terminal import main_tables, summary_table
 from evae.evaluation.result import EvaluationResult
@@ -18,5 +19,6 @@ __all__ = [
     "evaluate",
     "main_tables",
     "model_index",
+    "plot_counterfactual",
     "summary_table",
 ]
