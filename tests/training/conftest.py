@@ -1,4 +1,4 @@
-"""The toy run of toy_run.py as a module, for tests in this process."""
+"""Files of this folder as modules, for tests in this process."""
 
 import importlib.util
 from pathlib import Path
@@ -9,15 +9,23 @@ import torch
 from evae.data.preparing.prepare import prepare_dataset
 from evae.data.simulation.perturb_seq import simulate_perturb_seq
 
-TOY = Path(__file__).with_name("toy_run.py")
+
+def beside(name):
+    """A file of this folder as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")
 def toy():
-    spec = importlib.util.spec_from_file_location("toy_run", TOY)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return beside("toy_run")
+
+
+@pytest.fixture(scope="session")
+def toy_screen():
+    return beside("toy_screen")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,7 +1,7 @@
 """What a prior reads of control cells in training: couplings, known effects, library sizes, source cells."""
 
-import json
 import shutil
+from dataclasses import replace
 
 import anndata as ad
 import numpy as np
@@ -11,73 +11,79 @@ from safetensors.torch import load_file
 
 import evae
 from evae.data.format import DatasetInfo
-from evae.data.preparing.prepare import prepare_dataset
 from evae.data.simulation.perturb_seq import simulate_perturb_seq
 from evae.models.contract_evae import EvaeError
-from evae.training.couplings import couple
+from evae.training.couplings import Cells, couple, without_control
 from evae.training.dry_run import dry_run
 from evae.training.effects import effect_table
 from evae.training.library import library_model
-from evae.training.prior import train_prior
 from evae.training.prompts import Controls, Prompts
-from evae.training.settings import PriorSettings, TokenizerSettings
-from evae.training.tokenizer import train_tokenizer
-
-TOKENIZER = {"encoder": "mlp", "decoder": "mlp", "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
-TOKENIZER |= {"n_latents": 4, "encoder_layers": 1, "decoder_layers": 1, "fsq_levels": [4, 4], "latent_dim": 2}
-TOKENIZER |= {"standardize_latents": True, "condition_on_library": True}
-PRIOR = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
-PRIOR |= {"source_cells": 1, "condition_on_effect": True}
-SHORT = {"max_steps": 8, "batch_size": 32, "warmup_steps": 2, "save_every": 4, "eval_every": 4, "log_every": 4}
-SHORT |= {"mixed_precision": "no", "learning_rate": 1e-2}
+from evae.training.settings import PriorSettings
 
 
 class TestCouplings:
     def cells(self, n=40, seed=0):
-        """Controls of two cell types, and perturbed cells that are the controls moved by 5, in another order."""
+        """Controls of two cell types in two batches, and perturbed cells: these moved by 5, in another order."""
         rng = np.random.default_rng(seed)
-        controls, order = rng.normal(size=(n, 3)), rng.permutation(n)
-        kinds = np.arange(n) % 2
-        latents = np.concatenate([controls, controls[order] + 5])
-        labels = {"perturbation": np.repeat([0, 1], n), "cell_type": np.concatenate([kinds, kinds[order]])}
-        own = np.concatenate([np.arange(n), np.full(n, -1)])
-        return (latents, *labels.values(), own, controls, kinds), order
+        points, order = rng.normal(size=(n, 3)), rng.permutation(n)
+        controls = Cells(points, np.zeros(n, dtype=int), np.arange(n) % 2, np.zeros(n, dtype=int))
+        moved = replace(controls.part(order), points=points[order] + 5, perturbation=np.ones(n, dtype=int))
+        columns = ("points", "perturbation", "cell_type", "batch")
+        cells = Cells(*(np.concatenate([getattr(part, name) for part in (controls, moved)]) for name in columns))
+        return cells, controls, np.r_[np.arange(n), np.full(n, -1)], order
+
+    def couple(self, cells, controls, own, **options):
+        return couple(cells, controls, own, control=0, names=["a", "b"], **options)
 
     def test_optimal_transport_finds_the_cells_that_were_moved(self):
-        given, order = self.cells()
-        sources = couple(*given, control=0, names=["a", "b"])
+        *given, order = self.cells()
+        sources = self.couple(*given)
         assert (sources[:40] == np.arange(40)[:, None]).all()  # a control is its own source
         assert (sources[40:] == order[:, None]).all()
 
     def test_random_controls_are_of_the_same_cell_type(self):
-        given, order = self.cells()
-        sources = couple(*given, control=0, names=["a", "b"], how="random", n_draws=6)
+        *given, order = self.cells()
+        sources = self.couple(*given, how="random", n_draws=6)
         assert sources.shape == (80, 6)
         assert (sources[40:] % 2 == order[:, None] % 2).all()
         assert (sources[40:] != order[:, None]).mean() > 0.8
 
     def test_a_control_that_is_read_in_a_set_stands_among_others(self):
-        given, _ = self.cells()
-        sources = couple(*given, control=0, names=["a", "b"], how="random", n_draws=6, as_set=True)
+        *given, _ = self.cells()
+        sources = self.couple(*given, how="random", n_draws=6, as_set=True)
         assert (sources[:40, 0] == np.arange(40)).all()
         assert (sources[:40] % 2 == (np.arange(40) % 2)[:, None]).all()
         assert (sources[:40, 1:] != np.arange(40)[:, None]).mean() > 0.8
 
     def test_the_same_seed_draws_the_same(self):
-        given, _ = self.cells()
-        drawn = [couple(*given, control=0, names=["a", "b"], how="random", seed=seed) for seed in (1, 1, 2)]
+        *given, _ = self.cells()
+        drawn = [self.couple(*given, how="random", seed=seed) for seed in (1, 1, 2)]
         assert (drawn[0] == drawn[1]).all()
         assert (drawn[0] != drawn[2]).any()
 
-    def test_a_cell_type_without_controls_is_named(self):
-        (latents, perturbation, cell_type, own, controls, kinds), _ = self.cells()
-        with pytest.raises(EvaeError, match="'b' has perturbed cells but no training controls"):
-            couple(latents, perturbation, cell_type, own, controls, np.zeros_like(kinds), control=0, names=["a", "b"])
+    @pytest.mark.parametrize("how", ["optimal-transport", "random"])
+    def test_controls_are_of_the_same_batch(self, how):
+        cells, controls, own, order = self.cells()
+        batch = np.arange(40) // 20
+        cells, controls = replace(cells, batch=np.r_[batch, batch[order]]), replace(controls, batch=batch)
+        sources = self.couple(cells, controls, own, how=how, n_draws=6, as_set=how == "random")
+        assert (batch[sources] == cells.batch[:, None]).all()
+        assert (controls.cell_type[sources] == cells.cell_type[:, None]).all()
+        assert without_control(cells, controls, 0, ["a", "b"], ["one", "two"]) == ""
 
-    def test_an_unknown_coupling_is_refused(self):
-        given, _ = self.cells()
-        with pytest.raises(EvaeError, match="optimal-transport, random"):
-            couple(*given, control=0, names=["a", "b"], how="greedy")
+    def test_a_batch_without_controls_takes_those_of_other_batches(self):
+        cells, controls, own, order = self.cells()
+        lonely = (cells.perturbation == 1) & (cells.cell_type == 1)
+        cells = replace(cells, batch=lonely.astype(int))
+        sources = self.couple(cells, controls, own)
+        assert (sources[40:] == order[:, None]).all()
+        said = without_control(cells, controls, 0, ["a", "b"], ["one", "two"])
+        assert said.startswith("20 perturbed cells have no control of their cell type in their batch ('b' in 'two')")
+
+    def test_a_cell_type_without_controls_is_named(self):
+        cells, controls, own, _ = self.cells()
+        with pytest.raises(EvaeError, match="'b' has perturbed cells but no training controls"):
+            self.couple(cells, replace(controls, cell_type=0 * controls.cell_type), own)
 
 
 class TestEffects:
@@ -143,7 +149,7 @@ class TestLibrarySizes:
 
 
 def test_prompts_follow_the_place_in_the_stream():
-    controls = Controls(np.arange(12.0).reshape(2, 6, 1, 1), np.arange(12.0).reshape(2, 6), np.zeros(6))
+    controls = Controls(np.arange(12.0).reshape(2, 6, 1, 1), np.arange(12.0).reshape(2, 6))
     sources = np.arange(8).reshape(2, 4) % 6
     prompts = Prompts(controls, sources, 1, np.array([[[1.0], [2.0]]]), np.array([1, 0]))
     first = prompts.batch(np.array([0, 1]), None)
@@ -155,66 +161,47 @@ def test_prompts_follow_the_place_in_the_stream():
     assert whole == many
 
 
-def screen(folder, change=None):
-    cells = simulate_perturb_seq(n_cells=400, n_genes=40, n_cell_types=3, n_perturbations=3, n_without_effect=0)
-    (folder / "split.json").write_text(json.dumps({"cell_type": ["type_A"], "pert": [held_out(cells)]}))
-    if change is not None:
-        cells = change(cells)
-    cells.write_h5ad(folder / "cells.h5ad")
-    labels = {"perturbation_key": "perturbation", "cell_type_key": "cell_type", "control": "control"}
-    split = str(folder / "split.json")
-    return prepare_dataset(folder / "cells.h5ad", folder / "dataset", split=split, progress=False, **labels)
-
-
-def held_out(cells):
-    return sorted(set(cells.obs["perturbation"]) - {"control"})[0]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("screen")
 
 
 @pytest.fixture(scope="module")
-def data(folder):
-    return screen(folder)
-
-
-def tokenize(dataset, out, **fields):
-    model = TOKENIZER | fields
-    return train_tokenizer(TokenizerSettings(dataset=str(dataset), output_dir=str(out), model=model, **SHORT))
-
-
-def fit(dataset, tokenizer, out, model=PRIOR, **changes):
-    values = {"dataset": str(dataset), "tokenizer": str(tokenizer), "output_dir": str(out), "model": model}
-    return train_prior(PriorSettings(**values | SHORT | changes))
+def data(toy_screen, folder):
+    return toy_screen.screen(folder)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(data, folder):
-    return tokenize(data, folder / "tokenizer")
+def tokenizer(toy_screen, data, folder):
+    return toy_screen.tokenize(data, folder / "tokenizer")
 
 
 @pytest.fixture(scope="module")
-def prior(data, tokenizer, folder):
-    return fit(data, tokenizer, folder / "prior")
+def prior(toy_screen, data, tokenizer, folder):
+    return toy_screen.fit(data, tokenizer, folder / "prior")
 
 
-def test_held_out_cells_teach_nothing(data, prior, tmp_path):
+@pytest.mark.parametrize("space", ["latents", "pca"])
+def test_held_out_cells_teach_nothing(toy_screen, data, tokenizer, tmp_path, space):
     def poison(cells):
-        rows = ((cells.obs["cell_type"] == "type_A") & (cells.obs["perturbation"] == held_out(cells))).to_numpy()
+        rows = (
+            (cells.obs["cell_type"] == "type_A") & (cells.obs["perturbation"] == toy_screen.held_out(cells))
+        ).to_numpy()
         counts = cells.X.toarray()
         counts[rows] = 1 + 7 * counts[rows][:, ::-1]
         return ad.AnnData(counts, cells.obs, cells.var)
 
-    poisoned = screen(tmp_path, poison)
+    poisoned = toy_screen.screen(tmp_path, poison)
     assert DatasetInfo.load(poisoned).n_cells["test"] == DatasetInfo.load(data).n_cells["test"] > 0
-    again = fit(poisoned, tokenize(poisoned, tmp_path / "tokenizer"), tmp_path / "prior")
-    one, two = (load_file(run / "model.safetensors") for run in (prior, again))
+    first = toy_screen.fit(data, tokenizer, tmp_path / "first", coupling_space=space)
+    again = toy_screen.fit(
+        poisoned, toy_screen.tokenize(poisoned, tmp_path / "tokenizer"), tmp_path / "again", coupling_space=space
+    )
+    one, two = (load_file(run / "model.safetensors") for run in (first, again))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_resumes_exactly(data, tokenizer, prior, tmp_path, monkeypatch):
+def test_resumes_exactly(toy_screen, data, tokenizer, prior, tmp_path, monkeypatch):
     class Stopped(Exception):
         pass
 
@@ -223,37 +210,41 @@ def test_resumes_exactly(data, tokenizer, prior, tmp_path, monkeypatch):
 
     monkeypatch.setattr("evae.training.prior.save_with_processor", stop)
     with pytest.raises(Stopped):
-        fit(data, tokenizer, tmp_path / "prior")
+        toy_screen.fit(data, tokenizer, tmp_path / "prior")
     monkeypatch.undo()
     shutil.rmtree(sorted((tmp_path / "prior" / "checkpoints").glob("step*"))[-1])
-    resumed = fit(data, tokenizer, tmp_path / "prior", resume=True)
+    resumed = toy_screen.fit(data, tokenizer, tmp_path / "prior", resume=True)
     one, two = (load_file(run / "model.safetensors") for run in (prior, resumed))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_predicts_from_source_cells(data, prior):
+def test_predicts_from_source_cells(toy_screen, data, prior):
     pipe = evae.pipeline(prior, device="cpu")
     cells = simulate_perturb_seq(n_cells=400, n_genes=40, n_cell_types=3, n_perturbations=3, n_without_effect=0)
     controls = cells[cells.obs["perturbation"] == "control"].copy()
     options = {"progress": False, "library_size": "controls"}
-    predicted = pipe.predict(controls, held_out(cells), "type_A", n_cells=100, **options)
+    predicted = pipe.predict(controls, toy_screen.held_out(cells), "type_A", n_cells=100, **options)
     of_source = controls[predicted.obs["source"]]
     np.testing.assert_array_equal(predicted.obs["library_size"], np.asarray(of_source.X.sum(1)).ravel())
     assert (of_source.obs["cell_type"] == "type_A").all()
-    again = pipe.predict(controls, held_out(cells), "type_A", n_cells=100, batch_size=7, **options)
+    again = pipe.predict(controls, toy_screen.held_out(cells), "type_A", n_cells=100, batch_size=7, **options)
     assert (predicted.X != again.X).nnz == 0
     controls.obs["cell_type"] = "never seen"
-    new = pipe.predict(controls, held_out(cells), n_cells=9, progress=False)
+    new = pipe.predict(controls, toy_screen.held_out(cells), n_cells=9, progress=False)
     assert (new.obs["support"] == "unseen").all()
     assert new.X.sum() > 0
 
 
 @pytest.mark.parametrize("kind", ["evae_mdlm", "evae_flow"])
 @pytest.mark.parametrize("sources", [1, 3])
-def test_the_other_priors(data, tokenizer, folder, tmp_path, kind, sources):
-    tokens = tokenizer if kind == "evae_mdlm" else tokenize(data, tmp_path / "tokenizer", quantizer="gaussian")
-    run = fit(data, tokens, tmp_path / "prior", PRIOR | {"source_cells": sources}, model_type=kind)
-    controls, name = controls_of(folder), held_out(ad.read_h5ad(folder / "cells.h5ad"))
+def test_the_other_priors(toy_screen, data, tokenizer, folder, tmp_path, kind, sources):
+    tokens = (
+        tokenizer if kind == "evae_mdlm" else toy_screen.tokenize(data, tmp_path / "tokenizer", quantizer="gaussian")
+    )
+    run = toy_screen.fit(
+        data, tokens, tmp_path / "prior", toy_screen.PRIOR | {"source_cells": sources}, model_type=kind
+    )
+    controls, name = controls_of(folder), toy_screen.held_out(ad.read_h5ad(folder / "cells.h5ad"))
     predicted = evae.pipeline(run, device="cpu").predict(controls, name, "type_A", n_cells=20, progress=False)
     assert predicted.X.sum() > 0
 
@@ -263,17 +254,17 @@ def controls_of(folder):
     return cells[cells.obs["perturbation"] == "control"].copy()
 
 
-def test_counts_have_no_latents_to_read(data, tmp_path):
+def test_counts_have_no_latents_to_read(toy_screen, data, tmp_path):
     with pytest.raises(EvaeError, match=r"train a tokenizer, or set model\.source_cells=0"):
-        fit(data, "counts", tmp_path / "prior")
+        toy_screen.fit(data, "counts", tmp_path / "prior")
 
 
-def test_a_prior_is_looked_at_before_its_tokenizer_is_finished(data, tokenizer, tmp_path):
+def test_a_prior_is_looked_at_before_its_tokenizer_is_finished(toy_screen, data, tokenizer, tmp_path):
     """As when the demo goes on after a stop: the folder of the tokenizer holds a run, but no model yet."""
     unfinished = shutil.copytree(tokenizer, tmp_path / "tokenizer")
     for file in ("config.json", "model.safetensors", "preprocessor_config.json"):
         (unfinished / file).unlink()
     settings = {"dataset": str(data), "tokenizer": str(unfinished), "output_dir": str(tmp_path / "prior")}
-    checked = dry_run(PriorSettings(**settings, model=PRIOR, **SHORT))
+    checked = dry_run(PriorSettings(**settings, model=toy_screen.PRIOR, **toy_screen.SHORT))
     assert checked["model"]["source_cells"] == 1
     assert not (tmp_path / "prior").exists()

@@ -46,8 +46,8 @@ class EncodedCells:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def part(self, rows: slice) -> "EncodedCells":
-        """Some of the cells, not copied."""
+    def part(self, rows: slice | np.ndarray) -> "EncodedCells":
+        """Some of the cells; those of a slice are not copied."""
         return replace(
             self,
             codes=self.codes[rows],

@@ -1,124 +1,133 @@
 """Give a prior what it reads of control cells: source cells by coupling, and the known effects of perturbations."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from evae.common.digests import weights_digest
 from evae.training.codes import EncodedCells
-from evae.training.couplings import DRAWS, couple
+from evae.training.components import principal_components
+from evae.training.couplings import Cells
 from evae.training.effects import effect_table
 from evae.training.encoder import Encoder
+from evae.training.pairs import SPLITS, PairSettings, keep_pairs, kept_or_made, make_pairs, pairing_key
 from evae.training.prompts import COPIES, Controls, Prompts
 from evae.training.settings import PriorSettings
 
 EFFECT_DRAWS = 8  # of every effect within its error
 
 
-@dataclass(frozen=True)
-class Vocabularies:
-    """What the couplings need to know of the data and the run.
-
-    Attributes:
-        n_perturbations: of the dataset, the control included.
-        control: its id.
-        cell_types: their names.
-        coupling: see `evae.training.couplings`.
-        seed: of the run.
-    """
-
-    n_perturbations: int
-    control: int
-    cell_types: list[str]
-    coupling: str
-    seed: int
-
-
-def set_prompts(prior: Any, cells: dict[str, EncodedCells], encoder: Encoder, settings: PriorSettings) -> None:
-    """Give the encoded cells their source cells and known effects, and the prior what it must keep of them."""
-    info = encoder.sources.info
-    control = info.perturbations.index(info.control)
-    data = Vocabularies(len(info.perturbations), control, list(info.cell_types), settings.coupling, settings.seed)
-    whole = encoder.whole_rows(settings.thinned_copies)
-    copies = [encoder.controls(control, copy) for copy in range(1, 1 + COPIES)] if prior.source is not None else []
-    prompts, effects = prompts_of(prior.config, cells, whole, copies, data)
-    for split, found in prompts.items():
-        cells[split].prompts = found
-    if prior.source is not None:
-        prior.source.set_statistics(torch.from_numpy(cells["train"].latents))
-    if prior.condition.effect is not None:
-        prior.condition.effect.set_table(torch.from_numpy(effects))
-
-
-def prompts_of(
-    config: Any,
-    cells: Mapping[str, EncodedCells],
-    whole: np.ndarray,
-    copies: Sequence[EncodedCells],
-    data: Vocabularies,
-) -> tuple[dict[str, Prompts], np.ndarray]:
-    """The prompts of the training and the validation cells, and the table of effects (see `effect_table`).
+def set_prompts(
+    prior: Any, cells: dict[str, EncodedCells], encoder: Encoder, settings: PriorSettings, folder: Path
+) -> Callable[[], None]:
+    """Give the encoded cells their source cells and known effects, and the prior what it must keep of them.
 
     Args:
-        config: of the prior.
-        cells: split -> encoded cells, with latents and the perturbation ids of the dataset.
-        whole: for every training cell the row of the cell that it is a thinned copy of, or its own, (cells,).
-        copies: the training controls again, thinned, in the same order.
-        data: the vocabularies and what the run is set to.
+        prior: that reads controls.
+        cells: split -> encoded cells, with latents and the perturbation ids of the dataset; changed in place.
+        encoder: of these cells.
+        settings: of the training.
+        folder: of the run, which may keep pairs from before.
+
+    Returns:
+        what writes the pairs into the folder, once it is this run's.
 
     Raises:
         EvaeError: a cell type has perturbed cells and no training controls.
     """
-    train, validation = cells["train"], cells["validation"]
-    firsts = np.flatnonzero(whole == np.arange(len(whole)))
-    flat = train.latents.reshape(len(train), -1)
+    info = encoder.sources.info
+    control = info.perturbations.index(info.control)
+    whole = encoder.whole_rows(settings.thinned_copies)
+    firsts = np.flatnonzero(whole == np.arange(len(whole)))  # without the thinned copies of training cells
+    measured = {"train": cells["train"].part(firsts), "validation": cells["validation"]}
+    pairs, keep = {split: np.zeros((len(measured[split]), 1), dtype=np.int32) for split in SPLITS}, _nothing
+    copies = []
+    if prior.source is not None:
+        pairs, keep = _pairs(prior.config, measured, encoder, settings, folder)
+        copies = [encoder.controls(control, copy) for copy in range(1, 1 + COPIES)]
+        prior.source.set_statistics(torch.from_numpy(cells["train"].latents))
+    pairs["train"] = pairs["train"][np.searchsorted(firsts, whole)]
+    pools = control_pools(measured, copies, control)
+    size = (len(info.perturbations), len(info.cell_types))
+    table, effects = known_effects(measured["train"], *size, control, settings.seed)
+    told = effects if prior.condition.effect is not None else None
+    if prior.condition.effect is not None:
+        prior.condition.effect.set_table(torch.from_numpy(table))
+    for split in SPLITS:
+        rows = cells[split].cell_type_ids.astype(np.int32) * size[0] + cells[split].perturbation_ids
+        cells[split].prompts = Prompts(pools[split], pairs[split], prior.config.source_cells, told, rows)
+    return keep
+
+
+def control_pools(
+    measured: Mapping[str, EncodedCells], copies: Sequence[EncodedCells], control: int
+) -> dict[str, Controls]:
+    """The controls that cells of either split may start from.
+
+    Args:
+        measured: split -> its cells, without thinned copies.
+        copies: the training controls again, thinned, in the same order.
+        control: id of the control.
+
+    Returns:
+        split -> controls. To the validation cells the training controls are whole, and those of their own follow.
+    """
+    train, validation = (measured[split] for split in SPLITS)
+    rows, own = (np.flatnonzero(some.perturbation_ids == control) for some in (train, validation))
+    return {
+        "train": Controls(
+            latents=np.stack([train.latents[rows], *(copy.latents for copy in copies)]),
+            library_size=np.stack([train.library_size[rows], *(copy.library_size for copy in copies)]),
+        ),
+        "validation": Controls(
+            latents=np.concatenate([train.latents[rows], validation.latents[own]])[None],
+            library_size=np.concatenate([train.library_size[rows], validation.library_size[own]])[None],
+        ),
+    }
+
+
+def known_effects(
+    train: EncodedCells, n_perturbations: int, n_cell_types: int, control: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The table of effects (see `effect_table`), and draws of each within its error as `Prompts` holds them."""
     table, errors = effect_table(
-        flat[firsts], train.perturbation_ids[firsts], train.cell_type_ids[firsts],
-        n_perturbations=data.n_perturbations, n_cell_types=len(data.cell_types), control=data.control,
+        train.latents.reshape(len(train), -1), train.perturbation_ids, train.cell_type_ids,
+        n_perturbations=n_perturbations, n_cell_types=n_cell_types, control=control,
     )  # fmt: skip
-    is_control = train.perturbation_ids[firsts] == data.control
-    rows = firsts[is_control]
-    pool = Controls(
-        latents=np.stack([train.latents[rows], *(copy.latents for copy in copies)]),
-        library_size=np.stack([train.library_size[rows], *(copy.library_size for copy in copies)]),
-        cell_type_ids=train.cell_type_ids[rows],
-    )
-    own = np.where(is_control, np.cumsum(is_control) - 1, -1)
-    found = _couple(config, train, firsts, pool, own, data)
-    of_whole = np.zeros(len(train), dtype=np.int64)
-    of_whole[firsts] = np.arange(len(firsts))
-    held = validation.perturbation_ids == data.control  # a validation control is its own source
-    more = Controls(
-        latents=np.concatenate([pool.latents[0], validation.latents[held]])[None],
-        library_size=np.concatenate([pool.library_size[0], validation.library_size[held]])[None],
-        cell_type_ids=pool.cell_type_ids,
-    )
-    own = np.where(held, len(rows) + np.cumsum(held) - 1, -1)
-    of_validation = _couple(config, validation, np.arange(len(validation)), pool, own, data)
-    drawn = np.random.default_rng(data.seed).normal(size=(EFFECT_DRAWS, *table.shape)).astype(np.float32)
+    drawn = np.random.default_rng(seed).normal(size=(EFFECT_DRAWS, *table.shape)).astype(np.float32)
     drawn[0] = 0
-    effects = (table + drawn * errors)[:, :-1].reshape(EFFECT_DRAWS, -1, table.shape[2])
-    prompts = {}
-    for split, some, controls, sources in (
-        ("train", train, pool, found[of_whole[whole]]),
-        ("validation", validation, more, of_validation),
-    ):
-        told = effects if config.condition_on_effect else None
-        effect_rows = some.cell_type_ids.astype(np.int32) * data.n_perturbations + some.perturbation_ids
-        prompts[split] = Prompts(controls, sources, config.source_cells, told, effect_rows)
-    return prompts, table
+    return table, (table + drawn * errors)[:, :-1].reshape(EFFECT_DRAWS, -1, table.shape[2])
 
 
-def _couple(
-    config: Any, cells: EncodedCells, rows: np.ndarray, pool: Controls, own: np.ndarray, data: Vocabularies
-) -> np.ndarray:
-    if not config.source_cells:
-        return np.zeros((len(rows), 1), dtype=np.int32)
-    return couple(
-        cells.latents[rows].reshape(len(rows), -1), cells.perturbation_ids[rows], cells.cell_type_ids[rows], own,
-        pool.latents[0].reshape(pool.latents.shape[1], -1), pool.cell_type_ids, control=data.control,
-        names=data.cell_types, how=data.coupling if config.source_cells == 1 else "random",
-        n_draws=max(DRAWS, config.source_cells), as_set=config.source_cells > 1, seed=data.seed,
-    )  # fmt: skip
+def _pairs(
+    config: Any, measured: Mapping[str, EncodedCells], encoder: Encoder, settings: PriorSettings, folder: Path
+) -> tuple[dict[str, np.ndarray], Callable[[], None]]:
+    """The pairs of both splits (see `make_pairs`), and what keeps them."""
+    info, wanted = encoder.sources.info, PairSettings.of(config, settings)
+    control = info.perturbations.index(info.control)
+    digests = [[shard.get("sha256") for shard in own.statistics["shards"]] for own in encoder.sources.infos]
+    data = (weights_digest(encoder.tokenizer), info.perturbations, info.cell_types, info.n_cells, digests)
+    key = pairing_key(wanted, *data)
+
+    def make() -> dict[str, np.ndarray]:
+        points = {split: some.latents.reshape(len(some), -1) for split, some in measured.items()}
+        if wanted.needs_points and wanted.space == "pca":
+            points = principal_components(encoder, SPLITS)
+        cells = {split: _to_couple(some, points[split]) for split, some in measured.items()}
+        return make_pairs(wanted, cells, control, list(info.cell_types))
+
+    sizes = {split: (len(some), wanted.n_draws) for split, some in measured.items()}
+    pairs = kept_or_made(folder, key, sizes, make, encoder.accelerator)
+    return pairs, partial(keep_pairs, folder, key, dict(pairs))
+
+
+def _to_couple(cells: EncodedCells, points: np.ndarray) -> Cells:
+    return Cells(points, cells.perturbation_ids, cells.cell_type_ids, np.zeros(len(cells), dtype=np.int32))
+
+
+def _nothing() -> None:
+    """Without pairs there is nothing to keep."""

@@ -61,12 +61,16 @@ class Encoder:
             start += n_cells * (1 + copies)
         return np.concatenate(rows)
 
+    def read(self, number: int, split: str, title: str) -> Iterator[Batch]:
+        """All cells of a split of one dataset as sparse batches, in stored order, with progress."""
+        title += f" of {self.sources.datasets[number]}" if len(self.sources) > 1 else ""
+        loader = checked_for_stop(self.sources.cells(number, split, ENCODING_BATCH), self.check_stop)
+        n_cells = self.sources.infos[number].n_cells[split]
+        with progress_bar(self.accelerator.is_main_process) as bar:
+            yield from bar.track(loader, title, n_cells, lambda batch: len(batch["counts"]))
+
     def _encode(
         self, number: int, split: str, title: str, change: Callable[[Iterator[Batch]], Iterator[Batch]] = iter
     ) -> EncodedCells:
-        title += f" of {self.sources.datasets[number]}" if len(self.sources) > 1 else ""
-        loader = checked_for_stop(self.sources.cells(number, split, ENCODING_BATCH), self.check_stop)
-        with progress_bar(self.accelerator.is_main_process) as bar:
-            n_cells = self.sources.infos[number].n_cells[split]
-            cells = bar.track(loader, title, n_cells, lambda batch: len(batch["counts"]))
-            return encode_cells(self.tokenizer, change(cells), self.accelerator.device, self.with_latents)
+        cells = change(self.read(number, split, title))
+        return encode_cells(self.tokenizer, cells, self.accelerator.device, self.with_latents)

@@ -124,8 +124,7 @@ def _train_on(
     cells = {split: encoder.split(split, settings.thinned_copies * (split == "train")) for split in splits}
     prior.set_statistics(torch.from_numpy(cells["train"].codes))
     processor.library_model = fit_library_sizes(cells["train"], encoder.whole_rows(settings.thinned_copies), info)
-    if config.reads_controls:
-        set_prompts(prior, cells, encoder, settings)
+    keep = set_prompts(prior, cells, encoder, settings, run.path) if config.reads_controls else None
     set_conditions(prior, cells, processor, vocabulary, settings, accelerator.device, check_stop)
     check_stop()
     cell_type = "context" if config.cell_type_context else "cell_type_ids"
@@ -136,6 +135,7 @@ def _train_on(
         save=partial(save_prior, processor=processor, cells=cells["validation"], run=run, settings=settings),
         fingerprint=fingerprint(info, weights_digest(tokenizer), *vocabulary.digest(), *sources.order()),
         named_cells=partial(named_cells, sources),
+        keep=keep,
     )
     batches = training_codes(cells["train"], sources, settings, accelerator)
     return train(prior, batches, settings, accelerator=accelerator, run=run, stage=stage)

@@ -25,12 +25,10 @@ class Controls:
     Attributes:
         latents: before quantization, float32 (copies, controls, latents, latent_width); the first copy is whole.
         library_size: of each copy, float32 (copies, controls).
-        cell_type_ids: (controls,).
     """
 
     latents: np.ndarray
     library_size: np.ndarray
-    cell_type_ids: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Prompts:
     effects: np.ndarray | None
     effect_rows: np.ndarray
 
-    def part(self, rows: slice) -> "Prompts":
+    def part(self, rows: slice | np.ndarray) -> "Prompts":
         """Those of some of the cells."""
         return replace(self, sources=self.sources[rows], effect_rows=self.effect_rows[rows])
 

@@ -38,6 +38,7 @@ class Stage:
         summarise: the sums -> metrics; `loss` among them decides which checkpoint is best.
         fingerprint: of the data and of frozen weights; a run resumes only with the same one.
         named_cells: which cells a source handed out so many batches ago.
+        keep: writes into the run's folder what a resumed run need not make again; called by the main rank.
     """
 
     title: str
@@ -48,3 +49,4 @@ class Stage:
     summarise: Callable[[dict[str, Tensor]], dict[str, float]] = mean_loss
     fingerprint: str = ""
     named_cells: Callable[[Any, int], list[dict[str, Any]]] = lambda batches, ago: []
+    keep: Callable[[], None] | None = None

@@ -116,6 +116,8 @@ class _Loop:
         every = self.settings
         self.accelerator.wait_for_everyone()  # until every rank has looked at the folder as it was
         self.run.begin(self.accelerator.is_main_process)
+        if self.stage.keep is not None and self.accelerator.is_main_process:
+            self.stage.keep()
         self.accelerator.wait_for_everyone()
         self._restore()
         title, main = self.stage.title, self.accelerator.is_main_process

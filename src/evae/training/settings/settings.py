@@ -23,6 +23,8 @@ from evae.models.contract_evae import EvaeError, near_matches
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 PRECISIONS = ("auto", "no", "bf16")
 FINAL_WEIGHTS = ("last", "best")
+COUPLINGS = ("optimal-transport", "random")
+SPACES = ("latents", "pca")
 
 
 @dataclass
@@ -86,8 +88,9 @@ class Settings:
         if not 0 <= self.ema_decay < 1:
             raise EvaeError(f"ema_decay is {self.ema_decay}; give 0 (off) up to below 1, for example 0.999.")
         choices = {"report_to": TRACKERS, "mixed_precision": PRECISIONS, "final_weights": FINAL_WEIGHTS}
+        choices |= {"coupling": COUPLINGS, "coupling_space": SPACES}
         for name, known in choices.items():
-            if getattr(self, name) not in known:
+            if getattr(self, name, known[0]) not in known:
                 raise EvaeError(f"{name} is '{getattr(self, name)}'; give one of {', '.join(known)}.")
         if self.resume and self.overwrite:
             raise EvaeError("resume and overwrite are both true; set one of them to false.")
@@ -129,6 +132,7 @@ class PriorSettings(Settings):
     max_epochs: float = (
         0.0  # the run ends after so many passes over the training cells, if not after max_steps; 0: never
     )
+    coupling_space: str = "latents"  # where optimal transport measures distances: latents of the tokenizer, or pca
     thinned_copies: int = 0  # further encodings of every training cell, with fewer molecules: for small sets
     learning_rate: float = 2e-4
     weight_decay: float = 0.0
