@@ -21,6 +21,7 @@ from evae.cli.predict import predict
 from evae.cli.prepare import prepare
 from evae.cli.push import push
 from evae.cli.push_dataset import push_dataset
+from evae.cli.rank import rank
 from evae.cli.reversion import reversion
 from evae.cli.simulate import simulate
 from evae.cli.study import study
@@ -39,6 +40,7 @@ class InOrder(TyperGroup):
             "train",
             "effects",
             "predict",
+            "rank",
             "embed",
             "evaluate",
             "reversion",
@@ -91,6 +93,7 @@ app.command()(prepare)
 app.add_typer(train, name="train")
 app.command()(effects)
 app.command()(predict)
+app.command()(rank)
 app.command()(embed)
 app.command()(evaluate)
 app.command()(reversion)

@@ -22,6 +22,7 @@ from evae.inference.embedding import embed_cells, gene_coverage, said_coverage
 from evae.inference.prediction import Request, change_cells, predict_cells
 from evae.inference.request import planned_genes, whole_counts
 from evae.inference.sampling import panel_batches
+from evae.inference.scoring import Scoring, rank_cells, score_cells
 from evae.models.contract_evae import EvaeError
 
 
@@ -165,6 +166,52 @@ class Pipeline:
         request = Request.of(perturbation, cell_type, options)
         return change_cells(self._prior(request.batch_size), controls, request, self.device)
 
+    def score(
+        self,
+        cells: ad.AnnData | str | Path,
+        perturbation: str | Sequence[str],
+        controls: ad.AnnData | str | Path | None = None,
+        **options: Any,
+    ) -> pd.DataFrame:
+        """How likely cells are after perturbations.
+
+        Args:
+            cells: raw counts of any cells.
+            perturbation: one name or several, the control among them if wanted.
+            controls: unperturbed cells of the same cell types, for a prior that reads them; see `predict`.
+            **options: see `evae.inference.scoring.Scoring`.
+
+        Returns:
+            DataFrame (cells, perturbations): log-likelihood of the cell's codes, nats (of masked diffusion a lower
+            bound). A prior that reads cells scores the control as an unknown perturbation without an effect.
+
+        Raises:
+            EvaeError: as `predict`; a prior without a likelihood (flow matching).
+        """
+        return score_cells(self._prior(), cells, perturbation, controls, Scoring(**options), self.device)
+
+    def rank_perturbations(
+        self,
+        cells: ad.AnnData | str | Path,
+        controls: ad.AnnData | str | Path | None = None,
+        perturbations: Sequence[str] | None = None,
+        groupby: str | None = None,
+        **options: Any,
+    ) -> pd.DataFrame:
+        """Which perturbation explains cells best, the control among them.
+
+        Args:
+            cells, controls: as in `score`.
+            perturbations: names; all that training saw if None.
+            groupby: obs column of `cells`, whose groups are ranked one by one; None ranks all cells together.
+            **options: as in `score`.
+
+        Returns:
+            DataFrame, best first within each group: `group`, `perturbation`, `log_likelihood` (mean, nats a cell),
+            `over_control` (that less the control's) and `best_for` (share of the cells that it explains best).
+        """
+        return rank_cells(self._prior(), cells, perturbations, controls, groupby, Scoring(**options), self.device)
+
     def embed(
         self,
         adata: ad.AnnData,
@@ -238,7 +285,7 @@ class Pipeline:
         """Share of the model's gene panel, 0 to 1, that `adata` measures."""
         return gene_coverage(self.processor, adata)
 
-    def _prior(self, batch_size: int) -> Checkpoint:
+    def _prior(self, batch_size: int = 1) -> Checkpoint:
         if not self.checkpoint.is_prior:
             raise EvaeError(f"{self.checkpoint.name} is a tokenizer, which embeds but does not predict; give a prior.")
         if batch_size < 1:
