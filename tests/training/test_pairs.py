@@ -19,8 +19,9 @@ from scipy.spatial.distance import pdist
 from sklearn.decomposition import PCA
 
 from evae.data.streaming.mixture import Sources
-from evae.data.streaming.split_anndata import read_split
+from evae.data.streaming.split_anndata import DatasetSplit, read_split
 from evae.training import components, pairs
+from evae.training.controls import cell_batches
 from evae.training.encoder import Encoder
 from evae.training.pairs import PairSettings, keep_pairs, load_pairs, pairing_key
 
@@ -137,6 +138,35 @@ def test_each_setting_is_in_the_key():
     changes = {"how": "random", "space": "pca", "n_draws": 5, "as_set": True, "seed": 1}
     keys = {pairing_key(replace(wanted, **{name: value}), "cells") for name, value in changes.items()}
     assert len(keys | {pairing_key(wanted, "cells"), pairing_key(wanted, "others")}) == 7
+
+
+def test_pairs_stay_within_batches(toy_screen, data, tokenizer, tmp_path, capsys):
+    def with_batches(cells):
+        cells.obs["plate"] = np.array(["p1", "p2", "p3"])[np.arange(cells.n_obs) % 3]
+        lonely = (cells.obs["cell_type"] == "type_B") & (cells.obs["plate"] == "p2")
+        return cells[~(lonely & (cells.obs["perturbation"] == "control")).to_numpy()].copy()
+
+    batches = toy_screen.screen(tmp_path, with_batches, batch_key="plate")
+    run = toy_screen.fit(batches, tokenizer, tmp_path / "prior", max_steps=1)
+    assert "no control of their cell type in their batch ('type_B' in 'p2')" in capsys.readouterr().err
+    train = read_split(batches, "train").obs
+    plate = DatasetSplit(batches, "train").batch_ids()
+    assert (
+        np.array(["p1", "p2", "p3"])[plate] == ad.read_h5ad(tmp_path / "cells.h5ad").obs.loc[train.index, "plate"]
+    ).all()
+    controls = np.flatnonzero(train["perturbation"] == "control")
+    found = controls[load_pairs(run, key_of(run))["train"]]
+    assert (train["cell_type"].to_numpy()[found] == train["cell_type"].to_numpy()[:, None]).all()
+    lonely = ((train["cell_type"] == "type_B") & (plate == 1)).to_numpy()
+    assert 0 < lonely.sum() < len(lonely) / 3
+    assert (plate[found[~lonely]] == plate[~lonely][:, None]).all()
+    assert (plate[found[lonely]] != 1).all()
+
+    two = Sources([str(data), str(batches)])
+    encoder = Encoder(two, torch.nn.Identity(), True, Accelerator(cpu=True), lambda: None)
+    of_cells, names = cell_batches(encoder)
+    assert names == ["no batch", "p1", "p2", "p3"]
+    assert (of_cells["train"] == np.r_[np.zeros(two.infos[0].n_cells["train"]), 1 + plate]).all()
 
 
 RANKS = """

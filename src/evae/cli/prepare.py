@@ -19,6 +19,9 @@ def prepare(
     control: Annotated[str, typer.Option(help="Label of unperturbed cells in the perturbation column.")],
     perturbation_key: PerturbationKey = "perturbation",
     cell_type_key: CellTypeKey = "cell_type",
+    batch_key: Annotated[
+        str | None, typer.Option(help="obs column of the experimental batch: priors pair cells within batches.")
+    ] = None,
     split: Annotated[
         str | None,
         typer.Option(
@@ -83,6 +86,7 @@ def prepare(
         list(files),
         out,
         **keys,
+        batch_key=batch_key,
         split=held_out,
         genes=genes,
         seed=seed,

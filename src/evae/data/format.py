@@ -49,7 +49,8 @@ class DatasetInfo:
         control: name of the control.
         statistics: the content of dataset.json, among it `library_size_quantiles` (101 quantiles of the total
             counts over the panel, training cells), `median_library_size`, `max_count`, `nonzero_fraction`,
-            `cell_counts[split][cell_type][perturbation]`, `dropped_cells`, `shards`, `sources`.
+            `cell_counts[split][cell_type][perturbation]`, `dropped_cells`, `shards`, `sources`, and `batches`, the
+            vocabulary of experimental batches, where it has any.
         split: what is held out: {"cell_type": [...], "pert": [...]}, {"random": 0.1} or {}.
         n_cells: number of cells of each split.
     """

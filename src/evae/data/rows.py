@@ -5,6 +5,7 @@ counts         their counts, in the same order, little-endian unsigned integers
 perturbation   class label, cell_type likewise
 library_size   total counts over all genes of the source file
 cell_id        the cell's name
+batch          class label of the experimental batch, where the dataset has batches
 """
 
 from collections.abc import Sequence
@@ -24,10 +25,13 @@ COLUMNS = ["genes", "counts", "perturbation", "cell_type"]  # what a batch is ma
 REMEDY = "fetch or make the dataset anew."
 
 
-def cell_features(genes: Sequence[str], perturbations: Sequence[str], cell_types: Sequence[str]) -> "Features":
+def cell_features(
+    genes: Sequence[str], perturbations: Sequence[str], cell_types: Sequence[str], batches: Sequence[str] = ()
+) -> "Features":
     """The columns of the cells, as HF `datasets` sees them; the id of `genes` says which panel they count in."""
     from datasets import ClassLabel, Features, Value  # slow to import, and not needed to read shards
 
+    batch = {"batch": ClassLabel(names=list(batches))} if batches else {}
     return Features(
         {
             "genes": Value("binary", id=f"panel {panel_digest(genes)}"),
@@ -36,6 +40,7 @@ def cell_features(genes: Sequence[str], perturbations: Sequence[str], cell_types
             "cell_type": ClassLabel(names=list(cell_types)),
             "library_size": Value("int64"),
             "cell_id": Value("string"),
+            **batch,
         }
     )
 

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from evae.common.digests import weights_digest
+from evae.common.progress import console
+from evae.data.streaming.split_anndata import DatasetSplit
 from evae.training.codes import EncodedCells
 from evae.training.components import principal_components
-from evae.training.couplings import Cells
+from evae.training.couplings import Cells, without_control
 from evae.training.effects import effect_table
 from evae.training.encoder import Encoder
 from evae.training.pairs import SPLITS, PairSettings, keep_pairs, kept_or_made, make_pairs, pairing_key
@@ -113,11 +115,19 @@ def _pairs(
     data = (weights_digest(encoder.tokenizer), info.perturbations, info.cell_types, info.n_cells, digests)
     key = pairing_key(wanted, *data)
 
+    of_cells, names = cell_batches(encoder)
+
     def make() -> dict[str, np.ndarray]:
         points = {split: some.latents.reshape(len(some), -1) for split, some in measured.items()}
         if wanted.needs_points and wanted.space == "pca":
             points = principal_components(encoder, SPLITS)
-        cells = {split: _to_couple(some, points[split]) for split, some in measured.items()}
+        cells = {
+            split: Cells(points[split], some.perturbation_ids, some.cell_type_ids, of_cells[split])
+            for split, some in measured.items()
+        }
+        pool = cells["train"].part(np.flatnonzero(cells["train"].perturbation == control))
+        if note := without_control(cells["train"], pool, control, list(info.cell_types), names):
+            console(encoder.accelerator.is_main_process).print(f"note: {note}", highlight=False, markup=False)
         return make_pairs(wanted, cells, control, list(info.cell_types))
 
     sizes = {split: (len(some), wanted.n_draws) for split, some in measured.items()}
@@ -125,8 +135,24 @@ def _pairs(
     return pairs, partial(keep_pairs, folder, key, dict(pairs))
 
 
-def _to_couple(cells: EncodedCells, points: np.ndarray) -> Cells:
-    return Cells(points, cells.perturbation_ids, cells.cell_type_ids, np.zeros(len(cells), dtype=np.int32))
+def cell_batches(encoder: Encoder) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The experimental batch of every cell of both splits, and the names: those of each dataset are its own."""
+    infos, datasets = encoder.sources.infos, encoder.sources.datasets
+    vocabularies = [own.statistics.get("batches") or ["no batch"] for own in infos]
+    if all(names == ["no batch"] for names in vocabularies):  # then all datasets are one
+        return {split: np.zeros(encoder.sources.info.n_cells[split], dtype=np.int64) for split in SPLITS}, ["all"]
+    firsts = np.cumsum([0, *map(len, vocabularies)])
+    found = {
+        split: np.concatenate(
+            [
+                first + DatasetSplit(dataset, split).batch_ids()
+                for dataset, first in zip(datasets, firsts, strict=False)
+                if dataset.info.n_cells[split]
+            ]
+        )
+        for split in SPLITS
+    }
+    return found, [name for names in vocabularies for name in names]
 
 
 def _nothing() -> None:

@@ -113,7 +113,7 @@ class BlockRows:
         position: of the panel's genes in the file, (panel,).
         schema: of the shards.
         gene_dtype, count_dtype: of the two binary columns.
-        perturbation, cell_type: codes of the labels, (cells of the block,).
+        perturbation, cell_type, batch: codes of the labels, (cells of the block,).
         shard: where each cell goes, -1 for cells to drop, (cells of the block,).
         place: of each cell within its split, (cells of the block,).
         path: the file to write.
@@ -126,6 +126,7 @@ class BlockRows:
     count_dtype: np.dtype
     perturbation: np.ndarray
     cell_type: np.ndarray
+    batch: np.ndarray | None
     shard: np.ndarray
     place: np.ndarray
     path: Path
@@ -222,7 +223,8 @@ def write_cells(conversion: Conversion, plan: RowPlan, meta: dict[str, Any]) -> 
     """
     labels = conversion.labels
     genes = conversion.panel.genes
-    schema = shard_schema(cell_features(genes, labels.perturbations, labels.cell_types), genes)
+    features = cell_features(genes, labels.perturbations, labels.cell_types, labels.batches)
+    schema = shard_schema(features, genes)
     _scatter_blocks(conversion, plan, meta, schema)
     files = [b.file(conversion.scratch / "scattered") for b in conversion.blocks]
     shards = [(i, n, conversion.folder / name) for i, (name, n) in enumerate(plan.shards)]
@@ -250,6 +252,7 @@ def _scatter_blocks(conversion: Conversion, plan: RowPlan, meta: dict[str, Any],
             count_dtype=np.dtype(meta["count_dtype"]),
             perturbation=labels.perturbation[b.rows],
             cell_type=labels.cell_type[b.rows],
+            batch=None if labels.batch is None else labels.batch[b.rows],
             shard=shard[b.rows],
             place=plan.place[b.rows],
             path=b.file(folder),
@@ -263,7 +266,8 @@ def _scatter_blocks(conversion: Conversion, plan: RowPlan, meta: dict[str, Any],
 def _scatter(sources: list[H5adCounts], to: BlockRows) -> None:
     source = sources[to.block.source]
     counts, full = panel_counts(source, to.position, to.block)
-    columns = (to.perturbation, to.cell_type, full, source.cell_ids(to.block.start, to.block.stop))
+    columns = [to.perturbation, to.cell_type, full, source.cell_ids(to.block.start, to.block.stop)]
+    columns += [] if to.batch is None else [to.batch]
     rows = pa.record_batch(
         [
             binary_rows(counts.indices.astype(to.gene_dtype), counts.indptr),

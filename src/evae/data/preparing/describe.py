@@ -1,6 +1,6 @@
 """What dataset.json says: sizes, widths, statistics of the training cells, where the cells came from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -16,12 +16,14 @@ from evae.models.contract_evae import EvaeError
 
 @dataclass
 class CellLabels:
-    """The labels of all cells of all files, in order: codes into the two vocabularies."""
+    """The labels of all cells of all files, in order: codes into the vocabularies."""
 
     perturbation: np.ndarray  # (cells,) int32
     cell_type: np.ndarray  # (cells,) int32
     perturbations: list[str]  # the control first, the others sorted
     cell_types: list[str]
+    batch: np.ndarray | None = None  # (cells,) int32
+    batches: list[str] = field(default_factory=list)
 
     def table(self, kept: np.ndarray) -> np.ndarray:
         """Number of the kept cells of every pair, (cell types, perturbations); `kept` is a mask (cells,)."""
@@ -70,6 +72,7 @@ def describe(labels: CellLabels, panel: Panel, totals: Totals, plan: RowPlan, co
         "max_count": totals.max_count,
         "nonzero_fraction": float(totals.expressed[train].mean() / len(panel.genes)),
         "cell_counts": counts,
+        **({"batches": labels.batches} if labels.batches else {}),
     }
 
 

@@ -45,6 +45,7 @@ def prepare_dataset(
     perturbation_key: str,
     cell_type_key: str,
     control: str,
+    batch_key: str | None = None,
     split: str | Path | dict[str, Any] | None = None,
     genes: str | Path = "all",
     layer: str | None = None,
@@ -63,6 +64,7 @@ def prepare_dataset(
         files: one file or several; of several the genes that all of them measure are kept.
         out: the folder to make; must not exist, or be empty.
         perturbation_key, cell_type_key: the obs columns with the labels.
+        batch_key: the obs column that names the experimental batch (plate, lane, donor); None for none.
         control: the label of unperturbed cells in the column `perturbation_key`.
         split: what to hold out as `test` (see `evae.data.preparing.splits`): a JSON file or its content, "random:0.1",
             a short name such as "unseen-cell-type:NK" (see `evae.data.preparing.regimes`), or None.
@@ -95,7 +97,7 @@ def prepare_dataset(
         for source in sources:
             stack.callback(source.close)
         kept = _chosen(sources, where or {})
-        labels = _read_labels(sources, perturbation_key, cell_type_key, control, cell_types, kept)
+        labels = _read_labels(sources, perturbation_key, cell_type_key, control, cell_types, kept, batch_key)
         rule = parse_split(
             split,
             cell_type_key=cell_type_key,
@@ -112,6 +114,7 @@ def prepare_dataset(
         n_variable, wanted = parse_genes(genes)
         panel = match_panel(sources, wanted, min_coverage, aliases)
         keys = {"perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "control": control, "seed": seed}
+        keys |= {"batch_key": batch_key} if batch_key else {}
         job = {
             "evae_version": version("evae"), "files": [_identity(p) for p in paths], "layer": layer, **keys,
             "cell_types": cell_types and list(cell_types),
@@ -180,12 +183,13 @@ def _read_labels(
     control: str,
     cell_types: Sequence[str] | None,
     kept: np.ndarray,
+    batch_key: str | None = None,
 ) -> CellLabels:
     """The labels of all cells; the vocabularies are those of the kept ones."""
     if cell_types is not None and len(cell_types) != len(sources):
         raise EvaeError(f"{len(cell_types)} cell types for {len(sources)} files; give one for each file.")
     columns = {}
-    for key in (perturbation_key, cell_type_key):
+    for key in (perturbation_key, cell_type_key, *([batch_key] if batch_key else [])):
         if key == cell_type_key and cell_types is not None:
             per_file = [(np.zeros(s.n_cells, np.int32), [kind]) for s, kind in zip(sources, cell_types, strict=True)]
         else:
@@ -203,7 +207,8 @@ def _read_labels(
         recoded = [np.array([index.get(n, 0) for n in own], dtype=np.int32)[codes] for codes, own in per_file]
         columns[key] = np.concatenate(recoded), names
     perturbation, cell_type = columns[perturbation_key], columns[cell_type_key]
-    return CellLabels(perturbation[0], cell_type[0], perturbation[1], cell_type[1])
+    batch = columns[batch_key] if batch_key else (None, [])
+    return CellLabels(perturbation[0], cell_type[0], perturbation[1], cell_type[1], *batch)
 
 
 def _divide(

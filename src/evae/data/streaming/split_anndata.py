@@ -50,6 +50,13 @@ class DatasetSplit:
         frame.index = pd.Index(frame.pop("cell_id").astype(str).to_numpy())
         return frame
 
+    def batch_ids(self) -> np.ndarray:
+        """The experimental batch of every cell, int64 (cells,); all 0 where the dataset has none."""
+        if not self.info.statistics.get("batches"):
+            return np.zeros(self.n_cells, dtype=np.int64)
+        parts = [self._read(group, ["batch"])["batch"].to_numpy() for group in range(len(self._groups))]
+        return np.concatenate(parts).astype(np.int64)
+
     def counts(self, start: int, stop: int) -> sp.csr_matrix:
         """Raw counts of the cells start..stop, (cells, genes) CSR int32."""
         first, last = np.searchsorted(self._ends, [start, stop - 1], side="right") - 1
