@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from benchmark_reference import reference_tokenizer, sample_by_hand, sample_by_m
 from evae.models import EvaeARConfig, EvaeARForCausalLM, EvaeConfig, EvaeMDLMConfig, EvaeMDLMModel, EvaeModel
 from evae.models.coders_evae import to_sparse
 from evae.models.randomness_evae import CellStreams
+from evae.training.couplings import Cells, couple
 from evae.training.resume.state import build_optimizer
 
 TOY = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "n_latents": 6}
@@ -228,7 +230,57 @@ def generate(bench: Bench) -> Row:
     )  # fmt: skip
 
 
+def pair(bench: Bench) -> Row:
+    """Pairing of 100,000 cells against training the prior of preset `small`, a share of each timed.
+
+    Pairing is linear in the cells: two sizes say whether it is.
+    """
+    n = bench.n_cells or (600 if bench.quick else 8_000)
+    steps, batch = (1200, 128) if not bench.quick else (12, 8)
+    generator = np.random.default_rng(0)
+    points = generator.normal(size=(2 * n, 32)).astype(np.float32)
+    perturbation = np.arange(2 * n) % 10  # one cell in ten is a control
+    cells = Cells(points, perturbation, np.zeros(2 * n, dtype=int), np.zeros(2 * n, dtype=int))
+    tokenizer = EvaeConfig(
+        n_genes=bench.n_genes, n_latents=16, fsq_levels=[8, 8], hidden_size=64, num_attention_heads=4
+    )
+    small = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512}
+    torch.manual_seed(0)
+    config = EvaeARConfig(
+        tokenizer, n_perturbations=10, n_effects=10, control_id=0, source_cells=1, condition_on_effect=True,
+        dropout=0.2, **small,
+    )  # fmt: skip
+    prior = EvaeARForCausalLM(config).to(bench.device)
+    conditions = {"perturbation_ids": torch.arange(batch) % 10, "cell_type_ids": torch.zeros(batch, dtype=torch.long)}
+    conditions |= {"source_latents": torch.randn(batch, 1, 16, 2), "source_library_size": torch.full((batch, 1), 5e3)}
+    conditions |= {"codes": torch.randint(64, (batch, 16)), "library_size": torch.full((batch,), 5e3)}
+    conditions |= {"effect": torch.randn(batch, 32)}
+    step = training_step(prior, **{name: values.to(bench.device) for name, values in conditions.items()})
+
+    def pair_cells(n: int) -> None:
+        some = cells.part(np.arange(n))
+        is_control = some.perturbation == 0
+        own = np.where(is_control, np.cumsum(is_control) - 1, -1)
+        couple(some, some.part(np.flatnonzero(is_control)), own, control=0, names=["one"])
+
+    share = n / 100_000  # of the cells, and of the steps, so that both stand for as many cells
+
+    def train() -> None:
+        for _ in range(max(1, round(steps * share))):
+            step()
+
+    return Row(
+        "pairing cells, against training preset small's prior on 100,000", n,
+        {
+            "pairing": lambda: pair_cells(n),
+            "pairing twice as many": lambda: pair_cells(2 * n),
+            "that share of the 1,200 training steps": train,
+        },
+    )  # fmt: skip
+
+
 ROWS: dict[str, Callable[[Bench], Row]] = {
+    "pair": pair,
     "train_tokenizer": train_tokenizer,
     "train_prior": train_prior,
     "encode": encode,
