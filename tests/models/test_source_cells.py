@@ -139,3 +139,46 @@ class TestAutoregressive:
         prior, given = build(tiny_prior, "ar", sources), conditions("ar", sources)
         loss = prior(codes=CODES, **given).loss
         torch.testing.assert_close(-prior.score(CODES, **given).mean() / LATENTS, loss.detach())
+
+
+class TestFlowFromTheSource:
+    """Paths that begin at the control cell instead of at noise."""
+
+    def test_trains_draws_and_comes_back_from_disk(self, tiny_prior, tmp_path):
+        prior = build(tiny_prior, "flow", start_from="source")
+        given = conditions("flow")
+        loss = prior.train()(**training_input("flow"), **given, generator=torch.Generator().manual_seed(0)).loss
+        loss.backward()
+        prior.eval().save_pretrained(tmp_path)
+        again = type(prior).from_pretrained(tmp_path)
+        drawn, same = (p.sample(**given, generator=torch.Generator().manual_seed(1)) for p in (prior, again))
+        assert torch.equal(drawn, same)
+
+    def test_the_path_begins_at_the_standardised_source(self, tiny_prior, monkeypatch):
+        """Where the velocity is 0, the drawn latents are the source's but for the noise that is added."""
+        prior = build(tiny_prior, "flow", start_from="source")
+        prior.set_statistics(5 + 3 * torch.randn(200, LATENTS, 3, generator=torch.Generator().manual_seed(2)))
+        monkeypatch.setattr(type(prior), "_velocity", lambda self, z, *_: torch.zeros_like(z))
+        given = conditions("flow")
+        drawn = prior.sample(**given, guidance_scale=1.0, generator=torch.Generator().manual_seed(1))
+        away = (drawn - given["source_latents"][:, 0]) / prior.scale.std
+        assert 0.1 < away.std() < 0.6
+        monkeypatch.setattr("evae.models.modeling_evae_flow.START_NOISE", 0.0)
+        torch.testing.assert_close(prior.sample(**given, guidance_scale=1.0), given["source_latents"][:, 0])
+
+    def test_the_loss_is_that_of_the_path_from_the_source(self, tiny_prior, monkeypatch):
+        prior = build(tiny_prior, "flow", start_from="source")
+        monkeypatch.setattr("evae.models.modeling_evae_flow.START_NOISE", 0.0)
+        given, latents = conditions("flow"), training_input("flow")["latents"]
+        way = (latents - given["source_latents"][:, 0]) / prior.scale.std
+        monkeypatch.setattr(type(prior), "_velocity", lambda self, z, *_: way)
+        assert prior(latents, **given).loss < 1e-10
+
+    def test_what_does_not_fit_is_refused(self, tiny_prior):
+        with pytest.raises(EvaeError, match=r"set model\.source_cells=1"):
+            build(tiny_prior, "flow", sources=0, start_from="source")
+        with pytest.raises(EvaeError, match="give noise or source"):
+            build(tiny_prior, "flow", start_from="control")
+        given = {name: value for name, value in conditions("flow").items() if not name.startswith("source")}
+        with pytest.raises(EvaeError, match="give source_latents"):
+            build(tiny_prior, "flow", start_from="source").sample(**given)

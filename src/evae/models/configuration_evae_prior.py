@@ -211,6 +211,8 @@ class EvaeFlowConfig(EvaePriorConfig):
 
     Args:
         sampling_steps: default number of steps of `sample`.
+        start_from: where paths begin: "noise", or with `source_cells` at the latents of the "source" cell (their mean,
+            if there are several) with a little noise.
     """
 
     model_type = "evae_flow"
@@ -219,12 +221,17 @@ class EvaeFlowConfig(EvaePriorConfig):
         self,
         tokenizer_config: EvaeConfig | dict[str, Any] | None = None,
         sampling_steps: int = 32,
+        start_from: str = "noise",
         **kwargs: Any,
     ) -> None:
-        self.sampling_steps = sampling_steps
+        self.sampling_steps, self.start_from = sampling_steps, start_from
         if tokenizer_config is None:
             tokenizer_config = EvaeConfig(quantizer="gaussian")
         super().__init__(tokenizer_config=tokenizer_config, **kwargs)
+        if start_from not in ("noise", "source"):
+            raise EvaeError(f"start_from is '{start_from}'; give noise or source.")
+        if start_from == "source" and not self.source_cells:
+            raise EvaeError("start_from=source needs a source cell; set model.source_cells=1.")
         check_positive(self, "sampling_steps")
         if self.tokenizer_config.quantizer not in ("gaussian", "log1p"):
             raise EvaeError("the flow prior needs latents: train the tokenizer with quantizer 'gaussian'.")

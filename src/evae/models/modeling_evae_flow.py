@@ -5,6 +5,10 @@ With noise e and a standardised latent x, the path is z_t = (1 - t) e + t x. The
     loss = E | v(z_t, t, condition) - (x - e) |^2
 
 Sampling integrates dz/dt = v from t = 0 to 1. Lipman et al., "Flow Matching for Generative Modeling", 2023.
+
+With `start_from="source"`, e is the standardised latent of the control cell that is read, plus noise of standard
+deviation START_NOISE: a path from a control to a perturbed cell. Tong et al., "Improving and generalizing flow-based
+generative models with minibatch optimal transport", 2024.
 Source: doi:10.64898/2026.06.15.732063.
 """
 
@@ -38,6 +42,7 @@ except ImportError:
     from torch.nn import init  # type: ignore[no-redef]
 
 SOLVERS = ("heun", "euler")
+START_NOISE = 0.3  # at a source cell, in standard deviations of the latents: several cells of one control differ
 
 
 class LatentScale(nn.Module):
@@ -118,7 +123,8 @@ class EvaeFlowModel(EvaePrior):
             perturbation_ids, cell_type_ids, library_size, context, source_latents, source_library_size, effect: as in
                 `sample`.
             time: (cells,) in [0, 1]; drawn evenly spread over the cells if None.
-            noise: shaped as `latents`; standard normal if None.
+            noise: shaped as `latents`; standard normal if None. With `start_from="source"` it is scaled and added to
+                the source's latents.
             generator: source of randomness of time, noise and condition dropout; see `EvaeModel.forward`.
 
         Returns:
@@ -131,12 +137,25 @@ class EvaeFlowModel(EvaePrior):
         streams = CellStreams.of(generator, len(latents))
         time = streams.spread(latents.device) if time is None else time
         noise = (streams.normal(*shape, device=latents.device) if noise is None else noise).to(target)
+        noise = self._begin(noise, **self._start(source_latents))
         z = torch.lerp(noise, target, time.to(target).view(-1, 1, 1))
         conditions = (perturbation_ids, cell_type_ids, library_size, context, effect)
         condition = self.condition(len(latents), *conditions, streams)
         prompt = self.prompt(len(latents), source_latents, source_library_size, streams)
         velocity = self._velocity(z, time, condition, prompt)
         return EvaePriorOutput(loss=F.mse_loss(velocity.float(), target - noise), velocity=velocity)
+
+    def _start(self, source_latents: Tensor | None) -> dict[str, Tensor]:
+        """The latents at which paths begin, `start` (cells, latents, latent_dim); nothing for noise."""
+        if self.config.start_from == "noise":
+            return {}
+        if source_latents is None:
+            raise EvaeError("paths of this prior start at control cells; give source_latents (controls).")
+        return {"start": self.scale.standardise(source_latents.mean(1))}
+
+    @staticmethod
+    def _begin(noise: Tensor, start: Tensor | None = None) -> Tensor:
+        return noise if start is None else start.to(noise) + START_NOISE * noise
 
     def _velocity(self, z: Tensor, time: Tensor, condition: Tensor, prompt: Tensor | None = None) -> Tensor:
         """Velocity at the point `z` (cells, latents, latent_dim) and `time` (cells,), shaped as `z`."""
@@ -152,6 +171,7 @@ class EvaeFlowModel(EvaePrior):
         num_steps: int | None = None,
         solver: str = "heun",
         compile: bool = False,
+        start: Tensor | None = None,
     ) -> Tensor:
         """Draw latents for the tokenizer to decode, (cells, latents, latent_dim).
 
@@ -160,6 +180,7 @@ class EvaeFlowModel(EvaePrior):
             num_steps: number of equal steps from time 0 to 1.
             solver: "heun" (second order, two network calls a step) or "euler" (first order, one).
             compile: compile the network with `torch.compile`. The first call takes up to some minutes.
+            start: where paths begin, (cells, latents, latent_dim), set by `sample`; noise if None.
         """
         n_cells = len(streams)
         num_steps = self.config.sampling_steps if num_steps is None else num_steps
@@ -167,7 +188,7 @@ class EvaeFlowModel(EvaePrior):
             raise EvaeError(f"num_steps is {num_steps}; give at least 1.")
         if solver not in SOLVERS:
             raise EvaeError(f"solver '{solver}' does not exist; choose one of {', '.join(SOLVERS)}.")
-        z = streams.normal(self.n_codes, self.config.tokenizer_config.latent_width).to(self.device)
+        z = self._begin(streams.normal(self.n_codes, self.config.tokenizer_config.latent_width).to(self.device), start)
 
         def network(z: Tensor, time: Tensor) -> Tensor:
             return self._velocity(z, time, condition, prompt).float()

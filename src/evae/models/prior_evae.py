@@ -239,8 +239,7 @@ class EvaePrior(EvaePreTrainedModel):
             source_latents: of the source cells, before quantization, (cells, source_cells, latents, latent_width), in a
                 prior with `source_cells`.
             source_library_size: total counts over the panel of the source cells, (cells, source_cells).
-            effect: known shift of the latents, (cells, latents * latent_width), in a prior with `condition_on_effect`;
-                NaN where it is not known.
+            effect: known shift of the latents, (cells, latents * latent_width), with `condition_on_effect`; NaN: unknown.
             **options: sampling options of this prior, see its `_draw`.
 
         Returns:
@@ -256,7 +255,11 @@ class EvaePrior(EvaePreTrainedModel):
         prompt = self.prompt(n_cells, source_latents, source_library_size)
         if prompt is not None and guidance_scale != 1:
             prompt = torch.cat([prompt, prompt])
-        return self._draw(condition, prompt, CellStreams.of(generator, n_cells), guidance_scale, **options)
+        start, streams = self._start(source_latents), CellStreams.of(generator, n_cells)
+        return self._draw(condition, prompt, streams, guidance_scale, **start, **options)
+
+    def _start(self, source_latents: Tensor | None) -> dict[str, Tensor]:
+        return {}  # arguments of `_draw` that say where drawing starts, in place of noise
 
     def _check_options(self, options: Iterable[str]) -> None:
         own = [*list(inspect.signature(self._draw).parameters)[3:], "guide"]
