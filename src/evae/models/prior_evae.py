@@ -239,7 +239,7 @@ class EvaePrior(EvaePreTrainedModel):
             source_latents: of the source cells, before quantization, (cells, source_cells, latents, latent_width), in a
                 prior with `source_cells`.
             source_library_size: total counts over the panel of the source cells, (cells, source_cells).
-            effect: known shift of the latents, (cells, latents * latent_width), with `condition_on_effect`; NaN: unknown.
+            effect: known latent shift, (cells, latents * latent_width), with `condition_on_effect`; NaN if unknown.
             **options: sampling options of this prior, see its `_draw`.
 
         Returns:
