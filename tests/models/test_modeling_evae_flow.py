@@ -155,3 +155,18 @@ def test_a_gaussian_is_learned(tiny_config):
     covariance = np.cov(sampled.T) / np.outer(std, std)
     np.testing.assert_allclose(covariance, (mixing @ mixing.T).numpy() / np.outer(std, std), atol=0.15)
     assert covariance[0, 1] > 0.65  # 0.8; without correlation it would be 0
+
+
+def test_a_value_that_training_cells_share_does_not_blow_up_other_cells(tiny_prior):
+    """The Gaussian bottleneck clamps means to +-4; a value may stand there in all training cells, not in all others."""
+    prior = tiny_prior(kind="flow")
+    shape = (200, prior.n_codes, prior.config.tokenizer_config.latent_width)
+    tokens = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    tokens[:, 0, 0] = 4.0
+    prior.set_statistics(tokens)
+    other = tokens[:3].clone()
+    other[:, 0, 0] = 3.0
+    values = prior.scale.standardise(other)
+    assert values.abs().max() < 6
+    torch.testing.assert_close(prior.scale.restore(values), other)
+    torch.testing.assert_close(prior.scale.std.flatten()[1:], tokens.std(0).flatten()[1:])

@@ -97,9 +97,15 @@ class EvaeFlowModel(EvaePrior):
 
     @torch.no_grad()
     def set_statistics(self, tokens: Tensor) -> None:
-        """Set the mean and standard deviation from all training cells' latents (cells, latents, latent_dim)."""
+        """Set the mean and standard deviation from all training cells' latents (cells, latents, latent_dim).
+
+        A value that hardly varies, such as one that the tokenizer's clamp holds at its bound in all training cells,
+        gets the median deviation: divided by its own, that of any other cell would be thousands.
+        """
+        std = tokens.float().std(0)
+        usual = std.median().clamp_min(1e-5)
         self.scale.mean.copy_(tokens.float().mean(0))
-        self.scale.std.copy_(tokens.float().std(0).clamp_min(1e-5))
+        self.scale.std.copy_(torch.where(std < 0.01 * usual, usual, std))
 
     def forward(
         self,
