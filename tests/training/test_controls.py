@@ -245,7 +245,9 @@ def test_the_other_priors(toy_screen, data, tokenizer, folder, tmp_path, kind, s
         data, tokens, tmp_path / "prior", toy_screen.PRIOR | {"source_cells": sources}, model_type=kind
     )
     controls, name = controls_of(folder), toy_screen.held_out(ad.read_h5ad(folder / "cells.h5ad"))
-    predicted = evae.pipeline(run, device="cpu").predict(controls, name, "type_A", n_cells=20, progress=False)
+    pipe = evae.pipeline(run, device="cpu")
+    assert getattr(pipe.model.config, "start_from", "source") == "source"  # of a flow
+    predicted = pipe.predict(controls, name, "type_A", n_cells=20, progress=False)
     assert predicted.X.sum() > 0
 
 

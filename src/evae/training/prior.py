@@ -150,6 +150,8 @@ def build_config(
     fields: dict[str, Any],
 ) -> Any:
     """The configuration of a prior over a tokenizer and a dataset; `fields` are those that the settings name."""
+    if config_class is EvaeFlowConfig and fields.get("source_cells"):
+        fields = {"start_from": "source"} | fields  # better than from noise; a config.json without it means noise
     return config_class(
         tokenizer_config=tokenizer_config,
         n_perturbations=vocabulary.n_units,
