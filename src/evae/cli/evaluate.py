@@ -105,7 +105,7 @@ def evaluate(
         if plots:
             result.report(folder)
         else:
-            result.write_numbers(folder)
+            result.to_json(folder / RESULT)
         if alone is not None:
             alone.to_json(folder / TOKENIZER_ALONE)
     say(f"all numbers: {out / 'report.html' if plots else out / RESULT}", style="bold")

@@ -28,7 +28,7 @@ class EvaluationResult(EvaluationNumbers):
         Console().print(self.table())
 
     def report(self, folder: str | Path) -> Path:
-        """Write report.html, report.md, result.json, CSV files and plots/ into a folder; returns the HTML file."""
+        """Write report.html, report.md, result.json and plots/ into a folder; returns the HTML file."""
         return write_report(self, Path(folder))
 
     def plots(self, folder: str | Path) -> list[Path]:

@@ -4,10 +4,9 @@ score = (badness of the negative control - badness) / (badness of the negative c
 
 so 0.6 is 60 % of the way that these cells allow, whatever the metric. The negative control is the best system that
 gives the same effect, or none, for all perturbations; the positive one the better of half of the real cells and the
-interpolated duplicate. Both come from the same cells as the values. There is no score where the metric tells nothing on
-these cells: where the positive control is not better than the negative one by more than two standard deviations of that
-difference over the splits in halves (two standard errors over perturbations where there is a single split). After
-Miller et al. 2025 (calibrated metrics, interpolated duplicate) and the Virtual Cell Challenge 2026 (the scale).
+interpolated duplicate. Both come from the same cells as the values. Where the positive control is not better by more
+than it varies between seeds, the metric tells nothing on these cells, and there is no score. After Miller et al. 2025
+(calibrated metrics, interpolated duplicate) and the Virtual Cell Challenge 2026 (the scale).
 """
 
 from collections.abc import Sequence
@@ -73,10 +72,10 @@ def _scores(metric: Metric, records: pd.DataFrame, controls: Controls, level: st
         known = [s for s in controls.negative if s in units]
         units[known] = units[known].fillna(metric.nothing)
     negative, positive = (_best(metric, units, names) for names in (controls.negative, controls.positive))
-    noise = _noise(metric, records, units, negative, positive)
+    spread = float("nan") if positive is None else _spread(records, positive)
     head = {"group": str(records["group"].iloc[0]), "level": level, "metric": metric.name}
     return [
-        {**head, **_score(metric, units, str(system), negative, positive, noise)}
+        {**head, **_score(metric, units, str(system), negative, positive, spread)}
         for system in units
         if system not in controls.positive
     ]
@@ -96,26 +95,14 @@ def _best(metric: Metric, units: pd.DataFrame, names: Sequence[str]) -> str | No
     return min(full, key=lambda name: float(metric.badness(known[name]).mean()), default=None)
 
 
-def _noise(
-    metric: Metric, records: pd.DataFrame, units: pd.DataFrame, negative: str | None, positive: str | None
-) -> float:
-    """How much the difference of the two controls varies by chance; 0 where nothing can tell."""
-    if negative is None or positive is None:
-        return 0.0
-    means = metric.badness(records.groupby(["system", "seed"])["value"].mean())
-    by_seed = {name: means.get(name, pd.Series(dtype=float)) for name in (negative, positive)}
-    splits = [seed for seed in by_seed[positive].index if seed >= 0]
-    if len(splits) > 1:
-        there = by_seed[positive][splits] - by_seed[negative].reindex(splits).fillna(
-            metric.badness(units[negative]).mean()
-        )
-        return float(np.std(there, ddof=1))
-    difference = (metric.badness(units[negative]) - metric.badness(units[positive])).dropna()
-    return float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 2 else 0.0
+def _spread(records: pd.DataFrame, system: str) -> float:
+    """Standard deviation over seeds of the mean of a system, 0 for one seed."""
+    means = records[records["system"] == system].groupby("seed")["value"].mean()
+    return float(np.std(means)) if len(means) else 0.0
 
 
 def _score(
-    metric: Metric, units: pd.DataFrame, system: str, negative: str | None, positive: str | None, noise: float
+    metric: Metric, units: pd.DataFrame, system: str, negative: str | None, positive: str | None, spread: float
 ) -> dict[str, object]:
     row: dict[str, object] = {"system": system, "negative_control": negative, "positive_control": positive}
     named = [name for name in (system, negative, positive) if name is not None]
@@ -131,6 +118,6 @@ def _score(
         return {**row, "why_not": "not defined where both controls are"}
     bad = {key: float(metric.badness(common[str(name)]).mean()) for key, name in values.items()}
     reachable = bad["negative"] - bad["positive"]
-    if not reachable > max(2 * noise, 1e-12):
-        return {**row, "why_not": f"empty range: {positive} is not surely better than {negative}"}
+    if not reachable > max(spread, 1e-12):
+        return {**row, "why_not": f"empty range: {positive} is no better than {negative}"}
     return {**row, "score": (bad["negative"] - bad["value"]) / reachable}

@@ -14,8 +14,7 @@ weighted_r2_delta         1 - sum_g w_g (d_g - p_g)^2 / sum_g w_g (d_g - mean_w 
                           shifts from the mean of all perturbations; the same source
 mse_unbiased              mean_g of (predicted_g - real_g)^2 - noise of both means: 0 in expectation where the cells
                           have one distribution, so it may be below 0. The noise of a mean is its variance over cells
-                          by their number; in sum over genes a prediction may claim no more than real cells of its
-                          number have
+                          by their number; a prediction may claim no more than real cells of its number have
 """
 
 import numpy as np
@@ -79,6 +78,7 @@ def mse_unbiased(predicted: np.ndarray, noise: np.ndarray | None, n: int, real: 
         n: number of predicted cells.
         real: moments of the real cells.
     """
-    # the sums over genes are compared, for the smaller of two noisy variances of every gene is too small
-    claimed = 0.0 if noise is None else min(float(noise.sum()), float(real.variance.sum()) / max(n, 1))
-    return float(((predicted - real.mean) ** 2 - real.noise).mean() - claimed / len(predicted))
+    error = (predicted - real.mean) ** 2 - real.noise
+    if noise is not None:
+        error -= np.minimum(noise, real.variance / max(n, 1))
+    return float(error.mean())

@@ -23,7 +23,7 @@ AGREEMENT_METRICS = (
         for k, groups in ((20, ()), (50, ()), (100, _DE))
     ),
     Metric(
-        "hit_average_precision", "hits AP", "high", "whether perturbations that act are predicted to; by chance: share",
+        "hit_average_precision", "hits AP", "high", "whether perturbations that act are predicted to; chance: their share",
         _DE, ("score", "study"),
     ),
     Metric("hit_roc_auc", "hits AUC", "high", "the same against those that do not act; 0.5 by chance", _DE),
