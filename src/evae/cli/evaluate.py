@@ -13,7 +13,7 @@ from evae.models.contract_evae import EvaeError
 if TYPE_CHECKING:
     from evae.evaluation import EvaluationResult
 
-SUITES = ("paper", "robust", "perturbation", "extended", "cell-eval", "vcc2026", "full")
+SUITES = ("paper", "robust", "perturbation", "cell-eval", "vcc2026", "full")
 BASELINES = ("scvi",)
 TOKENIZER_ALONE = "tokenizer_alone.json"
 RESULT = "result.json"
