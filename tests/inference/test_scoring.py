@@ -89,6 +89,31 @@ def test_ranking_is_by_the_mean_over_each_group(named, cells):
         np.testing.assert_allclose(by_name["best_for"], shares)
 
 
+def test_counts_of_a_layer_are_read_of_cells_and_of_controls(source_pipe, screen, tmp_path):
+    cells = screen[screen.obs["perturbation"] != "control"][:20].copy()
+    controls = screen[screen.obs["perturbation"] == "control"].copy()
+    expected = source_pipe.rank_perturbations(cells, controls, n_prompts=1, progress=False)
+    for name, part in (("cells", cells), ("controls", controls)):
+        part.layers["counts"] = part.X.copy()
+        part.X = part.X * 0.5
+        part.write_h5ad(tmp_path / f"{name}.h5ad")
+    how = {"layer": "counts", "n_prompts": 1, "progress": False}
+    files = source_pipe.rank_perturbations(tmp_path / "cells.h5ad", tmp_path / "controls.h5ad", **how)
+    memory = source_pipe.rank_perturbations(cells, controls, **how)
+    pd.testing.assert_frame_equal(files, expected)
+    pd.testing.assert_frame_equal(memory, expected)
+
+
+def test_the_bound_of_masked_diffusion_does_not_depend_on_the_batch(
+    screen, screen_dataset, trained_tokenizer, small_settings, tmp_path
+):
+    places = [f"dataset={screen_dataset}", f"tokenizer={trained_tokenizer}", f"output_dir={tmp_path / 'prior'}"]
+    settings = load_settings("prior", None, [*small_settings["prior"], "model_type=evae_mdlm", *places])
+    pipe = evae.pipeline(train_prior(settings), "cpu")
+    one, other = (pipe.score(screen[:20], "control", batch_size=n, progress=False) for n in (6, 64))
+    pd.testing.assert_frame_equal(one, other, rtol=1e-4)
+
+
 def test_bad_questions_are_named(named, cells, monkeypatch):
     for message, call in {
         "no obs column 'smaple'": lambda: named.rank_perturbations(cells, groupby="smaple", progress=False),

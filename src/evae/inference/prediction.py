@@ -18,6 +18,7 @@ from evae.inference.embedding import said_coverage
 from evae.inference.library import choose_library_sizes, compare_with_controls
 from evae.inference.matching import match_effects, wanted_of
 from evae.inference.request import (
+    CellOptions,
     cell_type_labels,
     choose_controls,
     keep_own_columns,
@@ -40,7 +41,7 @@ from evae.models.contract_evae import EvaeError, near_matches
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(CellOptions):
     """What a user asks for; the fields, and what they are if left out, are the arguments of `Pipeline.predict`."""
 
     perturbation: str | Sequence[str] | None
@@ -50,13 +51,6 @@ class Request:
     effects: pd.DataFrame | str | Path | None = None
     match_effects: bool = False
     library_size: Any = None
-    seed: int = 0
-    batch_size: int = 256
-    cell_type_key: str | None = "cell_type"
-    perturbation_key: str = "perturbation"
-    control: str | None = None
-    layer: str | None = None
-    progress: bool = True
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod

@@ -3,6 +3,7 @@
 import numbers
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import anndata as ad
@@ -16,6 +17,19 @@ from evae.data.reading.labels import label_codes, label_texts
 from evae.models.contract_evae import EvaeError, check_unique, look_up, near_matches
 from evae.models.genes_evae import ensembl_id, gene_columns
 from evae.models.randomness_evae import Randomness, draw_uniform
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellOptions:
+    """How controls and cells are read and worked on; the fields are arguments of `Pipeline.predict`."""
+
+    seed: int = 0
+    batch_size: int = 256
+    cell_type_key: str | None = "cell_type"
+    perturbation_key: str = "perturbation"
+    control: str | None = None
+    layer: str | None = None
+    progress: bool = True
 
 
 def listed(given: str | Sequence[str], kind: str) -> list[str]:

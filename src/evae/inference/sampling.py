@@ -49,11 +49,16 @@ class ControlFacts:
 
     def more_sources(self, sources: np.ndarray, n_each: int, cell_types: np.ndarray, seed: int) -> np.ndarray:
         """`sources` (cells,), each with further controls of its cell type, (cells, n_each)."""
-        rng, several = np.random.default_rng((seed, n_each)), np.repeat(sources[:, None], n_each, axis=1)
+        further = self.draw_any(cell_types, n_each - 1, np.random.default_rng((seed, n_each)))
+        return np.concatenate([sources[:, None], further], axis=1)
+
+    def draw_any(self, cell_types: np.ndarray, n_each: int, rng: np.random.Generator) -> np.ndarray:
+        """Controls of the cell types (cells,), each as likely at every draw, (cells, n_each)."""
+        drawn = np.zeros((len(cell_types), n_each), dtype=np.int64)
         for name, pool in self.rows.items():
             of_type = cell_types == name
-            several[of_type, 1:] = rng.choice(pool, (int(of_type.sum()), n_each - 1))
-        return several
+            drawn[of_type] = rng.choice(pool, (int(of_type.sum()), n_each))
+        return drawn
 
 
 def panel_batches(
@@ -209,8 +214,9 @@ def known_effect(
 def rows_by_parts(processor: Any) -> dict[frozenset[str], int]:
     """Parts of a training perturbation -> its row: `B+A` is `A+B`, and `A+control` is `A`."""
     rows: dict[frozenset[str], int] = {}
+    parts = processor.parts_of_all(processor.perturbations)
     for row, name in enumerate(processor.perturbations):
-        rows.setdefault(frozenset(processor.parts(name)), row)
+        rows.setdefault(frozenset(parts[name]), row)
     return rows
 
 

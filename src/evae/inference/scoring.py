@@ -8,7 +8,7 @@ without an effect.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from evae.common.progress import progress_bar
 from evae.data.reading.anndata_file import as_anndata
 from evae.data.reading.labels import label_texts
 from evae.inference.checkpoint import Checkpoint
-from evae.inference.request import cell_type_labels, choose_controls, listed
+from evae.inference.request import CellOptions, cell_type_labels, choose_controls, listed
 from evae.inference.sampling import (
     ControlFacts,
     conditions_of,
@@ -39,24 +39,16 @@ RANKING = ("group", "perturbation", "log_likelihood", "over_control", "best_for"
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """How cells are scored; the fields are the options of `Pipeline.score`.
+class Scoring(CellOptions):
+    """How cells are scored; the fields, with those of `CellOptions`, are the options of `Pipeline.score`.
 
     Attributes:
         cell_type: of all cells; None takes it from the obs column.
         n_prompts: controls that each cell is scored from in turn; the likelihoods are averaged.
-        seed, batch_size, cell_type_key, perturbation_key, control, layer, progress: as in `Pipeline.predict`.
     """
 
     cell_type: str | None = None
     n_prompts: int = 4
-    seed: int = 0
-    batch_size: int = 256
-    cell_type_key: str | None = "cell_type"
-    perturbation_key: str = "perturbation"
-    control: str | None = None
-    layer: str | None = None
-    progress: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,16 +78,28 @@ def score_cells(
 ) -> pd.DataFrame:
     """See `Pipeline.score`."""
     names = listed(perturbation, "perturbation")
+    adata = as_anndata(cells, "the cells", asked.layer, (asked.cell_type_key,))
+    return _scores(prior, adata, names, controls, asked, device)
+
+
+def _scores(
+    prior: Checkpoint,
+    cells: ad.AnnData,
+    names: list[str],
+    controls: ad.AnnData | str | Path | None,
+    asked: Scoring,
+    device: torch.device,
+) -> pd.DataFrame:
+    """The scores of `cells`, whose counts are in X."""
     prior.processor.perturbation_ids(names)
     for option in ("n_prompts", "batch_size"):
         if getattr(asked, option) < 1:
             raise EvaeError(f"{option} is {getattr(asked, option)}; give at least 1.")
-    adata = as_anndata(cells, "the cells", asked.layer, (asked.cell_type_key,))
     if controls is not None:
         given = as_anndata(controls, "the controls", asked.layer, (asked.cell_type_key, asked.perturbation_key))
         controls = choose_controls(given, prior.processor, asked.perturbation_key, asked.control)
-    scored = _read(prior, adata, controls, asked, device)
-    return pd.DataFrame(_log_likelihoods(prior, scored, names, asked, device), adata.obs_names, names)
+    scored = _read(prior, cells, controls, asked, device)
+    return pd.DataFrame(_log_likelihoods(prior, scored, names, asked, device), cells.obs_names, names)
 
 
 def rank_cells(
@@ -108,17 +112,14 @@ def rank_cells(
     device: torch.device,
 ) -> pd.DataFrame:
     """See `Pipeline.rank_perturbations`."""
-    adata = as_anndata(cells, "the cells", None, (groupby,)) if isinstance(cells, ad.AnnData) else None
-    if adata is None:
-        adata = as_anndata(cells, "the cells", asked.layer, (asked.cell_type_key, groupby))
-        asked = replace(asked, layer=None)  # the counts are in X from here on
+    adata = as_anndata(cells, "the cells", asked.layer, (asked.cell_type_key, groupby))
     if groupby is not None and groupby not in adata.obs:
         raise EvaeError(f"the cells have no obs column '{groupby}'. {near_matches(groupby, list(adata.obs))}")
     groups = label_texts(adata.obs[groupby]) if groupby else np.full(adata.n_obs, "all cells", dtype=object)
     control = str(prior.processor.control)
     wanted = prior.processor.perturbations if perturbations is None else perturbations
     names = list(dict.fromkeys([*map(str, wanted), control]))
-    scores = score_cells(prior, adata, names, controls, asked, device).to_numpy()
+    scores = _scores(prior, adata, names, controls, asked, device).to_numpy()
     return _ranked(names, control, scores, groups)
 
 
@@ -155,7 +156,9 @@ def _log_likelihoods(
     n_cells, width = len(scored.codes), getattr(prior.model.condition.effect, "width", 0)
     n_prompts = asked.n_prompts if source_cells(prior) else 1
     rng = np.random.default_rng(asked.seed)
-    sources = [_one_each(scored, rng) for _ in range(n_prompts)]
+    facts = scored.controls
+    sources = [facts.draw_any(scored.cell_types, 1, rng)[:, 0] if facts else None for _ in range(n_prompts)]
+    streams = CellStreams.spawn(torch.Generator().manual_seed(asked.seed), n_cells)
     none = {(str(kind), NO_EFFECT): torch.zeros(width) for kind in pd.unique(pd.Series(scored.cell_types))}
     result = np.empty((n_cells, len(names)))
     with progress_bar(asked.progress) as bar:
@@ -166,10 +169,10 @@ def _log_likelihoods(
             obs["perturbation"] = pd.Categorical(np.full(n_cells, NO_EFFECT if shifts else name, dtype=object))
             each = np.empty((n_prompts, n_cells))
             for row, chosen in enumerate(sources):
-                conditions = conditions_of(prior, obs, scored.controls, chosen, asked.seed + row, shifts)
+                conditions = conditions_of(prior, obs, facts, chosen, asked.seed + row, shifts)
                 for start in range(0, n_cells, asked.batch_size):
                     part = slice(start, start + asked.batch_size)
-                    each[row, part] = _score(prior, scored.codes[part], conditions, part, asked.seed, device)
+                    each[row, part] = _score(prior, scored.codes[part], conditions, part, streams, device)
                     advance(len(scored.codes[part]))
             result[:, column] = np.logaddexp.reduce(each, axis=0) - np.log(n_prompts)
     return result
@@ -188,24 +191,13 @@ def _ranked(names: Sequence[str], control: str, scores: np.ndarray, groups: np.n
     return pd.concat(tables, ignore_index=True)
 
 
-def _one_each(scored: Scored, rng: np.random.Generator) -> np.ndarray | None:
-    """A control of its cell type for every cell."""
-    if scored.controls is None:
-        return None
-    pools = scored.controls.rows
-    chosen = np.empty(len(scored.codes), dtype=np.int64)
-    for name, pool in pools.items():
-        rows = np.flatnonzero(scored.cell_types == name)
-        chosen[rows] = rng.choice(pool, len(rows))
-    return chosen
-
-
 @torch.inference_mode()
 def _score(
-    prior: Checkpoint, codes: Tensor, conditions: dict[str, Tensor], part: slice, seed: int, device: torch.device
-) -> np.ndarray:
+    prior: Checkpoint, codes: Tensor, conditions: dict[str, Tensor], part: slice, streams: CellStreams,
+    device: torch.device,
+) -> np.ndarray:  # fmt: skip
     own: dict[str, Any] = {name: values[part].to(device) for name, values in conditions.items()}
     if prior.model.config.model_type == "evae_mdlm":  # the same maskings for every perturbation
-        own["generator"] = CellStreams.spawn(torch.Generator().manual_seed(seed + part.start), len(codes))
+        own["generator"] = streams[part]
     values: np.ndarray = prior.model.score(codes.to(device), **own).double().cpu().numpy()
     return values

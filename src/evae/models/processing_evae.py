@@ -4,7 +4,7 @@ It holds the gene panel, the vocabularies and the library sizes of the training 
 raw counts, genes that match by symbol or Ensembl id and cover enough of the panel, and known names.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,8 +130,7 @@ class EvaeProcessor(FeatureExtractionMixin):
         units = self.known_units()
         known = list(dict.fromkeys([*self.perturbations, *units]))  # near matches begin with what training saw
         rows: dict[str, np.ndarray] = {}
-        for name in dict.fromkeys(map(str, names)):
-            parts = self.parts(name)
+        for name, parts in self.parts_of_all(names).items():
             look_up(parts, known, "perturbation")
             rows[name] = look_up(parts, units, "perturbation")
         width = max((len(row) for row in rows.values()), default=1)
@@ -149,7 +148,14 @@ class EvaeProcessor(FeatureExtractionMixin):
 
         A name is split into several parts only if training saw combinations.
         """
+        return self.parts_of_all([perturbation])[str(perturbation)]
+
+    def parts_of_all(self, perturbations: Iterable[str]) -> dict[str, list[str]]:
+        """Perturbation -> its `parts`, for many at once."""
         units = set(self.known_units())
+        return {name: self._parts(name, units) for name in dict.fromkeys(map(str, perturbations))}
+
+    def _parts(self, perturbation: str, units: set[str]) -> list[str]:
         if perturbation in units:
             return [perturbation]
         parts = parts_of(perturbation, units, self.control, self.combination_sign)
@@ -171,11 +177,13 @@ class EvaeProcessor(FeatureExtractionMixin):
         """
         if self.training_pairs is None:
             return ["unknown"] * len(pairs)
-        seen = {kind: {frozenset(self.parts(n)) for n in names} for kind, names in self.training_pairs.items()}
+        names = {name for own in self.training_pairs.values() for name in own}
+        parts = {name: frozenset(own) for name, own in self.parts_of_all([*names, *(p for _, p in pairs)]).items()}
+        seen = {kind: {parts[name] for name in own} for kind, own in self.training_pairs.items()}
         anywhere = frozenset[frozenset[str]]().union(*seen.values())
         found = []
         for cell_type, perturbation in pairs:
-            asked = frozenset(self.parts(perturbation))
+            asked = parts[perturbation]
             apart = "seen apart" if asked in anywhere and seen.get(cell_type) else "unseen"
             found.append("seen together" if asked in seen.get(cell_type, ()) else apart)
         return found
