@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from evae.data.format import DatasetInfo
 from evae.data.preparing.prepare import prepare_dataset
 from evae.data.simulation.perturb_seq import simulate_perturb_seq
 from evae.effects import estimate_effects
@@ -83,9 +84,11 @@ def test_held_out_cells_are_never_read(dataset, held_out):
 
 def test_a_cell_type_left_out_does_not_matter(dataset):
     some = estimate_effects(dataset, leave_out=["type_A", "type_B"]).log2_fold_changes
-    shifts, genes, names = read_shifts(dataset)
-    assert list(some.columns) == genes
-    row = int(np.flatnonzero((shifts.cell_type == 2) & (shifts.perturbation == names.index(some.index[0])))[0])
+    shifts, info = read_shifts(dataset), DatasetInfo.load(dataset)
+    assert list(some.columns) == list(info.genes)
+    row = int(
+        np.flatnonzero((shifts.cell_type == 2) & (shifts.perturbation == info.perturbations.index(some.index[0])))[0]
+    )
     np.testing.assert_allclose(some.iloc[0], shrink(shifts.change[row], shifts.variance[row]))
 
 

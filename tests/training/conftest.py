@@ -52,3 +52,19 @@ def dataset(tmp_path_factory):
         split="random:0.1",
         progress=False,
     )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the toy screen lies, and what is trained on it."""
+    return tmp_path_factory.mktemp("screen")
+
+
+@pytest.fixture(scope="module")
+def data(toy_screen, folder):
+    return toy_screen.screen(folder)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(toy_screen, data, folder):
+    return toy_screen.tokenize(data, folder / "tokenizer")

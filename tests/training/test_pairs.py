@@ -27,21 +27,6 @@ from evae.training.pairs import PairSettings, keep_pairs, load_pairs, pairing_ke
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("screen")
-
-
-@pytest.fixture(scope="module")
-def data(toy_screen, folder):
-    return toy_screen.screen(folder)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(toy_screen, data, folder):
-    return toy_screen.tokenize(data, folder / "tokenizer")
-
-
-@pytest.fixture(scope="module")
 def run(toy_screen, data, tokenizer, folder):
     return toy_screen.fit(data, tokenizer, folder / "prior")
 

@@ -7,7 +7,7 @@ import typer
 
 from evae.cli.files import check_free
 from evae.cli.options import Overwrite
-from evae.cli.terminal import say
+from evae.cli.terminal import join_names, say
 from evae.models.contract_evae import EvaeError
 
 SHOWN = 5  # names of a kind
@@ -50,11 +50,7 @@ def effects(
     with explain_disk_errors(str(out)), atomic_write(out) as path:
         table.to_csv(path) if out.suffix == ".csv" else table.reset_index().to_parquet(path, index=False)
     for source, names in found.source.groupby(found.source, sort=False).groups.items():
-        say(f"{source}: {len(names):,} ({_some(list(names))})")
+        say(f"{source}: {len(names):,} ({join_names(list(names), SHOWN)})")
     if found.unknown:
-        say(f"left out, for nothing is known of them: {len(found.unknown):,} ({_some(found.unknown)})")
+        say(f"left out, for nothing is known of them: {len(found.unknown):,} ({join_names(found.unknown, SHOWN)})")
     say(f"log2 fold changes of {len(table):,} perturbations over {table.shape[1]:,} genes: {out}")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -1,6 +1,7 @@
 """Numbers on their way to people and to JSON."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -29,3 +30,9 @@ def format_number(value: float, significant: int = 3) -> str:
     value = float(f"{value:.{significant}g}")
     digits = max(significant - 1 - math.floor(math.log10(abs(value))), 0)
     return f"{value:.{min(digits, 5)}f}" if abs(value) >= 1e-5 else f"{value:.0e}"
+
+
+def counted(names: Sequence[str], kind: str, most: int = 5) -> str:
+    """How many things of a kind there are, and the first of their names: "7 cells (a, b, c, d, e and 2 more)"."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{len(names)} {kind}{'s' * (len(names) > 1)} ({', '.join(names[:most])}{more})"

@@ -16,7 +16,7 @@ import pandas as pd
 from evae.data.format import AnyDataset, Dataset
 from evae.effects.profiles import read_shifts
 from evae.effects.shrink import combine, shrink
-from evae.models.contract_evae import EvaeError, near_matches
+from evae.models.contract_evae import EvaeError, near_matches, parts_of
 from evae.training.conditions import read_feature_table
 
 METHODS = ("ridge", "nearest")
@@ -75,13 +75,11 @@ def estimate_effects(
     names = [p for p in dict.fromkeys([*dataset.info.perturbations, *vectors]) if p != control]
     wanted = names if asked is None else [p for p in asked if p != control]
     told = _from_features(measured, vectors, [p for p in wanted if p in vectors], method)
-    by_parts = {
-        frozenset(_parts(name, control, combination_sign)): (effect, "measured") for name, effect in measured.items()
-    }
+    parts = {name: parts_of(name, set(names), control, combination_sign) for name in {*measured, *wanted}}
+    by_parts = {frozenset(parts[name]): (effect, "measured") for name, effect in measured.items()}
     effects, source = {}, {}
     for name in wanted:
-        parts = _parts(name, control, combination_sign)
-        known = by_parts.get(frozenset(parts)) or told.get(name) or _sum_of(parts, by_parts, told)
+        known = by_parts.get(frozenset(parts[name])) or told.get(name) or _sum_of(parts[name], by_parts, told)
         if known is not None:
             effects[name], source[name] = known
         elif asked is not None:
@@ -92,10 +90,6 @@ def estimate_effects(
     table = pd.DataFrame.from_dict(effects, orient="index", columns=list(dataset.info.genes))
     unknown = [name for name in wanted if name not in effects]
     return EffectEstimates(table.rename_axis("perturbation"), pd.Series(source, dtype=object), unknown)
-
-
-def _parts(name: str, control: str, sign: str) -> list[str]:
-    return [part for part in (name.split(sign) if sign else [name]) if part != control]
 
 
 def _sum_of(parts: list[str], measured: dict[frozenset[str], Known], told: dict[str, Known]) -> Known | None:
@@ -111,7 +105,7 @@ def _measured(dataset: Dataset, leave_out: list[str]) -> dict[str, np.ndarray]:
     for name in leave_out:
         if name not in kinds:
             raise EvaeError(f"no cell type '{name}' to leave out. {near_matches(name, kinds)}")
-    shifts, _, names = read_shifts(dataset)
+    shifts, names = read_shifts(dataset), dataset.info.perturbations
     used = ~np.isin(shifts.cell_type, [kinds.index(name) for name in leave_out])
     found = {}
     for p in np.unique(shifts.perturbation[used]):

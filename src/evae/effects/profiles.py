@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
+from evae.common.group_means import means_and_errors
 from evae.data.format import AnyDataset
 from evae.data.streaming.split_anndata import DatasetSplit
 
 PER = 10_000.0  # counts of a cell are scaled to so many
 PSEUDO = 0.1  # counts per 10,000 added before logarithms, so that unexpressed genes have no fold change
 BLOCK = 8_192  # cells read at a time
-BORROWED = 10.0  # cells whose variance a pair borrows from all cells: small pairs have too few for one of their own
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Shifts:
     variance: np.ndarray
 
 
-def read_shifts(dataset: AnyDataset) -> tuple[Shifts, list[str], list[str]]:
-    """The shifts of all pairs of the training cells whose cell type has controls; genes and perturbations by name."""
+def read_shifts(dataset: AnyDataset) -> Shifts:
+    """The shifts of all pairs of the training cells whose cell type has controls."""
     cells = DatasetSplit(dataset, "train")
     info, labels = cells.info, cells.labels()
     n_genes, n_names = len(info.genes), len(info.perturbations)
@@ -48,15 +48,11 @@ def read_shifts(dataset: AnyDataset) -> tuple[Shifts, list[str], list[str]]:
         for total, values in ((sums, scaled), (squares, scaled.power(2))):
             part = (member @ values).tocoo()
             total[part.row, part.col] += part.data
-    mean = sums / n[:, None]
-    within = (squares - n[:, None] * mean**2).clip(0)
-    spread = within.sum(0) / n.sum()
-    error = (within + BORROWED * spread) / (n[:, None] + BORROWED) / n[:, None]
+    mean, error = means_and_errors(n, sums, squares)
     log, relative = np.log2(mean + PSEUDO), error / ((mean + PSEUDO) * np.log(2)) ** 2  # the delta method
     cell_type, name = pairs // n_names, pairs % n_names
     control = info.perturbations.index(info.control)
     controls = {int(cell_type[row]): row for row in np.flatnonzero(name == control)}
     kept = [row for row in range(len(pairs)) if name[row] != control and int(cell_type[row]) in controls]
     base = [controls[int(cell_type[row])] for row in kept]
-    shifts = Shifts(cell_type[kept], name[kept], log[kept] - log[base], relative[kept] + relative[base])
-    return shifts, list(info.genes), list(info.perturbations)
+    return Shifts(cell_type[kept], name[kept], log[kept] - log[base], relative[kept] + relative[base])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-SCALES = 12  # normal distributions in the mixture, each sqrt(2) times wider than the one before
+SCALES = 12  # normal distributions in the mixture, each with half the variance of the one before
 ROUNDS = 60  # of expectation maximisation
 
 

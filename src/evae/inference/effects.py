@@ -19,6 +19,7 @@ from torch import Tensor
 from evae.data.format import Pair
 from evae.inference.checkpoint import Checkpoint
 from evae.inference.sampling import ControlFacts, panel_batches
+from evae.inference.tables import read_texts, unreadable
 from evae.models.coders_evae import to_dense
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.models.genes_evae import gene_columns
@@ -61,17 +62,12 @@ def log_fold_changes(given: Any, processor: Any) -> dict[str, np.ndarray]:
 
 def read_table(path: Path) -> pd.DataFrame:
     """A table of log2 fold changes, with the names in the first column as its index."""
-    if not path.is_file():
-        raise EvaeError(f"the effects {path} do not exist; give a csv, tsv or parquet file.")
+    table = read_texts(path, "the effects")
     try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path).pipe(lambda table: table.set_index(table.columns[0]))
-        if path.suffix not in (".csv", ".tsv"):
-            raise EvaeError(f"the effects {path} are no csv, tsv or parquet file; convert them.")
-        plain = {"sep": "\t" if path.suffix == ".tsv" else ",", "keep_default_na": False}  # NA may be a name
-        return pd.read_csv(path, dtype=str, **plain).pipe(lambda t: t.set_index(t.columns[0])).astype(float)
-    except (OSError, ValueError, IndexError) as error:
-        raise EvaeError(f"the effects {path} cannot be read ({str(error).splitlines()[0]}); fix the file.") from None
+        table = table.set_index(table.columns[0])
+        return table if path.suffix == ".parquet" else table.astype(float)
+    except (ValueError, IndexError) as error:
+        raise unreadable(path, "the effects", error) from None
 
 
 def effects_on_controls(

@@ -9,6 +9,7 @@ import pandas as pd
 
 from evae.data.format import Pair
 from evae.data.reading.labels import label_codes, label_texts
+from evae.inference.tables import read_texts
 from evae.models.contract_evae import EvaeError, near_matches
 
 COLUMNS = ("perturbation", "cell_type", "n_cells")
@@ -24,19 +25,7 @@ def read_requests(given: pd.DataFrame | str | Path) -> pd.DataFrame:
     if isinstance(given, pd.DataFrame):
         table, name = given, "the requests"
     else:
-        path, name = Path(given), f"the requests {given}"
-        if not path.is_file():
-            raise EvaeError(f"{name} do not exist; give a csv, tsv or parquet file.")
-        if path.suffix not in (".csv", ".tsv", ".parquet"):
-            raise EvaeError(f"{name} are no csv, tsv or parquet file; convert them.")
-        try:
-            if path.suffix == ".parquet":
-                table = pd.read_parquet(path)
-            else:
-                separator = "\t" if path.suffix == ".tsv" else ","
-                table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, skipinitialspace=True)
-        except (OSError, ValueError) as error:
-            raise EvaeError(f"{name} cannot be read ({str(error).splitlines()[0]}); fix the file.") from None
+        table, name = read_texts(Path(given), "the requests", skipinitialspace=True), f"the requests {given}"
     unknown = [str(column) for column in table if column not in COLUMNS]
     if unknown:
         raise EvaeError(f"{name} have a column '{unknown[0]}'. {near_matches(unknown[0], COLUMNS)}")

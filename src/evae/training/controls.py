@@ -115,9 +115,8 @@ def _pairs(
     data = (weights_digest(encoder.tokenizer), info.perturbations, info.cell_types, info.n_cells, digests)
     key = pairing_key(wanted, *data)
 
-    of_cells, names = cell_batches(encoder)
-
     def make() -> dict[str, np.ndarray]:
+        of_cells, names = cell_batches(encoder)
         points = {split: some.latents.reshape(len(some), -1) for split, some in measured.items()}
         if wanted.needs_points and wanted.space == "pca":
             points = principal_components(encoder, SPLITS)

@@ -9,6 +9,8 @@ is the mean over all latents of effect^2 - v', at least 0. So a shift that is no
 
 import numpy as np
 
+from evae.common.group_means import means_and_errors
+
 
 def effect_table(
     latents: np.ndarray,
@@ -61,17 +63,12 @@ def _shifts(
     """Shift from the controls and its variance, (cell types, perturbations, values); infinite variance if unknown."""
     size = (n_cell_types, n_perturbations)
     group = cell_type.astype(np.int64) * n_perturbations + perturbation
-    n = np.bincount(group, minlength=size[0] * size[1]).astype(float)
+    n = np.bincount(group, minlength=size[0] * size[1])
     sums = np.zeros((size[0] * size[1], latents.shape[1]))
     squares = np.zeros_like(sums)
     np.add.at(sums, group, latents)
     np.add.at(squares, group, latents.astype(np.float64) ** 2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean = sums / n[:, None]
-        within = np.where(n[:, None] > 0, squares - n[:, None] * mean**2, 0).clip(0)
-        spread = within.sum(0) / n.sum()  # small groups have too few cells for a variance of their own
-        error = (within + 10 * spread) / (n[:, None] + 10) / n[:, None]
-    mean, error = mean.reshape(*size, -1), error.reshape(*size, -1)
+    mean, error = (values.reshape(*size, -1) for values in means_and_errors(n, sums, squares))
     with np.errstate(invalid="ignore"):
         shifts, variances = mean - mean[:, [control]], error + error[:, [control]]
     variances[~np.isfinite(shifts)] = np.inf

@@ -80,13 +80,10 @@ def make_pairs(
     for split in SPLITS:
         is_control = cells[split].perturbation == control
         own = np.where(is_control, first + np.cumsum(is_control) - 1, -1)
-        options: dict[str, Any] = {
-            "how": wanted.how,
-            "n_draws": wanted.n_draws,
-            "as_set": wanted.as_set,
-            "seed": wanted.seed,
-        }
-        found[split] = couple(cells[split], pool, own, control=control, names=names, **options)
+        found[split] = couple(
+            cells[split], pool, own, control=control, names=names,
+            how=wanted.how, n_draws=wanted.n_draws, as_set=wanted.as_set, seed=wanted.seed,
+        )  # fmt: skip
         first = len(pool)
     return found
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from evae.common.digests import weights_digest
 from evae.common.progress import console
-from evae.data.format import Dataset, DatasetInfo
+from evae.data.format import AnyDataset, Dataset, DatasetInfo
 from evae.data.streaming.mixture import Mixture, Sources
 from evae.models.configuration_evae import EvaeConfig
 from evae.models.configuration_evae_prior import EvaeARConfig, EvaeFlowConfig, EvaeMDLMConfig
@@ -78,19 +78,23 @@ def train_prior(settings: PriorSettings) -> Path:
         )
     fields = check_model_settings(settings.model, PRIORS[settings.model_type][0], FROM_DATASET)
     accelerator = make_accelerator(settings)
-    settings = held_to_epochs(settings, accelerator)
+    settings, datasets = held_to_epochs(settings, accelerator)
     with claimed_folder(settings, accelerator) as run:
         if run.status == FINISHED:
             return report_finished(run)
         with stopping_together(run, accelerator, settings.compile) as check_stop:
-            return _train_on(settings, fields, accelerator, run, check_stop)
+            return _train_on(settings, datasets, fields, accelerator, run, check_stop)
 
 
-def held_to_epochs(settings: PriorSettings, accelerator: Accelerator) -> PriorSettings:
-    """The settings with `max_steps` held to `max_epochs` of their datasets; says so where it is less."""
+def held_to_epochs(settings: PriorSettings, accelerator: Accelerator) -> tuple[PriorSettings, list[AnyDataset]]:
+    """The settings with `max_steps` held to `max_epochs`, and their datasets, open where that needs their sizes.
+
+    Says so where it is less.
+    """
     if not settings.max_epochs:
-        return settings
-    n_cells = sum(Dataset.open(dataset).info.n_cells["train"] for dataset in settings.datasets)
+        return settings, list(settings.datasets)
+    datasets = [Dataset.open(dataset) for dataset in settings.datasets]
+    n_cells = sum(dataset.info.n_cells["train"] for dataset in datasets)
     held = settings.within_epochs(n_cells, accelerator.num_processes)
     if held.max_steps < settings.max_steps:
         console(accelerator.is_main_process).print(
@@ -98,15 +102,16 @@ def held_to_epochs(settings: PriorSettings, accelerator: Accelerator) -> PriorSe
             "cells; name max_steps to train longer",
             highlight=False,
         )
-    return held
+    return held, list(datasets)
 
 
 def _train_on(
-    settings: PriorSettings, fields: dict[str, Any], accelerator: Accelerator, run: RunFolder, check_stop: StopCheck
-) -> Path:
+    settings: PriorSettings, datasets: list[AnyDataset], fields: dict[str, Any], accelerator: Accelerator,
+    run: RunFolder, check_stop: StopCheck,
+) -> Path:  # fmt: skip
     """Build the prior, encode the dataset and train."""
     config_class, model_class = PRIORS[settings.model_type]
-    sources = Sources(settings.datasets, settings.dataset_weights)
+    sources = Sources(datasets, settings.dataset_weights)
     info = sources.info
     if settings.tokenizer == NO_TOKENIZER:
         tokenizer: Any = counts_as_latents(info, model_class)

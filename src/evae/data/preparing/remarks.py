@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from evae.common.numbers import counted
 from evae.data.preparing.describe import CellLabels, Totals
 from evae.data.reading.h5ad import H5adCounts
 from evae.models.contract_evae import EvaeError, parts_of
 
 FEW = 10  # training cells of a perturbation
-SHOWN = 5
 
 
 def check_given_once(files: Sequence[Path]) -> None:
@@ -49,12 +49,12 @@ def remarks(labels: CellLabels, meta: dict[str, Any], control: str, copies: str)
     unseen = [name for name, n in counts.items() if not n and not trained.issuperset(parts_of(name, counts, control))]
     if unseen:
         found.append(
-            f"{_some(unseen)}: no cell is left to train on, so only a prior with perturbation_features (or that has "
-            "them from another dataset) can predict this; others are refused"
+            f"{counted(unseen, 'perturbation')}: no cell is left to train on, so only a prior with "
+            "perturbation_features (or that has them from another dataset) can predict this; others are refused"
         )
     few = [f"{name} ({n})" for name, n in counts.items() if 0 < n < FEW]
     if few:
-        found.append(f"{_some(few)}: fewer than {FEW} training cells, too few to learn what it does")
+        found.append(f"{counted(few, 'perturbation')}: fewer than {FEW} training cells, too few to learn what it does")
     return [*found, *([copies] if copies else [])]
 
 
@@ -82,9 +82,3 @@ def copied_cells(sources: list[H5adCounts], totals: Totals, kept: np.ndarray) ->
         f"{again.sum():,} cells stand more than once, with the same name and the same counts (such as '{name}' in "
         f"{source.path.name}): a copy of a held-out cell may be trained on, so give every cell once"
     )
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - SHOWN
-    shown = ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
-    return f"{len(names)} perturbation{'s' * (len(names) > 1)} ({shown})"

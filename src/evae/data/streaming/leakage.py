@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from evae.common.numbers import counted
 from evae.data.format import AnyDataset, Dataset, DatasetInfo
 from evae.models.contract_evae import parts_of
 
 LEAST_EXPRESSED = 10  # genes of a cell: with fewer, two cells may well agree by chance
-SHOWN = 5
 OF_A_GUIDE = re.compile(r"[-_.](sg|g|guide)[-_.]?\d+$")  # STAT1_g2 is a guide of STAT1
 
 
@@ -41,9 +41,9 @@ def leakage(dataset: AnyDataset) -> list[str]:
                 same_name.append(name)
     found = []
     if same_counts:
-        found.append(f"{_some(same_counts, 'cell')} of training have exactly the counts of a held-out cell")
+        found.append(f"{counted(same_counts, 'cell')} of training have exactly the counts of a held-out cell")
     if same_name:
-        found.append(f"{_some(same_name, 'cell')} of training have the name (barcode) of a held-out cell")
+        found.append(f"{counted(same_name, 'cell')} of training have the name (barcode) of a held-out cell")
     return found + _targets(dataset.info)
 
 
@@ -73,13 +73,8 @@ def _targets(info: DatasetInfo) -> list[str]:
         for part in {*parts_of(name, set(info.perturbations), info.control), name}:
             by_target.setdefault(_target(part), name)
     known = [f"{name} by {by_target[_target(name)]}" for name in sorted(tested - trained) if _target(name) in by_target]
-    return [f"{_some(known, 'held-out target')} known in training"] if known else []
+    return [f"{counted(known, 'held-out target')} known in training"] if known else []
 
 
 def _target(name: str) -> str:
     return OF_A_GUIDE.sub("", name.casefold())
-
-
-def _some(names: list[str], kind: str) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{len(names)} {kind}{'s' * (len(names) > 1)} ({', '.join(names[:SHOWN])}{more})"
