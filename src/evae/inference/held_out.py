@@ -9,7 +9,6 @@ import pandas as pd
 import scipy.sparse as sp
 
 from evae.data.format import AnyDataset, Dataset, DatasetInfo, Pair
-from evae.data.streaming.loader import CellLoader
 from evae.data.streaming.split_anndata import DatasetSplit
 from evae.inference.pipeline import Pipeline
 from evae.models.contract_evae import EvaeError, look_up
@@ -24,37 +23,29 @@ def held_out_cells(info: DatasetInfo) -> dict[Pair, int]:
 
 
 def read_controls(dataset: AnyDataset, cell_types: Sequence[str]) -> ad.AnnData:
-    """The training controls of some cell types, read batch by batch.
+    """The training controls of some cell types, read block by block.
 
     Returns:
-        AnnData of raw counts, CSR float32, with obs `perturbation` and `cell_type`.
+        AnnData of raw counts, CSR float32, with obs `perturbation` and `cell_type`, and the cells' own names.
 
     Raises:
         EvaeError: a cell type has no control in the training split.
     """
-    loader = CellLoader(dataset, "train", READ_BATCH, shuffle=False, epochs=1, drop_last=False)
-    info = loader.info
-    control = info.perturbations.index(info.control)
+    split = DatasetSplit(dataset, "train")
+    info, labels = split.info, split.labels()
     wanted = look_up(cell_types, info.cell_types, "cell type")
-    blocks, labels = [], []
-    for batch in loader:
-        kinds = batch["cell_type_ids"].numpy()
-        keep = (batch["perturbation_ids"].numpy() == control) & np.isin(kinds, wanted)
-        counts, genes = batch["counts"].numpy()[keep], batch["gene_ids"].numpy()[keep]
-        rows, columns = np.nonzero(counts)
-        shape = (int(keep.sum()), len(info.genes))
-        blocks.append(sp.csr_matrix((counts[rows, columns], (rows, genes[rows, columns])), shape=shape))
-        labels.append(kinds[keep])
-    kinds = np.concatenate(labels)
+    kinds = labels["cell_type"].cat.codes.to_numpy()
+    keep = (labels["perturbation"] == info.control).to_numpy() & np.isin(kinds, wanted)
     for kind, name in zip(wanted, cell_types, strict=True):
-        if not (kinds == kind).any():
+        if not (kinds[keep] == kind).any():
             raise EvaeError(
                 f"{dataset} has no training control '{info.control}' of '{name}'; hold out a cell type that "
                 "has controls."
             )
-    obs = pd.DataFrame({"perturbation": info.control, "cell_type": np.array(info.cell_types)[kinds]})
-    obs.index = obs.index.astype(str)
-    return ad.AnnData(X=sp.vstack(blocks, format="csr"), obs=obs, var=pd.DataFrame(index=info.genes))
+    starts = range(0, split.n_cells, READ_BATCH)
+    blocks = [split.counts(i, min(i + READ_BATCH, split.n_cells))[keep[i : i + READ_BATCH]] for i in starts]
+    obs = labels.loc[keep, ["perturbation", "cell_type"]].astype(str)
+    return ad.AnnData(sp.vstack(blocks, format="csr", dtype=np.float32), obs=obs, var=pd.DataFrame(index=info.genes))
 
 
 def dataset_cells(dataset: AnyDataset) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pytest
 from matplotlib.image import imread
 
 from evae.evaluation import plot_counterfactual
+from evae.evaluation.cells.comparison import compare
 from evae.evaluation.report import arrows
 from evae.models.contract_evae import EvaeError
 
@@ -27,6 +28,13 @@ def changed(controls):
         part.obs_names = [f"{name}{i}" for i in range(part.n_obs)]
         parts.append(part)
     return ad.concat(parts)[:, ::-1].copy()
+
+
+@pytest.fixture
+def compared(screen, changed):
+    """Real cells with the names of the perturbations of `changed`."""
+    changed.obs["perturbation"] = changed.obs["perturbation"].astype(str).replace({"x": "G0", "y": "G1"})
+    return screen[screen.obs["perturbation"].isin(["control", "G0", "G1"])].copy()
 
 
 def test_every_cell_stands_beside_its_own_source(controls, changed):
@@ -67,3 +75,18 @@ def test_what_cannot_be_drawn_is_refused(controls, changed, tmp_path, change, op
     with pytest.raises(EvaeError, match=message):
         plot_counterfactual(controls, changed, tmp_path / "a.png", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_report_shows_the_controls_that_predictions_started_from(compared, changed):
+    """Here every cell becomes itself, so its row among the controls has its values."""
+    comparison = compare(changed, compared)
+    before = comparison.controls.matrix[comparison.sources]
+    assert abs(before - comparison.predicted.matrix[np.arange(len(comparison.predicted))]).max() < 1e-5
+    assert arrows.draw_counterfactuals(comparison) is not None
+
+
+def test_a_report_without_the_sources_has_no_such_picture(compared, changed):
+    del changed.obs["source"]
+    assert arrows.draw_counterfactuals(compare(changed, compared)) is None
+    changed.obs["source"] = "another cell"
+    assert arrows.draw_counterfactuals(compare(changed, compared)) is None

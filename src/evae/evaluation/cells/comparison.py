@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 
 from evae.data.format import Pair
 from evae.evaluation.cells.inputs import Data, Progress, Source, open_source, predicted_keys, silent
@@ -31,6 +32,8 @@ class Comparison:
         pairs: the (cell type, perturbation) pairs, sorted.
         control: the control's label.
         notes: what was dropped or assumed, in sentences for the report.
+        sources: row of `controls` that each predicted cell started from, (predicted cells,); None where the
+            predictions do not say so or started from other cells.
     """
 
     real: Cells
@@ -40,6 +43,7 @@ class Comparison:
     pairs: list[Pair]
     control: str
     notes: list[str] = field(default_factory=list)
+    sources: np.ndarray | None = None
 
     @property
     def genes(self) -> np.ndarray:
@@ -184,7 +188,8 @@ def _read(
         training = summarise_training(trained, source, perturbations, genes, control, seed, progress, rates)
         if training.n_held_out:
             notes.append(f"{training.n_held_out} held-out cells were found among the training cells and left out there")
-    comparison = Comparison(truth, prediction, control_cells, training, pairs, control, notes)
+    sources = _sources(generated, rows, home.cell_names[control_rows])
+    comparison = Comparison(truth, prediction, control_cells, training, pairs, control, notes, sources)
     single = sum(n < 2 for n in comparison.n_real.values())
     if single:
         notes.append(
@@ -227,6 +232,14 @@ def _matching_predictions(
     if generated.columns(genes) is not None:
         notes.append("the genes of the predicted cells were put into the order of the real cells")
     return np.sort(np.concatenate([rows[pair] for pair in pairs]))
+
+
+def _sources(generated: Source, rows: np.ndarray, controls: pd.Index) -> np.ndarray | None:
+    """Row among the controls that each predicted cell started from; None where that is not known of all."""
+    if generated.origins is None or not controls.is_unique:
+        return None
+    found = controls.astype(str).get_indexer(generated.origins[rows])
+    return None if (found < 0).any() else found
 
 
 def _find_controls(

@@ -58,6 +58,7 @@ class Source:
         name: what to call it in messages.
         perturbation, cell_type: labels, (cells,).
         cell_names: names of the cells, (cells,).
+        origins: of predicted cells the names of the control cells that they started from, (cells,); None without.
         genes: those of the source.
         scale: the scale that the values are taken for, and why.
         read: (start, stop) -> the values of these rows, dense or sparse.
@@ -74,6 +75,7 @@ class Source:
     read: Callable[[int, int], Any]
     in_memory: bool
     close: Callable[[], None] = _nothing
+    origins: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.perturbation)
@@ -176,7 +178,8 @@ def open_source(
         cell_type = _labels(obs, cell_type_key, name, f"{side}cell_type_key")
     blocks = (read(start, stop) for start, stop in _spans(n_cells, len(genes)))
     recognised = recognise_scale(blocks, name, scale, scale_option)
-    return Source(name, perturbation, cell_type, cell_names, genes, recognised, read, in_memory, close)
+    origins = label_texts(pd.Series(obs["source"])) if "source" in obs else None
+    return Source(name, perturbation, cell_type, cell_names, genes, recognised, read, in_memory, close, origins)
 
 
 def predicted_keys(

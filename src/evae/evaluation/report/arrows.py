@@ -7,6 +7,7 @@ leads from the mean of a group to the mean of what its cells become.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sklearn.cluster import KMeans
 
 from evae.common.figures import CONTROL, GENERATED, GUIDE, bare, look, new_figure, save
 from evae.data.reading.anndata_file import as_anndata
+from evae.evaluation.cells import Comparison
 from evae.evaluation.cells.inputs import require
 from evae.evaluation.cells.normalised import log1p_cp10k
 from evae.evaluation.cells.projection import fit_projection
@@ -31,6 +33,8 @@ from evae.models.genes_evae import gene_columns, match_genes
 EMBEDDINGS = ("pca", "umap")
 MOST_PANELS = 4
 MOST_POINTS = 3_000  # cells of a panel
+MOST_REPORTED = 1_000  # the same in a report
+LEAST_POINTS = 10  # cells, below which there is no picture in a report
 COMPONENTS = 30
 CELLS_A_GROUP = 60
 MOST_GROUPS = 8
@@ -89,6 +93,25 @@ def plot_counterfactual(
                    perturbation, seed)  # fmt: skip
     with look():
         return save(_figure(moved, embedding, seed), Path(file))
+
+
+def draw_counterfactuals(comparison: Comparison, seed: int = 0) -> Figure | None:
+    """The same picture of compared cells, of the perturbations with most predicted cells; None without sources.
+
+    In UMAP where umap-learn is installed, else on principal components.
+    """
+    if comparison.sources is None:
+        return None
+    names, counts = np.unique(comparison.predicted.perturbation.astype(str), return_counts=True)
+    rng, moved = np.random.default_rng(seed), []
+    for name in names[np.argsort(-counts, kind="stable")][:MOST_PANELS]:
+        rows = np.flatnonzero(comparison.predicted.perturbation == name)
+        rows = np.sort(rng.permutation(rows)[:MOST_REPORTED])
+        before, after = comparison.controls.matrix[comparison.sources[rows]], comparison.predicted.matrix[rows]
+        moved.append(Moved(name, before, after, comparison.predicted.cell_type[rows]))
+    if sum(len(one.cell_type) for one in moved) < LEAST_POINTS:
+        return None
+    return _figure(moved, "umap" if find_spec("umap") else "pca", seed)
 
 
 def _moved(
@@ -182,8 +205,9 @@ def _groups(components: np.ndarray, cell_type: np.ndarray, seed: int) -> np.ndar
 def _umap(components: np.ndarray, seed: int) -> np.ndarray:
     from umap import UMAP
 
-    model = UMAP(n_neighbors=min(15, len(components) - 1), min_dist=0.3, random_state=seed, n_jobs=1)
-    return np.asarray(model.fit_transform(components))
+    distinct, places = np.unique(components, axis=0, return_inverse=True)  # one control may be read several times
+    model = UMAP(n_neighbors=min(15, len(distinct) - 1), min_dist=0.3, random_state=seed, n_jobs=1, init="pca")
+    return np.asarray(model.fit_transform(distinct))[places.ravel()]
 
 
 def _legend(figure: Figure) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from evae.common.figures import look, save
+from evae.evaluation.report.arrows import draw_counterfactuals
 from evae.evaluation.report.figures_cells import plot_cells, plot_top_genes, plot_umap
 from evae.evaluation.report.figures_metrics import plot_metrics, plot_per_perturbation, plot_radar
 from evae.evaluation.report.tables import EvaluationNumbers
@@ -81,6 +82,12 @@ PLOTS = (
         "cells_umap.png",
         "UMAP of control, real and generated cells together; grey are the cells of the other two.",
         lambda n: plot_umap(n.comparison),
+    ),
+    Plot(
+        "counterfactuals.png",
+        "The control cells that predictions started from, and what they become. Bold arrows lead from the mean of "
+        "neighbouring controls to the mean of what these become; the thin lines are some single cells.",
+        lambda n: draw_counterfactuals(n.comparison),
     ),
     Plot(
         "top_genes.png",
