@@ -196,8 +196,8 @@ def test_only_the_front_door_is_loose():
     assert [p.name for p in PACKAGE.glob("*.py")] == ["__init__.py"]
 
 
-def test_readme_tree_names_every_room_and_script():
-    tree = (ROOT / "README.md").read_text().split("<!-- tree -->")[1].split("```")[1]
+def test_the_map_of_the_code_names_every_room_and_script():
+    tree = (ROOT / "CONTRIBUTING.md").read_text().split("<!-- tree -->")[1].split("```")[1]
     listed = set(re.findall(r"^ *([\w/.]+)/? ", tree, flags=re.MULTILINE))
     rooms = {room.split("/")[-1] for room in ROOMS if room}
     assert rooms <= {entry.rstrip("/").split("/")[-1] for entry in listed}

@@ -1,4 +1,4 @@
-"""Every snippet of the README runs: the Python ones in order, the `evae` commands on a small screen."""
+"""Every snippet of README and docs/ runs: the `evae` commands on a small screen, then the Python page by page."""
 
 import json
 import re
@@ -10,43 +10,44 @@ from pathlib import Path
 
 import anndata as ad
 import pytest
+import yaml
+from typer.main import get_command
 
-from evae.cli import main
+from evae.cli import app, main
 from evae.data.simulation.perturb_seq import simulate_perturb_seq
 from evae.data.simulation.screen import simulate_reversion_screen
 from evae.reversion import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
-HUB_ID = "evae/replogle-ar"
 NAMES = ["non-targeting", "STAT1", "JAK2", "IRF1", "CUL3"]
 LINES = {"type_A": "K562", "type_B": "RPE1"}
 SMALLER = {"hvg:2000": "hvg:50", "500": "20"}
+# Trainings of many models and a run of other code (tests/study and tests/conversion run them), and the demo's first.
+ELSEWHERE = {"study", "convert", "simulate"}
 
 
-def snippets(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def pages() -> list[Path]:
+    """README, then the pages of the documentation in the order of its navigation."""
+
+    def files(entry: object) -> Iterator[str]:
+        if isinstance(entry, str):
+            yield entry
+        for part in entry.values() if isinstance(entry, dict) else entry if isinstance(entry, list) else ():
+            yield from files(part)
+
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    return [ROOT / "README.md", *(ROOT / "docs" / file for file in files(nav) if file.endswith(".md"))]
+
+
+def snippets(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[str]:
-    lines = [line.split("  #")[0].strip() for block in snippets("bash") for line in block.splitlines()]
-    return [line for line in lines if line]
-
-
-def published(tiny_checkpoint: Path, folder: Path) -> Path:
-    """The tiny checkpoint with the labels of the README in the place of its own."""
-    shutil.copytree(tiny_checkpoint, folder)
-    file = folder / "preprocessor_config.json"
-    content = json.loads(file.read_text())
-    new = dict(zip(content["perturbations"], NAMES, strict=True)) | LINES
-
-    def renamed(value: object) -> object:
-        if isinstance(value, dict):
-            return {new.get(k, k): renamed(v) for k, v in value.items()}
-        return [renamed(v) for v in value] if isinstance(value, list) else new.get(value, value)
-
-    file.write_text(json.dumps({key: renamed(value) for key, value in content.items()}))
-    return folder
+    """Every line of a shell that the pages show, once, in order."""
+    blocks = [block for page in pages() for block in snippets(page, "bash")]
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return list(dict.fromkeys(line for line in lines if line))
 
 
 def challenge_bundle(cells: ad.AnnData, folder: Path) -> None:
@@ -67,18 +68,25 @@ def stress_screen(path: Path) -> None:
     cells.write_h5ad(path)
 
 
+def demo_folder(folder: Path, checkpoint: Path, screen_file: Path) -> None:
+    """What scripts/demo.sh leaves, of the tests' small screen and model."""
+    folder.mkdir(parents=True)
+    shutil.copytree(checkpoint, folder / "prior")
+    shutil.copy(screen_file, folder / "simulated.h5ad")
+
+
 @pytest.fixture(scope="module")
 def workplace(
     tmp_path_factory: pytest.TempPathFactory, small_settings: dict[str, list[str]]
 ) -> Iterator[tuple[Path, list[str]]]:
-    """A folder with the files that the README speaks of, where its `evae` commands have run; those commands."""
+    """A folder with the files that the pages speak of, where their `evae` commands have run; those commands."""
     folder = tmp_path_factory.mktemp("readme")
     cells = simulate_perturb_seq(n_cells=900, n_genes=60, n_cell_types=2, n_perturbations=4, seed=2)
     own = ["control", *(p for p in cells.obs["perturbation"].cat.categories if p != "control")]
     cells.obs["perturbation"] = cells.obs["perturbation"].astype(str).map(dict(zip(own, NAMES, strict=True)))
     cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).map(LINES)
     cells.write_h5ad(folder / "screen.h5ad")
-    (folder / "split.json").write_text(snippets("json")[0])
+    (folder / "split.json").write_text(snippets(ROOT / "docs/guide/prepare.md", "json")[0])
     stress_screen(folder / "stress.h5ad")
     challenge_bundle(cells, folder)
     ran = []
@@ -87,8 +95,7 @@ def workplace(
         patch.setitem(sys.modules, "umap", None)  # it compiles itself for a minute
         for line in commands():
             words = [SMALLER.get(word, word) for word in shlex.split(line)]
-            # a cross product of trainings, a run of another code: tests/study and tests/conversion run them
-            if words[0] == "evae" and words[1] not in ("study", "convert"):
+            if words[0] == "evae" and words[1] not in ELSEWHERE:
                 with pytest.raises(SystemExit) as stop:
                     main([*words[1:], *(small_settings[words[2]] if words[1] == "train" else [])])
                 assert stop.value.code == 0, line
@@ -96,14 +103,12 @@ def workplace(
         yield folder, ran
 
 
-def test_commands_of_the_main_path(workplace):
+def test_every_command_is_shown_and_runs(workplace):
     folder, ran = workplace
-    assert ran == [
-        *("prepare", "train", "train", "predict", "evaluate", "predict", "embed", "vcc", "vcc", "evaluate", "embed"),
-        "reversion",
-        *("push", "push-dataset"),
-    ]
-    assert json.loads((folder / "data/screen/split.json").read_text()) == json.loads(snippets("json")[0])
+    assert set(ran) == set(get_command(app).commands) - ELSEWHERE
+    assert json.loads((folder / "data/screen/split.json").read_text())["cell_type"] == ["RPE1"]
+    named = json.loads(snippets(ROOT / "docs/guide/prepare.md", "json")[0])
+    assert json.loads((folder / "data/two_knock_outs/split.json").read_text()) == named
     asked = ad.read_h5ad(folder / "stat1_jak2.h5ad").obs
     assert set(asked["perturbation"]) == {"STAT1", "JAK2"}
     assert set(asked["cell_type"]) == {"K562"}
@@ -114,23 +119,33 @@ def test_commands_of_the_main_path(workplace):
     assert (folder / "entry.vcc").is_file()
 
 
-def test_python_snippets_run_in_order(workplace, tiny_checkpoint, small_settings, monkeypatch):
-    """On the tiny checkpoint in the place of the published one."""
+@pytest.mark.parametrize("page", [page for page in pages() if snippets(page, "python")], ids=lambda page: page.stem)
+def test_python_snippets_of_a_page_run(page, workplace, tiny_checkpoint, screen_file, small_settings, monkeypatch):
     folder, _ = workplace
     monkeypatch.chdir(folder)
-    published(tiny_checkpoint, folder / "published")
+    if not Path("runs/demo").exists():
+        demo_folder(folder / "runs/demo", tiny_checkpoint, screen_file)
     namespace: dict = {"smaller": small_settings["tokenizer"]}
-    blocks = snippets("python")
-    assert len(blocks) == 5
-    for block in blocks:
-        block = block.replace(HUB_ID, "published").replace("500", "30").replace("1_000", "10")
+    for block in snippets(page, "python"):
+        block = block.replace("KO-GENE0022", "KO-GENE0017").replace("500", "30").replace("1_000", "10")
         block = block.replace(", choices)", ", choices + smaller)")
-        exec(compile(block, "README.md", "exec"), namespace)
-    assert (folder / "runs/filtered/model.safetensors").is_file()
-    assert set(ad.read_h5ad(folder / "predicted.h5ad").obs["perturbation"]) == {"STAT1"}
-    assert "X_evae" in namespace["cells"].obsm
-    assert namespace["counts"].shape == (8, 60)
-    assert (folder / "report" / "report.html").is_file()
+        exec(compile(block, page.name, "exec"), namespace)
+    made = {
+        "README": lambda: set(ad.read_h5ad("predicted.h5ad").obs["perturbation"]) == {"KO-GENE0017"},
+        "predict": lambda: set(ad.read_h5ad("predicted.h5ad").obs["perturbation"]) == {"STAT1"},
+        "train": Path("runs/filtered/model.safetensors").is_file,
+        "evaluate": Path("report/report.html").is_file,
+        "embed": lambda: "X_evae" in namespace["cells"].obsm,
+        "hub": lambda: namespace["counts"].shape == (8, 50),
+    }
+    assert made.get(page.stem, lambda: True)()
+
+
+def test_the_demo_has_the_perturbation_that_readme_asks_for():
+    simulation = simulate_perturb_seq(n_cells=300, seed=0).uns["simulation"]
+    with_effect = [n for n, has in zip(simulation["perturbations"], simulation["has_effect"], strict=True) if has]
+    assert "KO-GENE0022" in with_effect
+    assert "KO-GENE0022" in snippets(ROOT / "README.md", "python")[0]
 
 
 def test_every_file_that_a_command_names_exists():
@@ -142,5 +157,5 @@ def test_every_file_that_a_command_names_exists():
 
 def test_shell_scripts_are_said_to_exist_and_do():
     for script in ("scripts/demo.sh", "scripts/test.sh"):
-        assert f"bash {script}" in README
+        assert f"bash {script}" in (ROOT / "README.md").read_text()
         assert (ROOT / script).is_file()
