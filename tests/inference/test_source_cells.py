@@ -1,5 +1,7 @@
 """Predictions that start from the user's control cells: counterfactuals, known effects, library sizes."""
 
+import warnings
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -117,6 +119,19 @@ class TestEffects:
         some = shift_of_latents(pipe.model.tokenizer, cells, before, folds, 0)
         assert none.abs().max() < 0.05
         assert some.abs().max() > 0.2
+
+    def test_effects_told_to_a_prior_of_few_perturbations_are_doubted(self, pipe, controls, monkeypatch):
+        known = pipe.processor.perturbations[-1]
+        options = {"effects": self.table(pipe, known, 2.0), "progress": False}
+        doubt = r"the effects of 3 perturbations, too few"
+        with pytest.warns(UserWarning, match=doubt):
+            pipe.predict(controls, known, **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", doubt)
+            pipe.predict(controls, known, match_effects=True, **options)  # known ones are not told then
+            pipe.predict(controls, pipe.processor.perturbations[-2], **options)
+            monkeypatch.setattr("evae.inference.prediction.FEW_EFFECTS", 3)
+            pipe.predict(controls, known, **options)
 
     def test_matched_cells_have_the_fold_changes_of_the_table(self, pipe, controls):
         """Of a perturbation that training knows, and of a new one; for each cell type over its own controls."""

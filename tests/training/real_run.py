@@ -31,10 +31,12 @@ SIZES = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
 TOKENIZER = SIZES | {"encoder": "mlp", "decoder": "mlp", "encoder_layers": 1, "decoder_layers": 1, "n_latents": 4}
 TOKENIZER |= {"fsq_levels": [4, 4], "standardize_latents": True, "condition_on_library": True, "count_splitting": True}
 PRIOR = SIZES | {"num_hidden_layers": 2, "dropout": 0.1}
+READS_CONTROLS = PRIOR | {"source_cells": 1, "condition_on_effect": True}
 # what `accelerate launch` makes of an `accelerate config` with FSDP
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 FSDP |= {"FSDP_TRANSFORMER_CLS_TO_WRAP": "ModulatedBlock"}
-# name: stage, ranks, environment, where the last rank is killed, one kill after the other
+# name: stage, ranks, environment, where the last rank is killed, one kill after the other; a prior of one rank reads
+# control cells, so that pairs and effects have to come back too
 CASES = {
     "tokenizer": ("tokenizer", 1, {}, ["write:6", "update:3"]),  # in the second checkpoint, then three steps on
     "tokenizer ranks 2": ("tokenizer", 2, {}, ["update:4"]),
@@ -76,7 +78,8 @@ def train_to_a_kill_point(kind, **values):
 def torment(folder, name, values):
     """One case: a run left alone, and one that is killed and resumed."""
     kind, world, environment, kills = CASES[name]
-    values = values | {"kind": kind, "model": PRIOR if kind == "prior" else TOKENIZER}
+    model = TOKENIZER if kind != "prior" else READS_CONTROLS if world == 1 else PRIOR
+    values = values | {"kind": kind, "model": model}
     whole, killed = f"{folder}/{name} whole", f"{folder}/{name} killed"
     found = {"whole": fork_ranks(world, environment, train, output_dir=whole, **values), "killed": []}
     between = values | {"output_dir": killed, "resume": True, "save_every": 1}

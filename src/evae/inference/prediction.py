@@ -1,6 +1,7 @@
 """A prediction: the cells asked for are planned, get a control and a library size each, and are drawn."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from evae.inference.sampling import (
     takes_effects,
 )
 from evae.models.contract_evae import EvaeError, near_matches
+
+FEW_EFFECTS = 10  # perturbations, below which a prior has hardly learned to read effects
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,17 @@ def _told(prior: Checkpoint, folds: Mapping[str, np.ndarray], asked: Request) ->
     return {name: of for name, of in folds.items() if not known.issuperset(prior.processor.parts(name))}
 
 
+def _doubt(prior: Checkpoint, told: Mapping[str, np.ndarray], pairs: Iterable[Pair]) -> None:
+    """Warn where effects are told to a prior that has hardly learned to read them."""
+    learned = len(prior.processor.perturbations) - 1
+    if learned < FEW_EFFECTS and not told.keys().isdisjoint(name for _, name in pairs):
+        warnings.warn(
+            f"this prior learned to read the effects of {learned} perturbation{'s' * (learned > 1)}, too few to "
+            "follow closely those given; match_effects=True makes the cells follow them.",
+            stacklevel=2,
+        )
+
+
 def _read_controls(
     prior: Checkpoint, controls: ad.AnnData, pairs: Mapping[Pair, int], asked: Request, device: torch.device
 ) -> Controls:
@@ -194,6 +208,7 @@ def _draw(
     if read is not None:
         reading: dict[str, Any] = {"device": device, "seed": seed}
         told = _told(prior, folds, asked)
+        _doubt(prior, told, pairs)
         shifts = effects_on_controls(prior, read.cells, read.found, told, pairs, **reading)
         if sources is not None and source_cells(prior):
             obs["source"] = read.found.names[sources]
