@@ -118,6 +118,20 @@ class TestEffects:
         strong = self.table(shift=3.0)[-1]
         assert np.abs(strong[0, 1]).mean() > 2.5
 
+    def test_cell_types_that_answer_in_opposite_ways_tell_little(self):
+        """The mean of six cell types; where they agree, it is kept, and its error is small."""
+        rng = np.random.default_rng(0)
+        names, kinds = np.tile([0, 1, 2], 600), np.repeat(np.arange(6), 300)
+        latents = rng.normal(size=(1800, 4))
+        latents[names == 1] += 1.0  # the same everywhere
+        latents[names == 2] += np.where(kinds % 2, 1.0, -0.6)[names == 2, None]
+        table, errors = effect_table(latents, names, kinds, 3, 6, 0)
+        np.testing.assert_allclose(table[-1, 1], 1.0, atol=0.15)
+        assert np.abs(table[-1, 2]).max() < 0.05
+        alone, _ = effect_table(latents, names, np.where(kinds % 2, 1, 0), 3, 2, 0)
+        assert table[-1, 1].mean() > 5 * errors[-1, 1].max()
+        assert (alone[0, 2] > 0.9).all()  # of a single cell type one cannot know how much others differ
+
 
 class TestLibrarySizes:
     def model(self, depth):
