@@ -31,9 +31,9 @@ def effect_table(
         control: id of the control.
 
     Returns:
-        two arrays, float32 (cell types + 1, perturbations, values): the effects, and their standard deviations given
-        the cells, as guesses for a cell type that was not read. Row c leaves cell type c out; the last row has all. NaN where no other cell type has the
-        perturbation; 0 for the control.
+        two arrays, float32 (cell types + 1, perturbations, values): the effects, and their standard deviations as
+        guesses for a cell type that was not read. Row c leaves cell type c out; the last row has all. NaN where no
+        other cell type has the perturbation; 0 for the control.
     """
     shifts, variances = _shifts(latents, perturbation, cell_type, n_perturbations, n_cell_types, control)
     known = np.isfinite(variances).all(2)
