@@ -34,6 +34,10 @@ ROOMS: dict[str, set[str]] = {
     "evaluation/report": {"evaluation/cells", "evaluation/metrics", "evaluation/systems", "common", "data/reading"},
     "evaluation": {f"evaluation/{room}" for room in ("cells", "metrics", "systems", "protocols", "report")}
     | {"common"},
+    "plot": {
+        *("common", "data/reading"),
+        *("evaluation/cells", "evaluation/metrics", "evaluation/report", "evaluation/systems"),
+    },
     "reversion": {
         *("common", "data/reading", "data/preparing", "inference"),
         *("evaluation/cells", "evaluation/metrics"),

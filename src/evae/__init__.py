@@ -53,6 +53,8 @@ if not TYPE_CHECKING:  # a type checker would take every name for granted
 
     def __getattr__(name: str) -> Any:
         """The public names, imported when they are first asked for."""
+        if name == "plot":  # a room that draws, imported when it is asked for
+            return import_module("evae.plot")
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module("evae.inference.pipeline" if name.lower() == "pipeline" else "evae.models"), name)

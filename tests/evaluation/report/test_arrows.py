@@ -39,7 +39,7 @@ def compared(screen, changed):
 
 def test_every_cell_stands_beside_its_own_source(controls, changed):
     """Here a cell becomes itself, so each arrow has no length."""
-    for moved in arrows._moved(controls, changed, None, seed=0):
+    for moved in arrows.moved_cells(controls, changed, None, seed=0):
         assert (moved.before != moved.after).nnz == 0
         assert moved.before.nnz > 0
 

@@ -89,8 +89,8 @@ def plot_counterfactual(
         raise EvaeError(f"unknown embedding '{embedding}'. {near_matches(embedding, EMBEDDINGS)}")
     if embedding == "umap":
         require("umap", "the embedding umap")
-    moved = _moved(as_anndata(controls, "the controls", layer), as_anndata(predicted, "the predictions"),
-                   perturbation, seed)  # fmt: skip
+    before, after = as_anndata(controls, "the controls", layer), as_anndata(predicted, "the predictions")
+    moved = moved_cells(before, after, perturbation, seed)
     with look():
         return save(_figure(moved, embedding, seed), Path(file))
 
@@ -114,9 +114,10 @@ def draw_counterfactuals(comparison: Comparison, seed: int = 0) -> Figure | None
     return _figure(moved, "umap" if find_spec("umap") else "pca", seed)
 
 
-def _moved(
+def moved_cells(
     controls: ad.AnnData, predicted: ad.AnnData, perturbation: str | Sequence[str] | None, seed: int
 ) -> list[Moved]:
+    """Controls and what they become, for each perturbation; raises as `plot_counterfactual` does."""
     if "source" not in predicted.obs:
         raise EvaeError("the predictions name no source cells; predict with a prior of model.source_cells=1.")
     if not controls.obs_names.is_unique:
@@ -143,6 +144,15 @@ def _moved(
             )
         )
     return found
+
+
+def draw_moved(ax: Axes, one: Moved, seed: int) -> Axes:
+    """Draw one perturbation on principal components of its own cells."""
+    together = sp.vstack([one.before, one.after], format="csr")
+    before, after = np.split(fit_projection(together, COMPONENTS)(together), 2)
+    _panel(ax, one, before[:, :2], after[:, :2], _groups(before, one.cell_type, seed))
+    ax.set(xlabel="PC 1, log1p CP10K", ylabel="PC 2, log1p CP10K")
+    return ax
 
 
 def _figure(moved: Sequence[Moved], embedding: str, seed: int) -> Figure:
