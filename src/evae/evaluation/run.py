@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evae.common.progress import progress_bar
+from evae.common.threads import in_threads
 from evae.evaluation.cells.comparison import Comparison, compare
 from evae.evaluation.cells.inputs import Data, Progress, require
 from evae.evaluation.protocols.cell_eval_adapter import cell_eval_protocol
@@ -188,13 +189,13 @@ def _run(comparison: Comparison, plan: _Plan) -> list[Record]:
 
 def _stamp(comparison: Comparison, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
     """What a reader needs to run it again: settings, versions, hashes, sizes and notes."""
-    training = comparison.training
+    training, sides = comparison.training, ("real", "predicted", "controls")
     return {
         "settings": settings,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _STAMPED}},
-        "sha256": {name: getattr(comparison, name).digest() for name in ("real", "predicted", "controls")},
+        "sha256": dict(zip(sides, in_threads(lambda name: getattr(comparison, name).digest(), sides), strict=True)),
         "n_cells": {
-            **{name: len(getattr(comparison, name)) for name in ("real", "predicted", "controls")},
+            **{name: len(getattr(comparison, name)) for name in sides},
             "train": 0 if training is None else sum(training.counts.values()),
         },
         "n_genes": len(comparison.genes),

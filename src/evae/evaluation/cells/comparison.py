@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import pandas as pd
 
 from evae.data.format import Pair
 from evae.evaluation.cells.inputs import Data, Progress, Source, open_source, predicted_keys, silent
@@ -188,7 +187,7 @@ def _read(
         training = summarise_training(trained, source, perturbations, genes, control, seed, progress, rates)
         if training.n_held_out:
             notes.append(f"{training.n_held_out} held-out cells were found among the training cells and left out there")
-    sources = _sources(generated, rows, home.cell_names[control_rows])
+    sources = _sources(generated, rows, home, control_rows)
     comparison = Comparison(truth, prediction, control_cells, training, pairs, control, notes, sources)
     single = sum(n < 2 for n in comparison.n_real.values())
     if single:
@@ -234,9 +233,12 @@ def _matching_predictions(
     return np.sort(np.concatenate([rows[pair] for pair in pairs]))
 
 
-def _sources(generated: Source, rows: np.ndarray, controls: pd.Index) -> np.ndarray | None:
+def _sources(generated: Source, rows: np.ndarray, home: Source, control_rows: np.ndarray) -> np.ndarray | None:
     """Row among the controls that each predicted cell started from; None where that is not known of all."""
-    if generated.origins is None or not controls.is_unique:
+    if generated.origins is None:
+        return None
+    controls = home.cell_names[control_rows]
+    if not controls.is_unique:
         return None
     found = controls.astype(str).get_indexer(generated.origins[rows])
     return None if (found < 0).any() else found

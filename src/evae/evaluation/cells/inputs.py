@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from evae.common.threads import in_threads
 from evae.data.reading.anndata_file import as_anndata
 from evae.data.reading.h5ad import H5adCounts
 from evae.data.reading.labels import label_texts
@@ -30,7 +31,7 @@ from evae.models.genes_evae import GeneColumns, case_hint, gene_columns, match_g
 Data: TypeAlias = ad.AnnData | DatasetSplit | str | Path
 Progress: TypeAlias = Callable[[Iterable[Any], str], Iterable[Any]]
 BLOCK_ROWS = 4_096
-BLOCK_VALUES = 1 << 23  # rows x genes of a block at most: 64 MiB where a file is dense
+BLOCK_VALUES = 1 << 22  # rows x genes of a block at most: 32 MiB where a file is dense
 
 
 def require(module: str, what: str, extra: str = "eval") -> None:
@@ -57,7 +58,7 @@ class Source:
     Attributes:
         name: what to call it in messages.
         perturbation, cell_type: labels, (cells,).
-        cell_names: names of the cells, (cells,).
+        read_names: reads the names of the cells, (cells,).
         origins: of predicted cells the names of the control cells that they started from, (cells,); None without.
         genes: those of the source.
         scale: the scale that the values are taken for, and why.
@@ -69,7 +70,7 @@ class Source:
     name: str
     perturbation: np.ndarray
     cell_type: np.ndarray
-    cell_names: pd.Index
+    read_names: Callable[[], Any]
     genes: GeneColumns
     scale: Scale
     read: Callable[[int, int], Any]
@@ -80,20 +81,31 @@ class Source:
     def __len__(self) -> int:
         return len(self.perturbation)
 
+    @cached_property
+    def cell_names(self) -> pd.Index:
+        """Names of the cells, (cells,); read when first asked for."""
+        return pd.Index(self.read_names())
+
     def blocks(
         self, rows: np.ndarray, genes: GeneColumns, progress: Progress = silent
     ) -> Iterator[tuple[np.ndarray, sp.csr_matrix, np.ndarray]]:
         """Yield (row indices, log1p CP10K over `genes`, totals) of the sorted `rows`, block by block of the source."""
         columns = self.columns(genes)
         size = _block_rows(len(self.genes))
-        for first in progress(np.unique(rows // size) * size, f"reading {self.name}"):
-            low, high = np.searchsorted(rows, [first, first + size])
-            part = rows[low:high]
-            values = self.read(int(first), min(int(first) + size, len(self)))
+
+        def stored() -> Iterator[tuple[np.ndarray, int, Any]]:
+            for first in progress(np.unique(rows // size) * size, f"reading {self.name}"):
+                low, high = np.searchsorted(rows, [first, first + size])
+                yield rows[low:high], int(first), self.read(int(first), min(int(first) + size, len(self)))
+
+        def normalised(block: tuple[np.ndarray, int, Any]) -> tuple[np.ndarray, sp.csr_matrix, np.ndarray]:
+            part, first, values = block
             if len(part) < values.shape[0]:
                 values = values[part - first]
             self.scale.check(values, self.name)
-            yield part, *log1p_and_totals(values, self.scale.name, columns)
+            return part, *log1p_and_totals(values, self.scale.name, columns)
+
+        yield from in_threads(normalised, stored())
 
     def columns(self, genes: GeneColumns) -> np.ndarray | None:
         """Where the panel's genes stand in this source; None when it is the panel already."""
@@ -162,13 +174,14 @@ def open_source(
         name = f"{name} ({data})"
         file = H5adCounts(data)
         obs, n_cells, genes = file.obs, file.n_cells, file.gene_columns
-        cell_names = pd.Index(file.cell_ids(0, n_cells))
+        read_names = partial(file.cell_ids, 0, n_cells)
         read, close, in_memory = file.values, file.close, False
     else:
         cells = as_anndata(data, name, needed=(perturbation_key, cell_type_key))
         if cells.X is None or cells.n_obs == 0:
             raise EvaeError(f"{name}: no cells in X; put raw counts or log1p values there.")
-        obs, cell_names, n_cells = cells.obs, cells.obs_names, cells.n_obs
+        obs, n_cells = cells.obs, cells.n_obs
+        read_names = partial(getattr, cells, "obs_names")
         genes = gene_columns(cells.var_names, cells.var, name)
         read, close, in_memory = partial(_rows, cells), _nothing, True  # a file that the caller opened stays open
     perturbation = _labels(obs, perturbation_key, name, f"{side}perturbation_key")
@@ -179,7 +192,7 @@ def open_source(
     blocks = (read(start, stop) for start, stop in _spans(n_cells, len(genes)))
     recognised = recognise_scale(blocks, name, scale, scale_option)
     origins = label_texts(pd.Series(obs["source"])) if "source" in obs else None
-    return Source(name, perturbation, cell_type, cell_names, genes, recognised, read, in_memory, close, origins)
+    return Source(name, perturbation, cell_type, read_names, genes, recognised, read, in_memory, close, origins)
 
 
 def predicted_keys(
@@ -215,7 +228,7 @@ def _open_split(data: DatasetSplit, name: str, cell_type_key: str | None) -> Sou
         cell_type = np.full(len(labels), "all", dtype=object)
     name = f"{name} (split {data.split} of the dataset)"
     genes, scale = GeneColumns.of_panel(data.info.genes, data.info.ensembl_ids), Scale(RAW, "a dataset holds counts")
-    return Source(name, perturbation, cell_type, labels.index, genes, scale, data.counts, in_memory=False)
+    return Source(name, perturbation, cell_type, lambda: labels.index, genes, scale, data.counts, in_memory=False)
 
 
 def _labels(obs: Mapping[str, Any] | pd.DataFrame, key: str, name: str, argument: str) -> np.ndarray:

@@ -2,8 +2,10 @@
 
 import hashlib
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,6 +15,7 @@ from evae.models.contract_evae import EvaeError
 
 TARGET_TOTAL = 10_000.0
 _HASH_ROWS = 4_096
+_DENSE = 4  # rows are read with those between them where at least one of so many is wanted
 
 
 class StoredRows:
@@ -25,6 +28,7 @@ class StoredRows:
         # closed, and so deleted, when the matrix goes
         self._genes, self._values = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         self._ends = [np.zeros(1, dtype=np.int64)]  # where each row ends, in values
+        self._lock = threading.Lock()
         self.n_genes = n_genes
 
     def append(self, matrix: sp.csr_matrix) -> None:
@@ -42,14 +46,24 @@ class StoredRows:
         """The rows of an index array, mask or slice."""
         ends = self._row_ends()
         rows = np.arange(len(ends) - 1)[rows]
-        cuts = np.flatnonzero(np.diff(rows) != 1) + 1  # runs of consecutive rows are read at once
-        runs = [(run[0], run[-1] + 1) for run in np.split(rows, cuts) if len(run)]
-        indptr = np.concatenate([[0], np.cumsum(np.diff(ends)[rows])])
-        parts = (
-            np.concatenate([_read(file, ends[a], ends[b], dtype) for a, b in runs] or [np.empty(0, dtype)])
-            for file, dtype in ((self._values, np.float32), (self._genes, np.int32))
-        )
-        return sp.csr_matrix((*parts, indptr), shape=(len(rows), self.n_genes))
+        if not len(rows):
+            return sp.csr_matrix((0, self.n_genes), dtype=np.float32)
+        low, high = int(rows.min()), int(rows.max()) + 1
+        if high - low > _DENSE * len(rows):  # far apart: runs of consecutive rows are read at once
+            cuts = np.flatnonzero(np.diff(rows) != 1) + 1
+            return sp.vstack([self._span(run[0], run[-1] + 1) for run in np.split(rows, cuts)], format="csr")
+        span = self._span(low, high)
+        return span if np.array_equal(rows, np.arange(low, high)) else span[rows - low]
+
+    def _span(self, start: int, stop: int) -> sp.csr_matrix:
+        """The rows start..stop. Threads may read at the same time."""
+        ends = self._row_ends()[start : stop + 1]
+        with self._lock:
+            values, genes = (
+                _read(file, ends[0], ends[-1], dtype)
+                for file, dtype in ((self._values, np.float32), (self._genes, np.int32))
+            )
+        return sp.csr_matrix((values, genes, ends - ends[0]), shape=(stop - start, self.n_genes))
 
     def _row_ends(self) -> np.ndarray:
         if len(self._ends) > 1:
@@ -112,6 +126,15 @@ class Cells:
 
     def digest(self, rows: np.ndarray | None = None) -> str:
         """A sha256 over values, labels and genes; equal cells in equal order give equal digests."""
+        if rows is None or np.array_equal(rows, np.arange(len(self))):
+            return self._whole_digest
+        return self._digest(rows)
+
+    @cached_property
+    def _whole_digest(self) -> str:
+        return self._digest(None)
+
+    def _digest(self, rows: np.ndarray | None) -> str:
         sha = hashlib.sha256("\x1f".join(self.genes.tolist()).encode())
         for part, matrix in self.blocks(rows):
             for array in (np.diff(matrix.indptr).astype(np.int64), matrix.indices.astype(np.int32), matrix.data):
@@ -144,14 +167,15 @@ def log1p_and_totals(matrix: Any, scale: str, columns: np.ndarray | None = None)
     matrix = sp.csr_matrix(matrix, dtype=np.float64, copy=True)
     if columns is not None:
         matrix = sp.csr_matrix(matrix[:, columns])
+    values = matrix.data
     if scale == "log1p":
-        matrix.data = np.expm1(matrix.data)
-    totals = np.asarray(matrix.sum(axis=1)).ravel()  # (cells,)
+        np.expm1(values, out=values)
+    totals = matrix @ np.ones(matrix.shape[1])  # (cells,)
     if scale == "log1p":
         totals = _six_digits(totals)
-    factor = TARGET_TOTAL / np.where(totals > 0, totals, 1.0)
-    matrix.data = np.log1p(matrix.data * np.repeat(factor, np.diff(matrix.indptr))).astype(np.float32)
-    matrix = sp.csr_matrix(matrix, dtype=np.float32)
+    values *= np.repeat(TARGET_TOTAL / np.where(totals > 0, totals, 1.0), np.diff(matrix.indptr))
+    np.log1p(values, out=values)
+    matrix = sp.csr_matrix((values.astype(np.float32), matrix.indices, matrix.indptr), matrix.shape)
     matrix.eliminate_zeros()
     matrix.sort_indices()
     return matrix, totals
@@ -170,6 +194,7 @@ def _six_digits(values: np.ndarray) -> np.ndarray:
 
 
 def _read(file: Any, start: int, stop: int, dtype: Any) -> np.ndarray:
-    size = np.dtype(dtype).itemsize
-    file.seek(int(start) * size)
-    return np.frombuffer(file.read(int(stop - start) * size), dtype)
+    values = np.empty(int(stop - start), dtype)
+    file.seek(int(start) * values.itemsize)
+    file.readinto(values)
+    return values

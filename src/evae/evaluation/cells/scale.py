@@ -7,11 +7,12 @@ expected counts, which no rule can tell from log1p for sure, so those are to be 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
 
+from evae.common.threads import in_threads
 from evae.models.contract_evae import EvaeError, near_matches
 
 SCALES = ("auto", "counts", "log1p")
@@ -19,6 +20,7 @@ POSSIBLE_TOTAL = 2e6  # twice counts per million
 UNEXPLAINED_SPREAD = 30.0  # of the totals after expm1, 99th to 1st percentile
 DOUBTFUL_SPREAD = 3.0
 RAW, EXPECTED, LOG1P = "raw counts", "expected counts", "log1p"
+_Judged: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 _LARGEST = 50.0  # expm1 of more says no more, and overflows
 
 
@@ -32,6 +34,7 @@ class Scale:
         option: the argument that states it, for messages; "" where there is none.
         stated: whether the user said so.
         doubt: a sentence for the report where the values may well be of another scale; else "".
+        seen: whether all cells were checked as the scale was recognised.
     """
 
     name: str
@@ -39,13 +42,19 @@ class Scale:
     option: str = ""
     stated: bool = False
     doubt: str = ""
+    seen: bool = False
 
     def check(self, block: Any, name: str) -> None:
         """Raise `EvaeError` unless a block of cells (cells, genes) is finite, not negative and of this scale."""
+        if self.seen:
+            return
         _check_numbers(block, name)
         if self.name == EXPECTED or (self.name == RAW and self.stated):
             return
-        fractional, filled, totals = _judge(block)
+        self._check_kinds(_judge(block), name)
+
+    def _check_kinds(self, judged: "_Judged", name: str) -> None:
+        fractional, filled, totals = judged
         if self.name == LOG1P:
             _check_totals(totals if self.stated else totals[fractional], name, self.option, self.stated)
         if not self.stated and (fractional if self.name == RAW else filled & ~fractional).any():
@@ -79,14 +88,18 @@ def recognise_scale(blocks: Iterable[Any], name: str, stated: str = "auto", opti
         return Scale(EXPECTED if _any_fraction(blocks, name) else RAW, "as stated", option, stated=True)
     guess = Scale(LOG1P, "", option)
     totals: list[np.ndarray] = []
-    for block in blocks:
+
+    def judge(block: Any) -> _Judged:
         _check_numbers(block, name)
-        fractional, filled, sums = _judge(block)
+        return _judge(block)
+
+    for judged in in_threads(judge, blocks):
+        fractional, filled, sums = judged
         if not filled.any():
             continue
         if not totals and not fractional.any():
             return Scale(RAW, "whole numbers", option)
-        guess.check(block, name)
+        guess._check_kinds(judged, name)
         totals.append(sums[filled])
     if not totals:
         return Scale(RAW, "all cells are empty", option)
@@ -104,7 +117,7 @@ def _log1p(totals: np.ndarray, name: str, option: str) -> Scale:
     doubt = ""
     if spread > DOUBTFUL_SPREAD:
         doubt = f"{name} were taken for log1p though their {seen} differ; {_mend(option)}"
-    return Scale(LOG1P, f"fractions with {seen}", option, doubt=doubt)
+    return Scale(LOG1P, f"fractions with {seen}", option, doubt=doubt, seen=True)
 
 
 def _mend(option: str) -> str:
@@ -146,16 +159,19 @@ def _check_numbers(block: Any, name: str) -> None:
         raise EvaeError(f"{name}: negative values, so X looks scaled or centred; give raw counts or log1p values.")
 
 
-def _judge(block: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _judge(block: Any) -> _Judged:
     """Of each cell: whether it holds a fraction, whether it holds anything, its total after expm1; (cells,) each."""
     block = sp.csr_matrix(block)
-    n = block.shape[0]
-    rows = np.repeat(np.arange(n), np.diff(block.indptr))
     values = block.data
-    fractional = np.bincount(rows[values != np.floor(values)], minlength=n) > 0
-    filled = np.bincount(rows[values > 0], minlength=n) > 0
-    totals = np.bincount(rows, np.expm1(np.minimum(values.astype(np.float64), _LARGEST)), minlength=n)
-    return fractional, filled, totals
+    exact = np.expm1(np.minimum(values, _LARGEST, dtype=np.float64))
+    fractional, filled, totals = (_row_sums(block, own) for own in (values != np.floor(values), values > 0, exact))
+    return fractional > 0, filled > 0, totals
+
+
+def _row_sums(block: sp.csr_matrix, values: np.ndarray) -> np.ndarray:
+    """Sums over the cells, (cells,), of other values in the places of a block's."""
+    values = values.astype(np.float64, copy=False)
+    return sp.csr_matrix((values, block.indices, block.indptr), block.shape) @ np.ones(block.shape[1])
 
 
 def _values(block: Any) -> np.ndarray:

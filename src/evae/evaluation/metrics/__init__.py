@@ -1,7 +1,7 @@
 """Numbers from two sets of cells, and the facts of every metric: its title, which way is better, where it is shown.
 
 Enters: matrices of cells, pseudobulks, tables of differential expression. Leaves: numbers by the metric's name.
-May import: `evaluation.cells`.
+May import: `evaluation.cells`, `common`.
 """
 
 from evae.evaluation.metrics.distances import distances_between, distribution_metrics

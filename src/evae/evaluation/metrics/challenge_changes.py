@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.stats import false_discovery_control
 
+from evae.common.threads import in_threads
 from evae.evaluation.cells.normalised import log1p_cp10k
 from evae.evaluation.metrics.differential import ControlRanks
 
@@ -63,17 +64,22 @@ class ControlCells:
             batches: (raw counts (cells, genes), code of each cell, perturbations) of some perturbations at a time.
         """
         folds, p_values = [], []
-        for counts, codes, n in batches:
-            mean = counts_per_million(counts, codes, n)
-            folds.append(np.where(self.tested, np.log2((mean + _TINY) / (self.mean + _TINY)), np.nan))
-            p = np.ones_like(mean)
-            p[:, self.tested] = self._ranks.test(log1p_cp10k(counts, "raw counts")[:, self.tested], codes, n)[1]
+        for fold, p in in_threads(self._test, batches):
+            folds.append(fold)
             p_values.append(p)
         p_value = np.concatenate(p_values)
         fdr = np.ones_like(p_value)
         if self.tested.any():
             fdr[:, self.tested] = false_discovery_control(p_value[:, self.tested], axis=1)
         return Changes(self.tested, np.concatenate(folds), p_value, fdr)
+
+    def _test(self, batch: tuple[sp.csr_matrix, np.ndarray, int]) -> tuple[np.ndarray, np.ndarray]:
+        counts, codes, n = batch
+        mean = counts_per_million(counts, codes, n)
+        fold = np.where(self.tested, np.log2((mean + _TINY) / (self.mean + _TINY)), np.nan)
+        p = np.ones_like(mean)
+        p[:, self.tested] = self._ranks.test(log1p_cp10k(counts, "raw counts")[:, self.tested], codes, n)[1]
+        return fold, p
 
 
 def counts_per_million(counts: sp.csr_matrix, codes: np.ndarray, n: int) -> np.ndarray:

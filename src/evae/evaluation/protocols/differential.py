@@ -27,8 +27,8 @@ from evae.evaluation.systems.baselines import System, real_system, sampled
 from evae.evaluation.systems.names import SPLIT_HALF
 
 GROUP = "differential expression"
-_METHOD = "evae mann-whitney-asymptotic bh geometric-mean 1"  # raise the number when the tables change
-_BATCH_CELLS = 4_096
+_METHOD = "evae mann-whitney-asymptotic bh geometric-mean 2"  # raise the number when the tables change
+_BATCH_VALUES = 1 << 18  # stored values that a core works on at a time
 
 
 def de_protocol(
@@ -119,16 +119,16 @@ def _batches(
     rng = np.random.default_rng(seed)
     batch: list[str] = []
     parts: list[sp.csr_matrix] = []
-    n_cells = 0
+    n_values = 0
     for i, name in enumerate(names):
         pair = (cell_type, name)
         parts.append(system.all_cells(pair, sizes[pair], rng))
         batch.append(name)
-        n_cells += parts[-1].shape[0]
-        if n_cells >= _BATCH_CELLS or i == len(names) - 1:
+        n_values += parts[-1].nnz
+        if n_values >= _BATCH_VALUES or i == len(names) - 1:
             codes = np.repeat(np.arange(len(batch)), [part.shape[0] for part in parts])
             yield batch, sp.vstack(parts, format="csr"), codes
-            batch, parts, n_cells = [], [], 0
+            batch, parts, n_values = [], [], 0
 
 
 def default_cache() -> Path:
@@ -151,25 +151,25 @@ def cached(folder: Path | None, key: str, compute: Callable[[], DETable]) -> DET
 def write_table(table: DETable, path: Path) -> None:
     """Write a table of differential expression as Parquet, one row per perturbation and gene."""
     n, g = table.p_value.shape
+    codes = np.arange(n, dtype=np.int32).repeat(g), np.tile(np.arange(g, dtype=np.int32), n)
     columns = {
-        "perturbation": pa.array(np.repeat(table.perturbations.astype(str), g)).dictionary_encode(),
-        "gene": pa.array(np.tile(table.genes.astype(str), n)).dictionary_encode(),
+        "perturbation": pa.DictionaryArray.from_arrays(codes[0], table.perturbations.astype(str)),
+        "gene": pa.DictionaryArray.from_arrays(codes[1], table.genes.astype(str)),
         "log2_fold_change": table.log2_fold_change.ravel(),
         "p_value": table.p_value.ravel(),
         "fdr": table.fdr.ravel(),
     }
     with atomic_write(path) as temporary:
-        pq.write_table(pa.table(columns), temporary, use_dictionary=["perturbation", "gene"])
+        pq.write_table(pa.table(columns), temporary, use_dictionary=["perturbation", "gene"], compression="none")
 
 
 def read_table(path: Path) -> DETable:
     """Read a table written by `write_table`."""
     columns = pq.read_table(path)
-    genes = columns["gene"].combine_chunks().to_pandas().to_numpy(dtype=object)
-    perturbations = columns["perturbation"].combine_chunks().to_pandas().to_numpy(dtype=object)
-    g = int(np.argmax(perturbations != perturbations[0])) or len(perturbations)
-    arrays = (columns[name].to_numpy().reshape(-1, g) for name in ("log2_fold_change", "p_value", "fdr"))
-    return DETable(perturbations[::g], genes[:g], *arrays)
+    perturbations, genes = (columns[name].unify_dictionaries().combine_chunks() for name in ("perturbation", "gene"))
+    names = [np.asarray(column.dictionary.to_pylist(), dtype=object) for column in (perturbations, genes)]
+    arrays = (columns[name].to_numpy().reshape(-1, len(names[1])) for name in ("log2_fold_change", "p_value", "fdr"))
+    return DETable(*names, *arrays)
 
 
 def _subset(table: DETable, names: list[str]) -> DETable:

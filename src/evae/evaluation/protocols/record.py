@@ -1,6 +1,7 @@
 """One number of an evaluation, with everything needed to read it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from operator import attrgetter
 
 import pandas as pd
 
@@ -35,4 +36,5 @@ class Record:
 
 def to_frame(records: list[Record]) -> pd.DataFrame:
     """Records as a table, one row each."""
-    return pd.DataFrame([asdict(record) for record in records], columns=list(Record.__annotations__))
+    names = list(Record.__annotations__)
+    return pd.DataFrame(list(map(attrgetter(*names), records)), columns=names)
