@@ -61,6 +61,7 @@ class EvaePreTrainedModel(PreTrainedModel):
     main_input_name = "counts"
     _supports_sdpa = True
     _supports_attention_backend = True
+    accepts_loss_kwargs = False  # losses are means; else Trainer leaves those of accumulated batches added up
     _no_split_modules = ["CrossBlock", "ModulatedBlock", "Perceptron"]  # noqa: RUF012
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
