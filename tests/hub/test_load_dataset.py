@@ -58,3 +58,36 @@ def test_datasets_reads_all_rows(source, screen_dataset, tmp_path):
         resumed = load_dataset(source, split="train", streaming=True)
         resumed.load_state_dict(stopped.state_dict())
         assert list(resumed) == rows[done:]
+
+
+def test_a_stateful_loader_resumes_in_the_middle(screen_dataset):
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    def loader():
+        rows = load_dataset(str(screen_dataset), split="train", streaming=True)
+        return StatefulDataLoader(rows.select_columns(["cell_id", "perturbation"]), batch_size=7)
+
+    stopped = iter(first := loader())
+    for _ in range(3):
+        next(stopped)
+    state = first.state_dict()
+    resumed = loader()
+    resumed.load_state_dict(state)
+    assert [batch["cell_id"] for batch in resumed] == [batch["cell_id"] for batch in stopped] != []
+
+
+def test_polars_reads_the_shards(screen_dataset):
+    polars = pytest.importorskip("polars", reason="polars comes with the extra eval")
+    info = Dataset.open(screen_dataset).info
+    cells = polars.scan_parquet(screen_dataset / "data" / "train-*.parquet")
+    sizes = dict(cells.group_by("perturbation").len().collect().iter_rows())
+    expected = dict.fromkeys(info.perturbations, 0)
+    for row in info.statistics["cell_counts"]["train"].values():
+        for name, n in row.items():
+            expected[name] += n
+    assert {info.perturbations[i]: n for i, n in sizes.items()} == {name: n for name, n in expected.items() if n}
+    row = cells.head(1).collect().row(0, named=True)
+    genes = np.frombuffer(row["genes"], info.statistics["gene_dtype"])
+    counts = np.frombuffer(row["counts"], info.statistics["count_dtype"])
+    assert len(genes) == len(counts)
+    assert counts.sum() <= row["library_size"]
