@@ -16,7 +16,7 @@ CONTRACT = {"evae.models.contract_evae", "evae.models.genes_evae", "evae.models.
 ROOMS: dict[str, set[str]] = {
     "models": set(),
     "common": set(),
-    "data/reading": set(),
+    "data/reading": {"common"},
     "data/simulation": set(),
     "data": {"common"},
     "data/preparing": {"data", "data/reading", "common"},

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 from evae import reversion
 from evae.data.preparing.prepare import prepare_dataset
-from evae.data.reading.h5ad import H5adCounts
+from evae.data.reading.file_counts import FileCounts
 from evae.data.streaming.split_anndata import read_split
 from evae.evaluation import evaluate
 from evae.models.contract_evae import EvaeError
@@ -147,7 +147,7 @@ class TestFiles:
 
     def test_missing_labels_are_counted(self, dialect, stored):
         with pytest.raises(EvaeError, match=r"'gap' of .* is missing \(NaN\) in 12 cells"):
-            H5adCounts(stored(dialect)).labels("gap")
+            FileCounts(stored(dialect)).labels("gap")
 
 
 @pytest.mark.parametrize("dialect", [name for name in DIALECTS if name != "SeuratDisk"])
@@ -196,13 +196,13 @@ class TestSeuratDisk:
         assert pipe.predict(controls, "KO-GENE0039", n_cells=2, **QUIET).n_obs == 2
 
     def test_logicals_and_missing_numbers(self, stored):
-        source = H5adCounts(stored("SeuratDisk"))
+        source = FileCounts(stored("SeuratDisk"))
         with pytest.raises(EvaeError, match=r"'treated' of obs of .* holds 0, 1 and 2, .* FALSE, TRUE and missing"):
             source.labels("treated")
         with pytest.raises(EvaeError, match=r"'score' of .* is missing \(NaN\) in 24 cells"):
             source.labels("score")
         source.close()
-        numbers = H5adCounts(stored("anndata-0.12"))
+        numbers = FileCounts(stored("anndata-0.12"))
         assert numbers.labels("dose")[1] == ["0", "1", "2"]
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from evae.data.reading.anndata_counts import AnnDataCounts
-from evae.data.reading.h5ad import H5adCounts
+from evae.data.reading.file_counts import FileCounts
 from evae.models.contract_evae import EvaeError
 from evae.reversion import PRESETS, ScreenNames
 from evae.reversion.ranking import control_distances, cosine_distances, rank_targets
@@ -37,7 +37,7 @@ def test_the_published_screen_is_a_preset():
 
 
 def test_a_file_and_an_anndata_are_read_alike(stressed, stressed_file, names, labels):
-    screen = Screen.read(H5adCounts(stressed_file), names)
+    screen = Screen.read(FileCounts(stressed_file), names)
     assert screen.targets == labels.targets
     np.testing.assert_array_equal(screen.codes, labels.codes)
     arms = np.where(labels.codes // len(labels.targets) == TREATED, "Treated", "Untreated")

@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 from evae.data.reading.anndata_counts import AnnDataCounts
-from evae.data.reading.h5ad import H5adCounts
+from evae.data.reading.file_counts import FileCounts
 from evae.models.contract_evae import EvaeError
 from evae.reversion.sources import open_embedding
 
@@ -100,7 +100,7 @@ def test_an_array_and_the_screens_own_obsm(source, tmp_path):
     source.adata.obsm["X_mine"] = VALUES
     np.testing.assert_array_equal(collected(open_embedding("a", "X_mine", source)), VALUES)
     source.adata.write_h5ad(tmp_path / "screen.h5ad")
-    own = H5adCounts(tmp_path / "screen.h5ad")
+    own = FileCounts(tmp_path / "screen.h5ad")
     np.testing.assert_array_equal(collected(open_embedding("a", "X_mine", own)), VALUES)
 
 

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from evae.challenge.lists import EntryPlan
 from evae.data.reading.anndata_file import read_chosen
-from evae.data.reading.h5ad import H5adCounts
+from evae.data.reading.file_counts import FileCounts
 from evae.data.reading.labels import label_texts
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.models.genes_evae import GeneColumns, match_genes
@@ -26,7 +26,7 @@ class Controls:
         columns: column of every gene of the entry, (genes,).
     """
 
-    source: H5adCounts
+    source: FileCounts
     rows: dict[str, np.ndarray]
     columns: np.ndarray
 
@@ -37,7 +37,7 @@ class Controls:
         Raises:
             EvaeError: a column, a context or a gene is not there.
         """
-        source = H5adCounts(path)
+        source = FileCounts(path)
         obs = source.obs
         known = list(obs)
         if context_key not in known:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from evae.cli.files import check_free, need_file
+from evae.cli.files import check_free, need_cells
 from evae.cli.options import EMBEDDINGS, Device, Layer, Model, Overwrite, check_known, check_model
 from evae.cli.terminal import quiet_transformers, say, watched
 
@@ -31,7 +31,7 @@ def embed(
     """
     started = time.monotonic()
     check_model(model)
-    need_file(file)
+    need_cells(file)
     check_known([kind], EMBEDDINGS, "kind of embedding")
     check_known([out.suffix], (".h5ad", ".zarr", ".parquet"), "ending of --out")
     if out.suffix != ".zarr":  # which is a folder

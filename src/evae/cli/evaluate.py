@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evae.cli.files import check_folder, fresh_folder, need_file
+from evae.cli.files import check_folder, fresh_folder, need_cells
 from evae.cli.options import OptionalCellTypeKey, Overwrite, PerturbationKey, check_known, check_model, in_options
 from evae.cli.terminal import console, quiet_transformers, say, watched
 from evae.models.contract_evae import EvaeError
@@ -113,7 +113,7 @@ def evaluate(
 
 def _check(predicted: Path, dataset: str | None, files: dict[str, Any]) -> None:
     """The files are there, and say what the predictions are compared with."""
-    need_file(predicted)
+    need_cells(predicted)
     if (dataset is None) == (files["real"] is None):
         raise EvaeError("give either REAL.h5ad or --dataset.")
     if dataset is None and files["control"] is None:
@@ -122,7 +122,7 @@ def _check(predicted: Path, dataset: str | None, files: dict[str, Any]) -> None:
         raise EvaeError("--train, --controls and --control go with REAL.h5ad; a dataset folder holds them.")
     for name in ("real", "train", "controls"):
         if files[name] is not None:
-            need_file(files[name])
+            need_cells(files[name])
 
 
 def _tokenizer_alone(model: str, dataset: str | None, how: dict[str, Any]) -> "EvaluationResult":

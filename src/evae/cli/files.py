@@ -12,12 +12,16 @@ if TYPE_CHECKING:
     import anndata as ad
 
 
+def need_cells(path: Path) -> None:
+    """Raise `EvaeError` unless there is such a file or folder; its reader says whether it holds cells."""
+    if not path.exists():
+        raise EvaeError(f"no such file: {path}")
+
+
 def need_file(path: Path) -> None:
     """Raise `EvaeError` unless there is such a file."""
     if path.is_dir():
-        from evae.data.reading.other_formats import folder_instead
-
-        raise EvaeError(folder_instead(path))
+        raise EvaeError(f"{path} is a folder; name a file.")
     if not path.is_file():
         raise EvaeError(f"no such file: {path}")
 

@@ -16,7 +16,9 @@ CellTypeKey = Annotated[str, typer.Option(help="obs column that names the cell t
 OptionalCellTypeKey = Annotated[
     str, typer.Option(help="obs column that names the cell type (or line, or batch); '' takes all cells as one type.")
 ]
-Layer = Annotated[str | None, typer.Option(help="Layer of raw counts, or 'raw'; X if left out.")]
+Layer = Annotated[
+    str | None, typer.Option(help="Layer of raw counts, raw, or auto: whichever holds them. X if left out.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU if there is one, if left out.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 Seed = Annotated[int, typer.Option(help="Of everything random; the same seed gives the same result.")]

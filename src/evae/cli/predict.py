@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from evae.cli.files import check_free, need_file, write_h5ad
+from evae.cli.files import check_free, need_cells, write_h5ad
 from evae.cli.options import Device, Layer, Model, OptionalCellTypeKey, Overwrite, PerturbationKey, check_model
 from evae.cli.terminal import quiet_transformers, say, watched
 from evae.models.contract_evae import EvaeError, near_matches, split_names
@@ -90,7 +90,7 @@ def predict(
         _check_plot(plot, controls, held_out, overwrite)
     check_model(model)
     if controls is not None:
-        need_file(controls)
+        need_cells(controls)
     from evae.inference.effects import log_fold_changes
     from evae.inference.held_out import predict_held_out
     from evae.inference.pipeline import pipeline
@@ -146,12 +146,14 @@ def _controls(
         keys: the obs columns of the perturbation and the cell type.
     """
     from evae.data.reading.anndata_file import read_chosen
-    from evae.data.reading.h5ad import H5adCounts
+    from evae.data.reading.file_counts import FileCounts
     from evae.data.reading.labels import label_texts
     from evae.inference.request import control_rows, left_out
 
-    with closing(H5adCounts(path, layer)) as source:
+    with closing(FileCounts(path, layer)) as source:
         obs, rows = source.obs, np.arange(source.n_cells)
+        for note in source.notes:
+            say(note)
         if keys[0] in obs:
             label = label or str(pipe.processor.control)
             rows = control_rows(label_texts(obs[keys[0]]), label, keys[0], str(path))

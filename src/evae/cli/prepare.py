@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from evae.cli.files import need_file
-from evae.cli.options import CellTypeKey, PerturbationKey
+from evae.cli.files import need_cells, need_file
+from evae.cli.options import CellTypeKey, Layer, PerturbationKey
 from evae.cli.terminal import join_names, say, watched
 from evae.models.contract_evae import EvaeError, split_names
 
@@ -42,7 +42,7 @@ def prepare(
             help="all, hvg:2000, a file with one gene a line, a dataset folder, or auto: all, of many the best 1,000."
         ),
     ] = "all",
-    layer: Annotated[str | None, typer.Option(help="Layer of raw counts, or 'raw'; X if left out.")] = None,
+    layer: Layer = None,
     seed: Annotated[int, typer.Option(help="Of the shuffle, the validation cells and what a split draws.")] = 0,
     min_coverage: Annotated[float, typer.Option(help="Least share of the panel every file must have.")] = 0.8,
     chunk_size: Annotated[int, typer.Option(help="Cells read at once; lower it to save memory.")] = 8192,
@@ -64,8 +64,10 @@ def prepare(
 
     Example: evae prepare screen.h5ad --control non-targeting --split split.json --out data/screen
     """
-    for file in (*files, *([] if aliases is None else [aliases])):
-        need_file(file)
+    for file in files:
+        need_cells(file)
+    if aliases is not None:
+        need_file(aliases)
     named = hold_out_cell_type is not None or hold_out_perturbations is not None
     if named and split not in (None, AUTO):
         raise EvaeError("give either --split, or --hold-out-cell-type and --hold-out-perturbations.")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from evae.cli.files import check_free, need_file
+from evae.cli.files import check_free, need_cells
 from evae.cli.options import (
     Device,
     Layer,
@@ -55,7 +55,7 @@ def rank(
     check_free(out, overwrite)
     check_model(model)
     for path in (cells, *([controls] if controls else [])):
-        need_file(path)
+        need_cells(path)
     from evae.common.files import atomic_write, explain_disk_errors
     from evae.inference.pipeline import pipeline
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evae.cli.files import check_folder, fresh_folder, need_file
+from evae.cli.files import check_folder, fresh_folder, need_cells, need_file
 from evae.cli.options import EMBEDDINGS, Device, Layer, Overwrite, Seed, check_known, check_model, names_of
 from evae.cli.terminal import console, quiet_transformers, say, watched
 from evae.models.contract_evae import EvaeError, split_names
@@ -71,7 +71,7 @@ def reversion(
     check_known(compared, BASELINES, "baseline")
     check_known([preset] if preset else [], PRESETS, "preset")
     found = _embeddings(embedding or [])
-    need_file(file)
+    need_cells(file)
     if model is not None:
         check_model(model)
     if reference is not None:

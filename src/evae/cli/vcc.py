@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from evae.cli.files import check_free, need_file
+from evae.cli.files import check_free, need_cells, need_file
 from evae.cli.options import (
     CellTypeKey,
     Device,
@@ -72,7 +72,8 @@ def predict(
     check_free(out, overwrite)
     check_known([missing], MISSING, "choice for --missing")
     check_model(model)
-    for path in (controls, perts, genes, *([] if effects is None else [effects])):
+    need_cells(controls)
+    for path in (perts, genes, *([] if effects is None else [effects])):
         need_file(path)
     from evae.challenge.entry_file import write_entry
     from evae.challenge.lists import read_plan
@@ -135,7 +136,7 @@ def score(
 
     Example: evae vcc score runs/prior screen.h5ad --context K562
     """
-    need_file(cells)
+    need_cells(cells)
     check_model(model)
     if out is not None:
         check_free(out, overwrite)

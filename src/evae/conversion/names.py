@@ -113,9 +113,9 @@ def read_names(file: Path, run: Run, keys: tuple[str | None, str | None], needs_
 
 
 def _from_h5ad(file: Path, keys: tuple[str, str], needs_labels: bool) -> Names:
-    from evae.data.reading import H5adCounts
+    from evae.data.reading import FileCounts
 
-    cells = H5adCounts(file)
+    cells = FileCounts(file)
     try:
         columns = cells.gene_columns
         labels: list[list[str]] = []

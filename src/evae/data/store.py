@@ -10,6 +10,7 @@ from pathlib import Path
 from evae.models.contract_evae import EvaeError
 
 CELL_FILES = (".h5ad", ".h5", ".h5mu", ".h5seurat", ".loom", ".zarr", ".mtx", ".csv", ".tsv", ".rds", ".gz")
+NEED_CONVERSION = (".csv", ".tsv", ".rds", ".h5seurat")
 SMALL_FILES = ["*.json", "genes.parquet", "perturbations.parquet", "cell_types.parquet"]
 
 
@@ -54,9 +55,11 @@ def _from_cells(path: Path) -> str:
     """How cells become a dataset folder, in words: the command, and, where they are in another format, which."""
     if path.is_dir() and not any((path / mark).is_file() for mark in ("zarr.json", ".zgroup", ".zattrs")):
         return "with `evae prepare`."
-    cells = path if path.suffix == ".h5ad" else "FILE.h5ad"
-    made = f"with `evae prepare {cells} --control LABEL --out FOLDER`, and name that FOLDER."
-    return made if path.suffix == ".h5ad" else f"{made} `evae prepare {path}` says how it becomes an h5ad file."
+    readable = not path.name.lower().removesuffix(".gz").endswith(NEED_CONVERSION)
+    made = (
+        f"with `evae prepare {path if readable else 'FILE.h5ad'} --control LABEL --out FOLDER`, and name that FOLDER."
+    )
+    return made if readable else f"{made} `evae prepare {path}` says how it becomes an h5ad file."
 
 
 class Fetcher:

@@ -6,7 +6,9 @@ import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -17,14 +19,14 @@ import torch
 from accelerate import PartialState
 from anndata.io import write_elem
 
-from evae.common.digests import weights_digest
+from evae.common.digests import file_stamp, weights_digest
 from evae.common.files import atomic_write, check_room, explain_disk_errors, remove
 from evae.common.hdf5 import writable_hdf5
-from evae.common.progress import progress_bar
-from evae.data.reading.h5ad import H5adCounts
+from evae.common.progress import console, progress_bar
+from evae.data.reading.file_counts import FileCounts
 from evae.inference.checkpoint import Checkpoint
 from evae.inference.embedding import CellEncoder
-from evae.inference.embedding_parts import EmbeddingParts
+from evae.inference.embedding_parts import MANIFEST, EmbeddingParts
 from evae.models.contract_evae import EvaeError
 
 PART_CELLS = 16_384
@@ -89,20 +91,20 @@ def embed_file(
     """
     out = Path(out)
     with ExitStack() as stack:
-        source = H5adCounts(file, layer, _parts_folder(out))  # scratch of a CSC matrix lies with the parts
-        stack.callback(source.close)
         write = _writer(out, overwrite)
-        if out.suffix == ".h5ad" and source.obs.is_old:
-            raise EvaeError(
-                f"{source.path} was written by anndata before 0.7, whose files cannot hold an embedding of today; name "
-                "a .zarr or .parquet file, or write the file anew with anndata first."
-            )
+        stack.push(partial(_remove_unclaimed, _parts_folder(out)))
+        source = FileCounts(file, layer, _parts_folder(out))  # what is unpacked or converted lies with the parts
+        stack.callback(source.close)
+        if out.suffix == ".h5ad" and source.kind != "h5ad":
+            raise EvaeError(f"{source.path} {_no_copy(source.kind)}")
         state = PartialState(cpu=not torch.cuda.is_available()) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
         rank, n_ranks = (state.process_index, state.num_processes) if state else (0, 1)
         encoder = CellEncoder.align(checkpoint, source, kind, state.device if state and device is None else device)
         parts = EmbeddingParts(_parts_folder(out), source.n_cells, encoder.width, part_cells)
         stack.enter_context(explain_disk_errors(str(out), "give the same command again: it goes on where it stopped"))
         if rank == 0:
+            for note in source.notes:
+                console().print(f"note: {note}", highlight=False, markup=False)
             check_room(out, _room(out, source, parts))
             parts.claim(_identity(checkpoint, source, kind, layer))
             source.convert_to_csr()  # for all processes, before they read
@@ -125,7 +127,7 @@ def embed_file(
     return EmbeddedFile(out, source.n_cells, encoder.width, encoder.coverage, n_empty, n_resumed)
 
 
-def _embed_parts(encoder: CellEncoder, source: H5adCounts, parts: EmbeddingParts, own: range, progress: bool) -> int:
+def _embed_parts(encoder: CellEncoder, source: FileCounts, parts: EmbeddingParts, own: range, progress: bool) -> int:
     """Embed the parts `own` that are not on disk yet; returns how many cells were."""
     missing = [part for part in own if not parts.is_done(part)]
     cells = {part: parts.bounds(part)[1] - parts.bounds(part)[0] for part in own}
@@ -137,7 +139,7 @@ def _embed_parts(encoder: CellEncoder, source: H5adCounts, parts: EmbeddingParts
     return sum(cells.values()) - sum(cells[part] for part in missing)
 
 
-def _room(out: Path, source: H5adCounts, parts: EmbeddingParts) -> int:
+def _room(out: Path, source: FileCounts, parts: EmbeddingParts) -> int:
     """Bytes that are still to be written, as far as that can be known: what is compressed is left out."""
     missing = sum(parts.n_bytes(part) for part in range(len(parts)) if not parts.is_done(part))
     if out.suffix != ".h5ad":
@@ -145,18 +147,17 @@ def _room(out: Path, source: H5adCounts, parts: EmbeddingParts) -> int:
     return missing + source.path.stat().st_size + sum(map(parts.n_bytes, range(len(parts))))
 
 
-def _identity(checkpoint: Checkpoint, source: H5adCounts, kind: str, layer: str | None) -> dict[str, object]:
-    stat = source.path.stat()
+def _identity(checkpoint: Checkpoint, source: FileCounts, kind: str, layer: str | None) -> dict[str, object]:
     return {
         "model": weights_digest(checkpoint.tokenizer),
         "panel": checkpoint.processor.genes,
-        "file": [str(source.path.resolve()), stat.st_size, stat.st_mtime_ns],
+        "file": file_stamp(source.path),
         "layer": layer,
         "kind": kind,
     }
 
 
-Writer = Callable[[H5adCounts, EmbeddingParts, dict[str, object], Path], int]
+Writer = Callable[[FileCounts, EmbeddingParts, dict[str, object], Path], int]
 
 
 def _writer(out: Path, overwrite: bool) -> Writer:
@@ -170,7 +171,7 @@ def _writer(out: Path, overwrite: bool) -> Writer:
     return writers[out.suffix]
 
 
-def _write_h5ad(source: H5adCounts, parts: EmbeddingParts, facts: dict[str, object], temporary: Path) -> int:
+def _write_h5ad(source: FileCounts, parts: EmbeddingParts, facts: dict[str, object], temporary: Path) -> int:
     """A copy of the file with the embedding in obsm."""
     shutil.copyfile(source.path, temporary)
     n_empty = 0
@@ -190,7 +191,7 @@ def _write_h5ad(source: H5adCounts, parts: EmbeddingParts, facts: dict[str, obje
     return n_empty
 
 
-def _write_zarr(source: H5adCounts, parts: EmbeddingParts, facts: dict[str, object], temporary: Path) -> int:
+def _write_zarr(source: FileCounts, parts: EmbeddingParts, facts: dict[str, object], temporary: Path) -> int:
     """An AnnData on Zarr: the obs of the file and the embedding in obsm, without counts."""
     import zarr
 
@@ -211,7 +212,7 @@ def _write_zarr(source: H5adCounts, parts: EmbeddingParts, facts: dict[str, obje
     return n_empty
 
 
-def _write_parquet(source: H5adCounts, parts: EmbeddingParts, facts: dict[str, object], temporary: Path) -> int:
+def _write_parquet(source: FileCounts, parts: EmbeddingParts, facts: dict[str, object], temporary: Path) -> int:
     """Columns `cell_id` and `embedding`, one row group a part; the schema's metadata says what they are."""
     schema = pa.schema(
         [("cell_id", pa.string()), ("embedding", pa.list_(pa.float32(), parts.width))],
@@ -230,6 +231,22 @@ def _write_parquet(source: H5adCounts, parts: EmbeddingParts, facts: dict[str, o
 
 def _empty(values: np.ndarray) -> int:
     return int(np.isnan(values[:, 0]).sum())
+
+
+def _no_copy(kind: str) -> str:
+    """Why no copy of a file can hold its embedding, and what to do."""
+    if kind == "h5ad before 0.7":
+        return (
+            "was written by anndata before 0.7, whose files cannot hold an embedding of today; name a .zarr or "
+            ".parquet file, or write the file anew with anndata first."
+        )
+    return f"is no h5ad file but {kind}, of which no copy is made; name a .zarr or .parquet file."
+
+
+def _remove_unclaimed(folder: Path, kind: type[BaseException] | None, *_: Any) -> None:
+    """After bad input: what was unpacked into a folder that no embedding has taken yet."""
+    if kind is not None and issubclass(kind, EvaeError) and not (folder / MANIFEST).is_file():
+        remove(folder)
 
 
 def _parts_folder(out: Path) -> Path:

@@ -9,14 +9,14 @@ import pytest
 import scipy.sparse as sp
 
 from evae.data.preparing.genes import match_panel, parse_genes, read_aliases, read_panel
-from evae.data.reading.h5ad import H5adCounts
+from evae.data.reading.file_counts import FileCounts
 from evae.models.contract_evae import EvaeError
 
 
 def _file(path, genes, **var):
     adata = ad.AnnData(sp.csr_matrix(np.ones((2, len(genes)), np.float32)), var=pd.DataFrame(var, index=genes))
     adata.write_h5ad(path)
-    return H5adCounts(path)
+    return FileCounts(path)
 
 
 def test_spellings(tmp_path, real_data):

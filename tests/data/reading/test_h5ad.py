@@ -6,7 +6,7 @@ import pytest
 import scipy.sparse as sp
 
 import evae.data.reading.stored_matrix as module
-from evae.data.reading.h5ad import H5adCounts
+from evae.data.reading.file_counts import FileCounts
 from evae.models.contract_evae import EvaeError
 
 
@@ -28,7 +28,7 @@ def test_every_storage_gives_the_same_counts(tmp_path, monkeypatch, counts, stor
     if layer == "raw":
         adata.raw = ad.AnnData(store(counts), var=adata.var)
     adata.write_h5ad(tmp_path / "a.h5ad", compression=compression)
-    source = H5adCounts(tmp_path / "a.h5ad", layer, tmp_path)
+    source = FileCounts(tmp_path / "a.h5ad", layer, tmp_path)
     blocks = list(source.blocks(10))
     assert [start for start, _ in blocks] == np.cumsum([0, *(b.shape[0] for _, b in blocks[:-1])]).tolist()
     assert max(b.shape[0] for _, b in blocks) <= 10
@@ -44,7 +44,7 @@ def test_explicit_zeros_and_unsorted_duplicates(tmp_path):
         group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [1, 4]})
         group["data"], group["indices"] = np.array([2.0, 0.0, 1.0, 3.0]), np.array([3, 2, 0, 3])
         group["indptr"] = np.array([0, 4])
-    (_, block), *_ = H5adCounts(tmp_path / "a.h5ad").blocks(10)
+    (_, block), *_ = FileCounts(tmp_path / "a.h5ad").blocks(10)
     assert block.indices.tolist() == [0, 3]
     assert block.data.tolist() == [1, 5]
 
@@ -60,7 +60,7 @@ def test_labels_of_every_kind(tmp_path):
         index=["c0", "c1", "c2"],
     )
     ad.AnnData(np.ones((3, 2)), obs=obs).write_h5ad(tmp_path / "a.h5ad")
-    source = H5adCounts(tmp_path / "a.h5ad")
+    source = FileCounts(tmp_path / "a.h5ad")
     for key, wanted in (("category", "bab"), ("string", "bab"), ("number", "212")):
         codes, names = source.labels(key)
         assert "".join(names[c] for c in codes) == wanted
@@ -75,7 +75,7 @@ def test_ensembl_names_with_a_symbol_column(tmp_path):
     ids = ["ENSG00000000001", "ENSG00000000002"]
     for symbols, wanted in ((["A", "B"], ["A", "B"]), (["A", "A"], ids)):
         ad.AnnData(np.ones((3, 2)), var=pd.DataFrame({"gene_name": symbols}, index=ids)).write_h5ad(tmp_path / "a.h5ad")
-        source = H5adCounts(tmp_path / "a.h5ad")
+        source = FileCounts(tmp_path / "a.h5ad")
         assert source.genes == wanted
         assert source.gene_columns.ensembl_ids == ids
         source.close()
@@ -94,30 +94,30 @@ def test_ensembl_names_with_a_symbol_column(tmp_path):
 def test_what_is_not_raw_counts(tmp_path, counts, change, message, store):
     ad.AnnData(store(change(counts))).write_h5ad(tmp_path / "a.h5ad")
     with pytest.raises(EvaeError, match=message) as caught:
-        list(H5adCounts(tmp_path / "a.h5ad", None, tmp_path).blocks(10))
+        list(FileCounts(tmp_path / "a.h5ad", None, tmp_path).blocks(10))
     assert "X of " in str(caught.value)
     assert "a.h5ad" in str(caught.value)
 
 
 def test_bad_files(tmp_path, counts):
     with pytest.raises(EvaeError, match="no such file"):
-        H5adCounts(tmp_path / "none.h5ad")
+        FileCounts(tmp_path / "none.h5ad")
     (tmp_path / "text.h5ad").write_text("cells")
     with pytest.raises(EvaeError, match="not a readable h5ad file"):
-        H5adCounts(tmp_path / "text.h5ad")
+        FileCounts(tmp_path / "text.h5ad")
     ad.AnnData(np.ones((0, 4))).write_h5ad(tmp_path / "empty.h5ad")
     with pytest.raises(EvaeError, match="0 cells and 4 genes"):
-        H5adCounts(tmp_path / "empty.h5ad")
+        FileCounts(tmp_path / "empty.h5ad")
     adata = ad.AnnData(counts, layers={"counts": counts})
     adata.write_h5ad(tmp_path / "a.h5ad")
     with pytest.raises(EvaeError, match=r"no layer 'count'\. Did you mean 'counts'"):
-        H5adCounts(tmp_path / "a.h5ad", "count")
+        FileCounts(tmp_path / "a.h5ad", "count")
     with pytest.raises(EvaeError, match=r"no raw counts under adata\.raw"):
-        H5adCounts(tmp_path / "a.h5ad", "raw")
+        FileCounts(tmp_path / "a.h5ad", "raw")
     adata.var_names = ["twice", "twice", *adata.var_names[2:]]
     adata.write_h5ad(tmp_path / "twice.h5ad")
     with pytest.raises(EvaeError, match=r"twice\.h5ad: 1 genes stand more than once"):
-        H5adCounts(tmp_path / "twice.h5ad").genes  # noqa: B018
+        FileCounts(tmp_path / "twice.h5ad").genes  # noqa: B018
 
 
 def test_a_cut_file_is_named(tmp_path):
@@ -129,7 +129,7 @@ def test_a_cut_file_is_named(tmp_path):
     content[middle : middle + 20_000] = bytes(20_000)
     (tmp_path / "a.h5ad").write_bytes(content)
     with pytest.raises(EvaeError, match=r"a\.h5ad"):
-        list(H5adCounts(tmp_path / "a.h5ad").blocks(500))
+        list(FileCounts(tmp_path / "a.h5ad").blocks(500))
 
 
 @pytest.mark.parametrize("dense", [True, False])
@@ -142,7 +142,7 @@ def test_counts_of_half_precision(tmp_path, counts, dense):
         del file[place]
         file[place] = values
         file[place].attrs.update(attributes)
-    (_, block), *_ = H5adCounts(tmp_path / "a.h5ad").blocks(1000)
+    (_, block), *_ = FileCounts(tmp_path / "a.h5ad").blocks(1000)
     np.testing.assert_array_equal(block.toarray(), counts)
 
 
@@ -156,7 +156,7 @@ def test_attributes_of_fixed_length(tmp_path, counts):
             file["X"].attrs[name] = np.bytes_(file["X"].attrs[name])
         file["obs"].attrs["_index"] = np.bytes_(file["obs"].attrs["_index"])
         file["obs"].attrs["column-order"] = np.array([b"dose"])
-    source = H5adCounts(tmp_path / "a.h5ad")
+    source = FileCounts(tmp_path / "a.h5ad")
     assert source.cell_ids(0, 2).tolist() == ["0", "1"]
     assert source.labels("dose")[1][:3] == ["0", "1", "2"]
     (_, block), *_ = source.blocks(1000)

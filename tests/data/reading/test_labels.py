@@ -7,7 +7,7 @@ import pytest
 
 from evae.data.preparing.prepare import prepare_dataset
 from evae.data.reading.anndata_counts import AnnDataCounts
-from evae.data.reading.h5ad import H5adCounts
+from evae.data.reading.file_counts import FileCounts
 from evae.data.reading.labels import label_codes, label_texts
 from evae.data.streaming.loader import DatasetInfo
 from evae.evaluation.cells.inputs import open_source
@@ -30,7 +30,7 @@ def test_the_same_labels_of_every_type(column, tmp_path):
     cells = ad.AnnData(np.ones((4, 2), np.float32), obs=pd.DataFrame({"label": values}, index=list("abcd")))
     cells.var_names = ["A", "B"]
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    for source in (AnnDataCounts(cells), H5adCounts(tmp_path / "cells.h5ad")):
+    for source in (AnnDataCounts(cells), FileCounts(tmp_path / "cells.h5ad")):
         codes, names = source.labels("label")
         assert [names[c] for c in codes] == LABELS
         assert codes.dtype == np.int32

@@ -8,7 +8,7 @@ import pytest
 from anndata.io import write_elem
 
 from evae.data.reading.anndata_file import read_h5ad
-from evae.data.reading.h5ad import H5adCounts
+from evae.data.reading.file_counts import FileCounts
 from evae.data.reading.stored_frame import StoredFrame
 from evae.models.contract_evae import EvaeError
 
@@ -40,7 +40,7 @@ def replace_index(path, values):
 )
 def test_every_index(path, values):
     replace_index(path, values)
-    source = H5adCounts(path)
+    source = FileCounts(path)
     assert source.genes == GENES
     assert source.cell_ids(1, 3).tolist() == CELLS[1:]
 
@@ -57,7 +57,7 @@ def test_a_nullable_index(path):
             stored.attrs.update(kind)
             write_elem(stored, "values", np.array(names, object))
             write_elem(stored, "mask", np.zeros(len(names), bool))
-    source = H5adCounts(path)
+    source = FileCounts(path)
     assert source.genes == GENES
     assert source.cell_ids(0, 2).tolist() == CELLS[:2]
 
@@ -65,7 +65,7 @@ def test_a_nullable_index(path):
 def test_columns_that_are_not_needed_are_not_read(path):
     with h5py.File(path, "r+") as file:
         file["var/n_cells"].attrs["encoding-type"] = "of a later version"
-    assert H5adCounts(path).gene_columns.ensembl_ids == ["ENSG00000000001", "ENSG00000000002"]
+    assert FileCounts(path).gene_columns.ensembl_ids == ["ENSG00000000001", "ENSG00000000002"]
     with h5py.File(path) as file:
         frame = StoredFrame(file["var"], "var")
         assert list(frame) == ["gene_ids", "n_cells"]
@@ -80,7 +80,7 @@ def test_tables_without_the_marks_of_anndata(path):
         for stored in (file, file["obs"], file["var"]):
             for mark in list(stored.attrs):
                 del stored.attrs[mark]
-    source = H5adCounts(path)
+    source = FileCounts(path)
     assert source.genes == GENES
     assert [source.labels("label")[1][c] for c in source.labels("label")[0]] == ["x", "y", "x"]
 
@@ -98,7 +98,7 @@ class TestUnreadableColumns:
         return path
 
     def test_only_what_is_needed_is_read(self, later):
-        source = H5adCounts(later)
+        source = FileCounts(later)
         assert source.genes == GENES
         assert source.labels("label")[1] == ["x", "y"]
         with pytest.raises(EvaeError, match=r"column 'thing' of obs of .*cells\.h5ad cannot be read \(.*later version"):
@@ -120,7 +120,7 @@ def test_tables_before_anndata_07(path):
         kinds = [("index", "S2"), ("label", "i1"), ("n", "i4")]
         file["obs"] = np.array([(b"c0", 0, 3), (b"c1", -1, 4), (b"c2", 0, 5)], kinds)
         file["uns/label_categories"] = "x"
-    source = H5adCounts(path)
+    source = FileCounts(path)
     assert source.cell_ids(1, 3).tolist() == CELLS[1:]
     assert source.labels("n")[1] == ["3", "4", "5"]
     with pytest.raises(EvaeError, match=r"missing .* in 1 cells"):
@@ -132,4 +132,4 @@ def test_text_of_bytes(path):
     with h5py.File(path, "r+") as file:
         del file["obs/label"]
         file["obs/label"] = np.array([b"x", b"\xc3\xa9", b"x"])
-    assert H5adCounts(path).labels("label")[1] == ["x", "é"]
+    assert FileCounts(path).labels("label")[1] == ["x", "é"]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evae.data.reading.h5ad import H5adCounts
+from evae.data.reading.file_counts import FileCounts
 from evae.models.contract_evae import EvaeError, look_up
 
 MIN_CELLS = 20  # of a perturbation in the held-out cell type and elsewhere, to be held out by default
@@ -28,7 +28,7 @@ def read_labels(files: Sequence[Path], key: str, layer: str | None = None) -> pd
     """
     columns = []
     for path in files:
-        with closing(H5adCounts(path, layer)) as file:
+        with closing(FileCounts(path, layer)) as file:
             codes, names = file.labels(key)
         columns.append(pd.Series(np.asarray(names, dtype=object)[codes]))
     return pd.concat(columns, ignore_index=True)
@@ -42,7 +42,7 @@ def choose_genes(files: Sequence[Path], layer: str | None = None) -> tuple[str, 
     """
     genes = []
     for path in files:
-        with closing(H5adCounts(path, layer)) as file:
+        with closing(FileCounts(path, layer)) as file:
             genes.append(set(file.genes))
     n_genes = len(set.intersection(*genes))
     if n_genes <= MAX_GENES:

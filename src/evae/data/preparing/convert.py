@@ -23,7 +23,7 @@ from evae.data.preparing.hvg import Sums, block_sums, scores_of_sums
 from evae.data.preparing.shards import RowPlan, gather_shard, scatter_rows
 from evae.data.preparing.splits import Split
 from evae.data.preparing.workers import Run
-from evae.data.reading.h5ad import H5adCounts
+from evae.data.reading.file_counts import FileCounts
 from evae.data.reading.panel import over_panel
 from evae.data.rows import binary_rows, cell_features, shard_schema
 from evae.models.contract_evae import EvaeError
@@ -48,7 +48,7 @@ class Block:
         return folder / f"{self.number:06d}"
 
 
-def all_blocks(sources: list[H5adCounts], chunk_size: int) -> list[Block]:
+def all_blocks(sources: list[FileCounts], chunk_size: int) -> list[Block]:
     blocks: list[Block] = []
     first = 0
     for i, source in enumerate(sources):
@@ -77,7 +77,7 @@ class Conversion:
         bar: shows how far it is.
     """
 
-    sources: list[H5adCounts]
+    sources: list[FileCounts]
     labels: CellLabels
     kept: np.ndarray
     held_out: np.ndarray
@@ -132,7 +132,7 @@ class BlockRows:
     path: Path
 
 
-def panel_counts(source: H5adCounts, position: np.ndarray, block: Block) -> tuple[sp.csr_matrix, np.ndarray]:
+def panel_counts(source: FileCounts, position: np.ndarray, block: Block) -> tuple[sp.csr_matrix, np.ndarray]:
     """Counts over the panel (cells, panel) CSR int64, and totals over all genes (cells,) int64."""
     counts = source.block(block.start, block.stop)
     column = np.full(source.n_genes, -1, dtype=np.int64)
@@ -173,7 +173,7 @@ def _variability(conversion: Conversion) -> np.ndarray:
 
 
 def _sums(
-    sources: list[H5adCounts], block: Block, position: np.ndarray, training: np.ndarray, limit: np.ndarray | None
+    sources: list[FileCounts], block: Block, position: np.ndarray, training: np.ndarray, limit: np.ndarray | None
 ) -> Sums:
     counts, _ = panel_counts(sources[block.source], position, block)
     return block_sums(counts[np.flatnonzero(training)], limit)
@@ -201,7 +201,7 @@ def measure(conversion: Conversion) -> Totals:
     return totals
 
 
-def _measure(sources: list[H5adCounts], block: Block, position: np.ndarray, path: Path) -> None:
+def _measure(sources: list[FileCounts], block: Block, position: np.ndarray, path: Path) -> None:
     counts, full = panel_counts(sources[block.source], position, block)
     columns = {
         "panel": np.asarray(counts.sum(1)).ravel(),
@@ -263,7 +263,7 @@ def _scatter_blocks(conversion: Conversion, plan: RowPlan, meta: dict[str, Any],
         advance(block.stop - block.start)
 
 
-def _scatter(sources: list[H5adCounts], to: BlockRows) -> None:
+def _scatter(sources: list[FileCounts], to: BlockRows) -> None:
     source = sources[to.block.source]
     counts, full = panel_counts(source, to.position, to.block)
     columns = [to.perturbation, to.cell_type, full, source.cell_ids(to.block.start, to.block.stop)]
@@ -280,6 +280,6 @@ def _scatter(sources: list[H5adCounts], to: BlockRows) -> None:
 
 
 def _gather(
-    sources: list[H5adCounts], files: list[Path], shard: int, schema: pa.Schema, group_rows: int, target: Path
+    sources: list[FileCounts], files: list[Path], shard: int, schema: pa.Schema, group_rows: int, target: Path
 ) -> int:
     return gather_shard(files, shard, schema, group_rows, target)

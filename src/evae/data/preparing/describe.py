@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from evae.common.digests import file_digest
+from evae.common.digests import content_digest
 from evae.data.format import FORMAT_VERSION, SPLITS
 from evae.data.preparing.genes import Panel
 from evae.data.preparing.shards import RowPlan, row_group_rows
-from evae.data.reading.h5ad import H5adCounts
+from evae.data.reading.file_counts import FileCounts
 from evae.models.contract_evae import EvaeError
 
 
@@ -76,10 +76,10 @@ def describe(labels: CellLabels, panel: Panel, totals: Totals, plan: RowPlan, co
     }
 
 
-def describe_source(source: H5adCounts, panel: Panel, index: int) -> dict[str, Any]:
+def describe_source(source: FileCounts, panel: Panel, index: int) -> dict[str, Any]:
     return {
         "file": source.path.name,
-        "sha256": file_digest(source.path),
+        "sha256": content_digest(source.path),
         "n_cells": source.n_cells,
         "n_genes": source.n_genes,
         "panel_coverage": panel.coverage(index),

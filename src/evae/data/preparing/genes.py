@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evae.data.reading.h5ad import H5adCounts
+from evae.data.reading.file_counts import FileCounts
 from evae.models.contract_evae import EvaeError, check_unique
 from evae.models.genes_evae import GeneColumns, case_hint, ensembl_id, match_genes
 
@@ -132,7 +132,7 @@ def read_aliases(path: str | Path) -> dict[str, str]:
 
 
 def match_panel(
-    sources: Sequence[H5adCounts], wanted: list[str] | None, min_coverage: float, aliases: str | Path | None = None
+    sources: Sequence[FileCounts], wanted: list[str] | None, min_coverage: float, aliases: str | Path | None = None
 ) -> Panel:
     """Align the files to one panel: the wanted genes, else the first file's, as far as all files have them.
 
@@ -180,7 +180,7 @@ def match_panel(
     return panel
 
 
-def _match(panel: GeneColumns, source: H5adCounts, aliases: dict[str, str]) -> tuple[np.ndarray, dict[str, Any]]:
+def _match(panel: GeneColumns, source: FileCounts, aliases: dict[str, str]) -> tuple[np.ndarray, dict[str, Any]]:
     """Where each gene stands in a file, -1 where it is absent, and by what it was found."""
     genes, symbols = panel.names, source.gene_columns.symbols
     position = match_genes(panel, source.gene_columns, str(source.path))

@@ -12,7 +12,7 @@ Memory holds one block of cells or one shard, and of every cell its labels, tota
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evae.common.digests import file_digest
+from evae.common.digests import file_digest, file_stamp
 from evae.common.files import write_json, write_text
 from evae.common.progress import console, progress_bar
 from evae.data.preparing.card import dataset_card
@@ -32,9 +32,9 @@ from evae.data.preparing.genes import match_panel, parse_genes
 from evae.data.preparing.remarks import check_given_once, copied_cells, remarks
 from evae.data.preparing.shards import RowPlan, plan_rows
 from evae.data.preparing.splits import Split, parse_split
-from evae.data.preparing.work_folder import work_folder, work_folder_of
+from evae.data.preparing.work_folder import work_folder
 from evae.data.preparing.workers import open_sources, workers
-from evae.data.reading.h5ad import H5adCounts
+from evae.data.reading.file_counts import FileCounts
 from evae.models.contract_evae import EvaeError, look_up, near_matches
 
 
@@ -61,7 +61,8 @@ def prepare_dataset(
     """Convert h5ad files of raw counts into a dataset folder.
 
     Args:
-        files: one file or several; of several the genes that all of them measure are kept.
+        files: one file or several, of any format that `evae.data.reading.formats` lists; of several the genes that
+            all of them measure are kept.
         out: the folder to make; must not exist, or be empty.
         perturbation_key, cell_type_key: the obs columns with the labels.
         batch_key: the obs column that names the experimental batch (plate, lane, donor); None for none.
@@ -69,7 +70,7 @@ def prepare_dataset(
         split: what to hold out as `test` (see `evae.data.preparing.splits`): a JSON file or its content, "random:0.1",
             a short name such as "unseen-cell-type:NK" (see `evae.data.preparing.regimes`), or None.
         genes: "all", "hvg:2000" (found on training cells) or a panel file (text, or JSON with key `genes`).
-        layer: where the counts are: None for X, "raw", or the name of a layer.
+        layer: where the counts are: None for X, "raw", the name of a layer, or "auto" for whichever holds them.
         seed: of the shuffle, the validation cells and what a split draws.
         chunk_size: cells read at once.
         n_workers: processes that read and write; the result is the same. More than one needs the caller's script
@@ -93,9 +94,11 @@ def prepare_dataset(
     check_given_once(paths)
     out = Path(out)
     with ExitStack() as stack:
-        sources = open_sources(paths, layer, work_folder_of(out) / "scratch" / "transposed")
+        work = stack.enter_context(work_folder(out))
+        sources = open_sources(paths, layer, work.opened)
         for source in sources:
             stack.callback(source.close)
+        _say(note for source in sources for note in source.notes)
         kept = _chosen(sources, where or {})
         labels = _read_labels(sources, perturbation_key, cell_type_key, control, cell_types, kept, batch_key)
         rule = parse_split(
@@ -116,23 +119,22 @@ def prepare_dataset(
         keys = {"perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "control": control, "seed": seed}
         keys |= {"batch_key": batch_key} if batch_key else {}
         job = {
-            "evae_version": version("evae"), "files": [_identity(p) for p in paths], "layer": layer, **keys,
+            "evae_version": version("evae"), "files": [file_stamp(p) for p in paths], "layer": layer, **keys,
             "cell_types": cell_types and list(cell_types),
             "where": where and dict(where), "split": rule.to_dict(),
             "genes": panel.genes, "variable": n_variable, "chunk_size": chunk_size,
         }  # fmt: skip
-        folder = stack.enter_context(work_folder(out, job))
-        run = stack.enter_context(workers(n_workers, sources, layer, folder / "scratch" / "transposed"))
+        work.begin(job)
+        run = stack.enter_context(workers(n_workers, sources, layer, work.opened))
         bar = stack.enter_context(progress_bar(progress))
-        conversion = Conversion(sources, labels, kept, held_out, rule, panel, keys, chunk_size, folder, run, bar)
+        conversion = Conversion(sources, labels, kept, held_out, rule, panel, keys, chunk_size, work.path, run, bar)
         _convert(conversion, out.name, n_variable)
     return out
 
 
-def _identity(path: Path) -> list[Any]:
-    """What tells whether a file is still the same."""
-    state = path.stat()
-    return [str(path.resolve()), state.st_size, state.st_mtime_ns]
+def _say(notes: Iterable[str]) -> None:
+    for sentence in notes:
+        console().print(f"note: {sentence}", highlight=False, markup=False)
 
 
 def _convert(conversion: Conversion, title: str, n_variable: int | None) -> None:
@@ -150,14 +152,13 @@ def _convert(conversion: Conversion, title: str, n_variable: int | None) -> None
     meta["sources"] = [describe_source(s, panel, i) for i, s in enumerate(conversion.sources)]
     copies = copied_cells(conversion.sources, totals, filled)
     meta["remarks"] = remarks(conversion.labels, meta, control, copies)
-    for sentence in meta["remarks"]:
-        console().print(f"note: {sentence}", highlight=False, markup=False)
+    _say(meta["remarks"])
     write_cells(conversion, plan, meta)
     _write_rest(conversion, title, plan, meta)
     shutil.rmtree(conversion.scratch)
 
 
-def _chosen(sources: list[H5adCounts], where: Mapping[str, str]) -> np.ndarray:
+def _chosen(sources: list[FileCounts], where: Mapping[str, str]) -> np.ndarray:
     """Which cells are kept, (cells,) bool."""
     kept = []
     for source in sources:
@@ -169,7 +170,7 @@ def _chosen(sources: list[H5adCounts], where: Mapping[str, str]) -> np.ndarray:
     return np.concatenate(kept)
 
 
-def _with_values(sources: list[H5adCounts], key: str, values: Sequence[str]) -> np.ndarray:
+def _with_values(sources: list[FileCounts], key: str, values: Sequence[str]) -> np.ndarray:
     """Which cells have one of these values in an obs column, (cells,) bool; every value must occur in some file."""
     found = [source.labels(key) for source in sources]
     look_up(values, sorted({name for _, names in found for name in names}), f"value of obs column '{key}'")
@@ -177,7 +178,7 @@ def _with_values(sources: list[H5adCounts], key: str, values: Sequence[str]) -> 
 
 
 def _read_labels(
-    sources: list[H5adCounts],
+    sources: list[FileCounts],
     perturbation_key: str,
     cell_type_key: str,
     control: str,
@@ -212,7 +213,7 @@ def _read_labels(
 
 
 def _divide(
-    rule: Split, labels: CellLabels, kept: np.ndarray, sources: list[H5adCounts], seed: int, control: str
+    rule: Split, labels: CellLabels, kept: np.ndarray, sources: list[FileCounts], seed: int, control: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which cells are kept and which of these are held out, (cells,) bool each."""
     codes = (labels.cell_type, labels.perturbation, labels.cell_types, labels.perturbations)

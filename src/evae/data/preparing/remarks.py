@@ -9,7 +9,7 @@ import pandas as pd
 
 from evae.common.numbers import counted
 from evae.data.preparing.describe import CellLabels, Totals
-from evae.data.reading.h5ad import H5adCounts
+from evae.data.reading.file_counts import FileCounts
 from evae.models.contract_evae import EvaeError, parts_of
 
 FEW = 10  # training cells of a perturbation
@@ -58,7 +58,7 @@ def remarks(labels: CellLabels, meta: dict[str, Any], control: str, copies: str)
     return [*found, *([copies] if copies else [])]
 
 
-def copied_cells(sources: list[H5adCounts], totals: Totals, kept: np.ndarray) -> str:
+def copied_cells(sources: list[FileCounts], totals: Totals, kept: np.ndarray) -> str:
     """A sentence on cells that stand more than once, with the same name and the same totals; "" if there are none.
 
     Args:

@@ -1,5 +1,6 @@
-"""Work on h5ad files in this process or in several; the results come in the order of the tasks."""
+"""Work on files of cells in this process or in several; the results come in the order of the tasks."""
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -8,20 +9,25 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from evae.data.reading.h5ad import H5adCounts
+from evae.common.digests import file_stamp
+from evae.data.reading.file_counts import FileCounts
 
 Task = tuple[Any, ...]
 Run = Callable[[Callable[..., Any], Iterable[Task]], Iterator[Any]]
-_opened: list[H5adCounts] = []  # of a worker process
+_opened: list[FileCounts] = []  # of a worker process
 
 
-def open_sources(paths: list[Path], layer: str | None, scratch: Path | None) -> list[H5adCounts]:
-    """The files as sources of counts, each with its own scratch folder."""
-    return [H5adCounts(p, layer, scratch and scratch / f"file-{i:05d}") for i, p in enumerate(paths)]
+def open_sources(paths: list[Path], layer: str | None, scratch: Path) -> list[FileCounts]:
+    """The files as sources of counts, each with its own scratch folder, whose name says which file it is of."""
+    return [FileCounts(p, layer, scratch / f"{i:05d}-{_mark(p, layer)}") for i, p in enumerate(paths)]
+
+
+def _mark(path: Path, layer: str | None) -> str:
+    return hashlib.sha256(repr((file_stamp(path), layer)).encode()).hexdigest()[:16] if path.exists() else "none"
 
 
 @contextmanager
-def workers(n: int, sources: list[H5adCounts], layer: str | None, scratch: Path) -> Iterator[Run]:
+def workers(n: int, sources: list[FileCounts], layer: str | None, scratch: Path) -> Iterator[Run]:
     """Yield `run(function, tasks)`, which gives function(sources, *task) for every task, in order.
 
     Args:

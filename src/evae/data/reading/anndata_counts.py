@@ -1,4 +1,4 @@
-"""Raw counts of an AnnData in blocks of cells, with the face of `H5adCounts`; a backed one is read in chunks."""
+"""Raw counts of an AnnData in blocks of cells, with the face of `FileCounts`; a backed one is read in chunks."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from evae.data.reading.anndata_file import as_anndata, check_names
-from evae.data.reading.h5ad import H5adCounts
+from evae.data.reading.file_counts import FileCounts
 from evae.data.reading.labels import label_codes
 from evae.models.contract_evae import EvaeError, check_raw_counts, near_matches
 from evae.models.genes_evae import GeneColumns, gene_columns
@@ -87,11 +87,11 @@ class AnnDataCounts:
             yield low, block
 
 
-Counts = H5adCounts | AnnDataCounts
+Counts = FileCounts | AnnDataCounts
 
 
 def open_counts(data: ad.AnnData | str | Path, layer: str | None = None, scratch: Path | None = None) -> Counts:
     """An AnnData or an h5ad file as a source of raw counts."""
     if isinstance(data, str | Path):
-        return H5adCounts(data, layer, scratch)
+        return FileCounts(data, layer, scratch)
     return AnnDataCounts(data, layer)

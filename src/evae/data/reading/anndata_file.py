@@ -1,6 +1,7 @@
-"""Whatever a user hands over as cells, as AnnData: the AnnData itself, or the path of an h5ad file."""
+"""Whatever a user hands over as cells, as AnnData: the AnnData itself, or the path of a file of them."""
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
-from evae.data.reading.h5ad import H5adCounts
+from evae.common.progress import console
+from evae.data.reading.file_counts import FileCounts
+from evae.data.reading.raw_counts import AUTO, choose_counts, values_of
 from evae.data.reading.stored_frame import LEVELS
 from evae.models.contract_evae import EvaeError
 
@@ -23,18 +26,18 @@ def read_h5ad(path: str | Path, layer: str | None = None, needed: tuple[str | No
 
     Args:
         path: the file.
-        layer: None for `X`, "raw", or the name of a layer; it becomes `X`.
+        layer: None for `X`, "raw", "auto" for whichever holds raw counts, or the name of a layer; it becomes `X`.
         needed: obs columns that must be readable, where the file has them; None among them is passed over. Of the
             others those that cannot be read are left out with a warning.
 
     Raises:
         EvaeError: no such file or layer, not an h5ad file, or the values are not raw counts.
     """
-    with closing(H5adCounts(path, layer)) as source:
+    with closing(FileCounts(path, layer)) as source:
         return _annotated(source, needed, np.arange(source.n_cells))
 
 
-def read_chosen(source: H5adCounts, rows: np.ndarray, needed: tuple[str | None, ...] = ()) -> ad.AnnData:
+def read_chosen(source: FileCounts, rows: np.ndarray, needed: tuple[str | None, ...] = ()) -> ad.AnnData:
     """As `read_h5ad`, of the cells `rows` (indices, sorted) only."""
     return _annotated(source, needed, rows)
 
@@ -43,10 +46,10 @@ def as_anndata(cells: Any, what: str, layer: str | None = None, needed: tuple[st
     """Cells as AnnData that can be sliced, with the values that are asked for in X.
 
     Args:
-        cells: an AnnData, returned as it is where its X is asked for, or the path of an h5ad file. A part of a backed
+        cells: an AnnData, returned as it is where its X is asked for, or the path of a file of them. A part of a backed
             AnnData is read into memory, for anndata cannot take a part of a part from disk.
         what: what to call the cells in a message, such as "the controls".
-        layer: None for `X`, "raw", or the name of a layer.
+        layer: None for `X`, "raw", "auto" for whichever holds raw counts, or the name of a layer.
         needed: obs columns that must be readable; None among them is passed over.
 
     Raises:
@@ -57,7 +60,7 @@ def as_anndata(cells: Any, what: str, layer: str | None = None, needed: tuple[st
         return read_h5ad(cells, layer, needed)
     if not isinstance(cells, ad.AnnData):
         kind = type(cells).__name__
-        raise EvaeError(f"{what} must be an AnnData or the path of an h5ad file, not a {kind}; see anndata.AnnData.")
+        raise EvaeError(f"{what} must be an AnnData or the path of a file of them, not a {kind}; see anndata.AnnData.")
     if cells.isbacked:
         if not cells.file.is_open:  # reading a part of it into memory closes the file
             cells.file.open()
@@ -88,6 +91,10 @@ def check_names(cells: ad.AnnData, key: str | None) -> None:
 
 
 def _with_layer(cells: ad.AnnData, what: str, layer: str) -> ad.AnnData:
+    if layer == AUTO:
+        layer = _layer_of_counts(cells, what)
+    if layer == "X":
+        return cells
     if layer == "raw":
         if cells.raw is None:
             raise EvaeError(f"{what} have no raw counts under adata.raw.")
@@ -99,7 +106,16 @@ def _with_layer(cells: ad.AnnData, what: str, layer: str) -> ad.AnnData:
     return ad.AnnData(matrix.to_memory() if hasattr(matrix, "to_memory") else matrix, obs=cells.obs, var=var)
 
 
-def _annotated(source: H5adCounts, needed: tuple[str | None, ...], rows: np.ndarray) -> ad.AnnData:
+def _layer_of_counts(cells: ad.AnnData, what: str) -> str:
+    held = {"X": cells.X, "raw": None if cells.raw is None else cells.raw.X, **dict(cells.layers)}
+    samples = {name: partial(values_of, matrix) for name, matrix in held.items() if matrix is not None}
+    layer, note = choose_counts(samples, what)
+    if note:
+        console().print(f"note: {note}", highlight=False, markup=False)
+    return layer
+
+
+def _annotated(source: FileCounts, needed: tuple[str | None, ...], rows: np.ndarray) -> ad.AnnData:
     obs = source.obs
     for key in needed:
         if key is not None and key in obs:

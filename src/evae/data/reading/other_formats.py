@@ -1,8 +1,9 @@
-"""What a file or folder is if it is no h5ad file, or not a whole one, and how it becomes one.
+"""What a file or folder is that no reader takes, or that is not whole, and how it becomes an h5ad file.
 
 Every recipe is one line for a shell, and needs no more than anndata unless it says so.
 """
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,6 @@ with suppress(ImportError):
     import hdf5plugin  # noqa: F401  # brings the filters of files that were compressed with it
 
 HDF5_START = b"\x89HDF\r\n\x1a\n"
-GZIP_START = b"\x1f\x8b"
-ZARR_MARKS = ("zarr.json", ".zgroup", ".zattrs")
 TABLES = {".csv": "", ".tsv": ", delimiter='\\t'", ".txt": ", delimiter='\\t'"}  # ending: what read_csv is told
 BY_R = (".rds", ".rda", ".rdata")
 PLUGIN_FILTERS = {32000: "lzf", 32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32015: "zstd", 32026: "blosc2"}
@@ -46,22 +45,17 @@ def check_layout(file: h5py.File, path: Path) -> None:
     if other is not None:
         raise EvaeError(other)
     for table in ("obs", "var"):
-        missing = _missing_part(file, table)
+        missing = missing_part(file, table)
         if missing is not None:
             raise EvaeError(f"{path} has no {missing}: it was not written to its end; write it anew.")
-    _check_filters(file, path)
+    check_filters(file, path)
 
 
 def folder_instead(path: Path) -> str:
     """What a folder is that was given for an h5ad file, in one sentence with the way to one."""
-    if any((path / mark).is_file() for mark in ZARR_MARKS):
-        made = _command(f"anndata.io.read_zarr('{path}')", path.with_suffix(".h5ad"))
-        return f"{path} is a Zarr store; write it as h5ad: {made}"
     if (path / "dataset.json").is_file():
         return f"{path} is a dataset folder already, made by `evae prepare`; give an h5ad file here."
-    if any(path.glob("*matrix.mtx*")):
-        return _matrix_market(path)
-    return f"{path} is a folder; name a file."
+    return f"{path} is a folder without cells; name a file, or a folder that holds a Zarr store or a matrix.mtx."
 
 
 def _file_instead(path: Path, reason: str) -> str:
@@ -71,11 +65,7 @@ def _file_instead(path: Path, reason: str) -> str:
     if start == HDF5_START:
         return f"{path} is damaged, or was not written or fetched to its end ({reason}); fetch or write it anew."
     name = path.name.lower()
-    if start[:2] == GZIP_START and name.endswith((".h5ad.gz", ".h5.gz")):
-        return f"{path} is compressed as a whole; unpack it first: gunzip -k '{path}'"
     ending = Path(name.removesuffix(".gz")).suffix
-    if ending == ".mtx":
-        return _matrix_market(path.parent)
     if ending in TABLES:
         made = _command(f"anndata.io.read_csv('{path}'{TABLES[ending]})", path.with_name(f"{path.stem}.h5ad"))
         return f"{path} is a table; write it as h5ad, with .T before .write_h5ad if it has one row a gene: {made}"
@@ -84,30 +74,8 @@ def _file_instead(path: Path, reason: str) -> str:
     return f"{path} is not a readable h5ad file ({reason}); write it with anndata."
 
 
-def _matrix_market(folder: Path) -> str:
-    made = _command(f"scanpy.read_10x_mtx('{folder}')", folder / "cells.h5ad", "scanpy")
-    return f"{folder} is a folder of 10x, with matrix, barcodes and features; write it as h5ad, by scanpy: {made}"
-
-
 def _other_layout(file: h5py.File, path: Path) -> str | None:
     """What an HDF5 file is that is no h5ad file; None for one that may be."""
-    h5ad = path.with_suffix(".h5ad")
-    if "mod" in file:
-        modalities = list(file["mod"])
-        rna = next((name for name in modalities if name.lower() in ("rna", "gex")), modalities[0])
-        one = f"anndata.io.read_elem(h5py.File('{path}')['mod/{rna}'])"
-        made = _command(one, path.with_name(f"{path.stem}_{rna}.h5ad"), "anndata, h5py")
-        return (
-            f"{path} holds several modalities ({', '.join(modalities)}); write that of the RNA as h5ad, whose obs must "
-            f"have the labels: {made}"
-        )
-    if "matrix" in file and ("col_attrs" in file or "row_attrs" in file):
-        made = _command(f"anndata.io.read_loom('{path}')", h5ad)
-        return f"{path} is a loom file; write it as h5ad, where loompy is installed: {made}"
-    groups = [file[key] for key in file if isinstance(file[key], h5py.Group)]
-    if any("barcodes" in group and ("features" in group or "genes" in group) for group in groups):
-        made = _command(f"scanpy.read_10x_h5('{path}')", h5ad, "scanpy")
-        return f"{path} is a file of 10x; write it as h5ad, by scanpy: {made}"
     if "assays" in file and "meta.data" in file:
         return f"{path} is an h5Seurat file; write it as h5ad in R, for example with SeuratDisk's Convert."
     if not {"X", "layers", "obs", "var"} & set(file):
@@ -116,7 +84,7 @@ def _other_layout(file: h5py.File, path: Path) -> str | None:
     return None
 
 
-def _missing_part(file: h5py.File, table: str) -> str | None:
+def missing_part(file: Any, table: str) -> str | None:
     """What of `obs` or `var` is missing where the writing of a file ended too early."""
     stored = file.get(table)
     if stored is None:
@@ -130,8 +98,8 @@ def _missing_part(file: h5py.File, table: str) -> str | None:
     return f"'{missing[0]}' in {table}" if missing else None
 
 
-def _check_filters(file: h5py.File, path: Path) -> None:
-    """Raise `EvaeError` where a part was compressed by a filter that is not installed."""
+def check_filters(file: h5py.Group, path: Path, parts: Iterable[str] = ("X", "raw", "layers", "obs", "var")) -> None:
+    """Raise `EvaeError` where one of the parts was compressed by a filter that is not installed."""
     missing: set[int] = set()
 
     def look(_: str, stored: Any) -> None:
@@ -140,7 +108,7 @@ def _check_filters(file: h5py.File, path: Path) -> None:
             used = (made.get_filter(i)[0] for i in range(made.get_nfilters()))
             missing.update(code for code in used if not h5py.h5z.filter_avail(code))
 
-    for part in ("X", "raw", "layers", "obs", "var"):
+    for part in parts:
         stored = file.get(part)
         look(part, stored)
         if isinstance(stored, h5py.Group):
@@ -150,6 +118,6 @@ def _check_filters(file: h5py.File, path: Path) -> None:
         raise EvaeError(f"{path} is compressed with {names}, which is not installed: pip install hdf5plugin")
 
 
-def _command(read: str, h5ad: Path, modules: str = "anndata") -> str:
+def _command(read: str, h5ad: Path) -> str:
     """A command that reads something and writes it as h5ad."""
-    return f"python -c \"import {modules}; {read}.write_h5ad('{h5ad}')\""
+    return f"python -c \"import anndata; {read}.write_h5ad('{h5ad}')\""

@@ -27,13 +27,15 @@ class StoredFrame(Mapping[str, Any]):
         stored: `obs` or `var`.
         name: what to call it in messages.
         levels: `uns`, where anndata before 0.7 put the categories of the columns.
+        index: the column of the names of the rows, where the table itself does not say.
 
     Raises:
         EvaeError: no data frame.
     """
 
-    def __init__(self, stored: Any, name: str, levels: Any = None):
+    def __init__(self, stored: Any, name: str, levels: Any = None, index: str | None = None):
         self._stored, self.name, self._levels = stored, name, {} if levels is None else levels
+        self._names: np.ndarray | None = None
         fields = stored.dtype.names if isinstance(stored, h5py.Dataset) else None
         if isinstance(stored, h5py.Dataset):
             if not fields:
@@ -41,6 +43,7 @@ class StoredFrame(Mapping[str, Any]):
             self._index, self._columns = fields[0], list(fields[1:])
             return
         self._index, *self._columns = columns_of(stored)
+        self._index = index or self._index
 
     @property
     def is_old(self) -> bool:
@@ -54,7 +57,9 @@ class StoredFrame(Mapping[str, Any]):
         stored = self._element(self._index)
         if isinstance(stored, h5py.Dataset) and stored.dtype.kind in "OS":
             return np.asarray(_decoded(stored[rows]), dtype=object)
-        return np.asarray(self._read(stored, self._index), dtype=object)[rows].astype(str)
+        if self._names is None:  # read whole, so once
+            self._names = np.asarray(self._read(stored, self._index), dtype=object)
+        return self._names[rows].astype(str)
 
     def frame(self) -> pd.DataFrame:
         """All columns in memory. A column that cannot be read is left out, and a warning says so."""
@@ -105,7 +110,8 @@ class StoredFrame(Mapping[str, Any]):
         return self._stored[key]
 
     def _read(self, stored: Any, column: str) -> Any:
-        if isinstance(stored, h5py.Dataset) and stored.dtype.kind == "S":  # anndata takes its bytes for ASCII
+        plain = isinstance(stored, h5py.Dataset) and not {"encoding-type", "categories"} & set(stored.attrs)
+        if isinstance(stored, h5py.Dataset) and (plain or stored.dtype.kind == "S"):  # anndata takes bytes for ASCII
             return stored[()]
         try:
             return read_elem(stored)

@@ -1,10 +1,9 @@
-"""A matrix of cells by genes in an HDF5 file, read by rows: CSR, CSC or dense, as old and new versions of anndata and
-other writers store it."""
+"""A matrix of cells by genes in an HDF5 file or a Zarr store, read by rows: CSR, CSC or dense, as old and new versions
+of anndata and other writers store it."""
 
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import scipy.sparse as sp
 
@@ -20,9 +19,11 @@ class StoredMatrix:
     """A matrix of which only the rows that are asked for are read.
 
     Args:
-        stored: the group of a sparse matrix, or a dense data set.
+        stored: the group of a sparse matrix (or a mapping of its three parts), or a dense data set.
         name: what to call it in messages.
         scratch: folder where a CSC matrix is converted to CSR; in memory if None.
+        csr_shape: the numbers of cells and genes of a CSR matrix whose group does not say what it is.
+        columns: the genes to keep, (genes,); all if None.
 
     Attributes: `encoding` ("csr", "csc" or "dense"), `shape`, the numbers of cells and genes.
 
@@ -30,10 +31,18 @@ class StoredMatrix:
         EvaeError: another encoding, or a matrix without all its parts.
     """
 
-    def __init__(self, stored: Any, name: str, scratch: Path | None = None):
-        self._stored, self._name, self._scratch = stored, name, scratch
-        self.encoding = _encoding(stored, name)
-        self.shape = _shape(stored, name)
+    def __init__(
+        self,
+        stored: Any,
+        name: str,
+        scratch: Path | None = None,
+        csr_shape: tuple[int, int] | None = None,
+        columns: np.ndarray | None = None,
+    ):
+        self._stored, self._name, self._scratch, self._columns = stored, name, scratch, columns
+        self.encoding = _encoding(stored, name) if csr_shape is None else "csr"
+        self._stored_shape = _shape(stored, name) if csr_shape is None else csr_shape
+        self.shape = (self._stored_shape[0], self._stored_shape[1] if columns is None else len(columns))
         self._converted: tuple[Any, Any, Any] | None = None
 
     def close(self) -> None:
@@ -47,7 +56,7 @@ class StoredMatrix:
 
     def block_end(self, start: int, chunk_size: int) -> int:
         """Where a block ends that begins at `start`: at most `chunk_size` rows, and a bounded number of values."""
-        n_cells, n_genes = self.shape
+        n_cells, n_genes = self._stored_shape
         if self.encoding == "dense":
             return min(n_cells, start + max(1, min(chunk_size, MAX_BLOCK_ENTRIES // n_genes)))
         stop = min(n_cells, start + chunk_size)
@@ -67,8 +76,18 @@ class StoredMatrix:
             raise EvaeError(
                 f"{self._name} cannot be read at the cells {start} to {stop} ({error}); fetch the file anew."
             ) from error
+        if self._columns is not None:
+            block = block[:, self._columns]
         block.sum_duplicates()
         return block
+
+    def sample(self, n: int) -> np.ndarray:
+        """Some `n` of the values, from both ends, without converting anything; of a dense matrix whole rows."""
+        if self.encoding == "dense":
+            rows = max(1, n // (2 * max(1, self.shape[1])))
+            return np.concatenate([np.ravel(self._stored[:rows]), np.ravel(self._stored[-rows:])])
+        data = self._stored["data"]
+        return np.concatenate([data[: n // 2], data[max(0, data.shape[0] - n // 2) :]])
 
     def _rows(self, start: int, stop: int) -> sp.csr_matrix:
         if self.encoding == "dense":
@@ -79,7 +98,7 @@ class StoredMatrix:
         low, high = int(ends[0]), int(ends[-1])
         return sp.csr_matrix(
             (_wide(np.array(data[low:high])), np.array(indices[low:high]), ends - low),
-            shape=(stop - start, self.shape[1]),
+            shape=(stop - start, self._stored_shape[1]),
         )
 
     def _csr_parts(self) -> tuple[Any, Any, Any]:
@@ -89,7 +108,7 @@ class StoredMatrix:
         if self._converted is None:
             if self._scratch is None:
                 parts = [self._stored[part][:] for part in ("data", "indices", "indptr")]
-                whole = sp.csc_matrix((_wide(parts[0]), *parts[1:]), shape=self.shape).tocsr()
+                whole = sp.csc_matrix((_wide(parts[0]), *parts[1:]), shape=self._stored_shape).tocsr()
                 self._converted = whole.indptr, whole.indices, whole.data
             else:
                 self._converted = csc_to_csr(self._stored, self.shape[0], self._scratch)
@@ -98,7 +117,7 @@ class StoredMatrix:
 
 def _encoding(stored: Any, name: str) -> str:
     """csr, csc or dense, from the attributes old and new anndata versions write."""
-    if isinstance(stored, h5py.Dataset):
+    if _is_array(stored):
         return "dense"
     kind = as_text(stored.attrs.get("encoding-type", stored.attrs.get("h5sparse_format", "")))
     if kind[:3] in ("csr", "csc"):
@@ -107,15 +126,20 @@ def _encoding(stored: Any, name: str) -> str:
 
 
 def _shape(stored: Any, name: str) -> tuple[int, int]:
-    if isinstance(stored, h5py.Dataset):
+    if _is_array(stored):
         shape = stored.shape if len(stored.shape) == 2 else None
     else:
         shape = stored.attrs.get("shape", stored.attrs.get("h5sparse_shape"))  # the latter before anndata 0.7
-    missing = [] if isinstance(stored, h5py.Dataset) else [part for part in PARTS if part not in stored]
+    missing = [] if _is_array(stored) else [part for part in PARTS if part not in stored]
     if shape is None or missing:
         what = " and ".join(missing) or "a shape of cells by genes"
         raise EvaeError(f"{name} lack {what}: the file was not written to its end; write it anew.")
     return int(shape[0]), int(shape[1])
+
+
+def _is_array(stored: Any) -> bool:
+    """Whether it is an array of HDF5 or Zarr, not a group."""
+    return hasattr(stored, "dtype")
 
 
 def _wide(values: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ import scipy.sparse as sp
 
 from evae.common.threads import in_threads
 from evae.data.reading.anndata_file import as_anndata
-from evae.data.reading.h5ad import H5adCounts
+from evae.data.reading.file_counts import FileCounts
 from evae.data.reading.labels import label_texts
 from evae.data.streaming.split_anndata import DatasetSplit
 from evae.evaluation.cells.normalised import Cells, Rows, StoredRows, log1p_and_totals
@@ -172,7 +172,7 @@ def open_source(
         return _open_split(data, name, cell_type_key)
     if isinstance(data, (str, Path)):
         name = f"{name} ({data})"
-        file = H5adCounts(data)
+        file = FileCounts(data)
         obs, n_cells, genes = file.obs, file.n_cells, file.gene_columns
         read_names = partial(file.cell_ids, 0, n_cells)
         read, close, in_memory = file.values, file.close, False
@@ -207,7 +207,7 @@ def predicted_keys(
     """
     known: set[str] = set()
     if isinstance(data, (str, Path)):
-        with closing(H5adCounts(data)) as file:
+        with closing(FileCounts(data)) as file:
             known = set(file.obs)
     elif not isinstance(data, DatasetSplit):
         known = set(as_anndata(data, "the predicted cells").obs.columns)

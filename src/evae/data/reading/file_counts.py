@@ -1,4 +1,5 @@
-"""Raw counts out of an h5ad file in blocks of cells, without ever holding the file in memory.
+"""Raw counts out of a file or folder of any format that `formats` knows, in blocks of cells, without ever holding it in
+memory.
 
 CSR and dense matrices are sliced by rows; a CSC matrix is converted to CSR on disk first. Labels are read whole (as
 small integer codes), cell names block by block.
@@ -11,61 +12,48 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
+from evae.data.reading.formats import open_parts
 from evae.data.reading.labels import label_codes
-from evae.data.reading.other_formats import check_layout, open_hdf5
-from evae.data.reading.stored_frame import StoredFrame
-from evae.data.reading.stored_matrix import StoredMatrix
+from evae.data.reading.parts import Frame
 from evae.models.contract_evae import EvaeError, check_raw_counts, near_matches
 from evae.models.genes_evae import GeneColumns, gene_columns
 
 
-class H5adCounts:
-    """One h5ad file as a source of raw counts.
+class FileCounts:
+    """One file, or folder that is read as one, as a source of raw counts.
 
     Args:
-        path: the file.
-        layer: None for `X`, "raw" for `raw/X`, else the name of a layer.
-        scratch: folder where a CSC matrix is converted to CSR, of this file alone; in memory if None.
+        path: an h5ad file, or any other that `evae.data.reading.formats` knows.
+        layer: None for `X`, "raw" for `raw/X`, "auto" for whichever holds raw counts, else the name of a layer.
+        scratch: folder for what has to be converted or unpacked, of this file and layer alone; in memory, or in a
+            temporary folder, if None.
 
-    Attributes: `name` (file and layer, for messages), `n_cells`, `n_genes`, `encoding` of the matrix, and, read when
-    first asked for, `gene_columns` and `genes`, their names.
+    Attributes: `kind` (the format), `name` (file and layer, for messages), `n_cells`, `n_genes`, `encoding` of the
+    matrix, `obs` and `var`, of which each column is read when it is asked for, `notes` on what was left out, and, read
+    when first asked for, `gene_columns` and `genes`, their names.
 
     Raises:
-        EvaeError: no such file or layer, not an h5ad file or not a whole one, no cells or genes.
+        EvaeError: no such file or layer, no known format or not a whole file, no cells or genes.
     """
 
     def __init__(self, path: str | Path, layer: str | None = None, scratch: Path | None = None):
         self.path = Path(path)
-        self._file = open_hdf5(self.path)
-        try:
-            check_layout(self._file, self.path)
-            where, self._var = self._locate(layer)
-            self.name = f"the counts in {where} of {self.path}"
-            self._matrix = StoredMatrix(self._file[where], self.name, scratch)
-            self.encoding = self._matrix.encoding
-            self.n_cells, self.n_genes = self._matrix.shape
-            if not self.n_cells or not self.n_genes:
-                sizes = f"{self.n_cells} cells and {self.n_genes} genes"
-                raise EvaeError(f"{self.name} hold {sizes}; give a file with cells.")
-        except EvaeError:
-            self._file.close()
-            raise
-
-    @property
-    def obs(self) -> StoredFrame:
-        """The columns of the cells; each is read when it is asked for."""
-        return StoredFrame(self._file["obs"], f"obs of {self.path}", self._file.get("uns"))
-
-    @property
-    def var(self) -> StoredFrame:
-        """The columns of the genes."""
-        return StoredFrame(self._file[self._var], f"{self._var} of {self.path}", self._file.get("uns"))
+        self._parts = open_parts(self.path, layer, scratch)
+        self.name = f"the counts in {self._parts.where} of {self.path}"
+        self._matrix, self.kind, self.notes = self._parts.matrix, self._parts.kind, self._parts.notes
+        self.obs: Frame = self._parts.obs
+        self.var: Frame = self._parts.var
+        self.encoding = self._matrix.encoding
+        self.n_cells, self.n_genes = self._matrix.shape
+        if not self.n_cells or not self.n_genes:
+            self.close()
+            sizes = f"{self.n_cells} cells and {self.n_genes} genes"
+            raise EvaeError(f"{self.name} hold {sizes}; give a file with cells.")
 
     @cached_property
     def gene_columns(self) -> GeneColumns:
         """The genes; raises `EvaeError` where `var` does not tell them apart."""
-        var = self.var
-        return gene_columns(var.index(), var, str(self.path))
+        return gene_columns(self.var.index(), self.var, str(self.path))
 
     @property
     def genes(self) -> list[str]:
@@ -73,7 +61,7 @@ class H5adCounts:
 
     def close(self) -> None:
         self._matrix.close()
-        self._file.close()
+        self._parts.close()
 
     def convert_to_csr(self) -> None:
         """Convert a CSC matrix on disk now. Otherwise the first reading does, and processes that share the scratch
@@ -119,7 +107,14 @@ class H5adCounts:
             EvaeError: the values are not raw counts, or cannot be read.
         """
         block = self.values(start, stop)
-        check_raw_counts(block.data, self.name)
+        try:
+            check_raw_counts(block.data, self.name)
+        except EvaeError as error:
+            others = [layer for layer in self._parts.counts_in() if layer != self._parts.layer]
+            if not others:
+                raise
+            hint = f'Whole numbers stand in {", ".join(others)}: layer="{others[0]}".'
+            raise EvaeError(f"{error} {hint}") from None
         block.data = block.data.astype(np.int64)
         block.eliminate_zeros()
         return block
@@ -127,20 +122,3 @@ class H5adCounts:
     def values(self, start: int, stop: int) -> sp.csr_matrix:
         """The values of the cells start..stop as they are stored, (cells, genes) CSR; they may be no counts."""
         return self._matrix.rows(start, stop)
-
-    def _locate(self, layer: str | None) -> tuple[str, str]:
-        """Where the matrix and its genes are."""
-        if layer in (None, "X"):
-            if "X" not in self._file:
-                raise EvaeError(f"{self.path} has no X matrix; name a layer with counts.")
-            return "X", "var"
-        if layer == "raw":
-            for matrix, var in (("raw/X", "raw/var"), ("raw.X", "raw.var")):  # the latter before anndata 0.7
-                if matrix in self._file and var in self._file:
-                    return matrix, var
-            raise EvaeError(f"{self.path} has no raw counts under adata.raw.")
-        layers = list(self._file["layers"]) if "layers" in self._file else []
-        if layer not in layers:
-            known = near_matches(str(layer), layers) if layers else "The file has no layers."
-            raise EvaeError(f"{self.path} has no layer '{layer}'. {known}")
-        return f"layers/{layer}", "var"
