@@ -1,12 +1,13 @@
-"""`evae prepare`: h5ad files become a dataset folder."""
+"""`evae prepare`: files of cells become a dataset folder."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from evae.cli.files import need_cells, need_file
-from evae.cli.options import CellTypeKey, Layer, PerturbationKey
+from evae.cli.options import Layer, names_of
 from evae.cli.terminal import join_names, say, watched
 from evae.models.contract_evae import EvaeError, split_names
 
@@ -14,13 +15,39 @@ AUTO = "auto"
 
 
 def prepare(
-    files: Annotated[list[Path], typer.Argument(help="h5ad files of raw counts.", metavar="FILE.h5ad")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Files or folders of raw counts: h5ad, Zarr, h5mu, loom, 10x, Parse.", metavar="FILE"),
+    ],
     out: Annotated[Path, typer.Option(help="Dataset folder to make.")],
-    control: Annotated[str, typer.Option(help="Label of unperturbed cells in the perturbation column.")],
-    perturbation_key: PerturbationKey = "perturbation",
-    cell_type_key: CellTypeKey = "cell_type",
+    control: Annotated[
+        str | None, typer.Option(help="Label of unperturbed cells; found by its usual names if left out, and said.")
+    ] = None,
+    perturbation_key: Annotated[
+        str | None, typer.Option(help="obs column that names the perturbation; likewise.")
+    ] = None,
+    cell_type_key: Annotated[
+        str | None, typer.Option(help="obs column that names the cell type (or line, or batch); likewise.")
+    ] = None,
     batch_key: Annotated[
         str | None, typer.Option(help="obs column of the experimental batch: priors pair cells within batches.")
+    ] = None,
+    obs: Annotated[
+        Path | None, typer.Option(help="CSV or Parquet with labels of the cells by their names, as for files of 10x.")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="COLUMN=VALUE: keep only these cells; repeat it.", metavar="COLUMN=VALUE")
+    ] = None,
+    drop: Annotated[
+        str | None,
+        typer.Option(
+            help="Leave out what the checks find, separated by commas: unlabelled, several-guides, few, no-knock-down, "
+            "batch-without-control, one-batch, copies."
+        ),
+    ] = None,
+    min_cells: Annotated[int, typer.Option(help="Cells below which a perturbation has too few.", min=1)] = 10,
+    guide_key: Annotated[
+        str | None, typer.Option(help="obs column of the guides of a cell, or of their number.")
     ] = None,
     split: Annotated[
         str | None,
@@ -52,7 +79,7 @@ def prepare(
         typer.Option(help="Table of other gene names, tab-separated: symbol, alias_symbol, prev_symbol (as HGNC's)."),
     ] = None,
 ) -> None:
-    """Turn h5ad files of raw counts into a dataset folder.
+    """Turn files of raw counts into a dataset folder.
 
     The folder holds Parquet shards that HuggingFace datasets streams, with the gene panel, the vocabularies,
     the split and the library sizes. A split file reads {"cell_type": ["rep_3"], "pert": ["STAT1", "JAK2"]}:
@@ -60,14 +87,16 @@ def prepare(
     perturbed cells of NK; with an unseen perturbation the combinations that hold it are left out too, and likewise
     whatever else would give the answer away. With --split auto a public file whose labels
     are known gets its own split; of any other file every third perturbation is held out in the cell type that has
-    the most perturbed cells. A run that was killed goes on where it stopped when it is started again.
+    the most perturbed cells. In the end a table says what the checks found; only what --drop names is left out.
+    A run that was killed goes on where it stopped when it is started again.
 
     Example: evae prepare screen.h5ad --control non-targeting --split split.json --out data/screen
     """
     for file in files:
         need_cells(file)
-    if aliases is not None:
-        need_file(aliases)
+    for table in (aliases, obs):
+        if table is not None:
+            need_file(table)
     named = hold_out_cell_type is not None or hold_out_perturbations is not None
     if named and split not in (None, AUTO):
         raise EvaeError("give either --split, or --hold-out-cell-type and --hold-out-perturbations.")
@@ -78,10 +107,11 @@ def prepare(
 
     keys: dict[str, Any] = {
         "perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "control": control, "layer": layer,
+        "obs": obs,
     }  # fmt: skip
     held_out: Any = split
     if genes == AUTO:
-        genes = _automatic_genes(files, keys)
+        genes = _automatic_genes(files, layer)
     if named or split == AUTO:
         held_out = _automatic_split(files, keys, hold_out_cell_type, hold_out_perturbations or "")
     folder = prepare_dataset(
@@ -89,6 +119,10 @@ def prepare(
         out,
         **keys,
         batch_key=batch_key,
+        where=_conditions(where or []),
+        drop=names_of(drop),
+        min_cells=min_cells,
+        guide_key=guide_key,
         split=held_out,
         genes=genes,
         seed=seed,
@@ -104,30 +138,55 @@ def prepare(
         say(f"held out: {join_names(info.split['cell_type'])} x {join_names(info.split['pert'])}")
     elif info.split:
         say(f"held out: {held_out_in_words(info.split)}")
+    _show_checks(folder)
     for sentence in leakage(folder):
         say(f"caution: {sentence}")
     say(f"dataset folder: {folder}", style="bold")
 
 
-def _automatic_genes(files: list[Path], keys: dict[str, Any]) -> str:
+def _conditions(given: list[str]) -> dict[str, str]:
+    """COLUMN=VALUE, one a column."""
+    conditions: dict[str, str] = {}
+    for text in given:
+        column, sign, value = text.partition("=")
+        if not sign or not column or column in conditions:
+            raise EvaeError(f"--where {text!r} is no COLUMN=VALUE, or names a column again; give one value a column.")
+        conditions[column] = value
+    return conditions
+
+
+def _show_checks(folder: Path) -> None:
+    """What the checks found, as a table of plain lines."""
+    rows = [("check", "found", "cells", "--drop", "such as")]
+    for check in json.loads((folder / "dataset.json").read_text())["checks"]:
+        looked = check["found"] is not None
+        numbers = (f"{check['found']:,}", f"{check['cells']:,}") if looked else ("not checked", "")
+        done = f"{check['drop']}: left out" if check["dropped"] else check["drop"]
+        rows.append((check["what"], *numbers, done, ", ".join(check["names"])))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for i, (what, found, cells, drop, names) in enumerate(rows):
+        line = f"{what:<{widths[0]}}  {found:>{widths[1]}}  {cells:>{widths[2]}}  {drop:<{widths[3]}}  {names}"
+        say(line.rstrip(), style=None if i else "bold")
+
+
+def _automatic_genes(files: list[Path], layer: str | None) -> str:
     from evae.data.preparing.automatic import choose_genes
 
-    genes, reason = choose_genes(files, keys["layer"])
+    genes, reason = choose_genes(files, layer)
     say(f"genes: {reason}")
     return genes
 
 
 def _automatic_split(files: list[Path], keys: dict[str, Any], cell_type: str | None, perturbations: str) -> Any:
     """What the options name, else what is known or suits the data; says which."""
-    from evae.data.preparing.automatic import choose_split, read_labels
+    from evae.data.preparing.automatic import choose_split, read_named_labels
     from evae.training.settings import stored_splits
 
-    cell_types = read_labels(files, keys["cell_type_key"], keys["layer"])
-    names = read_labels(files, keys["perturbation_key"], keys["layer"])
+    named, cell_types, names = read_named_labels(files, **keys)
     split, reason = choose_split(
         cell_types,
         names,
-        keys["control"],
+        named.control,
         hold_out_cell_type=cell_type,
         hold_out_perturbations=split_names(perturbations, set(names)),
         stored=stored_splits(),

@@ -6,13 +6,15 @@ perturbations elsewhere, and the controls of this cell type.
 
 import json
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from evae.data.preparing.conventions import Named
+from evae.data.preparing.labelling import attach_labels, joined
 from evae.data.reading.file_counts import FileCounts
 from evae.models.contract_evae import EvaeError, look_up
 
@@ -32,6 +34,28 @@ def read_labels(files: Sequence[Path], key: str, layer: str | None = None) -> pd
             codes, names = file.labels(key)
         columns.append(pd.Series(np.asarray(names, dtype=object)[codes]))
     return pd.concat(columns, ignore_index=True)
+
+
+def read_named_labels(
+    files: Sequence[Path],
+    layer: str | None = None,
+    perturbation_key: str | None = None,
+    cell_type_key: str | None = None,
+    control: str | None = None,
+    obs: Path | None = None,
+) -> tuple[Named, pd.Series, pd.Series]:
+    """What labels the cells of some files, their cell types and their perturbations, str (labelled cells,) each.
+
+    Raises:
+        EvaeError: an unreadable file, or one without such columns.
+    """
+    with ExitStack() as stack:
+        sources = [stack.enter_context(closing(FileCounts(path, layer))) for path in files]
+        named = attach_labels(sources, obs, perturbation_key, cell_type_key, control)
+        columns = [joined(sources, key) for key in (named.cell_type_key, named.perturbation_key)]
+    whole = np.all([codes >= 0 for codes, _ in columns], axis=0)
+    kinds, names = (pd.Series(np.asarray(own, dtype=object)[codes[whole]]) for codes, own in columns)
+    return named, kinds, names
 
 
 def choose_genes(files: Sequence[Path], layer: str | None = None) -> tuple[str, str]:

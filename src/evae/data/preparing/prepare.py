@@ -14,6 +14,7 @@ Memory holds one block of cells or one shard, and of every cell its labels, tota
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,24 +29,30 @@ from evae.common.progress import console, progress_bar
 from evae.data.preparing.card import dataset_card
 from evae.data.preparing.convert import Conversion, measure, with_variable_genes, write_cells
 from evae.data.preparing.describe import CellLabels, describe, describe_source
+from evae.data.preparing.entry_checks import COPIES, Asked, Check, check_entry
 from evae.data.preparing.genes import match_panel, parse_genes
-from evae.data.preparing.remarks import check_given_once, copied_cells, remarks
+from evae.data.preparing.labelling import attach_labels, chosen, read_labels, with_values
+from evae.data.preparing.remarks import FEW, check_given_once, copied_cells, remarks
 from evae.data.preparing.shards import RowPlan, plan_rows
 from evae.data.preparing.splits import Split, parse_split
 from evae.data.preparing.work_folder import work_folder
 from evae.data.preparing.workers import open_sources, workers
 from evae.data.reading.file_counts import FileCounts
-from evae.models.contract_evae import EvaeError, look_up, near_matches
+from evae.models.contract_evae import EvaeError
 
 
 def prepare_dataset(
     files: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
-    perturbation_key: str,
-    cell_type_key: str,
-    control: str,
+    perturbation_key: str | None = None,
+    cell_type_key: str | None = None,
+    control: str | None = None,
     batch_key: str | None = None,
+    obs: str | Path | None = None,
+    drop: Sequence[str] = (),
+    min_cells: int = FEW,
+    guide_key: str | None = None,
     split: str | Path | dict[str, Any] | None = None,
     genes: str | Path = "all",
     layer: str | None = None,
@@ -64,9 +71,14 @@ def prepare_dataset(
         files: one file or several, of any format that `evae.data.reading.formats` lists; of several the genes that
             all of them measure are kept.
         out: the folder to make; must not exist, or be empty.
-        perturbation_key, cell_type_key: the obs columns with the labels.
+        perturbation_key, cell_type_key: the obs columns with the labels; found by their usual names if None (see
+            `evae.data.preparing.conventions`).
         batch_key: the obs column that names the experimental batch (plate, lane, donor); None for none.
-        control: the label of unperturbed cells in the column `perturbation_key`.
+        control: the label of unperturbed cells in the column `perturbation_key`; found likewise if None.
+        obs: a table with more columns of the cells, by their names, for files without labels, as those of 10x.
+        drop: what to leave out of what the checks find (see `evae.data.preparing.entry_checks`).
+        min_cells: with fewer cells, controls aside, a perturbation has too few.
+        guide_key: the obs column of a cell's guides, or of their number.
         split: what to hold out as `test` (see `evae.data.preparing.splits`): a JSON file or its content, "random:0.1",
             a short name such as "unseen-cell-type:NK" (see `evae.data.preparing.regimes`), or None.
         genes: "all", "hvg:2000" (found on training cells) or a panel file (text, or JSON with key `genes`).
@@ -98,9 +110,12 @@ def prepare_dataset(
         sources = open_sources(paths, layer, work.opened)
         for source in sources:
             stack.callback(source.close)
-        _say(note for source in sources for note in source.notes)
-        kept = _chosen(sources, where or {})
-        labels = _read_labels(sources, perturbation_key, cell_type_key, control, cell_types, kept, batch_key)
+        named = attach_labels(sources, obs, perturbation_key, cell_type_key, control)
+        perturbation_key, cell_type_key, control = named.perturbation_key, named.cell_type_key, named.control
+        _say([*(note for source in sources for note in source.notes), *named.notes])
+        bar = stack.enter_context(progress_bar(progress))
+        asked = Asked(named, batch_key, cell_types, tuple(drop), min_cells, guide_key)
+        kept, labels, checks = check_entry(sources, asked, chosen(sources, where or {}), bar)
         rule = parse_split(
             split,
             cell_type_key=cell_type_key,
@@ -113,7 +128,7 @@ def prepare_dataset(
         )
         kept, held_out = _divide(rule, labels, kept, sources, seed, control)
         if rule.left_out:  # a perturbation that is left out everywhere is no part of the vocabulary
-            labels = _read_labels(sources, perturbation_key, cell_type_key, control, cell_types, kept)
+            labels = read_labels(sources, named, cell_types, kept, batch_key)
         n_variable, wanted = parse_genes(genes)
         panel = match_panel(sources, wanted, min_coverage, aliases)
         keys = {"perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "control": control, "seed": seed}
@@ -123,12 +138,12 @@ def prepare_dataset(
             "cell_types": cell_types and list(cell_types),
             "where": where and dict(where), "split": rule.to_dict(),
             "genes": panel.genes, "variable": n_variable, "chunk_size": chunk_size,
+            "obs": obs and file_stamp(Path(obs)), "drop": sorted(drop), "min_cells": min_cells, "guide_key": guide_key,
         }  # fmt: skip
         work.begin(job)
         run = stack.enter_context(workers(n_workers, sources, layer, work.opened))
-        bar = stack.enter_context(progress_bar(progress))
         conversion = Conversion(sources, labels, kept, held_out, rule, panel, keys, chunk_size, work.path, run, bar)
-        _convert(conversion, out.name, n_variable)
+        _convert(conversion, out.name, n_variable, checks, COPIES in drop)
     return out
 
 
@@ -137,7 +152,9 @@ def _say(notes: Iterable[str]) -> None:
         console().print(f"note: {sentence}", highlight=False, markup=False)
 
 
-def _convert(conversion: Conversion, title: str, n_variable: int | None) -> None:
+def _convert(
+    conversion: Conversion, title: str, n_variable: int | None, checks: list[Check], drop_copies: bool
+) -> None:
     """Fill the folder; every step skips what it finds done."""
     if n_variable is not None:
         conversion = with_variable_genes(conversion, n_variable)
@@ -146,70 +163,22 @@ def _convert(conversion: Conversion, title: str, n_variable: int | None) -> None
     seed, control = conversion.keys["seed"], conversion.keys["control"]
     row_bytes = 6.0 * float(totals.expressed.mean())
     filled = kept & (totals.panel > 0)
+    again, copies = copied_cells(conversion.sources, totals, filled)
+    checks = [
+        *checks,
+        Check(COPIES, "cells that stand more than once", int(again.sum()), int(again.sum()), drop_copies),
+    ]
+    filled &= ~(again & drop_copies)
     plan = plan_rows(filled, conversion.held_out, seed, row_bytes, conversion.labels.perturbation)
     meta = describe(conversion.labels, panel, totals, plan, control) | conversion.keys
     meta["dropped_cells"] -= int((~kept).sum())  # those were not asked for
     meta["sources"] = [describe_source(s, panel, i) for i, s in enumerate(conversion.sources)]
-    copies = copied_cells(conversion.sources, totals, filled)
-    meta["remarks"] = remarks(conversion.labels, meta, control, copies)
+    meta["remarks"] = remarks(conversion.labels, meta, control, "" if drop_copies else copies)
+    meta["checks"] = [asdict(check) for check in checks]
     _say(meta["remarks"])
     write_cells(conversion, plan, meta)
     _write_rest(conversion, title, plan, meta)
     shutil.rmtree(conversion.scratch)
-
-
-def _chosen(sources: list[FileCounts], where: Mapping[str, str]) -> np.ndarray:
-    """Which cells are kept, (cells,) bool."""
-    kept = []
-    for source in sources:
-        own = np.ones(source.n_cells, dtype=bool)
-        for key, value in where.items():
-            codes, names = source.labels(key)
-            own &= codes == look_up([value], names, f"value of obs column '{key}'")[0]
-        kept.append(own)
-    return np.concatenate(kept)
-
-
-def _with_values(sources: list[FileCounts], key: str, values: Sequence[str]) -> np.ndarray:
-    """Which cells have one of these values in an obs column, (cells,) bool; every value must occur in some file."""
-    found = [source.labels(key) for source in sources]
-    look_up(values, sorted({name for _, names in found for name in names}), f"value of obs column '{key}'")
-    return np.concatenate([np.isin(np.asarray(names, dtype=object), values)[codes] for codes, names in found])
-
-
-def _read_labels(
-    sources: list[FileCounts],
-    perturbation_key: str,
-    cell_type_key: str,
-    control: str,
-    cell_types: Sequence[str] | None,
-    kept: np.ndarray,
-    batch_key: str | None = None,
-) -> CellLabels:
-    """The labels of all cells; the vocabularies are those of the kept ones."""
-    if cell_types is not None and len(cell_types) != len(sources):
-        raise EvaeError(f"{len(cell_types)} cell types for {len(sources)} files; give one for each file.")
-    columns = {}
-    for key in (perturbation_key, cell_type_key, *([batch_key] if batch_key else [])):
-        if key == cell_type_key and cell_types is not None:
-            per_file = [(np.zeros(s.n_cells, np.int32), [kind]) for s, kind in zip(sources, cell_types, strict=True)]
-        else:
-            per_file = [s.labels(key) for s in sources]
-        ends = np.cumsum([0, *(s.n_cells for s in sources)])
-        used = [np.unique(codes[kept[a:b]]) for (codes, _), a, b in zip(per_file, ends, ends[1:], strict=False)]
-        names = sorted({own[c] for (_, own), codes in zip(per_file, used, strict=True) for c in codes})
-        if key == perturbation_key:
-            if control not in names:
-                raise EvaeError(
-                    f"no cell has the control label '{control}' in obs column '{key}'. {near_matches(control, names)}"
-                )
-            names = [control, *(n for n in names if n != control)]
-        index = {n: i for i, n in enumerate(names)}  # labels of left-out cells alone become 0
-        recoded = [np.array([index.get(n, 0) for n in own], dtype=np.int32)[codes] for codes, own in per_file]
-        columns[key] = np.concatenate(recoded), names
-    perturbation, cell_type = columns[perturbation_key], columns[cell_type_key]
-    batch = columns[batch_key] if batch_key else (None, [])
-    return CellLabels(perturbation[0], cell_type[0], perturbation[1], cell_type[1], *batch)
 
 
 def _divide(
@@ -219,7 +188,7 @@ def _divide(
     codes = (labels.cell_type, labels.perturbation, labels.cell_types, labels.perturbations)
     if rule.key:
         perturbed = labels.perturbation != labels.perturbations.index(control)
-        held_out = kept & _with_values(sources, rule.key, rule.values) & perturbed
+        held_out = kept & with_values(sources, rule.key, rule.values) & perturbed
     else:
         held_out = kept & rule.held_out(*codes, seed)
         kept = kept & ~rule.dropped(*codes)

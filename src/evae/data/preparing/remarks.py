@@ -58,8 +58,8 @@ def remarks(labels: CellLabels, meta: dict[str, Any], control: str, copies: str)
     return [*found, *([copies] if copies else [])]
 
 
-def copied_cells(sources: list[FileCounts], totals: Totals, kept: np.ndarray) -> str:
-    """A sentence on cells that stand more than once, with the same name and the same totals; "" if there are none.
+def copied_cells(sources: list[FileCounts], totals: Totals, kept: np.ndarray) -> tuple[np.ndarray, str]:
+    """Which cells stand once before, with the same name and the same totals, (cells,) bool, and a sentence on them.
 
     Args:
         sources: the files.
@@ -71,14 +71,15 @@ def copied_cells(sources: list[FileCounts], totals: Totals, kept: np.ndarray) ->
     cells = pd.DataFrame(
         {"name": np.concatenate(names), "full": totals.full, "panel": totals.panel, "expressed": totals.expressed}
     )[kept]
-    again = cells.duplicated().to_numpy()
+    again = np.zeros(len(kept), dtype=bool)
+    again[kept] = cells.duplicated().to_numpy()
     if not again.any():
-        return ""
-    row = int(np.flatnonzero(kept)[np.flatnonzero(again)[0]])
+        return again, ""
+    row = int(np.flatnonzero(again)[0])
     source = sources[file[row]]
     start = row - int(np.flatnonzero(file == file[row])[0])
     name = source.cell_ids(start, start + 1)[0]
-    return (
+    return again, (
         f"{again.sum():,} cells stand more than once, with the same name and the same counts (such as '{name}' in "
         f"{source.path.name}): a copy of a held-out cell may be trained on, so give every cell once"
     )

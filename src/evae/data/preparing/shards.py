@@ -7,6 +7,7 @@ shard and written to a scratch file. Then the rows of every shard are gathered f
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,7 @@ def scatter_rows(rows: pa.RecordBatch, shard: np.ndarray, place: np.ndarray, pat
     ordered = rows.take(pa.array(order))
     schema = rows.schema.with_metadata({SHARDS_KEY: json.dumps(targets.tolist())})
     with atomic_write(path) as temporary, pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, schema) as out:
-        for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
+        for start, end in pairwise([*starts, len(order)]):
             out.write_batch(ordered.slice(int(start), int(end - start)).replace_schema_metadata(schema.metadata))
 
 

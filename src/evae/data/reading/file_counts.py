@@ -10,9 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from evae.data.reading.formats import open_parts
+from evae.data.reading.joined_frame import with_table
 from evae.data.reading.labels import label_codes
 from evae.data.reading.parts import Frame
 from evae.models.contract_evae import EvaeError, check_raw_counts, near_matches
@@ -68,14 +70,26 @@ class FileCounts:
         folder must not do that at the same time."""
         self._matrix.convert_to_csr()
 
-    def labels(self, key: str) -> tuple[np.ndarray, list[str]]:
-        """One obs column as codes (cells,) int32 and the names they stand for; missing labels raise."""
+    def add_columns(self, table: pd.DataFrame, name: str) -> None:
+        """Take columns of the cells from a table too, by the names of the cells; `name` stands in messages."""
+        self.obs = with_table(self.obs, table, name, str(self.path))
+
+    def labels(self, key: str, gaps: bool = False) -> tuple[np.ndarray, list[str]]:
+        """One obs column as codes (cells,) int32 and the names they stand for.
+
+        Args:
+            key: the column.
+            gaps: give -1 for a missing label, in place of raising.
+
+        Raises:
+            EvaeError: no such column, or missing labels.
+        """
         obs = self.obs
         if key not in obs:
             raise EvaeError(f"{self.path} has no obs column '{key}'. {near_matches(key, list(obs))}")
         codes, names = label_codes(obs[key])
         missing = int((codes < 0).sum())
-        if missing:
+        if missing and not gaps:
             raise EvaeError(
                 f"obs column '{key}' of {self.path} is missing (NaN) in {missing:,} cells; drop them first."
             )

@@ -1,0 +1,153 @@
+"""Columns and control label of a file, where the user does not name them: by the names that are usual in the field.
+
+scPerturb (Peidli et al. 2024): `perturbation`, `nperts` (0 for controls), `dose_value`, `cell_line`, `celltype`.
+pertpy and Seurat: `gene_target` beside a `perturbation` that says only NT or Perturbed. Tahoe-100M: `drug`,
+`cell_line_id`, `plate`. Whatever is chosen is said, and where several could be meant nothing is chosen.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evae.models.contract_evae import EvaeError
+
+PERTURBATION = (
+    *("perturbation", "gene_target", "target_gene", "gene", "target", "condition", "drug", "treatment", "cytokine"),
+    *("product_name", "perturbation_name", "gene_name", "pert", "stim"),
+)
+CELL_TYPE = ("cell_type", "cell_line", "celltype", "cell_line_id", "cell_name", "cell_type_name", "cellline")
+CONTROLS = (
+    *("control", "ctrl", "controls", "non-targeting", "non_targeting", "nontargeting", "nt", "ntc", "negctrl"),
+    *("neg_ctrl", "negative_control", "dmso", "dmso_tf", "vehicle", "untreated", "unstimulated", "unperturbed"),
+    *("mock", "pbs", "safe-targeting", "scramble", "scrambled"),
+)
+GLOBAL = {"perturbed", "nt", "control", "ko", "np"}  # labels that say whether, not what
+
+Labels = Callable[[str], tuple[np.ndarray, list[str]]]
+
+
+@dataclass(frozen=True)
+class Named:
+    """What cells are labelled by.
+
+    Attributes:
+        perturbation_key, cell_type_key: obs columns.
+        control: label of unperturbed cells.
+        notes: sentences on what was chosen, and on what else the columns say.
+    """
+
+    perturbation_key: str
+    cell_type_key: str
+    control: str
+    notes: list[str]
+
+
+def find_names(
+    columns: Iterable[str],
+    labels: Labels,
+    perturbation_key: str | None = None,
+    cell_type_key: str | None = None,
+    control: str | None = None,
+) -> Named:
+    """The columns and the control that the user did not name.
+
+    Args:
+        columns: the obs columns that all files have.
+        labels: gives the codes (cells,) of a column, -1 where missing, and the names.
+        perturbation_key, cell_type_key, control: what the user named, None where not.
+
+    Raises:
+        EvaeError: several could be meant, or none.
+    """
+    known, notes = list(columns), []
+    if perturbation_key is None:
+        perturbation_key = _perturbation(known, labels)
+        if any(column in known for column in PERTURBATION if column != "perturbation"):
+            notes.append(f"perturbations are named by obs column '{perturbation_key}'")
+    if cell_type_key is None:
+        cell_type_key = _cell_type(known, labels)
+        if any(column in known for column in CELL_TYPE if column != "cell_type"):
+            notes.append(f"cell types are named by obs column '{cell_type_key}'")
+    if control is None and perturbation_key in known:
+        control, why = _control(known, labels, perturbation_key)
+        notes.append(f"the control is '{control}', {why}")
+    if control is None:
+        control = CONTROLS[0]  # the missing column is named by its reader
+    notes += _also(known, labels, perturbation_key, control)
+    return Named(perturbation_key, cell_type_key, control, notes)
+
+
+def _perturbation(known: Sequence[str], labels: Labels) -> str:
+    found = [column for column in PERTURBATION if column in known]
+    if "perturbation" in found:
+        names = {name.lower() for name in labels("perturbation")[1]}
+        if not ("gene_target" in found and names <= GLOBAL):
+            return "perturbation"
+        found.remove("perturbation")  # as of pertpy: it says whether a cell is perturbed, not by what
+        return "gene_target"
+    return _only(found, "perturbation", "perturbation_key") or PERTURBATION[0]
+
+
+def _cell_type(known: Sequence[str], labels: Labels) -> str:
+    found = [column for column in CELL_TYPE if column in known]
+    if "cell_type" in found:
+        return "cell_type"
+    varying = [column for column in found if len(labels(column)[1]) > 1]
+    if len(varying) > 1 and any(not _same(labels(varying[0])[0], labels(other)[0]) for other in varying[1:]):
+        _only(varying, "cell type", "cell_type_key")
+    return next(iter(varying or found), CELL_TYPE[0])
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two columns divide the cells in the same way."""
+    pairs = len(np.unique(np.stack([a, b]), axis=1).T)
+    return pairs == len(np.unique(a)) == len(np.unique(b))
+
+
+def _only(found: Sequence[str], what: str, argument: str) -> str | None:
+    if len(found) > 1:
+        raise EvaeError(
+            f'several obs columns could name the {what} ({", ".join(found)}); say which: {argument}="{found[0]}".'
+        )
+    return found[0] if found else None
+
+
+def _control(known: Sequence[str], labels: Labels, key: str) -> tuple[str, str]:
+    """The label of control cells, and by what it was told."""
+    codes, names = labels(key)
+    if "nperts" in known:
+        counted, numbers = labels("nperts")
+        none = np.isin(counted, [i for i, number in enumerate(numbers) if number in ("0", "0.0")])
+        found = [names[c] for c in np.unique(codes[none]) if c >= 0]
+        if len(found) == 1:
+            return found[0], "of whose cells nperts is 0"
+    else:
+        found = [name for name in names if name.lower().replace(" ", "-") in CONTROLS]
+        if len(found) == 1:
+            return found[0], f"the only usual name of a control in obs column '{key}'"
+    shown = ", ".join(f"'{name}'" for name in (found or names)[:5])
+    what = f"several labels could be the control ({shown})" if found else "no label has a usual name of a control"
+    more = "" if found else f" (labels are {shown}, ...)"
+    raise EvaeError(f"obs column '{key}': {what}{more}; say which is: control=\"{(found or names)[0]}\".")
+
+
+def _also(known: Sequence[str], labels: Labels, key: str, control: str) -> list[str]:
+    """What a user of these columns should know: doses that are put together, combinations of another sign."""
+    notes = []
+    if "dose_value" in known and len(doses := labels("dose_value")[1]) > 1:
+        notes.append(
+            f"dose_value holds {len(doses)} doses; cells of all doses count as one perturbation: keep one dose with "
+            f"where dose_value={doses[-1]}"
+        )
+    if "nperts" in known and key in known:
+        codes, names = labels(key)
+        counted, numbers = labels("nperts")
+        several = np.isin(counted, [i for i, n in enumerate(numbers) if n not in ("0", "0.0", "1", "1.0")])
+        combined = [names[c] for c in np.unique(codes[several]) if c >= 0 and "+" not in names[c]]
+        if combined:
+            notes.append(
+                f"{len(combined)} labels stand for several perturbations (nperts) and hold no '+', such as "
+                f"'{combined[0]}': name their sign when training, as in combination_sign=_"
+            )
+    return notes
