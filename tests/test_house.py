@@ -26,7 +26,14 @@ ROOMS: dict[str, set[str]] = {
     "training/loop": {"training/settings", "training/resume", "common", "models"},
     "training": {"training/settings", "training/loop", "training/resume", "common", "data", "data/streaming", "models"},
     "effects": {"common", "data", "data/streaming", "training", "models"},
-    "inference": {"common", "data", "data/reading", "data/streaming", "models"},
+    "finetuning": {
+        *("training", "training/loop", "training/resume", "training/settings"),
+        *("common", "data", "data/streaming", "models", "inference", "evaluation/cells"),
+    },
+    "inference": {
+        *("common", "data", "data/reading", "data/streaming", "models"),
+        *("evaluation/cells", "evaluation/metrics"),
+    },
     "evaluation/cells": {"common", "data", "data/reading", "data/streaming"},
     "evaluation/metrics": {"common", "evaluation/cells"},
     "evaluation/systems": {"evaluation/cells", "common"},
@@ -53,9 +60,9 @@ ROOMS: dict[str, set[str]] = {
     "cli": {
         *("common", "data", "data/reading", "data/preparing", "data/simulation", "data/streaming", "models"),
         *("training", "training/settings", "inference", "evaluation", "reversion", "study", "hub", "conversion"),
-        *("challenge", "effects", ""),
+        *("challenge", "effects", "finetuning", ""),
     },
-    "": {"models", "inference"},
+    "": {"models", "inference", "finetuning"},
 }
 MAX_FILE = 300
 MAX_FUNCTION = 60

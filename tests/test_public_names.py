@@ -15,7 +15,16 @@ STORED = Path(__file__).with_name("stored_dataset")  # written by evae 0.1.0, ne
 PUBLIC = {
     "evae": (
         *("EvaeARConfig", "EvaeARForCausalLM", "EvaeConfig", "EvaeError", "EvaeFlowConfig", "EvaeFlowModel"),
-        *("EvaeMDLMConfig", "EvaeMDLMModel", "EvaeModel", "EvaeOutput", "EvaeProcessor", "Pipeline", "pipeline"),
+        *(
+            "EvaeMDLMConfig",
+            "EvaeMDLMModel",
+            "EvaeModel",
+            "EvaeOutput",
+            "EvaeProcessor",
+            "Pipeline",
+            "finetune",
+            "pipeline",
+        ),
         *("plot", "reversion", "__version__"),
     ),
     "evae.data": ("CellLoader", "Dataset", "DatasetInfo", "DatasetSplit", "prepare_dataset", "read_split"),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from evae.models import EvaeError, register
 
 if TYPE_CHECKING:
+    from evae.finetuning import finetune
     from evae.inference.pipeline import Pipeline, pipeline
     from evae.models import (
         EvaeARConfig,
@@ -46,6 +47,7 @@ __all__ = [
     "EvaeOutput",
     "EvaeProcessor",
     "Pipeline",
+    "finetune",
     "pipeline",
 ]
 
@@ -57,7 +59,8 @@ if not TYPE_CHECKING:  # a type checker would take every name for granted
             return import_module("evae.plot")
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module("evae.inference.pipeline" if name.lower() == "pipeline" else "evae.models"), name)
+        elsewhere = {"Pipeline": "inference.pipeline", "pipeline": "inference.pipeline", "finetune": "finetuning"}
+        return getattr(import_module(f"evae.{elsewhere.get(name, 'models')}"), name)
 
 
 def __dir__() -> list[str]:

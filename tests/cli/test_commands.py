@@ -25,8 +25,10 @@ COMMANDS = [
     *(
         "prepare",
         "train",
+        "finetune",
         "effects",
         "predict",
+        "predicted-effects",
         "embed",
         "evaluate",
         "reversion",

@@ -329,7 +329,7 @@ def test_controls_may_be_a_file(pipe, controls, tmp_path):
     assert (from_path.X != in_memory.X).nnz == 0
     with pytest.raises(EvaeError, match="no such file"):
         pipe.predict("nowhere.h5ad", name, n_cells=5)
-    with pytest.raises(EvaeError, match="must be an AnnData or the path of an h5ad file, not a DataFrame"):
+    with pytest.raises(EvaeError, match="must be an AnnData or the path of a file of them, not a DataFrame"):
         pipe.predict(controls.to_df(), name, n_cells=5)
 
 

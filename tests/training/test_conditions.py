@@ -11,10 +11,11 @@ import torch
 import evae
 from evae.data.preparing.prepare import prepare_dataset
 from evae.data.simulation.perturb_seq import simulate_perturb_seq
+from evae.data.streaming.mixture import Sources
 from evae.models import EvaeError, EvaeModel
 from evae.training.conditions import N_SAMPLES, control_contexts, read_feature_table
 from evae.training.prior import train_prior
-from evae.training.settings import PriorSettings, load_settings
+from evae.training.settings import load_settings
 from evae.training.tokenizer import train_tokenizer
 
 SHORT = ["max_steps=12", "batch_size=64", "warmup_steps=2", "save_every=6", "eval_every=6", "learning_rate=1e-2"]
@@ -183,7 +184,7 @@ def test_a_context_is_the_mean_embedding_of_the_controls(made, by_context, monke
     assert "cell_type_ids" not in given[0]
     # by name, the stored context of training's controls stands for a cell type
     table = by_context.model.condition.cell_type
-    contexts = control_contexts(EvaeModel.from_pretrained(tokenizer), PriorSettings(dataset=str(dataset)), "cpu", print)
+    contexts = control_contexts(EvaeModel.from_pretrained(tokenizer), Sources([dataset]), 0, "cpu", print)
     assert contexts.shape == (2, N_SAMPLES, 6)
     np.testing.assert_allclose(table.contexts.numpy(), contexts[:, 0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(table(1, torch.tensor([1])), table(1, None, table.contexts[1:]))

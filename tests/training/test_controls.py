@@ -207,7 +207,7 @@ def test_resumes_exactly(toy_screen, data, tokenizer, prior, tmp_path, monkeypat
     def stop(*args, **kwargs):
         raise Stopped
 
-    monkeypatch.setattr("evae.training.prior.save_with_processor", stop)
+    monkeypatch.setattr("evae.training.from_codes.save_with_processor", stop)
     with pytest.raises(Stopped):
         toy_screen.fit(data, tokenizer, tmp_path / "prior")
     monkeypatch.undo()

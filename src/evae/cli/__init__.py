@@ -16,8 +16,10 @@ from evae.cli.convert import convert
 from evae.cli.effects import effects
 from evae.cli.embed import embed
 from evae.cli.evaluate import evaluate
+from evae.cli.finetune import finetune
 from evae.cli.options import in_options
 from evae.cli.predict import predict
+from evae.cli.predicted_effects import predicted_effects
 from evae.cli.prepare import prepare
 from evae.cli.push import push
 from evae.cli.push_dataset import push_dataset
@@ -38,8 +40,10 @@ class InOrder(TyperGroup):
         return [
             "prepare",
             "train",
+            "finetune",
             "effects",
             "predict",
+            "predicted-effects",
             "rank",
             "embed",
             "evaluate",
@@ -91,8 +95,10 @@ def start(
 
 app.command()(prepare)
 app.add_typer(train, name="train")
+app.command()(finetune)
 app.command()(effects)
 app.command()(predict)
+app.command("predicted-effects")(predicted_effects)
 app.command()(rank)
 app.command()(embed)
 app.command()(evaluate)

@@ -14,6 +14,7 @@ from evae.data.streaming.loader import CellLoader
 from evae.hub.dataset_card import published_card
 from evae.hub.model_card import Described, card_names, model_card, what_it_reads
 from evae.hub.upload import Bundle, upload
+from evae.inference.adapter import ADAPTER
 from evae.inference.checkpoint import Checkpoint, load_checkpoint
 from evae.inference.pipeline import Pipeline
 from evae.inference.sampling import knows_by_context, reads_controls
@@ -62,6 +63,11 @@ def push_run(
     if not folder.is_dir():
         raise EvaeError(f"no such folder: {folder}")
     _check_id(repo_id, "model")
+    if (folder / ADAPTER).is_file():
+        raise EvaeError(
+            f"{folder} is an adapter, which is no whole model; push what pipe.model.save_pretrained and "
+            "pipe.processor.save_pretrained write of it, or upload it as it is with `hf upload`."
+        )
     checkpoint = load_checkpoint(folder)
     smoke_test(checkpoint)
     files: dict[str, Path | bytes] = {p.name: p for pattern in MODEL_FILES for p in folder.glob(pattern)}
@@ -177,8 +183,9 @@ def _public_settings(folder: Path, given: list[str]) -> dict[str, Any] | None:
         )
     names = given or [_public_name(place) for place in places]
     settings["dataset"] = names if isinstance(settings["dataset"], list) else names[0]
-    if settings.get("tokenizer"):
-        settings["tokenizer"] = _public_name(settings["tokenizer"])
+    for name in ("tokenizer", "checkpoint"):
+        if settings.get(name):
+            settings[name] = _public_name(settings[name])
     return settings
 
 

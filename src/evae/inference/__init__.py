@@ -1,7 +1,8 @@
 """A checkpoint at work: loaded, told what to predict, drawing cells, embedding cells.
 
 Enters: a checkpoint folder or Hub id, and cells as AnnData or h5ad. Leaves: AnnData of predicted cells, embeddings.
-May import: `models`, `data` and its rooms `reading` and `streaming`, `common`.
+May import: `models`, `data` and its rooms `reading` and `streaming`, `common`, and of `evaluation` how cells are
+scaled and tested.
 """
 
 from typing import TYPE_CHECKING

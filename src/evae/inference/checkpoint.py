@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from evae.common.hub import explain_hub_errors
+from evae.inference.adapter import ADAPTER, base_of, merged
 from evae.models import register
 from evae.models.contract_evae import EvaeError
 
@@ -56,7 +57,8 @@ def load_checkpoint(path_or_id: str | Path, revision: str | None = None) -> Chec
     """Load a model and its processor.
 
     Args:
-        path_or_id: a folder written by training or `save_pretrained`, or a Hub id.
+        path_or_id: a folder written by training or `save_pretrained`, or a Hub id; of a whole model, or of an adapter,
+            which is merged into the checkpoint that it stands on.
         revision: branch, tag or commit of a Hub id.
 
     Raises:
@@ -68,6 +70,8 @@ def load_checkpoint(path_or_id: str | Path, revision: str | None = None) -> Chec
     if not folder.is_dir():
         folder = _download(str(path_or_id), revision)
         commit = folder.name  # the Hub cache names a snapshot's folder by its commit
+    if (folder / ADAPTER).is_file():
+        return _with_adapter(folder, str(path_or_id), commit)
     shapes = _check_files(folder, str(path_or_id))
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -79,6 +83,22 @@ def load_checkpoint(path_or_id: str | Path, revision: str | None = None) -> Chec
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise EvaeError(f"{path_or_id} cannot be loaded ({_first_line(error)}); {MEND}.") from error
     checkpoint = Checkpoint(model.eval(), processor, str(path_or_id), commit)
+    _check_sizes(checkpoint)
+    return checkpoint
+
+
+def _with_adapter(folder: Path, name: str, commit: str) -> Checkpoint:
+    """The checkpoint that an adapter stands on, with the adapter merged into it."""
+    path, revision = base_of(folder, name)
+    try:
+        base = load_checkpoint(path, revision)
+    except EvaeError as error:
+        raise EvaeError(f"the adapter {name} stands on {path}, which cannot be loaded: {error}") from None
+    if not base.is_prior:
+        raise EvaeError(f"the adapter {name} stands on {path}, which is a tokenizer; fine-tune a prior.")
+    _read_json(folder, PROCESSOR, name)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    checkpoint = Checkpoint(merged(base.model, folder, name), processor, name, commit)
     _check_sizes(checkpoint)
     return checkpoint
 

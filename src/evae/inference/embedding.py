@@ -17,6 +17,7 @@ import torch
 from evae.common.prefetch import prefetch
 from evae.common.progress import Advance, no_progress, progress_bar
 from evae.data.reading.anndata_counts import AnnDataCounts, Counts
+from evae.data.reading.anndata_file import as_anndata
 from evae.data.reading.panel import over_panel
 from evae.inference.checkpoint import Checkpoint
 from evae.inference.devices import choose_device
@@ -116,8 +117,14 @@ def embed_cells(
     """Embeddings of all cells of an AnnData, float32 (cells, width), and what they are.
 
     Raises:
-        EvaeError: counts that are not raw, cells without counts, too little gene coverage, unknown kind.
+        EvaeError: counts that are not raw, cells without counts, too little gene coverage, unknown kind, or cells that
+            cannot be written into.
     """
+    if as_anndata(adata, "the cells") is not adata:
+        raise EvaeError(
+            "embed writes into the cells, which it cannot into a file or a part of a backed AnnData; give cells in "
+            "memory (adata.to_memory()), or embed a file with `evae embed`."
+        )
     source = AnnDataCounts(adata, layer)
     encoder = CellEncoder.align(checkpoint, source, kind, device)
     with progress_bar(progress) as bar:

@@ -11,17 +11,15 @@ from typing import Any
 
 import anndata as ad
 import pandas as pd
-import scipy.sparse as sp
 import torch
 
 from evae.data.format import Pair
-from evae.data.reading.anndata_file import as_anndata
 from evae.inference.checkpoint import Checkpoint, load_checkpoint
 from evae.inference.devices import choose_device
-from evae.inference.embedding import embed_cells, gene_coverage, said_coverage
+from evae.inference.embedding import embed_cells, gene_coverage
+from evae.inference.predicted_effects import KEY, Compared, effects_in
 from evae.inference.prediction import Request, change_cells, predict_cells
-from evae.inference.request import planned_genes, whole_counts
-from evae.inference.sampling import panel_batches
+from evae.inference.reconstruction import reconstruct_cells
 from evae.inference.scoring import Scoring, rank_cells, score_cells
 from evae.models.contract_evae import EvaeError
 
@@ -166,6 +164,32 @@ class Pipeline:
         request = Request.of(perturbation, cell_type, options)
         return change_cells(self._prior(request.batch_size), controls, request, self.device)
 
+    def effects(
+        self,
+        predicted: ad.AnnData | str | Path,
+        controls: ad.AnnData | str | Path,
+        *,
+        redraws: int = 3,
+        key_added: str = KEY,
+        **options: Any,
+    ) -> pd.DataFrame:
+        """Which genes change in predicted cells, and how sure the model is of each.
+
+        Args:
+            predicted: cells from `predict`; `uns[key_added]` gets the layout of scanpy's `rank_genes_groups`.
+            controls: the control cells that they were predicted from.
+            redraws: further predictions, from other controls and seeds, that tell the spread of fold changes.
+            key_added: where to write.
+            **options: see `evae.inference.predicted_effects.Compared`, and `predict`.
+
+        Returns:
+            DataFrame, see `evae.inference.predicted_effects.effects_of`.
+
+        Raises:
+            EvaeError: cells of another panel, or without controls of their type; and as `predict`.
+        """
+        return effects_in(self._prior(), self.predict, predicted, controls, Compared.of(redraws, key_added, options))
+
     def score(
         self,
         cells: ad.AnnData | str | Path,
@@ -239,11 +263,6 @@ class Pipeline:
             EvaeError: counts that are not raw, cells without counts, too little gene coverage, unknown kind, or a view
                 of a backed AnnData.
         """
-        if as_anndata(adata, "the cells") is not adata:
-            raise EvaeError(
-                "embed writes into the cells, which it cannot into a file or a part of a backed AnnData; give cells "
-                "in memory (adata.to_memory()), or embed a file with `evae embed`."
-            )
         adata.obsm[key], facts = embed_cells(self.checkpoint, adata, kind, layer, self.device, progress)
         adata.uns[key] = facts
         return adata
@@ -263,23 +282,7 @@ class Pipeline:
             AnnData of the same cells and obs, raw counts over the gene panel, genes named as in `adata`. Unlike a
             prediction, each cell keeps its own library size.
         """
-        adata = as_anndata(adata, "the cells", layer)
-        tokenizer, generator = self.checkpoint.tokenizer, self._generator(seed)
-        blocks = []
-        with torch.inference_mode():
-            for batch in panel_batches(
-                self.processor, adata, device=self.device, title="reconstructing cells", progress=progress
-            ):
-                codes = tokenizer.encode(batch["counts"], batch["gene_ids"])
-                counts = tokenizer.sample_counts(codes, batch["library_size"], generator)
-                blocks.append(whole_counts(counts, generator))
-        facts = {
-            "seed": seed,
-            "gene_coverage": said_coverage(self.processor, adata, "the cells"),
-        } | self.checkpoint.provenance()
-        X = sp.vstack(blocks, format="csr")
-        var = planned_genes(self.processor, adata)
-        return ad.AnnData(X=X, obs=adata.obs.copy(), var=var, uns={"evae": facts})
+        return reconstruct_cells(self.checkpoint, adata, seed, layer, self.device, progress)
 
     def gene_coverage(self, adata: ad.AnnData) -> float:
         """Share of the model's gene panel, 0 to 1, that `adata` measures."""
@@ -291,9 +294,6 @@ class Pipeline:
         if batch_size < 1:
             raise EvaeError(f"batch_size is {batch_size}; give at least 1.")
         return self.checkpoint
-
-    def _generator(self, seed: int) -> torch.Generator:
-        return torch.Generator(device=self.device).manual_seed(seed)
 
 
 def _some(names: Sequence[str]) -> str:

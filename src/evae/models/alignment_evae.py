@@ -1,12 +1,15 @@
-"""Alignment of loaded weights: they are copied to memory from torch, at addresses that are multiples of 64 bytes.
+"""What loading does to weights and tables: it aligns them, and makes room for larger ones.
 
-safetensors maps a file into memory, so the address of a tensor depends on its offset in the file. On some processors
-matrix products round differently at unaligned addresses. A loaded model would then draw other cells than the saved one.
+Weights are copied to memory from torch, at addresses that are multiples of 64 bytes. safetensors maps a file into
+memory, so the address of a tensor depends on its offset in the file. On some processors matrix products round
+differently at unaligned addresses. A loaded model would then draw other cells than the saved one.
 """
 
 import ctypes
 import itertools
 import mmap
+import operator
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -57,3 +60,26 @@ def release_pages(tensor: Tensor, files: list[range]) -> None:
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     if start < end and any(start in file and end - 1 in file for file in files):
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+
+def grow_to_fit(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str) -> bool:
+    """Make room for larger tables that are about to be loaded: an adapter brings those of a grown vocabulary.
+
+    Args:
+        module: whose own weights and buffers may be smaller than the loaded ones, not those of its layers.
+        state_dict, prefix: as `Module._load_from_state_dict` is given them.
+
+    Returns:
+        whether something grew.
+    """
+    own = {
+        name: tensor for name, tensor in [*module._parameters.items(), *module._buffers.items()] if tensor is not None
+    }
+    loaded = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
+    larger = {n: new for n, new in loaded.items() if any(map(operator.gt, new.shape, own[n].shape))}
+    for name, new in larger.items():
+        room = own[name].detach().new_zeros(new.shape)
+        setattr(module, name, nn.Parameter(room, own[name].requires_grad) if name in module._parameters else room)
+    if isinstance(module, nn.Embedding):
+        module.num_embeddings = len(module.weight)
+    return bool(larger)

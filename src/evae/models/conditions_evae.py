@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .alignment_evae import grow_to_fit
 from .contract_evae import EvaeError
 from .layers_evae import check_ids, log_library
 from .randomness_evae import Randomness, draw_uniform
@@ -111,6 +112,11 @@ class PerturbationTable(nn.Embedding):
         features = features.float()
         self.features.copy_((features - features.mean()) / features.std().clamp_min(1e-8))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if grow_to_fit(self, state_dict, prefix):
+            self.n_known = self.num_embeddings - 1 + (0 if self.projection is None else len(self.features))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def forward(self, n_cells: int, ids: Tensor | None) -> Tensor:
         """Vectors (cells, width) of ids (cells,), or (cells, parts) of combinations, where -1 is no part."""
         if ids is None:
@@ -150,6 +156,16 @@ class CellTypeTable(nn.Embedding):
             self.register_buffer("mean", torch.zeros(size))
             self.register_buffer("std", torch.ones(size))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if grow_to_fit(self, state_dict, prefix):
+            self.n_known = len(self.contexts) if self.by_context else self.num_embeddings - 1
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def add_contexts(self, contexts: Tensor) -> None:
+        """Store those of `contexts` (cell types, embedding) whose cell type has none; what they are scaled by stays."""
+        lacking = self.contexts.abs().sum(1, keepdim=True) == 0
+        self.contexts.copy_(torch.where(lacking, contexts.to(self.contexts), self.contexts))
+
     def set_contexts(self, contexts: Tensor) -> None:
         """Store the contexts of the training cell types, (cell types, embedding)."""
         self.contexts.copy_(contexts)
@@ -180,6 +196,13 @@ class CellTypeTable(nn.Embedding):
 
     def _project(self, contexts: Tensor) -> Tensor:
         return self.projection(((contexts - self.mean) / self.std).to(self.weight.dtype))
+
+
+def tell_sizes(config: Any, condition: Any) -> None:
+    """Set the sizes of vocabularies in a configuration: they grew where an adapter was loaded that knows more."""
+    config.n_perturbations, config.n_cell_types = condition.perturbation.n_known, condition.cell_type.n_known
+    if condition.effect is not None:
+        config.n_effects = condition.effect.table.shape[1]
 
 
 def init_condition_buffers(module: nn.Module) -> None:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from .conditions_evae import ConditionEmbedding, TimeEmbedding, init_condition_buffers
+from .conditions_evae import ConditionEmbedding, TimeEmbedding, init_condition_buffers, tell_sizes
 from .configuration_evae import COUNTS
 from .contract_evae import EvaeError, near_matches
 from .layers_evae import ModulatedBlock, modulate
@@ -105,6 +105,10 @@ class EvaePrior(EvaePreTrainedModel):
     def set_tokenizer(self, tokenizer: nn.Module) -> None:
         """Copy the weights of a trained tokenizer into the nested one."""
         self.tokenizer.load_state_dict(tokenizer.state_dict())
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        tell_sizes(self.config, self.condition)
+        super().save_pretrained(save_directory, **kwargs)
 
     def set_statistics(self, tokens: Tensor) -> None:
         """Set statistics of the training cells' codes or latents before the first step; by default there are none."""
@@ -198,11 +202,8 @@ class EvaePrior(EvaePreTrainedModel):
     def _draw(self, condition: Tensor, prompt: Tensor | None, streams: CellStreams, guidance_scale: float) -> Tensor:
         """Draw codes or latents. A subclass may add arguments: they are its sampling options.
 
-        Args:
-            condition: from `_sampling_conditions`.
-            prompt: tokens of the source cells; as many rows as `condition`.
-            streams: random numbers of the cells.
-            guidance_scale: strength of classifier-free guidance.
+        `condition` is from `_sampling_conditions`; `prompt` are the tokens of the source cells, as many rows; `streams`
+        the random numbers of the cells.
         """
         raise NotImplementedError
 
@@ -231,9 +232,8 @@ class EvaePrior(EvaePreTrainedModel):
             n_cells: number of cells to draw; as many as there are conditions if None.
             generator: source of randomness: a torch generator, or `CellStreams`, which has a stream for every cell.
             guidance_scale: strength of classifier-free guidance; 1 is the model as trained, None the configuration's.
-            guide: what the null is: the "control" in the place of the perturbation, no "perturbation", or none of "all"
-                (perturbation and cell type). None takes the control in a prior that reads control cells, else no
-                perturbation.
+            guide: the null: the "control" for the perturbation, no "perturbation", or none of "all" (perturbation and
+                cell type). None takes the control in a prior that reads control cells, else no perturbation.
             context: mean tokenizer embedding of the control cells, (cells, embedding). It replaces `cell_type_ids` in a
                 prior with `cell_type_context`.
             source_latents: of the source cells, before quantization, (cells, source_cells, latents, latent_width), in a

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .alignment_evae import grow_to_fit
 from .contract_evae import EvaeError
 from .layers_evae import log_library
 from .randomness_evae import Randomness, draw_uniform
@@ -106,6 +107,16 @@ class EffectEmbedding(nn.Module):
         self.table.copy_(table.nan_to_num())
         known = table[~table.isnan()]
         self.scale.copy_(known.square().mean().sqrt().clamp_min(1e-6) if len(known) else torch.ones(()))
+
+    def add_to_table(self, table: Tensor) -> None:
+        """Store those of the effects that are not known yet; what they are scaled by stays."""
+        known = self.known.clone()
+        self.known.copy_(torch.maximum(known, (~table.isnan().any(2)).to(known)))
+        self.table.copy_(torch.where(known.unsqueeze(2) > 0, self.table, table.nan_to_num().to(self.table)))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        grow_to_fit(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def effects(self) -> Tensor:
         """`table` with NaN where an effect is not known."""

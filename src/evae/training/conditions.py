@@ -175,31 +175,36 @@ def set_conditions(
     cells: Mapping[str, EncodedCells],
     processor: EvaeProcessor,
     vocabulary: Vocabulary,
+    sources: Sources,
     settings: PriorSettings,
     device: torch.device,
     check_stop: StopCheck,
+    trained: bool = False,
 ) -> None:
     """Give the prior its feature vectors and contexts, and the encoded cells their ids and contexts.
 
     Args:
         prior: built for `vocabulary`.
         cells: split -> encoded cells, changed in place.
+        sources: that they are of.
         check_stop: called at every batch that is read, see `evae.training.loop.stopping`.
+        trained: whether the prior was trained before, and keeps the features and contexts that it has.
     """
-    if len(vocabulary.features):
+    if len(vocabulary.features) and not trained:
         prior.condition.perturbation.set_features(torch.from_numpy(vocabulary.features))
     ids = processor.perturbation_ids(processor.perturbations).numpy().astype(np.int32)
     for part in cells.values():
         part.perturbation_ids = ids[part.perturbation_ids]
     if prior.config.cell_type_context:
-        contexts = control_contexts(prior.tokenizer, settings, device, check_stop)
-        prior.condition.cell_type.set_contexts(torch.from_numpy(contexts[:, 0]))
+        contexts = control_contexts(prior.tokenizer, sources, settings.seed, device, check_stop)
+        table = prior.condition.cell_type
+        (table.add_contexts if trained else table.set_contexts)(torch.from_numpy(contexts[:, 0]))
         cells["train"].contexts, cells["validation"].contexts = contexts, contexts[:, :1]
 
 
 @torch.no_grad()
 def control_contexts(
-    tokenizer: Any, settings: PriorSettings, device: torch.device, check_stop: StopCheck
+    tokenizer: Any, sources: Sources, seed: int, device: torch.device, check_stop: StopCheck
 ) -> np.ndarray:
     """Mean embeddings of every cell type's training controls, float32 (cell types, N_SAMPLES, embedding).
 
@@ -209,7 +214,6 @@ def control_contexts(
     Raises:
         EvaeError: a cell type of the training cells has no controls.
     """
-    sources = Sources(settings.datasets, settings.dataset_weights)
     info = sources.info
     control = info.perturbations.index(info.control)
     tokenizer.to(device).eval()
@@ -223,7 +227,7 @@ def control_contexts(
                 if len(found[kind]) < MAX_CONTROLS:
                     found[kind].append(vector)
     seen = info.statistics["cell_counts"]["train"]
-    rng, width = np.random.default_rng(settings.seed), tokenizer.config.embedding_size
+    rng, width = np.random.default_rng(seed), tokenizer.config.embedding_size
     contexts = np.zeros((len(info.cell_types), N_SAMPLES, width), dtype=np.float32)
     for kind, vectors in enumerate(found):
         if not vectors:

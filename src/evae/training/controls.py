@@ -24,8 +24,9 @@ EFFECT_DRAWS = 8  # of every effect within its error
 
 
 def set_prompts(
-    prior: Any, cells: dict[str, EncodedCells], encoder: Encoder, settings: PriorSettings, folder: Path
-) -> Callable[[], None]:
+    prior: Any, cells: dict[str, EncodedCells], encoder: Encoder, settings: PriorSettings, folder: Path,
+    trained: bool = False,
+) -> Callable[[], None]:  # fmt: skip
     """Give the encoded cells their source cells and known effects, and the prior what it must keep of them.
 
     Args:
@@ -34,6 +35,8 @@ def set_prompts(
         encoder: of these cells.
         settings: of the training.
         folder: of the run, which may keep pairs from before.
+        trained: whether the prior was trained before. It keeps its statistics and the effects that it knows; effects
+            that a cell type could only have from its own cells are then told to it, since new cells often are of one.
 
     Returns:
         what writes the pairs into the folder, once it is this run's.
@@ -51,14 +54,17 @@ def set_prompts(
     if prior.source is not None:
         pairs, keep = _pairs(prior.config, measured, encoder, settings, folder)
         copies = [encoder.controls(control, copy) for copy in range(1, 1 + COPIES)]
-        prior.source.set_statistics(torch.from_numpy(cells["train"].latents))
+        if not trained:
+            prior.source.set_statistics(torch.from_numpy(cells["train"].latents))
     pairs["train"] = pairs["train"][np.searchsorted(firsts, whole)]
     pools = control_pools(measured, copies, control)
     size = (len(info.perturbations), len(info.cell_types))
-    table, effects = known_effects(measured["train"], *size, control, settings.seed)
-    told = effects if prior.condition.effect is not None else None
-    if prior.condition.effect is not None:
-        prior.condition.effect.set_table(torch.from_numpy(table))
+    table, effects = known_effects(measured["train"], *size, control, settings.seed, own=trained)
+    of_prior, told = prior.condition.effect, None
+    if of_prior is not None:
+        (of_prior.add_to_table if trained else of_prior.set_table)(torch.from_numpy(table))
+        kept = of_prior.effects()[:-1].reshape(1, -1, table.shape[2]).cpu().numpy()
+        told = np.where(np.isnan(effects), kept, effects)  # what only the cells before tell of a pair
     for split in SPLITS:
         rows = cells[split].cell_type_ids.astype(np.int32) * size[0] + cells[split].perturbation_ids
         cells[split].prompts = Prompts(pools[split], pairs[split], prior.config.source_cells, told, rows)
@@ -93,13 +99,19 @@ def control_pools(
 
 
 def known_effects(
-    train: EncodedCells, n_perturbations: int, n_cell_types: int, control: int, seed: int
+    train: EncodedCells, n_perturbations: int, n_cell_types: int, control: int, seed: int, own: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The table of effects (see `effect_table`), and draws of each within its error as `Prompts` holds them."""
+    """The table of effects (see `effect_table`), and draws of each within its error as `Prompts` holds them.
+
+    With `own`, a cell type is told the effect in its own cells where no other one tells of it.
+    """
     table, errors = effect_table(
         train.latents.reshape(len(train), -1), train.perturbation_ids, train.cell_type_ids,
         n_perturbations=n_perturbations, n_cell_types=n_cell_types, control=control,
     )  # fmt: skip
+    if own:
+        errors = np.where(np.isnan(table), errors[-1], errors)
+        table = np.where(np.isnan(table), table[-1], table)
     drawn = np.random.default_rng(seed).normal(size=(EFFECT_DRAWS, *table.shape)).astype(np.float32)
     drawn[0] = 0
     return table, (table + drawn * errors)[:, :-1].reshape(EFFECT_DRAWS, -1, table.shape[2])

@@ -28,6 +28,20 @@ def fit_library_sizes(cells: EncodedCells, whole: np.ndarray, info: DatasetInfo)
     return library_model(cells.library_size[rows], *labels, list(info.perturbations), list(info.cell_types), control)
 
 
+def extended(former: dict[str, Any] | None, new: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The `library_model` of a trained prior with what new cells tell of names that it does not know."""
+    if former is None or new is None:
+        return former or new
+    shift = new["mean"] - former["mean"]
+    names = {name: change + shift for name, change in new["perturbations"].items()}
+    return former | {
+        "perturbations": names | former["perturbations"],
+        "cell_types": new["cell_types"] | former["cell_types"],
+        "lowest": min(former["lowest"], new["lowest"]),
+        "highest": max(former["highest"], new["highest"]),
+    }
+
+
 def library_model(
     library_size: np.ndarray,
     perturbation: np.ndarray,

@@ -1,21 +1,16 @@
 """Stage 2: train a prior over the codes of a frozen tokenizer, conditioned on perturbation and cell type."""
 
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
-from evae.common.digests import weights_digest
 from evae.common.progress import console
 from evae.data.format import AnyDataset, Dataset, DatasetInfo
-from evae.data.streaming.mixture import Mixture, Sources
+from evae.data.streaming.mixture import Sources
 from evae.models.configuration_evae import EvaeConfig
 from evae.models.configuration_evae_prior import EvaeARConfig, EvaeFlowConfig, EvaeMDLMConfig
 from evae.models.contract_evae import EvaeError, near_matches
@@ -25,22 +20,14 @@ from evae.models.modeling_evae_flow import EvaeFlowModel
 from evae.models.modeling_evae_mdlm import EvaeMDLMModel
 from evae.models.no_tokenizer_evae import NoTokenizer
 from evae.models.processing_evae import EvaeProcessor
-from evae.training.batch_cells import named_cells
-from evae.training.codes import CodeBatches, EncodedCells, cells_batches
-from evae.training.conditions import Vocabulary, perturbation_vocabulary, set_conditions
-from evae.training.controls import set_prompts
-from evae.training.encoder import Encoder
-from evae.training.guidance import choose_guidance
-from evae.training.library import fit_library_sizes
+from evae.training.conditions import Vocabulary, perturbation_vocabulary
+from evae.training.from_codes import Beginning, train_from
 from evae.training.loop.claim import claimed_folder
-from evae.training.loop.setup import make_accelerator, say_where
-from evae.training.loop.stage import Stage
-from evae.training.loop.steps import train
+from evae.training.loop.setup import make_accelerator
 from evae.training.loop.stopping import StopCheck, stopping_together
-from evae.training.loop.validation import Batch, take_cells
 from evae.training.resume.run_folder import FINISHED, RunFolder
 from evae.training.settings import PriorSettings, check_model_settings
-from evae.training.tokenizer import fingerprint, make_processor, report_finished, save_with_processor
+from evae.training.tokenizer import make_processor, report_finished
 
 PRIORS: dict[str, tuple[Any, Any]] = {
     "evae_ar": (EvaeARConfig, EvaeARForCausalLM),
@@ -123,27 +110,9 @@ def _train_on(
     config = build_config(config_class, tokenizer.config, vocabulary, processor, info, fields)
     prior = model_class(config)
     prior.set_tokenizer(tokenizer)
-    say_where(accelerator)
-    splits = ("train", "validation")
-    encoder = Encoder(sources, tokenizer, config.reads_controls, accelerator, check_stop)
-    cells = {split: encoder.split(split, settings.thinned_copies * (split == "train")) for split in splits}
-    prior.set_statistics(torch.from_numpy(cells["train"].codes))
-    processor.library_model = fit_library_sizes(cells["train"], encoder.whole_rows(settings.thinned_copies), info)
-    keep = set_prompts(prior, cells, encoder, settings, run.path) if config.reads_controls else None
-    set_conditions(prior, cells, processor, vocabulary, settings, accelerator.device, check_stop)
-    check_stop()
-    cell_type = "context" if config.cell_type_context else "cell_type_ids"
-    stage = Stage(
-        title="prior",
-        inputs=(prior.training_input, "perturbation_ids", cell_type, "library_size", *_inputs_from_controls(config)),
-        validation=validation_codes(cells["validation"], sources, settings),
-        save=partial(save_prior, processor=processor, cells=cells["validation"], run=run, settings=settings),
-        fingerprint=fingerprint(info, weights_digest(tokenizer), *vocabulary.digest(), *sources.order()),
-        named_cells=partial(named_cells, sources),
-        keep=keep,
+    return train_from(
+        Beginning(prior, tokenizer, processor, vocabulary, sources), settings, accelerator, run, check_stop
     )
-    batches = training_codes(cells["train"], sources, settings, accelerator)
-    return train(prior, batches, settings, accelerator=accelerator, run=run, stage=stage)
 
 
 def build_config(
@@ -203,53 +172,3 @@ def load_tokenizer(path_or_id: str, info: DatasetInfo) -> EvaeModel:
             "tokenizer on it."
         )
     return tokenizer.eval().requires_grad_(False)
-
-
-def save_prior(
-    prior: Any, folder: Path, *, processor: EvaeProcessor, cells: EncodedCells, run: RunFolder, settings: PriorSettings
-) -> None:
-    """Write the finished prior; one that reads controls gets its default guidance scale first."""
-    if prior.config.reads_controls and prior.config.control_id >= 0:
-        scale, curve = choose_guidance(prior.eval(), cells, prior.config.control_id, settings.seed)
-        prior.config.guidance_scale, prior.config.guidance_curve = scale, curve
-        run.log(step=settings.max_steps, guidance_scale=scale, guidance_curve=curve)
-        console().print(
-            f"default guidance scale {scale:g}; distance of the means on validation cells by scale: "
-            + ", ".join(f"{name} {value:.3g}" for name, value in curve.items()),
-            highlight=False,
-        )
-    save_with_processor(prior, folder, processor)
-
-
-def _inputs_from_controls(config: Any) -> list[str]:
-    sources = ["source_latents", "source_library_size"] if config.source_cells else []
-    return sources + (["effect"] if config.condition_on_effect else [])
-
-
-def _of_each(cells: EncodedCells, sources: Sources, split: str) -> list[EncodedCells]:
-    """The encoded cells dataset by dataset."""
-    sizes = [info.n_cells[split] for info in sources.infos]
-    copies = len(cells) // sum(sizes)
-    ends = np.cumsum([0, *(copies * n for n in sizes)]).tolist()
-    return [cells.part(slice(start, stop)) for start, stop in pairwise(ends)]
-
-
-def training_codes(
-    cells: EncodedCells, sources: Sources, settings: PriorSettings, accelerator: Accelerator
-) -> CodeBatches | Mixture:
-    """An endless source of this rank's training batches."""
-    rank, ranks = accelerator.process_index, accelerator.num_processes
-    if len(sources) == 1:
-        return CodeBatches(cells, settings.batch_size, settings.seed, rank, ranks)
-    quotas = sources.batch_quotas(settings.batch_size, ranks)
-    parts = zip(_of_each(cells, sources, "train"), quotas, strict=True)
-    return Mixture([CodeBatches(part, quota, settings.seed, rank, ranks) for part, quota in parts], ranks)
-
-
-def validation_codes(cells: EncodedCells, sources: Sources, settings: PriorSettings) -> list[Batch]:
-    """At most `eval_cells` validation cells, of each dataset its share."""
-    taken = []
-    quotas = sources.quotas(settings.eval_cells, "eval_cells")
-    for part, quota in zip(_of_each(cells, sources, "validation"), quotas, strict=True):
-        taken += take_cells(cells_batches(part, settings.batch_size), quota)
-    return taken

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +75,15 @@ def _train_on(
     model = EvaeModel(build_config(info, fields))
     if run.latest_checkpoint() is None or settings.overwrite:
         calibrate(model.to(accelerator.device), sources, settings)
+    return train_from(model, make_processor(info), sources, settings, accelerator, run, check_stop)
+
+
+def train_from(
+    model: EvaeModel, processor: EvaeProcessor, sources: Sources, settings: TokenizerSettings, accelerator: Accelerator,
+    run: RunFolder, check_stop: StopCheck, weights: str = "",
+) -> Path:  # fmt: skip
+    """Train a tokenizer, new or trained before; `weights` is the digest of the latter's."""
+    info = sources.info
     loader = sources.training_batches(
         settings.batch_size, settings.seed, accelerator.process_index, accelerator.num_processes
     )
@@ -82,10 +91,10 @@ def _train_on(
         title="tokenizer",
         inputs=INPUTS,
         validation=validation_cells(sources, settings),
-        save=lambda trained, folder: save_with_processor(trained, folder, make_processor(info)),
+        save=lambda trained, folder: save_with_processor(trained, folder, processor),
         tally=tally_codes(model.config.codebook_size if model.config.quantizer != "gaussian" else None),
         summarise=summarise_codes,
-        fingerprint=fingerprint(info, *sources.order()),
+        fingerprint=fingerprint(info, *[weights] * bool(weights), *sources.order()),
         named_cells=partial(named_cells, sources),
     )
     say_where(accelerator)
@@ -146,10 +155,15 @@ def summarise_codes(sums: dict[str, Tensor]) -> dict[str, float]:
     return metrics
 
 
-def save_with_processor(model: Any, folder: Path, processor: EvaeProcessor) -> None:
-    """Write a self-contained model folder inside the run's: weights, configuration, code, processor."""
+def save_with_processor(
+    model: Any, folder: Path, processor: EvaeProcessor, write: Callable[[Path], None] | None = None
+) -> None:
+    """Write a self-contained model folder inside the run's: weights, configuration, code, processor.
+
+    `write` writes the model otherwise, as an adapter.
+    """
     with explain_disk_errors(f"the finished model to {folder.parent}", THEN_RESUME, folder):
-        model.save_pretrained(folder)
+        (write or model.save_pretrained)(folder)
         processor.save_pretrained(folder)
 
 

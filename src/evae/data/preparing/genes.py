@@ -20,6 +20,7 @@ from evae.data.reading.file_counts import FileCounts
 from evae.models.contract_evae import EvaeError, check_unique
 from evae.models.genes_evae import GeneColumns, case_hint, ensembl_id, match_genes
 
+OF_MODEL = "preprocessor_config.json"  # holds the panel of a trained model
 SHOWN = 100  # absent genes named in the report
 
 
@@ -66,11 +67,15 @@ def parse_genes(genes: str | Path) -> tuple[int | None, list[str] | None]:
 
 
 def read_panel(path: str | Path) -> list[str]:
-    """Gene names from a text file (one a line, # skipped), JSON (a list, or key `genes`), or a dataset folder."""
+    """Gene names from a text file (one a line, # skipped), JSON (a list, or key `genes`), a dataset or model folder."""
     path = Path(path)
+    if (path / OF_MODEL).is_file():
+        path = path / OF_MODEL
     table = path / "genes.parquet" if path.is_dir() else path
     if not table.is_file():
-        raise EvaeError(f"'{path}' is neither 'all', 'hvg:N', nor a panel file or a dataset folder that exists.")
+        raise EvaeError(
+            f"'{path}' is neither 'all', 'hvg:N', nor a panel file, a dataset folder or a model folder that exists."
+        )
     if table.suffix == ".parquet":
         return _dataset_panel(table)
     try:

@@ -9,7 +9,7 @@ one pass through the dataset that takes longest, the one with most training cell
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from evae.data.format import AnyDataset, Dataset, DatasetInfo
 from evae.data.streaming.loader import CellLoader, SparseBatch
+from evae.data.streaming.onto import Onto
 from evae.data.streaming.order import MOST_LANES, PLACE
 from evae.data.streaming.united import united
 from evae.models.contract_evae import EvaeError
@@ -32,16 +33,20 @@ class Ids:
 
     Attributes:
         perturbation, cell_type: int64, by the dataset's own id.
+        gene: likewise, over another panel; None where the panel is the dataset's own.
     """
 
     perturbation: torch.Tensor
     cell_type: torch.Tensor
+    gene: torch.Tensor | None = None
 
     def __call__(self, batch: SparseBatch) -> SparseBatch:
         ids = {
             "perturbation_ids": self.perturbation[batch["perturbation_ids"]],
             "cell_type_ids": self.cell_type[batch["cell_type_ids"]],
         }
+        if self.gene is not None:
+            ids["gene_ids"] = self.gene.to(batch["gene_ids"].dtype)[batch["gene_ids"].long()]
         return {**batch, **ids}
 
 
@@ -52,6 +57,7 @@ class Sources:
         datasets: folders, Hub ids or open datasets.
         weights: how many cells of each a batch holds, in proportion; by the numbers of training cells if empty, so
             that every cell is seen equally often.
+        onto: a model whose panel and vocabularies they are read over; their own if None.
 
     Attributes:
         datasets: open, in the order given.
@@ -63,17 +69,21 @@ class Sources:
         EvaeError: datasets over different panels or with different controls, weights that do not fit.
     """
 
-    def __init__(self, datasets: Sequence[AnyDataset], weights: Sequence[float] = ()):
+    def __init__(self, datasets: Sequence[AnyDataset], weights: Sequence[float] = (), onto: Onto | None = None):
         self.datasets = [Dataset.open(dataset) for dataset in datasets]
-        self.infos = [dataset.info for dataset in self.datasets]
+        self.infos = [dataset.info if onto is None else onto.carried(dataset) for dataset in self.datasets]
         if weights and len(weights) != len(datasets):
             raise EvaeError(f"{len(weights)} dataset_weights for {len(datasets)} datasets; give one for each.")
         if any(not 0 < weight < math.inf for weight in weights):
             raise EvaeError(f"dataset_weights are {list(weights)}; give numbers above 0.")
         parts = np.array(weights or [info.n_cells["train"] for info in self.infos], dtype=float)
         self.shares: list[float] = (parts / (parts.sum() or 1)).tolist()
-        self.info = self.infos[0] if len(self.infos) == 1 else united(self.datasets, self.shares)
-        self._ids = [_ids(info, self.info) for info in self.infos]
+        named = [replace(dataset, info=info) for dataset, info in zip(self.datasets, self.infos, strict=True)]
+        self.info = self.infos[0] if len(self.infos) == 1 else united(named, self.shares)
+        self.info = self.info if onto is None else onto.grown(self.info)
+        places = [None if onto is None else torch.from_numpy(onto.places(d.info)) for d in self.datasets]
+        self._ids = [_ids(info, self.info, place) for info, place in zip(self.infos, places, strict=True)]
+        self._as_stored = len(self.datasets) == 1 and onto is None
 
     def __len__(self) -> int:
         return len(self.datasets)
@@ -134,7 +144,7 @@ class Sources:
     ) -> "CellLoader | Mixture":
         """An endless source of shuffled training batches for one rank; see `CellLoader` and `Mixture`."""
         options: dict[str, Any] = {"seed": seed, "rank": rank, "world_size": world_size}
-        if len(self) == 1:
+        if self._as_stored:
             return CellLoader(self.datasets[0], batch_size=batch_size, **options)
         quotas = self.batch_quotas(batch_size, world_size)
         loaders = [CellLoader(d, batch_size=q, **options) for d, q in zip(self.datasets, quotas, strict=True)]
@@ -241,9 +251,9 @@ def joined_batches(batches: Sequence[SparseBatch]) -> SparseBatch:
     return columns
 
 
-def _ids(own: DatasetInfo, united: DatasetInfo) -> Ids:
+def _ids(own: DatasetInfo, united: DatasetInfo, genes: torch.Tensor | None) -> Ids:
     places = [
         torch.tensor([names.index(name) for name in mine], dtype=torch.int64)
         for mine, names in ((own.perturbations, united.perturbations), (own.cell_types, united.cell_types))
     ]
-    return Ids(*places)
+    return Ids(places[0], places[1], genes)

@@ -17,7 +17,9 @@ from evae.training.resume.checkpoint import checkpoint_path, list_checkpoints
 from evae.training.settings import Settings
 
 SETTINGS = "settings.yaml"
-PLACES = ("dataset", "tokenizer", "perturbation_features")  # what lies there is compared, not where it lies
+WEIGHTS = ("model.safetensors", "adapter_model.safetensors")  # of a finished run, one of these
+# What lies there is compared, not where it lies.
+PLACES = ("dataset", "tokenizer", "perturbation_features", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def is_finished(path: Path) -> bool:
     """Whether a folder holds a run that came to its end, with all steps that its settings ask for."""
     lines = read_log(path)
-    ended = bool(lines) and lines[-1].get("finished", False) and (path / "model.safetensors").is_file()
+    weights = any((path / name).is_file() for name in WEIGHTS)
+    ended = bool(lines) and lines[-1].get("finished", False) and weights
     return ended and lines[-1]["step"] >= FormerRun.read(path).max_steps
 
 

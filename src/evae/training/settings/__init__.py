@@ -4,15 +4,13 @@ Enters: a preset or YAML file and `key=value` words. Leaves: checked `TokenizerS
 May import: the input contract.
 """
 
+from evae.training.settings.load import KINDS, check_names, described, load_settings, read_overrides
 from evae.training.settings.presets import config_path, configs_folder, stored_splits
 from evae.training.settings.settings import (
-    KINDS,
     PriorSettings,
     Settings,
     TokenizerSettings,
     check_model_settings,
-    described,
-    load_settings,
     model_fields,
 )
 
@@ -22,10 +20,12 @@ __all__ = [
     "Settings",
     "TokenizerSettings",
     "check_model_settings",
+    "check_names",
     "config_path",
     "configs_folder",
     "described",
     "load_settings",
     "model_fields",
+    "read_overrides",
     "stored_splits",
 ]

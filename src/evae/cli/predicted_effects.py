@@ -1,0 +1,75 @@
+"""`evae predicted-effects`: which genes change in predicted cells, tested, and how sure the model is of each."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from evae.cli.files import check_free, need_cells, write_h5ad
+from evae.cli.options import Device, Layer, Model, OptionalCellTypeKey, Overwrite, PerturbationKey, check_model
+from evae.cli.terminal import quiet_transformers, say
+from evae.models.contract_evae import EvaeError
+
+SUFFIXES = (".csv", ".tsv", ".parquet", ".h5ad")
+SHOWN = 5  # genes of a pair
+PAIRS = 10
+
+
+def predicted_effects(
+    model: Model,
+    predicted: Annotated[Path, typer.Argument(help="h5ad file that `evae predict` wrote.", metavar="PREDICTED.h5ad")],
+    controls: Annotated[Path, typer.Option(help="File of the control cells that they were predicted from.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="csv, tsv or parquet for a table; h5ad for the cells with the table as scanpy keeps it."),
+    ],
+    redraws: Annotated[int, typer.Option(help="Further predictions that tell the spread.", min=0)] = 3,
+    perturbation_key: PerturbationKey = "perturbation",
+    cell_type_key: OptionalCellTypeKey = "cell_type",
+    control: Annotated[str | None, typer.Option(help="Label of the controls; the model's if left out.")] = None,
+    layer: Layer = None,
+    batch_size: Annotated[int, typer.Option(help="Cells drawn at once.", min=1)] = 256,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Say which genes change in predicted cells: fold changes, tests, shares of cells, and how sure the model is.
+
+    (`evae effects` estimates the effects that training cells show; this one is of predicted cells.) The table has one
+    row a cell type, perturbation and gene. An h5ad file holds it in uns["rank_genes_groups"], where scanpy and
+    enrichment tools look.
+
+    Example: evae predicted-effects runs/prior predicted.h5ad --controls screen.h5ad --out genes.csv
+    """
+    check_free(out, overwrite)
+    if out.suffix not in SUFFIXES:
+        raise EvaeError(f"{out} is no csv, tsv, parquet or h5ad file; name one.")
+    check_model(model)
+    for path in (predicted, controls):
+        need_cells(path)
+    from evae.common.files import atomic_write, explain_disk_errors
+    from evae.data.reading.anndata_file import read_h5ad
+    from evae.inference.pipeline import pipeline
+
+    quiet_transformers()
+    pipe = pipeline(model, device)
+    cells: Any = predicted
+    if out.suffix == ".h5ad":
+        cells = read_h5ad(predicted)
+    keys: dict[str, Any] = {
+        "cell_type_key": cell_type_key or None,
+        "perturbation_key": perturbation_key,
+    }
+    table = pipe.effects(cells, controls, redraws=redraws, layer=layer, batch_size=batch_size, control=control, **keys)
+    if out.suffix == ".h5ad":
+        write_h5ad(cells, out)
+    else:
+        with explain_disk_errors(str(out)), atomic_write(out) as path:
+            if out.suffix == ".parquet":
+                table.to_parquet(path, index=False)
+            else:
+                table.to_csv(path, index=False, sep="\t" if out.suffix == ".tsv" else ",")
+    for number, ((kind, name), rows) in enumerate(table.groupby(["cell_type", "perturbation"], sort=False)):
+        if number < PAIRS:
+            best = ", ".join(f"{row.gene} {row.log2_fold_change:+.2f}" for row in rows.head(SHOWN).itertuples())
+            say(f"{name} in {kind}: {(rows['fdr'] < 0.05).sum():,} genes with FDR < 5%; {best} (log2)")
+    say(f"{len(table):,} rows: {out}")

@@ -1,0 +1,101 @@
+"""A grown prior: what it knew keeps its ids, rows and predictions; new names begin as unknown ones."""
+
+import numpy as np
+import pytest
+import torch
+
+from evae.finetuning.growth import grown_prior, grown_processor, vocabulary_of
+from evae.models import EvaeARConfig, EvaeARForCausalLM, EvaeConfig, EvaeProcessor
+from evae.models.contract_evae import EvaeError
+
+
+@pytest.fixture
+def prior():
+    torch.manual_seed(0)
+    tokenizer = EvaeConfig(
+        n_genes=10, hidden_size=8, num_attention_heads=2, intermediate_size=8, n_latents=3, fsq_levels=[4, 4],
+        encoder_layers=1, decoder_layers=1,
+    )  # fmt: skip
+    config = EvaeARConfig(
+        tokenizer_config=tokenizer, hidden_size=16, num_attention_heads=2, intermediate_size=16, num_hidden_layers=1,
+        n_perturbations=3, n_cell_types=2, source_cells=1, condition_on_effect=True, n_effects=3, control_id=0,
+    )  # fmt: skip
+    prior = EvaeARForCausalLM(config).eval()
+    with torch.no_grad():
+        for weights in prior.parameters():
+            weights.copy_(torch.randn_like(weights) / 4)
+    table = torch.randn(3, 3, prior.condition.effect.width)
+    table[0, 2] = torch.nan
+    prior.condition.effect.set_table(table)
+    return prior
+
+
+def processor(perturbations, cell_types):
+    return EvaeProcessor([f"G{i}" for i in range(10)], None, perturbations, cell_types, control="ctrl")
+
+
+def logits(prior, perturbation, cell_type, effect):
+    torch.manual_seed(1)
+    return prior(
+        codes=torch.randint(0, 16, (1, 3)), perturbation_ids=torch.tensor([perturbation]),
+        cell_type_ids=torch.tensor([cell_type]), library_size=torch.tensor([50.0]), effect=effect,
+        source_latents=torch.randn(1, 1, 3, 2), source_library_size=torch.tensor([[40.0]]),
+    ).logits  # fmt: skip
+
+
+@torch.no_grad()
+def test_old_names_are_predicted_as_before_and_new_ones_as_unknown(prior):
+    grown = grown_prior(prior, processor(["ctrl", "A", "B", "C", "D"], ["T", "U", "V"]))
+    assert (grown.config.n_perturbations, grown.config.n_cell_types, grown.config.n_effects) == (5, 3, 5)
+    effect = torch.randn(1, prior.condition.effect.width)
+    for old in range(3):
+        torch.testing.assert_close(logits(grown, old, 1, effect), logits(prior, old, 1, effect), rtol=0, atol=0)
+    for new in (3, 4, 5):  # 5 is the null's id now, 3 was
+        torch.testing.assert_close(logits(grown, new, 2, effect), logits(prior, 3, 2, effect), rtol=0, atol=0)
+    before, after = prior.condition.effect.effects(), grown.condition.effect.effects()
+    torch.testing.assert_close(after[:2, :3], before[:2], equal_nan=True)
+    torch.testing.assert_close(after[2:, :3], before[2:].expand(2, -1, -1), equal_nan=True)  # V, and all cell types
+    assert after[:, 3:].isnan().all()
+
+
+@torch.no_grad()
+def test_new_effects_fill_what_was_unknown_and_leave_the_rest(prior):
+    effect = prior.condition.effect
+    before, scale = effect.effects(), effect.scale.clone()
+    new = torch.full_like(before, 7.0)
+    new[0, 1] = torch.nan
+    effect.add_to_table(new)
+    known = ~before.isnan()
+    assert torch.equal(effect.effects()[known], before[known])
+    assert (effect.effects()[0, 2] == 7).all()
+    assert torch.equal(effect.scale, scale)
+
+
+def test_a_prior_without_nulls_begins_new_names_at_the_mean(prior):
+    prior.config.condition_dropout = 0.0
+    grown = grown_prior(prior, processor(["ctrl", "A", "B", "C"], ["T", "U"]))
+    rows = prior.condition.perturbation.weight
+    torch.testing.assert_close(grown.condition.perturbation.weight[3], rows[:-1].mean(0))
+
+
+class Info:
+    perturbations = ["ctrl", "A", "B", "B+C", "D"]  # noqa: RUF012
+    cell_types = ["T", "U", "V"]  # noqa: RUF012
+    statistics = {"cell_counts": {"train": {"U": {"D": 3, "A": 0}, "V": {"ctrl": 1}}}}  # noqa: RUF012
+
+
+def test_the_processor_keeps_its_ids_and_adds_the_parts_of_new_combinations():
+    former = processor(["ctrl", "A", "B", "A+B"], ["T"])
+    former.perturbation_units, former.training_pairs = ["ctrl", "A", "B"], {"T": ["A", "ctrl"]}
+    grown = grown_processor(former, Info)
+    assert grown.perturbation_ids(["A", "B"]).tolist() == former.perturbation_ids(["A", "B"]).tolist()
+    assert grown.known_units() == ["ctrl", "A", "B", "C", "D"]
+    np.testing.assert_array_equal(grown.perturbation_ids(["B+C"]), [[2, 3]])
+    assert grown.training_pairs == {"T": ["A", "ctrl"], "U": ["D"], "V": ["ctrl"]}
+    assert former.known_units() == ["ctrl", "A", "B"]  # the checkpoint's stays
+
+
+def test_features_of_new_perturbations_cannot_be_made_up(prior):
+    prior.config.n_perturbation_features = 2
+    with pytest.raises(EvaeError, match="m knows perturbations by feature vectors, and has none of 'C'"):
+        vocabulary_of(prior, processor(["ctrl", "A", "B", "C"], ["T"]), "m")
