@@ -19,6 +19,7 @@ from evae.models import EvaeError, register
 
 if TYPE_CHECKING:
     from evae.finetuning import finetune
+    from evae.inference.example import example_controls
     from evae.inference.pipeline import Pipeline, pipeline
     from evae.models import (
         EvaeARConfig,
@@ -47,9 +48,17 @@ __all__ = [
     "EvaeOutput",
     "EvaeProcessor",
     "Pipeline",
+    "example_controls",
     "finetune",
     "pipeline",
 ]
+_ELSEWHERE = {
+    "Pipeline": "evae.inference.pipeline",
+    "example_controls": "evae.inference.example",
+    "finetune": "evae.finetuning",
+    "pipeline": "evae.inference.pipeline",
+}
+
 
 if not TYPE_CHECKING:  # a type checker would take every name for granted
 
@@ -59,8 +68,7 @@ if not TYPE_CHECKING:  # a type checker would take every name for granted
             return import_module("evae.plot")
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        elsewhere = {"Pipeline": "inference.pipeline", "pipeline": "inference.pipeline", "finetune": "finetuning"}
-        return getattr(import_module(f"evae.{elsewhere.get(name, 'models')}"), name)
+        return getattr(import_module(_ELSEWHERE.get(name, "evae.models")), name)
 
 
 def __dir__() -> list[str]:

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from evae.inference.example import CONTROLS, FOLDER, is_example
 from evae.models.contract_evae import EvaeError, near_matches
 
-Model = Annotated[str, typer.Argument(help="Folder of a trained model, or a Hub id.", metavar="MODEL")]
+Model = Annotated[str, typer.Argument(help="Folder of a trained model, a Hub id, or example.", metavar="MODEL")]
 PerturbationKey = Annotated[str, typer.Option(help="obs column that names the perturbation.")]
 CellTypeKey = Annotated[str, typer.Option(help="obs column that names the cell type (or line, or batch).")]
 OptionalCellTypeKey = Annotated[
@@ -75,8 +76,17 @@ def check_known(names: Iterable[str], known: Sequence[str], what: str) -> None:
             raise EvaeError(f"there is no {what} '{name}'. {near_matches(name, known)}")
 
 
+def example_controls_of(model: str, controls: Path | None) -> Path | None:
+    """The control cells that were named; those that come with the example model if none were."""
+    return FOLDER / CONTROLS if controls is None and is_example(model) else controls
+
+
 def check_model(path_or_id: str) -> None:
-    """Raise `EvaeError` unless a folder has this name, or a model on the Hub could have it."""
+    """Raise `EvaeError` unless a folder has this name, or a model on the Hub could have it, or it is the example."""
     owner, _, name = path_or_id.partition("/")
-    if not Path(path_or_id).is_dir() and (not name or "/" in name or owner in ("", ".", "..", "~")):
+    if (
+        not is_example(path_or_id)
+        and not Path(path_or_id).is_dir()
+        and (not name or "/" in name or owner in ("", ".", "..", "~"))
+    ):
         raise EvaeError(f"no such model folder: {path_or_id}")

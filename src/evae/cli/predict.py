@@ -8,7 +8,16 @@ import numpy as np
 import typer
 
 from evae.cli.files import check_free, need_cells, write_h5ad
-from evae.cli.options import Device, Layer, Model, OptionalCellTypeKey, Overwrite, PerturbationKey, check_model
+from evae.cli.options import (
+    Device,
+    Layer,
+    Model,
+    OptionalCellTypeKey,
+    Overwrite,
+    PerturbationKey,
+    check_model,
+    example_controls_of,
+)
 from evae.cli.terminal import quiet_transformers, say, watched
 from evae.models.contract_evae import EvaeError, near_matches, split_names
 
@@ -77,8 +86,9 @@ def predict(
 
     Either for perturbations of your choice in your own cells, or, with --held-out, for all that a dataset
     folder holds out, ready for `evae evaluate`. A file without a column of perturbations is taken to hold
-    controls only.
+    controls only. The model `example` comes with the package, and with control cells of its own.
 
+    Example: evae predict example --perturbation STAT1 --out stat1.h5ad
     Example: evae predict runs/prior --controls cells.h5ad --perturbation STAT1,JAK2 --out predicted.h5ad
     """
     check_free(out, overwrite)
@@ -86,6 +96,8 @@ def predict(
         raise EvaeError("give one of --perturbation, --requests and --held-out.")
     if requests is not None and (counterfactual or cell_type or n_cells is not None):
         raise EvaeError("--requests names cell types and numbers; leave --cell-type, --n-cells, --counterfactual out.")
+    if held_out is None:
+        controls = example_controls_of(model, controls)
     if plot is not None:
         _check_plot(plot, controls, held_out, overwrite)
     check_model(model)

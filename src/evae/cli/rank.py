@@ -15,6 +15,7 @@ from evae.cli.options import (
     PerturbationKey,
     Seed,
     check_model,
+    example_controls_of,
 )
 from evae.cli.terminal import quiet_transformers, say, watched
 
@@ -54,6 +55,7 @@ def rank(
     """
     check_free(out, overwrite)
     check_model(model)
+    controls = example_controls_of(model, controls)
     for path in (cells, *([controls] if controls else [])):
         need_cells(path)
     from evae.common.files import atomic_write, explain_disk_errors

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from evae.common.hub import explain_hub_errors
 from evae.inference.adapter import ADAPTER, base_of, merged
+from evae.inference.example import FOLDER, is_example
 from evae.models import register
 from evae.models.contract_evae import EvaeError
 
@@ -58,7 +59,7 @@ def load_checkpoint(path_or_id: str | Path, revision: str | None = None) -> Chec
 
     Args:
         path_or_id: a folder written by training or `save_pretrained`, or a Hub id; of a whole model, or of an adapter,
-            which is merged into the checkpoint that it stands on.
+            which is merged into the checkpoint that it stands on. Or "example", the model that the package carries.
         revision: branch, tag or commit of a Hub id.
 
     Raises:
@@ -67,6 +68,8 @@ def load_checkpoint(path_or_id: str | Path, revision: str | None = None) -> Chec
     register()  # the `evae` command has not done it yet
     folder = Path(path_or_id)
     commit = ""
+    if is_example(path_or_id):
+        folder = FOLDER
     if not folder.is_dir():
         folder = _download(str(path_or_id), revision)
         commit = folder.name  # the Hub cache names a snapshot's folder by its commit

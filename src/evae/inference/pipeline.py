@@ -30,7 +30,7 @@ def pipeline(
     """Load a checkpoint for use on AnnData.
 
     Args:
-        path_or_id: a folder written by training, or a Hub id such as "evae/replogle-ar".
+        path_or_id: a folder written by training, a Hub id, or "example" (see `evae.example_controls`).
         device: where to compute; a GPU if there is one, else the CPU, if None.
         revision: branch, tag or commit of a Hub id.
 
