@@ -53,6 +53,21 @@ AT_ONCE = [  # words, exit code
 ]
 
 
+COMPARE = """
+import sys
+import evae.cli
+from evae.evaluation import evaluate
+from evae.evaluation.cells.inputs import Data  # as the command imports it
+print([name for name in ("torch", "transformers", "sklearn", "ot", "matplotlib", "scipy.stats") if name in sys.modules])
+"""
+
+
+def test_an_evaluation_loads_only_what_its_suite_needs():
+    """Most of the memory of a small evaluation was that of libraries which it did not use."""
+    done = subprocess.run([sys.executable, "-c", COMPARE], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]"]
+
+
 def test_help_and_refusals_import_nothing_heavy(tmp_path):
     """One process for all: what one of them imported would show in those after it."""
     (tmp_path / "taken").write_text("precious")

@@ -7,10 +7,8 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from evae.evaluation.report.brief import verdict
-from evae.evaluation.report.plots import write_plots
 from evae.evaluation.report.tables import EvaluationNumbers
 from evae.evaluation.report.terminal import rich_table
-from evae.evaluation.report.write import write_report
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,12 @@ class EvaluationResult(EvaluationNumbers):
 
     def report(self, folder: str | Path) -> Path:
         """Write report.html, report.md, result.json and plots/ into a folder; returns the HTML file."""
+        from evae.evaluation.report.write import write_report  # matplotlib takes memory and a second
+
         return write_report(self, Path(folder))
 
     def plots(self, folder: str | Path) -> list[Path]:
         """Write all plots as PNG into a folder and return their paths."""
+        from evae.evaluation.report.plots import write_plots
+
         return [path for path, _ in write_plots(self, Path(folder))]

@@ -113,6 +113,7 @@ def test_equal_log1p_values_stay_equal():
 
 def test_memory_does_not_grow_with_the_training_cells(tmp_path, monkeypatch):
     monkeypatch.setattr("evae.evaluation.cells.inputs.BLOCK_ROWS", 256)
+    monkeypatch.setattr("evae.evaluation.cells.training_cells._HASHED", 256)
     monkeypatch.setattr("evae.evaluation.cells.training_cells.MAX_REFERENCE", 200)
     monkeypatch.setattr("evae.evaluation.cells.training_cells.MAX_PER_PERTURBATION", 20)
     size, peak = {}, {}

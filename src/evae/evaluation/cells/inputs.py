@@ -31,7 +31,7 @@ from evae.models.genes_evae import GeneColumns, case_hint, gene_columns, match_g
 Data: TypeAlias = ad.AnnData | DatasetSplit | str | Path
 Progress: TypeAlias = Callable[[Iterable[Any], str], Iterable[Any]]
 BLOCK_ROWS = 4_096
-BLOCK_VALUES = 1 << 22  # rows x genes of a block at most: 32 MiB where a file is dense
+BLOCK_VALUES = 1 << 21  # rows x genes of a block at most: 16 MiB where a file is dense
 
 
 def require(module: str, what: str, extra: str = "eval") -> None:
@@ -58,7 +58,7 @@ class Source:
     Attributes:
         name: what to call it in messages.
         perturbation, cell_type: labels, (cells,).
-        read_names: reads the names of the cells, (cells,).
+        read_names: (start, stop) -> the names of these cells.
         origins: of predicted cells the names of the control cells that they started from, (cells,); None without.
         genes: those of the source.
         scale: the scale that the values are taken for, and why.
@@ -70,7 +70,7 @@ class Source:
     name: str
     perturbation: np.ndarray
     cell_type: np.ndarray
-    read_names: Callable[[], Any]
+    read_names: Callable[[int, int], Any]
     genes: GeneColumns
     scale: Scale
     read: Callable[[int, int], Any]
@@ -84,7 +84,7 @@ class Source:
     @cached_property
     def cell_names(self) -> pd.Index:
         """Names of the cells, (cells,); read when first asked for."""
-        return pd.Index(self.read_names())
+        return pd.Index(self.read_names(0, len(self)))
 
     def blocks(
         self, rows: np.ndarray, genes: GeneColumns, progress: Progress = silent
@@ -174,14 +174,14 @@ def open_source(
         name = f"{name} ({data})"
         file = FileCounts(data)
         obs, n_cells, genes = file.obs, file.n_cells, file.gene_columns
-        read_names = partial(file.cell_ids, 0, n_cells)
+        read_names = file.cell_ids
         read, close, in_memory = file.values, file.close, False
     else:
         cells = as_anndata(data, name, needed=(perturbation_key, cell_type_key))
         if cells.X is None or cells.n_obs == 0:
             raise EvaeError(f"{name}: no cells in X; put raw counts or log1p values there.")
         obs, n_cells = cells.obs, cells.n_obs
-        read_names = partial(getattr, cells, "obs_names")
+        read_names = partial(_names, cells.obs_names)
         genes = gene_columns(cells.var_names, cells.var, name)
         read, close, in_memory = partial(_rows, cells), _nothing, True  # a file that the caller opened stays open
     perturbation = _labels(obs, perturbation_key, name, f"{side}perturbation_key")
@@ -228,7 +228,9 @@ def _open_split(data: DatasetSplit, name: str, cell_type_key: str | None) -> Sou
         cell_type = np.full(len(labels), "all", dtype=object)
     name = f"{name} (split {data.split} of the dataset)"
     genes, scale = GeneColumns.of_panel(data.info.genes, data.info.ensembl_ids), Scale(RAW, "a dataset holds counts")
-    return Source(name, perturbation, cell_type, lambda: labels.index, genes, scale, data.counts, in_memory=False)
+    return Source(
+        name, perturbation, cell_type, partial(_names, labels.index), genes, scale, data.counts, in_memory=False
+    )
 
 
 def _labels(obs: Mapping[str, Any] | pd.DataFrame, key: str, name: str, argument: str) -> np.ndarray:
@@ -247,6 +249,10 @@ def _spans(n_cells: int, n_genes: int) -> Iterator[tuple[int, int]]:
 
 def _block_rows(n_genes: int) -> int:
     return max(1, min(BLOCK_ROWS, BLOCK_VALUES // max(n_genes, 1)))
+
+
+def _names(names: pd.Index, start: int, stop: int) -> pd.Index:
+    return names[start:stop]
 
 
 def _rows(data: ad.AnnData, start: int, stop: int) -> Any:

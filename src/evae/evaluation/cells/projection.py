@@ -5,7 +5,6 @@ from typing import TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
-from sklearn.decomposition import PCA
 
 Matrix: TypeAlias = np.ndarray | sp.csr_matrix
 _SMALL = 1 << 22  # a sparse matrix of fewer values is quicker made dense
@@ -31,6 +30,8 @@ def fit_projection(reference: Matrix, n_components: int = 30) -> Projection:
     randomised one moves FD between runs by more than good models differ; sparse cells are never made dense,
     but for small matrices.
     """
+    from sklearn.decomposition import PCA
+
     n_cells, n_genes = reference.shape
     n_components = min(n_components, n_genes, max(n_cells - 1, 1))
     if isinstance(reference, np.ndarray) or n_components >= min(n_cells, n_genes) - 1 or n_cells * n_genes < _SMALL:

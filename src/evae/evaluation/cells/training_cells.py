@@ -160,6 +160,7 @@ def _cell_hashes(source: Source) -> np.ndarray:
     for start in range(0, len(source), _HASHED):  # strings are large, hashes are not
         part = slice(start, start + _HASHED)
         labels = {"perturbation": source.perturbation[part], "cell_type": source.cell_type[part]}
-        frame = pd.DataFrame(labels, index=source.cell_names[part].astype(str))
+        names = pd.Index(source.read_names(start, min(start + _HASHED, len(source))))
+        frame = pd.DataFrame(labels, index=names.astype(str))
         parts.append(pd.util.hash_pandas_object(frame).to_numpy())
     return np.concatenate(parts)

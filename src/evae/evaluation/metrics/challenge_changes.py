@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.stats import false_discovery_control
 
 from evae.common.threads import in_threads
 from evae.evaluation.cells.normalised import log1p_cp10k
-from evae.evaluation.metrics.differential import ControlRanks
+from evae.evaluation.metrics.differential import ControlRanks, false_discovery_rates
 
 SIGNIFICANT = 0.05
 MIN_CONTROL_CPM = 5.0
@@ -70,7 +69,7 @@ class ControlCells:
         p_value = np.concatenate(p_values)
         fdr = np.ones_like(p_value)
         if self.tested.any():
-            fdr[:, self.tested] = false_discovery_control(p_value[:, self.tested], axis=1)
+            fdr[:, self.tested] = false_discovery_rates(p_value[:, self.tested])
         return Changes(self.tested, np.concatenate(folds), p_value, fdr)
 
     def _test(self, batch: tuple[sp.csr_matrix, np.ndarray, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 from scipy.special import ndtr
-from scipy.stats import false_discovery_control
 
 from evae.common.threads import in_threads
 from evae.evaluation.cells.normalised import mean_of
@@ -153,7 +152,21 @@ def differential_expression(
         folds.append(fold)
         p_values.append(p_value)
     p = np.concatenate(p_values)
-    return DETable(np.array(names, dtype=object), genes, np.concatenate(folds), p, false_discovery_control(p, axis=1))
+    return DETable(np.array(names, dtype=object), genes, np.concatenate(folds), p, false_discovery_rates(p))
+
+
+def false_discovery_rates(p_values: np.ndarray) -> np.ndarray:
+    """Benjamini-Hochberg false discovery rates over the last axis, (perturbations, genes).
+
+    As scipy.stats.false_discovery_control gives them; its import alone takes 35 MB and a second.
+    """
+    order = np.argsort(p_values, axis=-1)
+    n = p_values.shape[-1]
+    rates = np.take_along_axis(p_values, order, axis=-1) * (n / np.arange(1, n + 1))
+    rates = np.minimum.accumulate(rates[..., ::-1], axis=-1)[..., ::-1].clip(0, 1)
+    found = np.empty_like(rates)
+    np.put_along_axis(found, order, rates, axis=-1)
+    return found
 
 
 def _keys(places: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -17,7 +17,6 @@ halves of real cells of the same size: see `protocols`.
 """
 
 import numpy as np
-import ot
 from scipy.spatial.distance import cdist
 
 from evae.evaluation.cells.projection import Matrix, Projection, fit_projection, sample_rows
@@ -37,6 +36,8 @@ def wasserstein_distance(real: np.ndarray, generated: np.ndarray) -> float:
     real, generated = _pair(real, generated)
     if len(real) == 0 or len(generated) == 0:
         return float("nan")
+    import ot  # it loads torch where that is installed
+
     cost = ot.dist(real, generated, metric="sqeuclidean")  # (cells, other cells)
     return float(np.sqrt(max(ot.emd2([], [], cost, numItermax=10_000_000), 0.0)))
 

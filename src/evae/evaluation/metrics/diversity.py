@@ -13,10 +13,6 @@ copied_fraction         share of generated cells that coincide with a training c
 """
 
 import numpy as np
-from sklearn.ensemble import ExtraTreesClassifier
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedKFold
-from sklearn.neighbors import NearestNeighbors
 
 from evae.evaluation.cells.projection import Projection
 
@@ -50,6 +46,8 @@ def diversity_metrics(
         "copied_fraction": float("nan"),
     }
     if training is not None and len(training):
+        from sklearn.neighbors import NearestNeighbors
+
         neighbours = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(training)
         to_real = neighbours.kneighbors(projected_real)[0].ravel()
         to_generated = neighbours.kneighbors(projected_generated)[0].ravel()
@@ -90,6 +88,10 @@ def classifier_auc(real: np.ndarray, generated: np.ndarray, seed: int = 0, n_fol
     """Two-sample classifier AUC on projected cells, from held-out folds; NaN below ten cells a side."""
     if min(len(real), len(generated)) < 10:
         return float("nan")
+    from sklearn.ensemble import ExtraTreesClassifier
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedKFold
+
     cells = np.concatenate([real, generated])
     labels = np.repeat([0, 1], [len(real), len(generated)])
     scores = np.zeros(len(cells))

@@ -23,7 +23,7 @@ from evae.evaluation.systems.names import CONTEXT_MEAN, SPLIT_HALF
 
 GROUP, SCORES = "vcc2026", "vcc2026 score"
 EXPRESSION = "expr_mse_unbiased_capped_norm"
-_BATCH_CELLS = 4_096
+_BATCH_VALUES = 1 << 18  # stored counts that a core works on at a time
 _NAMED = 10
 
 
@@ -51,7 +51,7 @@ class _Controls:
         return ControlCells(self.counts)
 
     def side(self, counts_of: Callable[[str], sp.csr_matrix], perturbations: list[str]) -> _Side:
-        """Sum up the cells of a side, a few thousand at a time."""
+        """Sum up the cells of a side, a few perturbations at a time."""
         bulks, noise, sizes = [], [], []
 
         def batches() -> Iterator[tuple[sp.csr_matrix, np.ndarray, int]]:
@@ -62,7 +62,7 @@ class _Controls:
                 bulks.append(bulk)
                 noise.append(variance)
                 sizes.append(held[-1].shape[0])
-                if sum(block.shape[0] for block in held) >= _BATCH_CELLS or i == len(perturbations) - 1:
+                if sum(block.nnz for block in held) >= _BATCH_VALUES or i == len(perturbations) - 1:
                     codes = np.repeat(np.arange(len(held)), [block.shape[0] for block in held])
                     yield sp.vstack(held, format="csr"), codes, len(held)
                     held.clear()

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from sklearn.decomposition import PCA
-from sklearn.linear_model import Ridge
 
 from evae.evaluation.cells import Comparison, Pair
 from evae.evaluation.cells.normalised import Cells, mean_of
@@ -176,6 +174,9 @@ def linear_predictions(comparison: Comparison, penalty: float = 0.1, n_component
         penalty: of the ridge, in units of the embedding's mean variance.
         n_components: of the embedding.
     """
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import Ridge
+
     training = comparison.training
     assert training is not None
     answers: dict[Pair, np.ndarray] = {}
