@@ -15,11 +15,15 @@ AUTO = "auto"
 
 
 def prepare(
-    files: Annotated[
-        list[Path],
-        typer.Argument(help="Files or folders of raw counts: h5ad, Zarr, h5mu, loom, 10x, Parse.", metavar="FILE"),
-    ],
     out: Annotated[Path, typer.Option(help="Dataset folder to make.")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Files or folders of raw counts: h5ad, Zarr, h5mu, loom, 10x, Parse.", metavar="FILE"),
+    ] = None,
+    hub: Annotated[
+        str | None,
+        typer.Option(help="In place of files: a Hub dataset laid out as tahoebio/Tahoe-100M, streamed; see --where."),
+    ] = None,
     control: Annotated[
         str | None, typer.Option(help="Label of unperturbed cells; found by its usual names if left out, and said.")
     ] = None,
@@ -92,6 +96,9 @@ def prepare(
 
     Example: evae prepare screen.h5ad --control non-targeting --split split.json --out data/screen
     """
+    files = files or []
+    if bool(files) == bool(hub):
+        raise EvaeError("give files of cells, or else --hub.")
     for file in files:
         need_cells(file)
     for table in (aliases, obs):
@@ -110,6 +117,8 @@ def prepare(
         "obs": obs,
     }  # fmt: skip
     held_out: Any = split
+    if hub is not None and (genes == AUTO or named or split == AUTO):
+        raise EvaeError("with --hub nothing is known before the cells come; name --split and --genes without auto.")
     if genes == AUTO:
         genes = _automatic_genes(files, layer)
     if named or split == AUTO:
@@ -118,6 +127,7 @@ def prepare(
         list(files),
         out,
         **keys,
+        hub=hub,
         batch_key=batch_key,
         where=_conditions(where or []),
         drop=names_of(drop),

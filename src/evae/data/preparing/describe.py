@@ -78,7 +78,7 @@ def describe(labels: CellLabels, panel: Panel, totals: Totals, plan: RowPlan, co
 
 def describe_source(source: FileCounts, panel: Panel, index: int) -> dict[str, Any]:
     return {
-        "file": source.path.name,
+        "file": source.title if source.kind == "stream" else source.path.name,
         "sha256": content_digest(source.path),
         "n_cells": source.n_cells,
         "n_genes": source.n_genes,

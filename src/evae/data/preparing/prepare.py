@@ -38,6 +38,7 @@ from evae.data.preparing.splits import Split, parse_split
 from evae.data.preparing.work_folder import work_folder
 from evae.data.preparing.workers import open_sources, workers
 from evae.data.reading.file_counts import FileCounts
+from evae.data.reading.hub_cells import fetch_cells
 from evae.models.contract_evae import EvaeError
 
 
@@ -45,6 +46,7 @@ def prepare_dataset(
     files: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
+    hub: str | None = None,
     perturbation_key: str | None = None,
     cell_type_key: str | None = None,
     control: str | None = None,
@@ -71,6 +73,8 @@ def prepare_dataset(
         files: one file or several, of any format that `evae.data.reading.formats` lists; of several the genes that
             all of them measure are kept.
         out: the folder to make; must not exist, or be empty.
+        hub: in place of files (an empty list): id of a Hub dataset in the layout of Tahoe-100M, whose wanted cells are
+            streamed (see `evae.data.reading.hub_cells`).
         perturbation_key, cell_type_key: the obs columns with the labels; found by their usual names if None (see
             `evae.data.preparing.conventions`).
         batch_key: the obs column that names the experimental batch (plate, lane, donor); None for none.
@@ -101,19 +105,25 @@ def prepare_dataset(
             goes on where it stopped.
     """
     paths = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
-    if not paths or chunk_size < 1 or n_workers < 1:
-        raise EvaeError("give at least one h5ad file, and a chunk size and a number of workers of at least 1.")
+    if bool(paths) == bool(hub) or chunk_size < 1 or n_workers < 1:
+        raise EvaeError(
+            "give at least one file, or else a Hub dataset, and a chunk size and a number of workers of at least 1."
+        )
     check_given_once(paths)
     out = Path(out)
     with ExitStack() as stack:
         work = stack.enter_context(work_folder(out))
+        bar = stack.enter_context(progress_bar(progress))
+        if hub is not None:
+            work.keep = True
+            told = {perturbation_key or "drug": control}
+            paths, work.keep = [fetch_cells(hub, where or {}, work.opened, bar, told)], False
         sources = open_sources(paths, layer, work.opened)
         for source in sources:
             stack.callback(source.close)
         named = attach_labels(sources, obs, perturbation_key, cell_type_key, control)
         perturbation_key, cell_type_key, control = named.perturbation_key, named.cell_type_key, named.control
         _say([*(note for source in sources for note in source.notes), *named.notes])
-        bar = stack.enter_context(progress_bar(progress))
         asked = Asked(named, batch_key, cell_types, tuple(drop), min_cells, guide_key)
         kept, labels, checks = check_entry(sources, asked, chosen(sources, where or {}), bar)
         rule = parse_split(

@@ -41,11 +41,13 @@ class WorkFolder:
         path: where it lies.
         file: the open job file.
         begun: whether it belongs to this job.
+        keep: whether it stays after bad input too, as while a stream from the Hub may break off.
     """
 
     path: Path
     file: IO[str]
     begun: bool = False
+    keep: bool = False
 
     @property
     def opened(self) -> Path:
@@ -93,7 +95,7 @@ def work_folder(out: Path) -> Iterator[WorkFolder]:
             try:
                 yield work
             except EvaeError:
-                if ours or work.begun:
+                if (ours or work.begun) and not (work.keep and any(work.opened.rglob("*.arrow"))):
                     shutil.rmtree(folder)
                 raise
             (folder / JOB).unlink()

@@ -30,9 +30,9 @@ class FileCounts:
         scratch: folder for what has to be converted or unpacked, of this file and layer alone; in memory, or in a
             temporary folder, if None.
 
-    Attributes: `kind` (the format), `name` (file and layer, for messages), `n_cells`, `n_genes`, `encoding` of the
-    matrix, `obs` and `var`, of which each column is read when it is asked for, `notes` on what was left out, and, read
-    when first asked for, `gene_columns` and `genes`, their names.
+    Attributes: `kind` (the format), `title` (what to call it), `name` (file and layer, for messages), `n_cells`,
+    `n_genes`, `encoding` of the matrix, `obs` and `var`, of which each column is read when it is asked for, `notes` on
+    what was left out, and, read when first asked for, `gene_columns` and `genes`, their names.
 
     Raises:
         EvaeError: no such file or layer, no known format or not a whole file, no cells or genes.
@@ -41,7 +41,8 @@ class FileCounts:
     def __init__(self, path: str | Path, layer: str | None = None, scratch: Path | None = None):
         self.path = Path(path)
         self._parts = open_parts(self.path, layer, scratch)
-        self.name = f"the counts in {self._parts.where} of {self.path}"
+        self.title = self._parts.title or str(self.path)
+        self.name = f"the counts in {self._parts.where} of {self.title}"
         self._matrix, self.kind, self.notes = self._parts.matrix, self._parts.kind, self._parts.notes
         self.obs: Frame = self._parts.obs
         self.var: Frame = self._parts.var
@@ -55,7 +56,7 @@ class FileCounts:
     @cached_property
     def gene_columns(self) -> GeneColumns:
         """The genes; raises `EvaeError` where `var` does not tell them apart."""
-        return gene_columns(self.var.index(), self.var, str(self.path))
+        return gene_columns(self.var.index(), self.var, self.title)
 
     @property
     def genes(self) -> list[str]:
@@ -72,7 +73,7 @@ class FileCounts:
 
     def add_columns(self, table: pd.DataFrame, name: str) -> None:
         """Take columns of the cells from a table too, by the names of the cells; `name` stands in messages."""
-        self.obs = with_table(self.obs, table, name, str(self.path))
+        self.obs = with_table(self.obs, table, name, self.title)
 
     def labels(self, key: str, gaps: bool = False) -> tuple[np.ndarray, list[str]]:
         """One obs column as codes (cells,) int32 and the names they stand for.
@@ -86,12 +87,12 @@ class FileCounts:
         """
         obs = self.obs
         if key not in obs:
-            raise EvaeError(f"{self.path} has no obs column '{key}'. {near_matches(key, list(obs))}")
+            raise EvaeError(f"{self.title} has no obs column '{key}'. {near_matches(key, list(obs))}")
         codes, names = label_codes(obs[key])
         missing = int((codes < 0).sum())
         if missing and not gaps:
             raise EvaeError(
-                f"obs column '{key}' of {self.path} is missing (NaN) in {missing:,} cells; drop them first."
+                f"obs column '{key}' of {self.title} is missing (NaN) in {missing:,} cells; drop them first."
             )
         return codes, names
 

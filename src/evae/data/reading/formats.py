@@ -24,6 +24,7 @@ from evae.data.reading.loom import is_loom, open_loom
 from evae.data.reading.mtx_folder import find_mtx, open_mtx
 from evae.data.reading.other_formats import check_filters, check_layout, folder_instead, open_hdf5
 from evae.data.reading.parts import Parts
+from evae.data.reading.spool import is_spool, open_spool
 from evae.data.reading.tenx_h5 import is_tenx, open_tenx
 from evae.data.reading.zarr_store import is_zarr, open_zarr
 from evae.models.contract_evae import EvaeError
@@ -35,6 +36,8 @@ def open_parts(path: Path, layer: str | None, scratch: Path | None) -> Parts:
     Raises:
         EvaeError: there is none, of no known format, not whole, or without the layer.
     """
+    if is_spool(path):
+        return open_spool(path, layer)
     if is_zarr(path):
         return open_zarr(path, layer, scratch)
     if (mtx := find_mtx(path)) is not None:

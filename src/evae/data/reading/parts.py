@@ -70,6 +70,7 @@ class Parts:
         layers: all matrices that the file has, as the argument `layer` names them.
         close: lets go of the file.
         notes: sentences on what was left out, or found.
+        title: what to call it in messages; its path if "".
         counts_in: gives those of `layers` that hold raw counts, by some of their values.
     """
 
@@ -83,3 +84,4 @@ class Parts:
     close: Callable[[], None]
     notes: list[str] = field(default_factory=list)
     counts_in: Callable[[], list[str]] = list
+    title: str = ""
