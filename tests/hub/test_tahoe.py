@@ -112,6 +112,9 @@ def test_doses_come_from_the_samples(tahoe, tmp_path):
     with pytest.raises(EvaeError, match=r"unknown value of column 'dose_value' '7'\. "):
         prepare_dataset([], tmp_path / "data", hub=REPO, where={"dose_value": "7"}, **keys)
     assert not (tmp_path / "data.partial").exists()
+    two = prepare_dataset([], tmp_path / "two", hub=REPO, where={"dose_value": ["0", "5"]}, **keys)
+    assert DatasetInfo.load(two).perturbations == ["DMSO_TF", "Dabrafenib"]
+    assert cells_of(two).n_obs == int((tahoe.obs["sample"].isin(["smp_1", "smp_3"]) & (tahoe.X.sum(1) > 0)).sum())
     dosed = prepare_dataset([], tmp_path / "data", hub=REPO, perturbation_key="dose_value", control="0", progress=False)
     counted = DatasetInfo.load(dosed).perturbations
     assert sorted(counted) == ["0", "0.05", "0.5", "5"]

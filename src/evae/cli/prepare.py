@@ -40,7 +40,10 @@ def prepare(
         Path | None, typer.Option(help="CSV or Parquet with labels of the cells by their names, as for files of 10x.")
     ] = None,
     where: Annotated[
-        list[str] | None, typer.Option(help="COLUMN=VALUE: keep only these cells; repeat it.", metavar="COLUMN=VALUE")
+        list[str] | None,
+        typer.Option(
+            help="COLUMN=VALUE: keep only these cells; repeat it, for one column too.", metavar="COLUMN=VALUE"
+        ),
     ] = None,
     drop: Annotated[
         str | None,
@@ -154,14 +157,14 @@ def prepare(
     say(f"dataset folder: {folder}", style="bold")
 
 
-def _conditions(given: list[str]) -> dict[str, str]:
-    """COLUMN=VALUE, one a column."""
-    conditions: dict[str, str] = {}
+def _conditions(given: list[str]) -> dict[str, list[str]]:
+    """COLUMN=VALUE; several values of a column are alternatives."""
+    conditions: dict[str, list[str]] = {}
     for text in given:
         column, sign, value = text.partition("=")
-        if not sign or not column or column in conditions:
-            raise EvaeError(f"--where {text!r} is no COLUMN=VALUE, or names a column again; give one value a column.")
-        conditions[column] = value
+        if not sign or not column:
+            raise EvaeError(f"--where {text!r} is no COLUMN=VALUE, as in --where cell_line=K562.")
+        conditions.setdefault(column, []).append(value)
     return conditions
 
 

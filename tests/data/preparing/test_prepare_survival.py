@@ -9,7 +9,7 @@ import anndata as ad
 import pytest
 
 from evae.common.files import UNFINISHED
-from evae.data.preparing import convert
+from evae.data.preparing import convert, workers
 from evae.data.preparing.prepare import prepare_dataset
 from evae.models.contract_evae import EvaeError
 
@@ -129,3 +129,11 @@ def test_two_at_once_into_one_folder(h5ad, tmp_path, keys, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         prepare_dataset(h5ad, tmp_path / "out", **keys)
     assert (tmp_path / "out.partial").is_dir()
+
+
+def test_a_worker_opens_the_files_with_its_first_task(tmp_path, monkeypatch):
+    """One that starts when the work is done finds the scratch folder gone, and must not make it anew."""
+    monkeypatch.setattr(workers, "_opened", [])
+    workers._remember([tmp_path / "gone.h5ad"], None, tmp_path / "gone")
+    with pytest.raises(EvaeError, match="no such file"):
+        workers._call(len, ())

@@ -137,8 +137,8 @@ def _also(known: Sequence[str], labels: Labels, key: str, control: str) -> list[
     notes = []
     if "dose_value" in known and len(doses := labels("dose_value")[1]) > 1:
         notes.append(
-            f"dose_value holds {len(doses)} doses; cells of all doses count as one perturbation: keep one dose with "
-            f"where dose_value={doses[-1]}"
+            f"dose_value holds {len(doses)} doses; cells of all doses count as one perturbation: keep one dose, and "
+            f"that of the controls, with where dose_value={doses[-1]}"
         )
     if "nperts" in known and key in known:
         codes, names = labels(key)

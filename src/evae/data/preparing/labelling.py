@@ -42,16 +42,13 @@ def attach_labels(
     return find_names(shared, lambda key: joined(sources, key), perturbation_key, cell_type_key, control)
 
 
-def chosen(sources: list[FileCounts], where: Mapping[str, str]) -> np.ndarray:
-    """Which cells are kept, (cells,) bool."""
-    kept = []
-    for source in sources:
-        own = np.ones(source.n_cells, dtype=bool)
-        for key, value in where.items():
-            codes, names = source.labels(key, gaps=True)
-            own &= codes == look_up([value], names, f"value of obs column '{key}'")[0]
-        kept.append(own)
-    return np.concatenate(kept)
+def chosen(sources: list[FileCounts], where: Mapping[str, Sequence[str]]) -> np.ndarray:
+    """Which cells have one of the wanted values in every one of these obs columns, (cells,) bool."""
+    kept = np.ones(sum(source.n_cells for source in sources), dtype=bool)
+    for key, values in where.items():
+        codes, names = joined(sources, key)
+        kept &= np.isin(codes, look_up(values, names, f"value of obs column '{key}'"))
+    return kept
 
 
 def with_values(sources: list[FileCounts], key: str, values: Sequence[str]) -> np.ndarray:

@@ -63,7 +63,7 @@ def prepare_dataset(
     n_workers: int = 1,
     aliases: str | Path | None = None,
     cell_types: Sequence[str] | None = None,
-    where: Mapping[str, str] | None = None,
+    where: Mapping[str, str | Sequence[str]] | None = None,
     min_coverage: float = 0.8,
     progress: bool = True,
 ) -> Path:
@@ -93,7 +93,7 @@ def prepare_dataset(
             to be importable (`if __name__ == "__main__":`), as ever with `multiprocessing`.
         aliases: other names of genes (see `evae.data.preparing.genes.read_aliases`).
         cell_types: one for each file, instead of the obs column `cell_type_key`, which then only names them.
-        where: keep the cells with these values in these obs columns; all others are left out.
+        where: keep the cells with this value, or one of these, in each of these obs columns; others are left out.
         min_coverage: the least share of the panel that every file must measure.
         progress: show a progress bar.
 
@@ -110,6 +110,7 @@ def prepare_dataset(
             "give at least one file, or else a Hub dataset, and a chunk size and a number of workers of at least 1."
         )
     check_given_once(paths)
+    wanted = {key: [value] if isinstance(value, str) else list(value) for key, value in (where or {}).items()}
     out = Path(out)
     with ExitStack() as stack:
         work = stack.enter_context(work_folder(out))
@@ -117,7 +118,7 @@ def prepare_dataset(
         if hub is not None:
             work.keep = True
             told = {perturbation_key or "drug": control}
-            paths, work.keep = [fetch_cells(hub, where or {}, work.opened, bar, told)], False
+            paths, work.keep = [fetch_cells(hub, wanted, work.opened, bar, told)], False
         sources = open_sources(paths, layer, work.opened)
         for source in sources:
             stack.callback(source.close)
@@ -125,7 +126,7 @@ def prepare_dataset(
         perturbation_key, cell_type_key, control = named.perturbation_key, named.cell_type_key, named.control
         _say([*(note for source in sources for note in source.notes), *named.notes])
         asked = Asked(named, batch_key, cell_types, tuple(drop), min_cells, guide_key)
-        kept, labels, checks = check_entry(sources, asked, chosen(sources, where or {}), bar)
+        kept, labels, checks = check_entry(sources, asked, chosen(sources, wanted), bar)
         rule = parse_split(
             split,
             cell_type_key=cell_type_key,
@@ -139,14 +140,14 @@ def prepare_dataset(
         kept, held_out = _divide(rule, labels, kept, sources, seed, control)
         if rule.left_out:  # a perturbation that is left out everywhere is no part of the vocabulary
             labels = read_labels(sources, named, cell_types, kept, batch_key)
-        n_variable, wanted = parse_genes(genes)
-        panel = match_panel(sources, wanted, min_coverage, aliases)
+        n_variable, named_genes = parse_genes(genes)
+        panel = match_panel(sources, named_genes, min_coverage, aliases)
         keys = {"perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "control": control, "seed": seed}
         keys |= {"batch_key": batch_key} if batch_key else {}
         job = {
             "evae_version": version("evae"), "files": [file_stamp(p) for p in paths], "layer": layer, **keys,
             "cell_types": cell_types and list(cell_types),
-            "where": where and dict(where), "split": rule.to_dict(),
+            "where": wanted, "split": rule.to_dict(),
             "genes": panel.genes, "variable": n_variable, "chunk_size": chunk_size,
             "obs": obs and file_stamp(Path(obs)), "drop": sorted(drop), "min_cells": min_cells, "guide_key": guide_key,
         }  # fmt: skip

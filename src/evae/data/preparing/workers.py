@@ -14,7 +14,8 @@ from evae.data.reading.file_counts import FileCounts
 
 Task = tuple[Any, ...]
 Run = Callable[[Callable[..., Any], Iterable[Task]], Iterator[Any]]
-_opened: list[FileCounts] = []  # of a worker process
+_how: list[Any] = []  # of a worker process: what it opens
+_opened: list[FileCounts] = []
 
 
 def open_sources(paths: list[Path], layer: str | None, scratch: Path) -> list[FileCounts]:
@@ -41,7 +42,7 @@ def workers(n: int, sources: list[FileCounts], layer: str | None, scratch: Path)
     paths = [s.path for s in sources]
     context = get_context("forkserver")  # a copy of this process, with its open HDF5 files and threads, would not work
     context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(n, context, initializer=_open, initargs=(paths, layer, scratch))
+    pool = ProcessPoolExecutor(n, context, initializer=_remember, initargs=(paths, layer, scratch))
     try:
         yield lambda function, tasks: _in_order(pool, 2 * n, function, tasks)
     finally:
@@ -60,9 +61,12 @@ def _in_order(
         yield waiting.popleft().result()
 
 
-def _open(paths: list[Path], layer: str | None, scratch: Path) -> None:
-    _opened[:] = open_sources(paths, layer, scratch)
+def _remember(*how: Any) -> None:
+    """The files are opened with the first task: a process that starts late may find them gone, and gets none."""
+    _how[:] = how
 
 
 def _call(function: Callable[..., Any], task: Task) -> Any:
+    if not _opened:
+        _opened.extend(open_sources(*_how))
     return function(_opened, *task)

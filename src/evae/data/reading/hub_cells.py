@@ -12,7 +12,7 @@ The dose of a sample becomes `dose_value` and `dose_unit`.
 import ast
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ LISTS_THERE = ("genes", "expressions")
 
 
 def fetch_cells(
-    repo: str, where: Mapping[str, str], folder: Path, bar: Bar, named: Mapping[str, str | None] | None = None
+    repo: str, where: Mapping[str, Sequence[str]], folder: Path, bar: Bar, named: Mapping[str, str | None] | None = None
 ) -> Path:
     """Stream the wanted cells of a dataset into a folder; what an earlier call left there is not fetched again.
 
@@ -87,7 +87,7 @@ def fetch_cells(
 class _Reader:
     """Turns files of the stream into Arrow files of the wanted cells."""
 
-    def __init__(self, genes: pd.DataFrame, samples: pd.DataFrame, where: Mapping[str, str]):
+    def __init__(self, genes: pd.DataFrame, samples: pd.DataFrame, where: Mapping[str, Sequence[str]]):
         self.place = np.full(int(genes["token_id"].max()) + 1, -1, dtype=np.int64)
         self.place[genes["token_id"]] = np.arange(len(genes))
         self.samples, self.where, self.unknown = samples, dict(where), 0
@@ -127,13 +127,13 @@ class _Reader:
     def _filters(self, columns: list[str]) -> list[tuple[str, str, Any]]:
         """What Parquet itself can leave out; a value of the samples is one of the samples that have it."""
         filters: list[tuple[str, str, Any]] = []
-        for column, value in self.where.items():
+        for column, values in self.where.items():
             if column in columns:
-                filters.append((column, "==", value))
+                filters.append((column, "in", list(values)))
             elif column in self.samples:
                 known = sorted(map(str, self.samples[column].unique()))
-                look_up([value], known, f"value of column '{column}'")
-                rows = self.samples[self.samples[column].astype(str) == value]
+                look_up(values, known, f"value of column '{column}'")
+                rows = self.samples[self.samples[column].astype(str).isin(values)]
                 filters.append(("sample", "in", rows["sample"].tolist()))
             else:
                 raise EvaeError(f"there is no column '{column}'. {near_matches(column, [*columns, *self.samples])}")
