@@ -13,6 +13,7 @@ from evae.data.preparing.prepare import prepare_dataset
 from evae.data.simulation.perturb_seq import simulate_perturb_seq
 from evae.data.streaming.mixture import Sources
 from evae.data.streaming.onto import Onto
+from evae.finetuning.settings import defaults, finetune_settings
 from evae.hub.push import _public_settings, push_run
 from evae.inference.checkpoint import load_checkpoint
 from evae.models import EvaeConfig, EvaeFlowConfig, EvaeFlowModel, EvaeMDLMConfig, EvaeMDLMModel, EvaeModel
@@ -86,6 +87,8 @@ def test_new_perturbations_in_new_cell_types_are_predicted(whole, cells):
 def test_the_stated_drift_is_the_change_of_old_predictions(whole, pipe, cells):
     facts = json.loads((whole / "finetune.json").read_text())
     stated = {(row["cell_type"], row["perturbation"]): row for row in facts["drift"]}
+    drift, noise = (np.median([row[name] for row in facts["drift"]]) for name in ("drift", "noise"))
+    assert drift < noise / 2  # both models draw with the same random numbers
     old = [name for name in pipe.processor.perturbations if name != "control"]
     assert {name for _, name in stated} == set(old)
     tuned, given = evae.pipeline(whole, device="cpu"), controls_of(cells)
@@ -107,6 +110,15 @@ def test_a_finished_run_is_left_alone_and_other_settings_are_refused(whole, data
     assert (whole / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(EvaeError, match="learning_rate was"):
         evae.finetune(tiny_checkpoint, dataset, whole, **QUICK, learning_rate=1e-5)
+
+
+def test_steps_and_rates_go_by_the_number_of_cells():
+    few, some, many = (defaults(n, lora=False)["max_steps"] for n in (50, 2_000, 1_000_000))
+    assert few < some < many
+    assert defaults(2_000, lora=True)["learning_rate"] > defaults(2_000, lora=False)["learning_rate"]
+    own = {"dataset": "d", "output_dir": "o"}
+    chosen = finetune_settings(2_000, {"max_steps": 40, "learning_rate": 1e-5}, own)
+    assert (chosen.max_steps, chosen.learning_rate, chosen.eval_every) == (40, 1e-5, 4)
 
 
 def asked(pipeline, n):
@@ -195,10 +207,20 @@ def test_adapters_of_priors_that_read_controls_carry_their_tables(kind, dataset,
     )  # fmt: skip
     prior = classes[1](config)
     prior.set_tokenizer(tokenizer)
+    with torch.no_grad():
+        prior.source.mean.fill_(0.25)
+        prior.condition.effect.scale.fill_(3.0)
+        if kind == "evae_flow":
+            prior.scale.mean.fill_(0.5)
     prior.save_pretrained(tmp_path / "prior")
     former.save_pretrained(tmp_path / "prior")
     out = evae.finetune(tmp_path / "prior", dataset, tmp_path / "out", lora=True, max_steps=2, drift_cells=2)
     tuned = evae.pipeline(out, device="cpu")
+    whole = evae.finetune(tmp_path / "prior", dataset, tmp_path / "whole", max_steps=1, drift_cells=0)
+    for model in (tuned.model, evae.pipeline(whole, device="cpu").model):
+        assert (model.source.mean == 0.25).all()  # new cells are scaled as the weights learned it
+        assert model.condition.effect.scale == 3
+        assert kind != "evae_flow" or (model.scale.mean == 0.5).all()
     known = ~tuned.model.condition.effect.effects().isnan().any(2)
     new = tuned.processor.perturbations.index("KO-GENE0008")
     assert known[:, new].all()  # a screen tells of it in every cell type

@@ -7,6 +7,9 @@ import torch
 from evae.finetuning.growth import grown_prior, grown_processor, vocabulary_of
 from evae.models import EvaeARConfig, EvaeARForCausalLM, EvaeConfig, EvaeProcessor
 from evae.models.contract_evae import EvaeError
+from evae.training.codes import EncodedCells
+from evae.training.controls import known_effects
+from evae.training.library import extended
 
 
 @pytest.fixture
@@ -99,3 +102,36 @@ def test_features_of_new_perturbations_cannot_be_made_up(prior):
     prior.config.n_perturbation_features = 2
     with pytest.raises(EvaeError, match="m knows perturbations by feature vectors, and has none of 'C'"):
         vocabulary_of(prior, processor(["ctrl", "A", "B", "C"], ["T"]), "m")
+
+
+def test_library_sizes_of_old_names_stay_and_new_ones_are_on_the_same_scale():
+    former = {
+        "mean": 0.1, "perturbations": {"A": 0.2}, "cell_types": {"T": 0.3}, "lowest": 5.0, "highest": 6.0,
+        "best": "predicted",
+    }  # fmt: skip
+    new = {
+        "mean": 0.4, "perturbations": {"A": 9.0, "B": -0.1}, "cell_types": {"T": 9.0, "U": 0.0}, "lowest": 4.0,
+        "highest": 5.5, "best": "controls",
+    }  # fmt: skip
+    found = extended(former, new)
+    assert found["perturbations"]["A"] == 0.2
+    assert found["mean"] + found["perturbations"]["B"] == pytest.approx(new["mean"] + new["perturbations"]["B"])
+    assert (found["cell_types"], found["best"]) == ({"T": 0.3, "U": 0.0}, "predicted")
+    assert (found["lowest"], found["highest"]) == (4.0, 6.0)
+    assert extended(None, new) == new
+
+
+def test_cells_of_one_type_are_told_their_own_effect_where_no_other_type_has_one():
+    rng = np.random.default_rng(0)
+    n = 400
+    cells = EncodedCells(
+        codes=np.zeros((n, 1), dtype=np.uint16), perturbation_ids=np.repeat([0, 1], n // 2).astype(np.int32),
+        cell_type_ids=np.zeros(n, dtype=np.int32), library_size=np.ones(n, dtype=np.float32),
+        latents=(rng.normal(size=(n, 1, 2)) + np.repeat([0, 3], n // 2)[:, None, None]).astype(np.float32),
+    )  # fmt: skip
+    table, told = known_effects(cells, 2, 2, 0, seed=0)
+    assert np.isnan(table[0, 1]).all()
+    table, told = known_effects(cells, 2, 2, 0, seed=0, own=True)
+    np.testing.assert_allclose(table[0, 1], table[-1, 1])
+    np.testing.assert_allclose(table[0, 1], 3, atol=0.3)
+    np.testing.assert_allclose(told[0, 1], table[0, 1])
