@@ -160,6 +160,17 @@ def test_what_is_published_names_no_folder_of_this_machine(whole, adapter, tiny_
         push_run(adapter, "me/tuned", dry_run=True)
 
 
+def test_an_adapter_of_the_example_that_the_package_carries_finds_it(folder, tmp_path):
+    pytest.importorskip("peft", reason="adapters need peft")
+    cells = evae.example_controls()
+    cells.obs["perturbation"] = np.where(np.arange(cells.n_obs) % 2, "new", cells.obs["perturbation"].astype(str))
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    keys = KEYS | {"control": evae.pipeline("example").processor.control}
+    data = prepare_dataset(tmp_path / "cells.h5ad", tmp_path / "data", genes="all", split="random:0.1", **keys)
+    out = evae.finetune("example", data, tmp_path / "out", lora=2, max_steps=1, drift_cells=0)
+    assert "new" in evae.pipeline(out, device="cpu").processor.perturbations
+
+
 def test_an_adapter_leaves_rows_alone_that_it_does_not_train(adapter, pipe):
     before, after = pipe.model.condition, evae.pipeline(adapter, device="cpu").model.condition
     n_old = pipe.model.config.n_perturbations

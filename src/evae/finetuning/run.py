@@ -167,7 +167,7 @@ class _Work:
 
 def _lasting(before: Checkpoint) -> str:
     """A name by which an adapter finds its checkpoint from any folder."""
-    return before.name if before.revision else str(Path(before.name).resolve())
+    return str(Path(before.name).resolve()) if Path(before.name).is_dir() else before.name  # of the Hub, or the example
 
 
 def _tell_growth(former: EvaeProcessor, grown: EvaeProcessor, main: bool) -> None:
