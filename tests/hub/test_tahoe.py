@@ -96,6 +96,7 @@ def test_from_the_command_line(tahoe, hub, run, tmp_path):
     done = run("prepare", *asked, "--out", tmp_path / "data")
     assert done.code == 0, done.err
     assert "the control is 'DMSO_TF'" in done.err
+    assert "are left out" not in done.err  # the marker is no gene that is missing
     wanted = tahoe[(tahoe.obs["plate"] == "plate1") & (tahoe.obs["cell_line_id"] == "CVCL_1")]
     wanted = wanted[wanted.X.sum(1) > 0]
     found = cells_of(tmp_path / "data")[wanted.obs_names, tahoe.var_names]

@@ -101,6 +101,13 @@ def test_cells_without_a_label(prepared, screen):
     assert sum(info.n_cells.values()) == 80
 
 
+def test_batches_survive_a_split_that_leaves_perturbations_out(prepared):
+    """The combination goes with its held-out part, so the vocabulary is made anew."""
+    _, info = prepared(batch_key="lane", split="unseen-perturbation:STAT1")
+    assert "STAT1+JAK2" not in info.perturbations
+    assert info.statistics["batches"] == ["1", "2", "3"]
+
+
 def test_copies(prepared, screen, tmp_path):
     screen[:20].write_h5ad(tmp_path / "again.h5ad")
     screen.write_h5ad(tmp_path / "screen.h5ad")
