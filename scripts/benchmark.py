@@ -3,6 +3,7 @@
     python scripts/benchmark.py                       # published size; minutes on a CPU thread
     python scripts/benchmark.py --rows encode,sample  # some rows
     python scripts/benchmark.py --quick               # toy size, to see that it runs
+    python scripts/benchmark.py --operations          # how many operations an accelerator is given; seconds
 
 A row holds a first contender, ours, and others. They take turns, several times over, on the same simulated cells; a
 time is the median, and "ours is faster by" the ratio of medians. On a GPU everything runs in bfloat16. The share of
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmark_operations import NoCard, count_row, operations_table
 from benchmark_rows import ROWS, Bench, Row
 
 NOTE = (
@@ -64,6 +66,14 @@ class Machine:
             work()
         self._wait()
         return clock() - started
+
+    def busy(self, work: Callable[[], Any]) -> float | None:
+        """Share of a call's time in which the GPU computes; None on a CPU."""
+        if self.device.type != "cuda":
+            return None
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+            seconds = self.seconds(work)
+        return sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6 / seconds
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -108,6 +118,7 @@ def run_row(row: Row, machine: Machine, repeats: int) -> list[dict[str, Any]]:
             else row.bytes_read[name] / machine.bandwidth / seconds
             if name in row.bytes_read
             else None,
+            "device_busy": machine.busy(row.contenders[name]),
             "times": times[name],
         }
         for name, seconds in medians.items()
@@ -198,12 +209,16 @@ def main() -> None:
     parser.add_argument("--nonzero", type=float, default=0.15, help="share of the genes that a cell expresses")
     parser.add_argument("--cells", type=int, help="cells of every call; a number of its own for each row if left out")
     parser.add_argument("--quick", action="store_true", help="toy size, two repeats")
+    parser.add_argument("--operations", action="store_true", help="count operations instead of time; needs no GPU")
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder for JSON and Markdown")
     args = parser.parse_args()
     if unknown := set(args.rows.split(",")) - set(ROWS):
         parser.error(f"unknown rows {', '.join(sorted(unknown))}; choose from {', '.join(ROWS)}")
     if args.device == "cpu":
         torch.set_num_threads(1)
+    if args.operations:
+        count_operations(args)
+        return
     machine = Machine(torch.device(args.device))
     machine.measure()
     repeats = 2 if args.quick else args.repeats
@@ -219,6 +234,23 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "benchmark.json").write_text(json.dumps({"facts": facts, "records": records}, indent=1))
     (args.out / "benchmark.md").write_text(markdown(records, facts))
+
+
+def count_operations(args: argparse.Namespace) -> None:
+    """Count what each contender dispatches; without a GPU on tensors without values, see benchmark_operations.py."""
+    card, records = None if args.device == "cuda" else NoCard(), []
+    with torch.autocast("cuda", torch.bfloat16) if card is None else card.on():
+        bench = Bench(
+            torch.device(args.device), 60 if args.quick else args.genes, args.nonzero, args.quick, args.cells, card
+        )
+        for name in args.rows.split(","):
+            if name != "pair":  # NumPy does it
+                row = ROWS[name](bench)
+                records += count_row(f"{row.title}, {row.cells:,} cells", row.contenders)
+    print(operations_table(records))
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "operations.json").write_text(json.dumps(records, indent=1))
+    (args.out / "operations.md").write_text(operations_table(records))
 
 
 def facts_of(machine: Machine, bench: Bench, repeats: int) -> dict[str, Any]:

@@ -1,16 +1,18 @@
 """The rows of the benchmark: what is timed against what, on which cells."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmark_operations import NoCard
 from benchmark_reference import reference_tokenizer, sample_by_hand, sample_by_masking, sample_recomputing
 from evae.models import EvaeARConfig, EvaeARForCausalLM, EvaeConfig, EvaeMDLMConfig, EvaeMDLMModel, EvaeModel
 from evae.models.coders_evae import to_sparse
+from evae.models.device_evae import on_accelerator
 from evae.models.randomness_evae import CellStreams
 from evae.training.couplings import Cells, couple
 from evae.training.resume.state import build_optimizer
@@ -43,6 +45,7 @@ class Bench:
         nonzero: share of them that a cell expresses, in the mean.
         quick: toy sizes.
         n_cells: cells of every call; each row's own number if None.
+        without_values: makes the cells where nothing is computed; None where it is.
     """
 
     device: torch.device
@@ -50,13 +53,20 @@ class Bench:
     nonzero: float
     quick: bool
     n_cells: int | None = None
+    without_values: NoCard | None = None
 
     def size(self, cpu: int, gpu: int) -> int:
         """Cells of a call."""
-        return self.n_cells or (4 if self.quick else gpu if self.device.type == "cuda" else cpu)
+        return self.n_cells or (4 if self.quick else gpu if on_accelerator(self.device) else cpu)
 
     def cells(self, n: int) -> Tensor:
         """Counts (cells, genes), float32: library sizes vary between cells by a factor of two or so."""
+        return self.both_forms(n)[0]
+
+    def both_forms(self, n: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Counts (cells, genes), and the counts and ids of the expressed genes, (cells, tokens) each."""
+        if self.without_values is not None:
+            return self.without_values(lambda: replace(self, without_values=None).both_forms(n))
         generator = torch.Generator().manual_seed(0)
         rate = torch.rand(self.n_genes, generator=generator) ** 4
         depth = (0.5 * torch.randn(n, 1, generator=generator)).exp()
@@ -67,18 +77,18 @@ class Bench:
             low, high = (middle, high) if share < self.nonzero else (low, middle)
         counts = torch.poisson(low * rate * depth, generator=generator)
         counts[:, 0] = 1  # no cell is empty
-        return counts.to(self.device)
+        return counts.to(self.device), to_sparse(counts.to(self.device))
 
     def tokenizer(self, **fields: Any) -> EvaeModel:
         """A tokenizer of the published size with some fields changed."""
         torch.manual_seed(0)
         size = TOY if self.quick else {}
-        return EvaeModel(EvaeConfig(**{"n_genes": self.n_genes, **size, **fields})).to(self.device)
+        return self._placed(EvaeModel(EvaeConfig(**{"n_genes": self.n_genes, **size, **fields})))
 
     def reference(self) -> EvaeModel:
         """The published tokenizer."""
         torch.manual_seed(0)
-        return reference_tokenizer(n_genes=self.n_genes, **(TOY if self.quick else {})).to(self.device)
+        return self._placed(reference_tokenizer(n_genes=self.n_genes, **(TOY if self.quick else {})))
 
     def prior(self, kind: str, tokenizer: EvaeModel, **fields: Any) -> Any:
         """A prior of the published size over a tokenizer, in evaluation mode; adaLN-Zero does not start at zero."""
@@ -91,7 +101,10 @@ class Bench:
         model = model_class(config_class(tokenizer.config, n_perturbations=90, n_cell_types=18, **own, **fields))
         nn.init.normal_(model.modulation.weight, std=0.02)
         model.set_tokenizer(tokenizer)
-        return frozen(model.to(self.device))
+        return frozen(self._placed(model))
+
+    def _placed(self, model: Any) -> Any:
+        return model if self.without_values else model.to(self.device)
 
     def conditions(self, n: int) -> dict[str, Tensor]:
         """A perturbation and a cell type for each of `n` cells, in the order in which a user asks for them."""
@@ -110,7 +123,8 @@ def training_step(model: nn.Module, **inputs: Tensor) -> Callable[[], None]:
     optimizer = build_optimizer(model, 1e-4, 1e-3)
 
     def step() -> None:
-        model(**inputs).loss.backward()
+        draws = CellStreams(0, range(len(next(iter(inputs.values())))))
+        model(**inputs, generator=draws).loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -120,8 +134,7 @@ def training_step(model: nn.Module, **inputs: Tensor) -> Callable[[], None]:
 
 def train_tokenizer(bench: Bench) -> Row:
     n = bench.size(8, 128)
-    counts = bench.cells(n)
-    values, genes = to_sparse(counts)
+    counts, (values, genes) = bench.both_forms(n)
     ours = bench.tokenizer(**FAST)
     exact = bench.tokenizer()
     mlp = bench.tokenizer(encoder="mlp", decoder="mlp", encoder_layers=3, decoder_layers=3, loss_genes=500)
@@ -147,15 +160,13 @@ def train_prior(bench: Bench) -> Row:
         tokenizer.encode(counts)
         step()
 
-    return Row(
-        "prior training step", n, {"ours, cells encoded once": step, "cells encoded in every step": encode_and_step}
-    )
+    contenders = {"ours, cells encoded once": step, "cells encoded in every step": encode_and_step}
+    return Row("prior training step", n, contenders)
 
 
 def encode(bench: Bench) -> Row:
     n = bench.size(64, 512)
-    counts = bench.cells(n)
-    values, genes = to_sparse(counts)
+    counts, (values, genes) = bench.both_forms(n)
     exact, shared, published = (frozen(m) for m in (bench.tokenizer(), bench.tokenizer(**FAST), bench.reference()))
     return Row(
         "encoding", n,
@@ -172,10 +183,8 @@ def sample(bench: Bench) -> Row:
     prior, conditions = bench.prior("ar", bench.tokenizer(**FAST)), bench.conditions(n)
     uniform = CellStreams(0, range(n)).uniform(prior.n_codes, device=bench.device)
     weights = sum(p.numel() for name, p in prior.named_parameters() if not name.startswith("tokenizer"))
-    config = prior.config
-    kept = (
-        2 * config.num_hidden_layers * config.hidden_size * n * prior.n_codes / 2
-    )  # keys and values, half in the mean
+    per_cell = prior.config.num_hidden_layers * prior.config.hidden_size
+    kept = per_cell * n * prior.n_codes  # keys and values, half of the codes in the mean
     bytes_read = prior.n_codes * (weights + kept) * (2 if bench.device.type == "cuda" else 4)
     reading = bench.prior("ar", bench.tokenizer(**FAST), source_cells=1)
     latents = torch.zeros(n, prior.n_codes, reading.tokenizer.config.latent_width, device=bench.device)
@@ -211,6 +220,7 @@ def diffuse(bench: Bench) -> Row:
 def generate(bench: Bench) -> Row:
     n = bench.size(16, 512)
     library, conditions = torch.full((n,), 5_000.0, device=bench.device), bench.conditions(n)
+    asked, streams = conditions | {"library_size": library}, lambda: CellStreams(0, range(n))
     ours = bench.prior("ar", bench.tokenizer(**FAST))
     same = bench.prior("ar", bench.tokenizer())
     reference = frozen(bench.reference())
@@ -223,8 +233,8 @@ def generate(bench: Bench) -> Row:
     return Row(
         "generated cells, from condition to counts", n,
         {
-            "ours": lambda: ours.sample_cells(**conditions, library_size=library),
-            "ours with the decoder as published": lambda: same.sample_cells(**conditions, library_size=library),
+            "ours": lambda: ours.sample_cells(**asked, generator=streams()),
+            "ours with the decoder as published": lambda: same.sample_cells(**asked, generator=streams()),
             "published, prefix recomputed": published,
         },
     )  # fmt: skip

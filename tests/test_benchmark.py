@@ -81,3 +81,14 @@ def test_toy_run_writes_both_tables(tmp_path):
     assert sum(line.startswith("| ") for line in table) == 2 + len(timed) + 2 + sum(
         "peak_mb" in r for r in content["records"]
     )
+
+
+def test_operations_are_counted_without_a_card(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "benchmark.py"), "--quick", "--operations", "--rows", "encode,diffuse"]
+    subprocess.run([*command, "--device", "cpu", "--out", str(tmp_path)], check=True, capture_output=True)
+    records = {r["contender"]: r for r in json.loads((tmp_path / "operations.json").read_text())}
+    ours = records["ours, the same numbers as published"]
+    assert 100 < ours["operations"] == sum(ours["kinds"].values()) <= 250
+    assert ours["read_back"] == 0
+    assert records["loop by hand, 32 steps"]["operations"] > 10 * ours["operations"]
+    assert len((tmp_path / "operations.md").read_text().splitlines()) == 2 + len(records)

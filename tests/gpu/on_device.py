@@ -41,6 +41,7 @@ def train(name: str, out: Path, reference: Path, dataset: str, *more: str) -> No
     else:
         own = [f"tokenizer={reference / PRIORS[name]}", f"model_type={name}", "model.num_hidden_layers=1"]
         own += ["model.source_cells=1", "model.condition_on_effect=true"] if name in READS_CONTROLS else []
+        own += ["model.start_from=noise"] if name == "evae_flow" else []  # some cells are drawn without controls
         train_prior(load_settings("prior", None, [*common, *own]))
 
 

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .device_evae import on_accelerator
 from .randomness_evae import categorical
 
 Product = tuple[Tensor, Tensor]  # bias (outputs) and weight (parts, inputs, outputs of a part)
@@ -52,7 +53,8 @@ class CodeWriter:
         self.modulation = self.tokens.new_zeros(6 * layers + 2, n_modulations, self.width)
         self.codes = torch.full((n_codes + 1, n_cells), prior.config.bos_token_id, device=device)  # row 0: BOS
         self.uniform = torch.zeros(n_codes, n_cells, device=device)
-        self.scale, self.temperature = torch.ones((), device=device), torch.ones((), device=device)
+        self.scale = torch.ones((), device=device)
+        self.temperature = torch.ones(1, device=device)  # with one axis, so that a quotient has its precision
 
     def _empty_product(self, linears: list[nn.Linear]) -> Product:
         """An empty bias and weight for linear layers of the same input, which become one product.
@@ -60,7 +62,7 @@ class CodeWriter:
         On a CPU the weight is cut into parts as wide as the model, which is a fifth faster.
         """
         weight, n_outputs = linears[0].weight, sum(linear.out_features for linear in linears)
-        in_parts = n_outputs % self.width == 0 and weight.device.type == "cpu"
+        in_parts = n_outputs % self.width == 0 and not on_accelerator(weight.device)
         n_parts = n_outputs // self.width if in_parts else 1
         empty = weight.detach().new_empty
         size = (n_parts, weight.shape[1], n_outputs // n_parts)
@@ -103,13 +105,17 @@ class CodeWriter:
 
     def step(self, position: Position) -> None:
         """Draw the codes at `position`; those before it have been drawn."""
+        with torch.autocast(self.codes.device.type, enabled=False):  # the weights are in its precision already
+            self._step(position)
+
+    def _step(self, position: Position) -> None:
         value, place = F.embedding(_row(self.codes, position), self.tokens), _row(self.positions, position)
         x = value * place if self.token_product else value + place
         if self.is_guided:
             conditional, null = self._logits(torch.cat([x, x]), position).float().chunk(2)
             logits = null + self.scale * (conditional - null)
         else:
-            logits = self._logits(x, position).float()
+            logits = self._logits(x, position)
         drawn = categorical((logits / self.temperature).softmax(-1), _row(self.uniform, position))
         if isinstance(position, int):
             self.codes[position + 1] = drawn
@@ -131,7 +137,10 @@ class CodeWriter:
         return _linear(self._modulated(x, *modulation[-2:]), self.products[-1]).flatten(1)
 
     def _modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        return torch.addcmul(shift, F.layer_norm(x, x.shape[1:], eps=self.eps), scale)
+        normed = F.layer_norm(x, x.shape[1:], eps=self.eps)
+        if self.precision == x.dtype:
+            return torch.addcmul(shift, normed, scale)
+        return torch.addcmul(shift, normed, scale, out=torch.empty_like(x, dtype=self.precision))  # casts as it writes
 
 
 class _PromptCache:

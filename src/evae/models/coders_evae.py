@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_evae import EvaeConfig
+from .device_evae import in_precision, most_numbers, on_accelerator
 from .layers_evae import CountEmbedding, CrossBlock, KeysValues, Perceptron
 from .randomness_evae import CellStreams, draw_binomial
 
@@ -51,11 +52,15 @@ class EvaeEncoder(nn.Module):
         if not self.config.sparse_encoding:
             return self.encode_each(counts, gene_ids)
         counts, gene_ids = F.pad(counts, (1, 0)), F.pad(gene_ids, (1, 0))  # a first token for all zeros
-        if counts.device.type == "cpu":
+        if not on_accelerator(counts.device):
             return self.encode_distinct(counts, gene_ids)
-        if self.training:  # forming buckets reads sizes back from the device, which would stall a training step
+        width = self.config.hidden_size * len(self.layers)
+        at_once = max(1, most_numbers(counts.device, BUCKET_TOKENS * width) // (counts.shape[1] * width))
+        if self.training or len(counts) <= at_once:
             return self.encode_each(counts, gene_ids)
-        return in_buckets(self.encode_each, counts, gene_ids)
+        return torch.cat(
+            [self.encode_each(*x) for x in zip(counts.split(at_once), gene_ids.split(at_once), strict=True)]
+        )
 
     def encode_each(self, counts: Tensor, gene_ids: Tensor) -> Tensor:
         """Encode with a token for every entry of every cell."""
@@ -69,6 +74,7 @@ class EvaeEncoder(nn.Module):
 
     def _project(self, tokens: Tensor) -> list[KeysValues]:
         """Keys and values of `tokens` (..., width) in every layer that has projections for them, (..., width) each."""
+        tokens = in_precision(tokens)
         attentions: list[Any] = [layer.cross_attention for layer in self.layers]
         readers = [attention for attention in attentions if attention.reads_memory]
         return [(reader.k_proj(tokens), reader.v_proj(tokens)) for reader in readers]

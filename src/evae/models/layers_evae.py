@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .contract_evae import EvaeError
+from .device_evae import checks_itself, in_precision, on_accelerator
 
 MOST_PARAMETERS = 2_000_000_000  # 8 GB in float32; the published models have some 10 million
 
@@ -56,12 +57,14 @@ def parameters_at_least(config: Any) -> int:
 def check_ids(ids: Tensor, size: int, kind: str, training: bool) -> None:
     """Raise `EvaeError` unless all ids lie in 0 .. size - 1.
 
-    On an accelerator training steps are not checked, because reading a value back makes the host wait.
+    CUDA checks by itself, so that the host need not wait, and ends the process with a message of its own. Training
+    steps are not checked on accelerators.
     """
-    if ids.numel() == 0 or ids.is_meta or (training and ids.device.type != "cpu"):
+    if ids.numel() == 0 or ids.is_meta or (training and on_accelerator(ids.device)):
         return
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= size:
+    if checks_itself(ids.device):
+        torch._assert_async((ids.clamp(0, size - 1) == ids).all(), f"{kind} ids go from 0 to {size - 1}")
+    elif (low := int(ids.min())) < 0 or (high := int(ids.max())) >= size:
         wrong = low if low < 0 else high
         raise EvaeError(f"{kind} id {wrong} does not exist; ids of this model go from 0 to {size - 1}.")
 
@@ -128,6 +131,7 @@ class Attention(nn.Module):
 
     def keys_values(self, memory: Tensor) -> KeysValues:
         """Keys and values of `memory` (cells, others, width), (cells, heads, others, width of a head) each."""
+        memory = in_precision(memory)
         return self.split(self.k_proj(memory)), self.split(self.v_proj(memory))
 
     def forward(
@@ -148,6 +152,7 @@ class Attention(nn.Module):
             past_key_values: a transformers cache; this call's keys and values are appended to it.
             n_prompt: how many tokens, the first of `x`, all tokens attend to where the layer is causal.
         """
+        x = in_precision(x)
         memory = x if memory is None else memory
         query = self.split(self.q_proj(x))
         key, value = memory if isinstance(memory, tuple) else self.keys_values(memory)

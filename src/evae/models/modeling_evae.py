@@ -18,6 +18,7 @@ from .alignment_evae import align_weights
 from .coders_evae import EvaeDecoder, EvaeEncoder, EvaeMLPDecoder, EvaeMLPEncoder, split_counts, to_dense, to_sparse
 from .configuration_evae import COUNTS, EvaeConfig
 from .contract_evae import EvaeError
+from .device_evae import most_numbers
 from .heads_evae import HEAD_CLASSES, NegativeBinomialHead, encoder_input, with_gradient_of
 from .layers_evae import check_ids, check_size, log_library
 from .quantization_evae import QUANTIZER_CLASSES, LatentStandardizer, VectorQuantizer
@@ -234,13 +235,12 @@ class EvaeModel(EvaePreTrainedModel):
     def sample_counts(self, codes: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
         """Draw counts, float32 (cells, genes), from the head's distribution given codes or latents."""
         widest = self.config.intermediate_size if self.config.decoder == "attention" else self.head.n_outputs
-        at_once = max(1, DECODED_NUMBERS // (self.config.n_genes * widest))
+        at_once = max(1, most_numbers(codes.device, DECODED_NUMBERS) // (self.config.n_genes * widest))
         streams, drawn = generator, []
         for start in range(0, len(codes), at_once):
             rows = slice(start, start + at_once)
             streams = generator.fork(rows) if isinstance(generator, CellStreams) else generator
-            outputs = self.decode(codes[rows], library_size[rows])
-            drawn.append(self.head.sample(outputs, library_size[rows], streams))
+            drawn.append(self.head.sample(self.decode(codes[rows], library_size[rows]), library_size[rows], streams))
         if isinstance(generator, CellStreams) and isinstance(streams, CellStreams):
             generator.join(streams)
         return torch.cat(drawn)

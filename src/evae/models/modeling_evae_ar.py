@@ -23,6 +23,7 @@ from .conditions_evae import ConditionEmbedding  # noqa: F401
 from .configuration_evae import EvaeConfig  # noqa: F401
 from .configuration_evae_prior import EvaeARConfig
 from .contract_evae import EvaeError
+from .device_evae import on_accelerator
 from .heads_evae import HEAD_CLASSES  # noqa: F401
 from .layers_evae import check_ids
 from .modeling_evae import EvaeModel  # noqa: F401
@@ -203,9 +204,12 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
             compile: compile a decoding step with `torch.compile`, on a GPU as a CUDA graph. The first call takes up to
                 some minutes. Its buffers are kept for the next call.
         """
-        distinct, row = condition.unique(dim=0, return_inverse=True)
-        modulation = self._modulation(distinct)  # once for each distinct condition, not in every step
-        modulation = modulation if len(distinct) == 1 else modulation[row]
+        if on_accelerator(self.device):  # finding out which conditions are alike takes longer there
+            modulation = self._modulation(condition)
+        else:
+            distinct, row = condition.unique(dim=0, return_inverse=True)
+            modulation = self._modulation(distinct)  # once for each distinct condition, not in every step
+            modulation = modulation if len(distinct) == 1 else modulation[row]
         uniform = streams.uniform(self.n_codes).to(self.device)
         return write_codes(self, modulation, uniform, guidance_scale, temperature, compile, prompt)
 

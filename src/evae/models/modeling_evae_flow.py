@@ -26,6 +26,7 @@ from .conditions_evae import ConditionEmbedding  # noqa: F401
 from .configuration_evae import EvaeConfig  # noqa: F401
 from .configuration_evae_prior import EvaeFlowConfig
 from .contract_evae import EvaeError
+from .device_evae import on_accelerator  # noqa: F401
 from .heads_evae import HEAD_CLASSES  # noqa: F401
 from .layers_evae import ModulatedBlock  # noqa: F401
 from .modeling_evae import EvaeModel  # noqa: F401

@@ -25,6 +25,7 @@ from .conditions_evae import ConditionEmbedding  # noqa: F401
 from .configuration_evae import EvaeConfig  # noqa: F401
 from .configuration_evae_prior import EvaeMDLMConfig
 from .contract_evae import EvaeError
+from .device_evae import on_accelerator  # noqa: F401
 from .heads_evae import HEAD_CLASSES  # noqa: F401
 from .layers_evae import check_ids
 from .modeling_evae import EvaeModel  # noqa: F401

@@ -158,11 +158,11 @@ class EvaePrior(EvaePreTrainedModel):
     def _features(self, x: Tensor, modulation: Tensor, cache: Any = None, prompt: Tensor | None = None) -> Tensor:
         """Output of the backbone for `x` (cells, tokens, hidden_size), of the same shape, after the tokens `prompt`."""
         n_prompt = 0 if prompt is None else prompt.shape[1]
-        if prompt is not None:
-            x = torch.cat([prompt.to(x.dtype), x], dim=1)
-        for index, block in enumerate(self.blocks):
-            x = block(x, modulation[:, 6 * index : 6 * index + 6], past_key_values=cache, n_prompt=n_prompt)
-        shift, scale = modulation[:, -2:].unsqueeze(2).unbind(1)
+        x = x if prompt is None else torch.cat([prompt.to(x.dtype), x], dim=1)
+        *own, last = modulation.split([6] * len(self.blocks) + [2], dim=1)
+        for block, of_block in zip(self.blocks, own, strict=True):
+            x = block(x, of_block, past_key_values=cache, n_prompt=n_prompt)
+        shift, scale = last.unsqueeze(2).unbind(1)
         return modulate(self.norm(x[:, n_prompt:]), shift, scale)
 
     def _sampling_conditions(

@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .device_evae import on_accelerator
+
 _SEEDS = 2**32  # torch's CPU generator reads 32 bits of a seed
 _STRIDE = 2_654_435_761  # odd, so no two cells share a seed; near the golden ratio, so runs rarely share one
 _BRANCH = 2_246_822_519  # odd, so no two branches share a seed
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # the increment of SplitMix64, as a signed number with the same bits
 EXACT = 24  # largest number of molecules for which a binomial draw is exact
+FEW = 64  # categories
 _MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 
 
@@ -148,11 +151,17 @@ def draw_binomial(counts: Tensor, share: Tensor, source: CellStreams) -> Tensor:
     rarer = torch.minimum(share, 1 - share)
     odds, few = rarer / (1 - rarer), counts.clamp_max(EXACT)
     term = (few * torch.log1p(-rarer)).exp()
-    reached, drawn = term.clone(), torch.zeros_like(counts)
-    for k in range(1, EXACT + 1):
-        drawn += uniform >= reached
-        term *= (few - (k - 1)) * (odds / k)  # 0 from k = few + 1 on
-        reached += term
+    if on_accelerator(counts.device):  # the same sums, with all terms at once
+        numbers = torch.arange(1, EXACT + 1, dtype=counts.dtype, device=counts.device).view(-1, 1, 1)
+        ratios = (few - (numbers - 1)) * (odds / numbers)  # 0 from k = few + 1 on
+        reached = torch.cat([term.unsqueeze(0), ratios[:-1]]).cumprod(0).cumsum(0)
+        drawn = (uniform >= reached).sum(0, dtype=counts.dtype)
+    else:
+        reached, drawn = term.clone(), torch.zeros_like(counts)
+        for k in range(1, EXACT + 1):
+            drawn += uniform >= reached
+            term *= (few - (k - 1)) * (odds / k)
+            reached += term
     drawn = torch.minimum(drawn, few)
     normal = math.sqrt(2) * torch.erfinv((2 * uniform - 1).clamp(2**-24 - 1, 1 - 2**-24))
     spread = (counts * rarer * (1 - rarer) - 1 / 12).clamp_min(0).sqrt()  # rounding adds a twelfth to the variance
@@ -177,6 +186,10 @@ def draw_negative_binomial(mu: Tensor, theta: Tensor, source: Randomness) -> Ten
 
 def categorical(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Draw a category, int64 (...), from `probabilities` (..., categories) with `uniform` numbers (...) on [0, 1)."""
-    cumulative = probabilities.cumsum(-1)
+    last = probabilities.shape[-1] - 1
+    if last < FEW and on_accelerator(probabilities.device):  # a sum along short rows leaves most of the device idle
+        columns = probabilities.movedim(-1, 0).contiguous().cumsum(0)
+        return (columns <= uniform * columns[-1]).sum(0).clamp_max(last)
+    cumulative = probabilities.contiguous().cumsum(-1)
     point = uniform.unsqueeze(-1) * cumulative[..., -1:]  # the sum is 1 up to rounding
-    return (cumulative <= point).sum(-1).clamp_max(probabilities.shape[-1] - 1)
+    return torch.searchsorted(cumulative, point, right=True).squeeze(-1).clamp_max(last)
