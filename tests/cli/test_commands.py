@@ -21,6 +21,7 @@ def without_umap(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
 
 
+NUMBERS = ["records.csv", "result.json", "scores.csv", "summary.csv"]  # of an evaluation, without plots
 COMMANDS = [
     *(
         "prepare",
@@ -232,7 +233,7 @@ def test_predict_held_out_then_evaluate(run, trained_prior, screen_dataset, tmp_
     assert run("evaluate", predicted, "--dataset", screen_dataset).code == 2
     again = run("evaluate", predicted, "--dataset", screen_dataset, "--seeds", 1, "--no-plots", "--overwrite")
     assert again.code == 0, again.err
-    assert [p.name for p in folder.iterdir()] == ["result.json"]
+    assert sorted(p.name for p in folder.iterdir()) == NUMBERS
 
 
 def test_evaluate_shows_what_the_tokenizer_alone_keeps(run, trained_prior, screen_dataset, screen, tmp_path):
@@ -250,7 +251,7 @@ def test_evaluate_shows_what_the_tokenizer_alone_keeps(run, trained_prior, scree
         )
         assert outcome.code == 0, outcome.err
         rows.append(next(line for line in outcome.out.splitlines() if "tokenizer alone" in line))
-        assert sorted(os.listdir(tmp_path / "numbers")) == ["result.json", "tokenizer_alone.json"]
+        assert sorted(os.listdir(tmp_path / "numbers")) == [*NUMBERS, "tokenizer_alone.json"]
         stored = json.loads((tmp_path / "numbers" / "result.json").read_text())["summary"]
         assert any(row["system"] == "tokenizer alone" and row["metric"] == "fd" for row in stored)
         perfect = next(line for line in outcome.out.splitlines() if "│ model" in line)

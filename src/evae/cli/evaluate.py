@@ -13,7 +13,7 @@ from evae.models.contract_evae import EvaeError
 if TYPE_CHECKING:
     from evae.evaluation import EvaluationResult
 
-SUITES = ("paper", "robust", "perturbation", "cell-eval", "vcc2026", "full")
+SUITES = ("paper", "robust", "perturbation", "extended", "cell-eval", "vcc2026", "full")
 BASELINES = ("scvi",)
 TOKENIZER_ALONE = "tokenizer_alone.json"
 RESULT = "result.json"
@@ -105,7 +105,7 @@ def evaluate(
         if plots:
             result.report(folder)
         else:
-            result.to_json(folder / RESULT)
+            result.write_numbers(folder)
         if alone is not None:
             alone.to_json(folder / TOKENIZER_ALONE)
     say(f"all numbers: {out / 'report.html' if plots else out / RESULT}", style="bold")

@@ -26,7 +26,7 @@ class EvaluationResult(EvaluationNumbers):
         Console().print(self.table())
 
     def report(self, folder: str | Path) -> Path:
-        """Write report.html, report.md, result.json and plots/ into a folder; returns the HTML file."""
+        """Write report.html, report.md, result.json, CSV files and plots/ into a folder; returns the HTML file."""
         from evae.evaluation.report.write import write_report  # matplotlib takes memory and a second
 
         return write_report(self, Path(folder))

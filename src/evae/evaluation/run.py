@@ -23,6 +23,7 @@ from evae.evaluation.protocols.distribution import (
     perturbation_protocol,
     robust_protocol,
 )
+from evae.evaluation.protocols.extended import extended_protocol
 from evae.evaluation.protocols.record import Record, to_frame
 from evae.evaluation.result import EvaluationResult
 from evae.evaluation.systems.baselines import baselines, model_system
@@ -34,8 +35,9 @@ SUITES = {
     "robust": ("robust", "perturbation", "diversity"),
     "perturbation": ("perturbation", "differential expression"),
     "cell-eval": ("perturbation", "differential expression", "cell-eval"),
+    "extended": ("robust", "perturbation", "differential expression", "extended", "diversity"),
     "vcc2026": ("vcc2026",),
-    "full": ("paper", "robust", "perturbation", "differential expression", "diversity", "cell-eval"),
+    "full": ("paper", "robust", "perturbation", "differential expression", "extended", "diversity", "cell-eval"),
 }
 EXTRA_BASELINES = {"scvi": scvi_shift}
 _STAMPED = ("evae", "anndata", "numpy", "scipy", "scikit-learn", "POT", "cell-eval", "scvi-tools")
@@ -86,8 +88,9 @@ def evaluate(
             fractions as expected counts, "log1p" as log1p.
         real_scale: the same of the real values. Training cells and controls are recognised.
         suite: "paper" (as published), "robust", "perturbation" (pseudobulks and differential expression),
-            "cell-eval" (the same, and cell-eval itself beside it; needs the extra `eval`), "vcc2026" (metrics and
-            scores of the Virtual Cell Challenge 2026; raw counts on both sides) or "full" (all but that).
+            "cell-eval" (the same, and cell-eval itself beside it; needs the extra `eval`), "extended" (metrics that
+            tell models apart, and every metric as a score between controls), "vcc2026" (metrics and scores of the
+            Virtual Cell Challenge 2026; raw counts on both sides) or "full" (all but that).
         seeds: of the draws and splits, one or several; the first alone serves where one draw is made.
         n_components: principal components of W2, MMD2 and FD.
         depth_matched: also compare model, controls and split half at one depth: both sides thinned, see
@@ -177,7 +180,9 @@ def _run(comparison: Comparison, plan: _Plan) -> list[Record]:
     if "perturbation" in groups:
         records += perturbation_protocol(comparison, systems, seeds, bar)
     if "differential expression" in groups:
-        records += de_protocol(comparison, systems, seeds[0], bar, plan.cache)
+        records += de_protocol(comparison, systems, seeds[0], bar, plan.cache, "extended" in groups)
+    if "extended" in groups:
+        records += extended_protocol(comparison, systems, seeds, bar)
     if "cell-eval" in groups:
         records += cell_eval_protocol(comparison, bar)
     if "vcc2026" in groups:

@@ -20,7 +20,7 @@ def test_every_metric_stands_once_and_in_tables_that_exist():
 def test_what_is_computed_is_what_is_shown(screen, real, perfect):
     """All but cell-eval's own metrics and those of tokenizers, which come from a training's log."""
     computed = set()
-    for suite in ("paper", "robust", "perturbation", "vcc2026"):
+    for suite in ("paper", "robust", "extended", "vcc2026"):
         how = {"seeds": (0,), "progress": False, "cache": None, "depth_matched": suite == "robust"}
         result = evaluate(perfect, real, screen, suite=suite, **how)
         rows = result.summary()

@@ -40,6 +40,7 @@ def test_all_baselines_are_there(systems):
         "perturbation mean",
         "mean of all perturbations",
         "additive shift",
+        "mean of all shifts",
         "marginal resample",
         "other contexts",
     ]  # linear needs three perturbations that both cell types share
@@ -69,6 +70,26 @@ def test_mean_of_all_perturbations_is_of_the_own_cell_type(comparison, systems):
     np.testing.assert_allclose(
         systems["mean of all perturbations"].mean(PAIR), comparison.training.means[("B", "none")]
     )
+
+
+def test_the_mean_of_all_shifts_is_the_same_for_every_perturbation(comparison, systems):
+    means, system = comparison.training.means, systems["mean of all shifts"]
+    shift = means[("B", "none")] - means[("B", "control")]  # all that training holds of B
+    control = comparison.control_means["B"]
+    np.testing.assert_allclose(system.mean(PAIR), (control + shift).clip(min=0))
+    np.testing.assert_array_equal(system.mean(("B", "G0")), system.mean(PAIR))
+    elsewhere = comparison.training.mean_shift("unseen")  # all types, every perturbation once
+    shifts = [np.mean([means[(c, p)] - means[(c, "control")] for c in ("A", "B") if (c, p) in means], axis=0)
+              for p in ("G0", "G1", "G2", "none")]  # fmt: skip
+    np.testing.assert_allclose(elsewhere, np.mean(shifts, axis=0))
+
+
+def test_the_noise_of_a_mean_is_its_variance_by_the_number_of_cells(comparison, systems):
+    cells = comparison.controls.matrix.toarray()
+    np.testing.assert_allclose(
+        systems["control copy"].noise(PAIR), cells.var(axis=0, ddof=1) / len(cells), rtol=1e-4, atol=1e-9
+    )
+    assert systems["perturbation mean"].noise is None
 
 
 def test_additive_shift_adds_the_training_shift_to_controls(comparison, systems):

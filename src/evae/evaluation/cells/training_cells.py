@@ -66,6 +66,14 @@ class TrainingCells:
                 found.setdefault(p, []).append(mean - self.means[(c, self.control)])
         return {p: np.mean(shifts, axis=0) for p, shifts in found.items()}
 
+    def mean_shift(self, cell_type: str) -> np.ndarray | None:
+        """Mean shift of all perturbations from control, each of the same weight; None without any.
+
+        Of the cell type itself, or of all cell types where it has no perturbed cells in training.
+        """
+        found = self.shifts({cell_type}) or self.shifts()
+        return np.mean(list(found.values()), axis=0) if found else None
+
     def overall_mean(self, cell_type: str) -> np.ndarray | None:
         """Mean over all perturbations of a cell type, or of all cell types where it has none in training."""
         perturbed = {pair: m for pair, m in self.means.items() if pair[1] != self.control}

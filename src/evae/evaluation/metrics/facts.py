@@ -4,74 +4,10 @@ A metric that is computed elsewhere in this folder has one `Metric` in `METRICS`
 tables. `TABLES` says which tables there are, and `shown` what stands where.
 """
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypeVar
+from evae.evaluation.metrics.facts_extended import AGREEMENT_METRICS, EXTENDED_METRICS
+from evae.evaluation.metrics.metric import Metric, MetricTable, Place
 
-import numpy as np
-import pandas as pd
-
-Better: TypeAlias = Literal["low", "high"] | float | None
-# Where a table or a metric is shown: "brief" is the list at the top of a report, "summary" the table in the terminal,
-# "card" the model card.
-Place: TypeAlias = Literal["table", "brief", "figure", "radar", "card", "summary", "study"]
-Values = TypeVar("Values", float, np.ndarray, pd.Series)
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One metric.
-
-    Attributes:
-        name: in records and in result.json.
-        title: where people read it.
-        better: "low", "high", or the value that is right; None for a plain count.
-        meaning: what it says, in a few words.
-        groups: the groups of records in whose tables it stands.
-        places: where it is shown beside those tables.
-        sensitive_to: what of a model's cells it depends on most: their means or their variance.
-    """
-
-    name: str
-    title: str
-    better: Better
-    meaning: str
-    groups: tuple[str, ...] = ()
-    places: tuple[Place, ...] = ()
-    sensitive_to: Literal["mean", "variance", None] = None
-
-    @property
-    def heading(self) -> str:
-        """The title with the direction that is better."""
-        if self.better is None:
-            return self.title
-        arrow = {"low": "↓", "high": "↑"}.get(str(self.better)) or f"→{self.better:g}"
-        return f"{self.title} {arrow}"
-
-    def badness(self, values: Values) -> Values:
-        """How far values are from the best one: lower is better for every metric."""
-        if self.better == "high":
-            return -values
-        if self.better == "low" or self.better is None:
-            return values
-        return abs(values - float(self.better))
-
-
-@dataclass(frozen=True)
-class MetricTable:
-    """One table: the records of a group at a level.
-
-    Attributes:
-        group: of the records.
-        level: "pooled" over all pairs, "pair" for the mean over pairs, or "training".
-        title: above the table.
-        places: where its metrics are shown.
-    """
-
-    group: str
-    level: str
-    title: str
-    places: tuple[Place, ...] = ("table",)
-
+__all__ = ["BY_NAME", "METRICS", "TABLES", "Metric", "MetricTable", "Place", "shown"]
 
 TABLES = (
     MetricTable(
@@ -80,17 +16,20 @@ TABLES = (
     ),
     MetricTable(
         "robust", "pooled", "Protocol robust: PCA fitted elsewhere, matched halves",
-        ("table", "brief", "figure", "radar", "card", "summary", "study"),
+        ("table", "brief", "figure", "radar", "card", "summary", "study", "score"),
     ),
     MetricTable("equal depth", "pooled", "Both sides thinned to one depth", ("table", "brief")),
     MetricTable("robust", "pair", "Protocol robust, mean over perturbations", ("table", "study")),
     MetricTable(
         "perturbation", "pair", "Perturbation metrics on pseudobulks, mean over perturbations",
-        ("table", "brief", "figure", "radar", "card", "summary", "study"),
+        ("table", "brief", "figure", "radar", "card", "summary", "study", "score"),
     ),
     MetricTable(
         "differential expression", "pair", "Differential expression, mean over perturbations",
-        ("table", "brief", "figure", "radar", "card", "summary", "study"),
+        ("table", "brief", "figure", "radar", "card", "summary", "study", "score"),
+    ),
+    MetricTable(
+        "extended", "pair", "Extended metrics of effects, mean over perturbations", ("table", "brief", "study", "score")
     ),
     MetricTable("cell-eval", "pair", "cell-eval itself, mean over perturbations"),
     MetricTable(
@@ -101,7 +40,7 @@ TABLES = (
         ("table", "study"),
     ),
     MetricTable(
-        "diversity", "pooled", "Diversity and memorisation", ("table", "brief", "figure", "radar", "study")
+        "diversity", "pooled", "Diversity and memorisation", ("table", "brief", "figure", "radar", "study", "score")
     ),
     MetricTable("tokenizer", "training", "Training of tokenizers", ("study",)),
 )  # fmt: skip
@@ -120,7 +59,7 @@ _SCORE = ("vcc2026 score",)
 METRICS = (
     Metric(
         "fd", "FD", "low", "how far the generated cells stand, as a crowd, from the real ones", _DISTANCE,
-        ("brief", "figure", "radar", "card", "summary", "study"), "variance",
+        ("brief", "figure", "radar", "card", "summary", "study", "score"), "variance",
     ),
     Metric(
         "mmd2_mix_biased", "MMD² biased", "low", "the same for the whole shape of the crowd, as published", _DISTANCE,
@@ -129,7 +68,7 @@ METRICS = (
     Metric(
         "mmd2_mix_unbiased", "MMD² unbiased", "low",
         "the same for the whole shape of the crowd; about 0 for a perfect model", _DISTANCE,
-        ("brief", "radar", "card"),
+        ("brief", "radar", "card", "score"),
     ),
     Metric(
         "mmd2_median_unbiased", "MMD² median σ", "low", "the same with one kernel, as wide as cells are apart",
@@ -147,7 +86,7 @@ METRICS = (
     Metric("mse_equal_depth", "MSE, equal depth", "low", "of mean expression, after the same thinning", _DEPTH),
     Metric(
         "pearson_delta", "Pearson Δ", "high", "whether genes change on average as they should; 1 exactly, 0 not",
-        _EFFECT_TOO, ("brief", "figure", "card", "summary", "study"), "mean",
+        _EFFECT_TOO, ("brief", "figure", "card", "summary", "study", "score"), "mean", nothing=0.0,
     ),
     Metric(
         "mae", "MAE", "low", "mean absolute error of mean expression", _EFFECT_TOO, ("figure", "card"), "mean",
@@ -185,12 +124,12 @@ METRICS = (
     ),
     Metric(
         "pr_auc", "PR-AUC", "high", "how well predicted significance finds the truly changed genes", _DE_TOO,
-        ("figure", "radar", "card", "study"),
+        ("figure", "radar", "card", "study", "score"),
     ),
     Metric("roc_auc", "ROC-AUC", "high", "the same against the false alarms; 0.5 by chance", _DE),
     Metric(
         "de_spearman_lfc_sig", "Spearman log FC", "high", "rank correlation of fold changes of truly changed genes",
-        _DE_TOO, ("figure", "card"),
+        _DE_TOO, ("figure", "card"), nothing=0.0,
     ),
     Metric(
         "de_direction_match", "direction match", "high", "share of truly changed genes with the right sign", _DE_TOO,
@@ -202,6 +141,8 @@ METRICS = (
     ),
     Metric("de_nsig_counts_real", "DE genes real", None, "number of truly changed genes"),
     Metric("de_nsig_counts_pred", "DE genes predicted", None, "number of genes that are predicted to change"),
+    *AGREEMENT_METRICS,
+    *EXTENDED_METRICS,
     Metric(
         "variance_ratio", "variance ratio", 1.0,
         "whether cells differ among themselves as real ones do; 0 for mere means", _DIVERSITY,

@@ -15,11 +15,9 @@ import scipy.sparse as sp
 from evae.common.files import atomic_write
 from evae.evaluation.cells import Comparison, Pair
 from evae.evaluation.cells.inputs import Progress
-from evae.evaluation.metrics.differential import (
-    ControlRanks,
-    DETable,
-    differential_expression,
-)
+from evae.evaluation.metrics.agreement import agreement_metrics
+from evae.evaluation.metrics.calibration import MATCHED
+from evae.evaluation.metrics.differential import ControlRanks, DETable, differential_expression
 from evae.evaluation.metrics.recovery import de_metrics
 from evae.evaluation.protocols.distribution import split_halves
 from evae.evaluation.protocols.record import Record
@@ -37,11 +35,13 @@ def de_protocol(
     seed: int,
     progress: Progress,
     cache: Path | None,
+    matched: bool = False,
 ) -> list[Record]:
     """Metrics of differential expression for every system, and for two halves of the real cells.
 
     Every system is tested with as many cells as it has (the model) or as there are real ones (the baselines),
-    against the same real controls. The real tables are kept in `cache`.
+    against the same real controls. The real tables are kept in `cache`. With `matched`, every system is compared with
+    half A of the real cells too, as half B is.
     """
     records: list[Record] = []
     for cell_type in comparison.cell_types:
@@ -50,7 +50,7 @@ def de_protocol(
         records += task.split_half()
         truth = task.real_table()
         for system in progress(systems, f"differential expression, {cell_type}"):
-            records += task.score(system, truth)
+            records += task.score(system, truth, matched)
     return records
 
 
@@ -73,33 +73,49 @@ class _Task:
         """The table of the real cells."""
         return cached(self.cache, self.key, lambda: self._table(real_system(self.comparison)))
 
-    def split_half(self) -> list[Record]:
-        """Half B of the real cells as the prediction of half A."""
+    @cached_property
+    def halves(self) -> tuple[System, System]:
+        """The two halves of the real cells."""
         halves = split_halves(self.comparison, self.seed)
         first, second = (sampled(SPLIT_HALF, self.comparison.real, half, own=True) for half in halves)
-        if not self._names(first):
-            return []
-        sizes = {pair: len(rows) for pair, rows in halves[0].items()}
-        key = f"{self.key}-seed{self.seed}"
-        truth = cached(self.cache, f"{key}-a", lambda: self._table(first))
-        predicted = cached(self.cache, f"{key}-b", lambda: self._table(second))
-        return self._records(second, predicted, truth, sizes)
+        return first, second
 
-    def score(self, system: System, truth: DETable) -> list[Record]:
-        """A system against the real table."""
+    @cached_property
+    def first_half(self) -> DETable:
+        """The table of half A."""
+        return cached(self.cache, f"{self.key}-seed{self.seed}-a", lambda: self._table(self.halves[0]))
+
+    def split_half(self) -> list[Record]:
+        """Half B of the real cells as the prediction of half A."""
+        second = self.halves[1]
+        if not self._names(second):
+            return []
+        predicted = cached(self.cache, f"{self.key}-seed{self.seed}-b", lambda: self._table(second))
+        return self._records(second, predicted, self.first_half)
+
+    def score(self, system: System, truth: DETable, matched: bool) -> list[Record]:
+        """A system against the real table, and against that of half A if `matched`."""
         if not self._names(system):
             return []
-        return self._records(system, self._table(system), truth, self.comparison.n_real)
+        table = self._table(system)
+        found = self._records(system, table, truth)
+        if matched and self._names(self.halves[0]):
+            found += self._records(system, table, self.first_half, MATCHED)
+        return found
 
-    def _records(self, system: System, predicted: DETable, truth: DETable, n_real: dict[Pair, int]) -> list[Record]:
-        names = self._names(system)
+    def _records(self, system: System, predicted: DETable, truth: DETable, level: str = "pair") -> list[Record]:
+        known = set(truth.perturbations.tolist())
+        names = [p for p in self._names(system) if p in known]
+        halved = level == MATCHED or system.name == SPLIT_HALF
+        n_real = (self.halves[0].available if halved else None) or self.comparison.n_real
         n_generated = system.available or self.comparison.n_real
+        tables = _subset(predicted, names), _subset(truth, names)
         found = []
-        for metric, values in de_metrics(predicted, _subset(truth, names)).items():
+        for metric, values in (de_metrics(*tables) | agreement_metrics(*tables)).items():
             for p, value in zip(names, values.tolist(), strict=True):
                 pair = (self.cell_type, p)
                 cells = n_real[pair], n_generated[pair]
-                found.append(Record(GROUP, "pair", system.name, metric, value, self.seed, *cells, *pair))
+                found.append(Record(GROUP, level, system.name, metric, value, self.seed, *cells, *pair))
         return found
 
     def _names(self, system: System) -> list[str]:

@@ -103,14 +103,14 @@ def perturbation_protocol(
     for system in progress(systems, "perturbation metrics"):
         predicted = {pair: system.mean(pair) for pair in comparison.pairs if pair in set(system.pairs)}
         n = {pair: (system.available or sizes)[pair] for pair in predicted}
-        records += _all_metrics(comparison, system.name, predicted, truth, controls, -1, sizes, n)
+        records += pseudobulk_records(comparison, system.name, predicted, truth, controls, -1, sizes, n)
     for seed in seeds:
         halves = split_halves(comparison, seed)
         first, second = (sampled("", comparison.real, half) for half in halves)
         pairs = [pair for pair in comparison.pairs if pair in set(first.pairs)]
         n = {pair: len(halves[0][pair]) for pair in pairs}
         means = [{pair: half.mean(pair) for pair in pairs} for half in (second, first)]
-        records += _all_metrics(comparison, SPLIT_HALF, means[0], means[1], controls, seed, n, n)
+        records += pseudobulk_records(comparison, SPLIT_HALF, means[0], means[1], controls, seed, n, n)
     return records
 
 
@@ -158,16 +158,17 @@ def split_halves(
 def _clouds(system: System, sizes: dict[Pair, int], projection: Projection, seed: int) -> dict[Pair, np.ndarray]:
     rng = np.random.default_rng(seed + 1)  # another stream than the split's
     answered = set(system.pairs)
-    return {p: projection(system.draw(p, _possible(system, p, n), rng)) for p, n in sizes.items() if p in answered}
+    return {p: projection(system.draw(p, possible_cells(system, p, n), rng)) for p, n in sizes.items() if p in answered}
 
 
-def _possible(system: System, pair: Pair, n: int) -> int:
+def possible_cells(system: System, pair: Pair, n: int) -> int:
+    """How many of n wanted cells of a pair a system can give."""
     return n if system.available is None else min(n, system.available.get(pair, 0))
 
 
 def _pooled(system: System, sizes: dict[Pair, int], limit: int, rng: np.random.Generator) -> Iterator[Matrix]:
     """Cells of all pairs, pair by pair, at most `limit` in all: which ones is drawn before they are read."""
-    takes = {pair: _possible(system, pair, n) for pair, n in sizes.items()}
+    takes = {pair: possible_cells(system, pair, n) for pair, n in sizes.items()}
     owner = np.repeat(np.arange(len(takes)), list(takes.values()))
     owner = owner[sample_rows(len(owner), limit, rng)]
     counts = np.bincount(owner, minlength=len(takes))
@@ -199,7 +200,7 @@ def _records(
     ]
 
 
-def _all_metrics(
+def pseudobulk_records(
     comparison: Comparison,
     name: str,
     predicted: dict[Pair, np.ndarray],
@@ -208,13 +209,26 @@ def _all_metrics(
     seed: int,
     n_real: dict[Pair, int],
     n_generated: dict[Pair, int],
+    level: str = "pair",
 ) -> list[Record]:
+    """Metrics of pseudobulks of one system.
+
+    Args:
+        comparison: the panel, the pairs and their order.
+        name: of the system.
+        predicted: mean log1p expression of its pairs, (genes,) each.
+        real: the same of the real cells.
+        controls: the same of the controls, by cell type.
+        seed: of the records.
+        n_real, n_generated: cells of every pair on either side.
+        level: of the records.
+    """
     records = []
 
     def add(pair: Pair, values: dict[str, float]) -> None:
         for metric, value in values.items():
             n, m = n_real[pair], n_generated[pair]
-            records.append(Record("perturbation", "pair", name, metric, float(value), seed, n, m, *pair))
+            records.append(Record("perturbation", level, name, metric, float(value), seed, n, m, *pair))
 
     for pair in predicted:
         add(pair, pseudobulk_metrics(predicted[pair], real[pair], controls[pair[0]]))

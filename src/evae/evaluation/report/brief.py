@@ -8,7 +8,15 @@ import pandas as pd
 from evae.common.numbers import UNDEFINED, format_number
 from evae.evaluation.metrics.facts import BY_NAME, Metric, shown
 from evae.evaluation.report.tables import cell_text, in_order
-from evae.evaluation.systems.names import CONTROL_COPY, MEANINGS, MODEL, OF_THE_MODEL, SPLIT_HALF, TOKENIZER_ALONE
+from evae.evaluation.systems.names import (
+    CONTROL_COPY,
+    MEANINGS,
+    MODEL,
+    OF_THE_MODEL,
+    REAL_AGAIN,
+    SPLIT_HALF,
+    TOKENIZER_ALONE,
+)
 
 HEADINGS = ("metric", MODEL, "best baseline", CONTROL_COPY, SPLIT_HALF, "what it says")
 JUDGED_BY = (("robust", "pooled", "fd"), ("paper", "pooled", "fd"), ("perturbation", "pair", "mse"))
@@ -42,7 +50,7 @@ def verdict(summary: pd.DataFrame) -> str | None:
     values = summary.set_index(["group", "level", "metric", "system"])["value"].dropna()
     for key in JUDGED_BY:
         found = {system: float(value) for (*own, system), value in values.items() if tuple(own) == key}
-        others = {s: v for s, v in found.items() if s not in (*OF_THE_MODEL, SPLIT_HALF)}
+        others = {s: v for s, v in found.items() if s not in (*OF_THE_MODEL, *REAL_AGAIN)}
         if MODEL in found and others:
             return _verdict(BY_NAME[key[2]].title, found, others)
     return None
@@ -80,7 +88,7 @@ def explained(summary: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _row(metric: Metric, rows: dict[str, pd.Series]) -> list[str]:
-    values = {s: row["value"] for s, row in rows.items() if s not in (*OF_THE_MODEL, SPLIT_HALF)}
+    values = {s: row["value"] for s, row in rows.items() if s not in (*OF_THE_MODEL, *REAL_AGAIN)}
     defined = {s: metric.badness(float(value)) for s, value in values.items() if not math.isnan(value)}
     best = min(defined, key=lambda s: defined[s], default=None)
     named = UNDEFINED if best is None else f"{cell_text(rows[best])} ({best})"

@@ -16,8 +16,8 @@ from evae.evaluation.systems.names import (
     MODEL,
     OF_THE_MODEL,
     PERTURBATION_MEAN,
+    REAL_AGAIN,
     SPLIT_HALF,
-    TOKENIZER_ALONE,
 )
 
 MAX_PERTURBATIONS = 40
@@ -34,7 +34,7 @@ def plot_metrics(numbers: EvaluationNumbers, group: str, level: str, title: str)
     metrics = [m for m in columns if summary.loc[summary["metric"] == m.name, "value"].notna().any()]
     if not metrics:
         return None
-    systems = [MODEL, *[s for s in dict.fromkeys(summary["system"]) if s not in (MODEL, SPLIT_HALF)]]
+    systems = [MODEL, *[s for s in dict.fromkeys(summary["system"]) if s not in (MODEL, *REAL_AGAIN)]]
     figure = new_figure(3.3 * len(metrics) + 1.6, 0.32 * len(systems) + 1.5)
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for ax, metric in zip(axes, metrics, strict=True):
@@ -174,6 +174,6 @@ def plot_radar(numbers: EvaluationNumbers) -> Figure | None:
 
 def best_baselines(scores: pd.DataFrame) -> list[str]:
     """The baselines of a radar from best to worst, by the mean over the metrics of what it shows of them."""
-    others = scores.drop(columns=[s for s in (*OF_THE_MODEL, CONTROL_COPY, SPLIT_HALF, TOKENIZER_ALONE) if s in scores])
+    others = scores.drop(columns=[s for s in (*OF_THE_MODEL, CONTROL_COPY, *REAL_AGAIN) if s in scores])
     means = {str(system): float(np.mean(on_radar(others[system])[:-1])) for system in others}
     return sorted(means, key=lambda system: -means[system])

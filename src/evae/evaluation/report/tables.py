@@ -2,16 +2,18 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import pandas as pd
 
-from evae.common.files import write_json
+from evae.common.files import write_json, write_text
 from evae.common.numbers import UNDEFINED, format_number, plain
 from evae.evaluation.cells.comparison import Comparison
+from evae.evaluation.metrics.calibration import Controls, calibrated
 from evae.evaluation.metrics.facts import Metric, shown
-from evae.evaluation.systems.names import MODEL, SPLIT_HALF, TOKENIZER_ALONE
+from evae.evaluation.systems.names import MODEL, REAL_AGAIN, SPLIT_HALF, TOKENIZER_ALONE, UNINFORMED
 
 FORMAT_VERSION = 2  # 1 called the group "diversity" "honesty"
 
@@ -91,6 +93,14 @@ class EvaluationNumbers:
             found.append(Shown(table.title, metrics, rows))
         return found
 
+    def scores(self) -> pd.DataFrame:
+        """Every metric of every system as a score between a negative and a positive control, see `calibrated`."""
+        return self._scores
+
+    @cached_property
+    def _scores(self) -> pd.DataFrame:
+        return calibrated(self.records, Controls(UNINFORMED, REAL_AGAIN))
+
     def with_tokenizer_alone(self, other: "EvaluationNumbers") -> Self:
         """These numbers, and as "tokenizer alone" those of an evaluation of the encoded and drawn back real cells."""
         own = other.records[other.records["system"] == MODEL].assign(system=TOKENIZER_ALONE)
@@ -102,17 +112,26 @@ class EvaluationNumbers:
             "format_version": FORMAT_VERSION,
             **self.stamp,
             "summary": plain(self.summary()),
+            "scores": plain(self.scores()),
             "records": plain(self.records),
         }
+
+    def write_numbers(self, folder: Path) -> None:
+        """Write all numbers: result.json, and as CSV the records, their means and the scores."""
+        self.to_json(folder / "result.json")
+        tables = {"records": self.records, "summary": self.summary(), "scores": self.scores()}
+        for name, table in tables.items():
+            if not table.empty:
+                write_text(folder / f"{name}.csv", table.to_csv(index=False))
 
     def to_json(self, path: str | Path) -> Path:
         """Write everything to a JSON file."""
         return write_json(path, self.to_dict())
 
 
-def in_order(system: str) -> tuple[bool, bool, bool]:
-    """The order of systems in tables: the model first; the tokenizer alone and the real split half last."""
-    return system != MODEL, system == SPLIT_HALF, system == TOKENIZER_ALONE
+def in_order(system: str) -> tuple[bool, ...]:
+    """The order of systems in tables: the model first; the tokenizer alone and the real cells again last."""
+    return system != MODEL, system in REAL_AGAIN, system == TOKENIZER_ALONE, system == SPLIT_HALF
 
 
 def summarise(records: pd.DataFrame) -> pd.DataFrame:

@@ -7,10 +7,11 @@ from rich.text import Text
 from evae.common.numbers import UNDEFINED, format_number
 from evae.evaluation.metrics.facts import shown
 from evae.evaluation.report.brief import verdict
+from evae.evaluation.report.scores import HEADINGS, TITLE, score_table
 from evae.evaluation.report.tables import EvaluationNumbers, Shown, in_order
-from evae.evaluation.systems.names import MODEL, SPLIT_HALF, TOKENIZER_ALONE
+from evae.evaluation.systems.names import INTERPOLATED, MODEL, SPLIT_HALF, TOKENIZER_ALONE
 
-LIMITS = (TOKENIZER_ALONE, SPLIT_HALF)  # below the line
+LIMITS = (TOKENIZER_ALONE, INTERPOLATED, SPLIT_HALF)  # below the line
 STYLES = {MODEL: "bold cyan", SPLIT_HALF: "green", TOKENIZER_ALONE: "cyan"}
 
 
@@ -48,7 +49,23 @@ def main_tables(result: EvaluationNumbers) -> Group:
     if set(result.records["group"]) & {"vcc2026"}:
         return Group(*[turned_table(table) for table in result.tables()])
     found = verdict(result.summary())
-    return Group(summary_table(result), *([Text(found)] if found else []))
+    parts: list[Table | Text] = [summary_table(result), *([Text(found)] if found else [])]
+    if set(result.records["group"]) & {"extended"}:
+        parts += scores_shown(result)
+    return Group(*parts)
+
+
+def scores_shown(result: EvaluationNumbers) -> list[Table | Text]:
+    """The main scores between controls as a table, and which metrics have none."""
+    found = score_table(result.scores())
+    table = Table(title=TITLE, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold underline")
+    table.add_column(HEADINGS[0], no_wrap=True)
+    for heading in HEADINGS[1:-1]:
+        table.add_column(heading, justify="right", no_wrap=True, style="bold cyan" if heading == "score" else None)
+    table.add_column(HEADINGS[-1], overflow="fold")
+    for row in found.rows:
+        table.add_row(*row)
+    return [table, *([Text(found.note)] if found.note else [])]
 
 
 def summary_table(result: EvaluationNumbers, reconstruction: EvaluationNumbers | None = None) -> Table:
@@ -62,12 +79,14 @@ def summary_table(result: EvaluationNumbers, reconstruction: EvaluationNumbers |
     """
     if reconstruction is not None:
         result = result.with_tokenizer_alone(reconstruction)
+    scored = "extended" in set(result.records["group"])  # then another table has a row for each metric
     protocol = next((name for name in ("robust", "paper") if name in set(result.records["group"])), None)
     columns = [
         (table.group, table.level, metric)
         for table, metrics in shown("summary")
         if table.group not in ("robust", "paper") or table.group == protocol
         for metric in metrics
+        if not (scored and table.group == "differential expression")
     ]
     values = _values(result)
     columns = [key for key in columns if any((key[0], key[1], key[2].name) == (g, v, m) for _, g, v, m in values)]

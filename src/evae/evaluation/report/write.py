@@ -5,6 +5,7 @@ from pathlib import Path
 
 from evae.common.files import write_text
 from evae.common.page import Picture, render
+from evae.evaluation.report import scores as scores_text
 from evae.evaluation.report.brief import HEADINGS, READING, brief, explained, lead, provenance, verdict
 from evae.evaluation.report.plots import write_plots
 from evae.evaluation.report.tables import EvaluationNumbers
@@ -14,9 +15,9 @@ TITLE = "Evaluation of predicted cells"
 
 
 def write_report(numbers: EvaluationNumbers, folder: Path) -> Path:
-    """Write report.html, report.md, result.json and plots/; returns the path of report.html."""
+    """Write report.html, report.md, result.json, CSV files and plots/; returns the path of report.html."""
     plots = write_plots(numbers, folder / "plots")
-    numbers.to_json(folder / "result.json")
+    numbers.write_numbers(folder)
     write_text(folder / "report.md", markdown(numbers, plots))
     return write_text(folder / "report.html", html_page(numbers, plots))
 
@@ -32,11 +33,22 @@ def html_page(numbers: EvaluationNumbers, plots: list[tuple[Path, str]]) -> str:
         verdict=verdict(numbers.summary()),
         reading=READING,
         systems=explained(numbers.summary()),
+        scores=scores_of(numbers),
+        scores_title=scores_text.TITLE,
+        scores_headings=scores_text.HEADINGS,
+        scores_explained=scores_text.EXPLAINED,
         tables=numbers.tables(),
         classes={MODEL: "model", SPLIT_HALF: "floor"},
         pictures=[Picture.read(path, caption) for path, caption in plots],
         facts=provenance(numbers.stamp),
     )
+
+
+def scores_of(numbers: EvaluationNumbers) -> scores_text.ScoreTable | None:
+    """All scores between controls, of the suites that calibrate them; None of others."""
+    if "extended" not in set(numbers.records["group"]):
+        return None
+    return scores_text.score_table(numbers.scores(), short=False)
 
 
 def markdown(numbers: EvaluationNumbers, plots: list[tuple[Path, str]]) -> str:
@@ -48,6 +60,9 @@ def markdown(numbers: EvaluationNumbers, plots: list[tuple[Path, str]]) -> str:
         lines += ["", found]
     lines += ["", READING, "", "## The systems", ""]
     lines += [f"* {name}: {meaning}" for name, meaning in explained(numbers.summary())]
+    if (scores := scores_of(numbers)) is not None:
+        lines += ["", f"## {scores_text.TITLE}", "", scores_text.EXPLAINED, "", _line(scores_text.HEADINGS)]
+        lines += [_line(["---", *["---:"] * 4, "---"]), *[_line(row) for row in scores.rows], "", scores.note]
     for table in numbers.tables():
         rule = ["---", *["---:"] * (len(table.headings) - 1)]
         lines += ["", f"## {table.title}", "", _line(table.headings), _line(rule)]

@@ -4,6 +4,8 @@ control copy               real controls of the cell type, unchanged
 perturbation mean          every cell is the perturbation's mean over the training cell types
 mean of all perturbations  every cell is the mean over all perturbations in training
 additive shift             real controls + the perturbation's mean shift in the training cell types
+mean of all shifts         real controls + the mean shift over all perturbations in training: what is known of a
+                           perturbation that was never seen
 linear                     every cell is the mean that ridge regression across perturbations predicts from the
                            shift seen in the training cell types; fitted on perturbations seen in both
 marginal resample          each gene drawn by itself from the perturbation's training cells: right marginals,
@@ -19,6 +21,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from evae.evaluation.cells import Comparison, Pair
+from evae.evaluation.cells.moments import moments_of
 from evae.evaluation.cells.normalised import Cells, mean_of
 from evae.evaluation.cells.projection import Matrix, dense
 from evae.evaluation.systems.names import (
@@ -27,6 +30,7 @@ from evae.evaluation.systems.names import (
     CONTROL_COPY,
     LINEAR,
     MARGINAL_RESAMPLE,
+    MEAN_SHIFT,
     MODEL,
     OTHER_CONTEXTS,
     OVERALL_MEAN,
@@ -47,6 +51,7 @@ class System:
         pairs: the pairs that it has an answer for.
         available: pair -> how many cells it has of its own; None where cells are drawn at will.
         stored: pair -> all of its own cells, sparse; None where cells are drawn at will.
+        noise: pair -> sampling variance of `mean`, (genes,); None where it is not known.
     """
 
     name: str
@@ -55,6 +60,7 @@ class System:
     pairs: list[Pair]
     available: dict[Pair, int] | None = None
     stored: Callable[[Pair], sp.csr_matrix] | None = None
+    noise: Callable[[Pair], np.ndarray] | None = None
 
     def all_cells(self, pair: Pair, n: int, rng: np.random.Generator) -> sp.csr_matrix:
         """Its own cells of a pair, all of them; n drawn ones where it has none of its own."""
@@ -78,10 +84,14 @@ def sampled(name: str, cells: Cells, rows: dict[Pair, np.ndarray], own: bool = F
     def mean(pair: Pair) -> np.ndarray:
         return mean_of(cells.matrix[rows[pair]])
 
+    def noise(pair: Pair) -> np.ndarray:
+        return moments_of(cells.matrix[rows[pair]]).noise
+
     pairs = [pair for pair, found in rows.items() if len(found)]
     if not own:
-        return System(name, draw, mean, pairs)
-    return System(name, draw, mean, pairs, {p: len(rows[p]) for p in pairs}, lambda pair: cells.matrix[rows[pair]])
+        return System(name, draw, mean, pairs, noise=noise)
+    available = {p: len(rows[p]) for p in pairs}
+    return System(name, draw, mean, pairs, available, lambda pair: cells.matrix[rows[pair]], noise)
 
 
 def repeated(name: str, means: dict[Pair, np.ndarray]) -> System:
@@ -119,10 +129,14 @@ def baselines(comparison: Comparison) -> list[System]:
         for pair in pairs
     }
     seen = {pair: np.flatnonzero(training.elsewhere.perturbation == pair[1]) for pair in pairs}
+    shifts = training.shifts()
+    additive = {pair: shifts[pair[1]] for pair in pairs if pair[1] in shifts}
+    every = {pair: training.mean_shift(pair[0]) for pair in pairs}
     found += [
         repeated(PERTURBATION_MEAN, _known({pair: training.perturbation_mean(pair[1]) for pair in pairs})),
         repeated(OVERALL_MEAN, _known({pair: training.overall_mean(pair[0]) for pair in pairs})),
-        _additive_shift(comparison),
+        shifted(ADDITIVE_SHIFT, comparison, additive),
+        shifted(MEAN_SHIFT, comparison, _known(every)),
         repeated(LINEAR, linear_predictions(comparison)),
         _marginal_resample(training.elsewhere, seen),
         sampled(OTHER_CONTEXTS, training.elsewhere, by_perturbation),
@@ -134,20 +148,18 @@ def _known(means: dict[Pair, np.ndarray | None]) -> dict[Pair, np.ndarray]:
     return {pair: mean for pair, mean in means.items() if mean is not None}
 
 
-def _additive_shift(comparison: Comparison) -> System:
-    training, controls = comparison.training, comparison.controls
-    assert training is not None
-    found = training.shifts()
-    shifts = {pair: found[pair[1]] for pair in comparison.pairs if pair[1] in found}
-    base = sampled("", controls, {pair: comparison.control_rows[pair[0]] for pair in shifts})
+def shifted(name: str, comparison: Comparison, shifts: dict[Pair, np.ndarray]) -> System:
+    """Real controls of each pair's cell type, every cell with a shift of log1p expression added, (genes,) each."""
+    rows = {pair: comparison.control_rows[pair[0]] for pair in shifts}
+    base = sampled("", comparison.controls, rows)
 
     def draw(pair: Pair, n: int, rng: np.random.Generator) -> np.ndarray:
         return (dense(base.draw(pair, n, rng)) + shifts[pair]).clip(min=0)  # expression is never negative
 
     def mean(pair: Pair) -> np.ndarray:
-        return (base.mean(pair) + shifts[pair]).clip(min=0)  # the additive model itself, before cells are clipped
+        return (comparison.control_means[pair[0]] + shifts[pair]).clip(min=0)  # the shift itself, no clipped cells
 
-    return System(ADDITIVE_SHIFT, draw, mean, list(shifts))
+    return System(name, draw, mean, list(shifts))
 
 
 def _marginal_resample(cells: Cells, rows: dict[Pair, np.ndarray]) -> System:

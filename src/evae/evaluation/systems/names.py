@@ -6,6 +6,7 @@ CONTROL_COPY = "control copy"
 PERTURBATION_MEAN = "perturbation mean"
 OVERALL_MEAN = "mean of all perturbations"
 ADDITIVE_SHIFT = "additive shift"
+MEAN_SHIFT = "mean of all shifts"
 LINEAR = "linear"
 MARGINAL_RESAMPLE = "marginal resample"
 COLLAPSED = "mean-collapsed model"
@@ -14,9 +15,13 @@ SCVI_SHIFT = "scVI latent shift"
 CONTEXT_MEAN = "mean of other contexts"
 SHRUNKEN_TRANSFER = "shrunken transfer"
 TOKENIZER_ALONE = "tokenizer alone"
+INTERPOLATED = "interpolated duplicate"
 
 # These change with the model that is evaluated; all others are of the data.
 OF_THE_MODEL = (MODEL, COLLAPSED, TOKENIZER_ALONE)
+# These know nothing of the perturbation, and these are its real cells again.
+UNINFORMED = (CONTROL_COPY, OVERALL_MEAN, MEAN_SHIFT)
+REAL_AGAIN = (SPLIT_HALF, INTERPOLATED)
 
 MEANINGS = {
     MODEL: "the predictions themselves",
@@ -25,6 +30,7 @@ MEANINGS = {
     PERTURBATION_MEAN: "every cell is the perturbation's mean over the training cell types",
     OVERALL_MEAN: "every cell is the mean over all perturbations in training",
     ADDITIVE_SHIFT: "real controls, shifted by the perturbation's mean effect in the training cell types",
+    MEAN_SHIFT: "real controls, shifted by the mean effect of all perturbations in training",
     LINEAR: "every cell is the mean that a linear model across perturbations predicts",
     MARGINAL_RESAMPLE: "each gene drawn by itself from the perturbation's training cells: right distributions, "
     "no correlation between genes",
@@ -33,5 +39,7 @@ MEANINGS = {
     SHRUNKEN_TRANSFER: "real controls, scaled by a part of the perturbation's effect in other cell types or batches",
     SCVI_SHIFT: "controls, shifted by the perturbation's mean effect in scVI's latent space",
     TOKENIZER_ALONE: "the real cells, encoded and drawn back: no prior over these codes gets closer",
+    INTERPOLATED: "mean of the other half of the real cells where genes surely change, else the mean of all "
+    "perturbations: what a noisy replicate is good for",
     SPLIT_HALF: "one half of the real cells against the other: the best to be hoped for with so many cells",
 }
