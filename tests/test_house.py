@@ -36,11 +36,11 @@ ROOMS: dict[str, set[str]] = {
     },
     "evaluation/cells": {"common", "data", "data/reading", "data/streaming"},
     "evaluation/metrics": {"common", "evaluation/cells"},
-    "evaluation/systems": {"evaluation/cells", "common"},
+    "evaluation/systems": {"evaluation/cells", "common", "effects"},
     "evaluation/protocols": {"evaluation/cells", "evaluation/metrics", "evaluation/systems", "common"},
     "evaluation/report": {"evaluation/cells", "evaluation/metrics", "evaluation/systems", "common", "data/reading"},
     "evaluation": {f"evaluation/{room}" for room in ("cells", "metrics", "systems", "protocols", "report")}
-    | {"common"},
+    | {"common", "effects"},
     "plot": {
         *("common", "data/reading"),
         *("evaluation/cells", "evaluation/metrics", "evaluation/report", "evaluation/systems"),

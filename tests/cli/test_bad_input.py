@@ -259,6 +259,7 @@ def test_options_that_exclude_each_other(refused, trained_prior, screen_dataset,
     [
         (("evaluate", "SCREEN", "--dataset", "DATA", "--suite", "rubust"), "no suite 'rubust'. Did you mean 'robust'"),
         (("evaluate", "SCREEN", "--dataset", "DATA", "--baseline", "svci"), "no baseline 'svci'. Did you mean 'scvi'"),
+        (("evaluate", "SCREEN", "--dataset", "DATA", "--features", "no.csv"), "no such file: no.csv"),
         (("evaluate", "SCREEN", "--dataset", "DATA", "--tokenizer", "nowhere"), "no such model folder: nowhere"),
         (("embed", "MODEL", "SCREEN", "--out", "OUT.txt"), "no ending of --out '.txt'"),
         (("embed", "MODEL", "SCREEN", "--out", "OUT.zarr", "--kind", "latent"), "Did you mean 'latents'"),

@@ -19,6 +19,7 @@ def make_screen(
     base = fixed.gamma(0.6, 4.0, N_GENES) + 0.3
     type_shift = {c: np.exp(fixed.normal(0, 0.4, N_GENES)) for c in ("A", "B", "C")}
     effects = {p: np.ones(N_GENES) for p in ("control", *PERTURBATIONS)}
+    effects |= {p: np.ones(N_GENES) for p in perturbations if p not in effects}
     for i, p in enumerate(PERTURBATIONS[:3]):
         effects[p][6 * i : 6 * i + 6] = np.exp(fixed.choice([-1.5, 1.5], 6))
     blocks, rows = [], []

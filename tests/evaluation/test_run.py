@@ -1,15 +1,18 @@
 """`evaluate` end to end on a small screen with known effects."""
 
 import json
+from functools import partial
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 
-from evae.evaluation import evaluate
+from evae.evaluation import evaluate, run
 from evae.evaluation.metrics.distances import distances_between, distribution_metrics
 from evae.evaluation.protocols.distribution import split_halves
+from evae.evaluation.systems.latent_additive import latent_additive
 from evae.evaluation.systems.names import MODEL, SPLIT_HALF
 from evae.models.contract_evae import EvaeError
 
@@ -205,6 +208,31 @@ def rendered(result):
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(result.table())
     return console.export_text()
+
+
+def test_features_and_a_network_are_baselines_too(tmp_path, monkeypatch):
+    monkeypatch.setitem(run.EXTRA_BASELINES, "latent-additive", partial(latent_additive, steps=2))
+    names = ("G1", "G2", "none", "also", "more", "new")
+    cells = make_screen(perturbations=names, n_cells=20)
+    pd.DataFrame(np.random.default_rng(0).normal(size=(6, 3)), names).to_csv(tmp_path / "vectors.csv")
+    label, cell_type = cells.obs["perturbation"], cells.obs["cell_type"]
+    there = (label == "new") | ((label == "G1") & (cell_type == "B"))
+    real, train = cells[there].copy(), cells[~there].copy()
+    more = {"features": tmp_path / "vectors.csv", "extra_baselines": ["latent-additive"]}
+    found = evaluate(real, real, train, suite="perturbation", **more, **QUIET)
+    values = found.records.query("metric == 'mse' and level == 'pair'").set_index(["system", "perturbation"])["value"]
+    for system in ("nearest in features", "kernel ridge on features", "bilinear"):
+        assert set(values[system].index) == {"new"}
+    for system in ("latent additive", "additive shift"):
+        assert set(values[system].index) == {"G1"}
+    assert set(values["shrunken transfer"].index) == {"new", "G1"}
+    assert found.stamp["settings"]["features"] == str(tmp_path / "vectors.csv")
+    new = real[real.obs["perturbation"] == "new"].copy()
+    unknown = evaluate(new, new, train, suite="perturbation", extra_baselines=["latent-additive"], **QUIET)
+    assert "the baseline latent-additive has no answer" in " ".join(unknown.stamp["notes"])
+    for wrong, message in (({"suite": "vcc2026"}, "baselines of its own"), ({"train": None}, "on training cells")):
+        with pytest.raises(EvaeError, match=message):
+            evaluate(**{"predicted": real, "real": real, "train": train, **more, **wrong})
 
 
 def test_the_table_names_every_system(robust):

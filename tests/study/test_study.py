@@ -283,6 +283,7 @@ def test_what_is_wrong_with_splits_is_said_first(written, screen_file, tmp_path,
             {"splits": ["k-fold:2"], "prepare": prepare, "extra_baselines": ["scvy"]},
             "unknown baseline 'scvy'. Did you mean",
         ),
+        ({"splits": ["k-fold:2"], "prepare": prepare, "features": "no.csv"}, "feature table no.csv does not exist"),
     ):
         outcome = run("study", written(**{"dataset": "", "output_dir": str(tmp_path), **changes}))
         assert outcome.code == 2, changes

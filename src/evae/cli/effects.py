@@ -24,7 +24,7 @@ def effects(
         typer.Option(help="npz, csv, tsv or parquet with a vector for each perturbation: also for those never seen."),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="How vectors tell effects: ridge (regression), or nearest (mean of 5 neighbours).")
+        str, typer.Option(help="How vectors tell effects: ridge, nearest (mean of 5), kernel (ridge) or bilinear.")
     ] = "ridge",
     leave_out: Annotated[
         list[str] | None, typer.Option(help="A cell type that is not read; may be repeated. For a trial.")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evae.cli.files import check_folder, fresh_folder, need_cells
+from evae.cli.files import check_folder, fresh_folder, need_cells, need_file
 from evae.cli.options import OptionalCellTypeKey, Overwrite, PerturbationKey, check_known, check_model, in_options
 from evae.cli.terminal import console, quiet_transformers, say, watched
 from evae.models.contract_evae import EvaeError
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from evae.evaluation import EvaluationResult
 
 SUITES = ("paper", "robust", "perturbation", "extended", "cell-eval", "vcc2026", "full")
-BASELINES = ("scvi",)
+BASELINES = ("latent-additive", "scvi")
 TOKENIZER_ALONE = "tokenizer_alone.json"
 RESULT = "result.json"
 SCALES = ("auto", "counts", "log1p")
@@ -52,7 +52,17 @@ def evaluate(
         typer.Option(help="Compare at one depth too, both sides thinned; if left out, where depths differ."),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="One more baseline, trained here for some minutes: scvi (extra scvi).")
+        list[str] | None,
+        typer.Option(
+            help="One more baseline, trained here for minutes: latent-additive, scvi (extra scvi). May be repeated."
+        ),
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            help="npz, csv, tsv or parquet with a vector for each perturbation: for those that training never saw, the "
+            "baselines nearest, kernel ridge and bilinear."
+        ),
     ] = None,
     tokenizer: Annotated[
         str | None,
@@ -78,7 +88,9 @@ def evaluate(
     _check(predicted, dataset, files)
     check_known([suite], SUITES, "suite")
     check_known([scale, real_scale], SCALES, "scale")
-    check_known([baseline] if baseline else [], BASELINES, "baseline")
+    check_known(baseline or [], BASELINES, "baseline")
+    if features is not None:
+        need_file(features)
     if tokenizer is not None:
         check_model(tokenizer)
     from evae.evaluation import evaluate as run_evaluation
@@ -94,7 +106,7 @@ def evaluate(
     how |= {"scale": scale, "real_scale": real_scale}
     how |= {"seeds": tuple(range(seeds)), "progress": watched()}
     how |= {"depth_matched": depth_matched}
-    result = run_evaluation(predicted, **how, extra_baselines=() if baseline is None else (baseline,))
+    result = run_evaluation(predicted, **how, extra_baselines=baseline or (), features=features)
     alone = None if tokenizer is None else _tokenizer_alone(tokenizer, dataset, how)
     if alone is not None:
         result = result.with_tokenizer_alone(alone)

@@ -2,7 +2,7 @@
 
 A perturbation that some training cell type has seen gets its mean log2 fold change over these cell types, shrunk. A
 combination of such perturbations that no cell has seen gets the sum of theirs. Any other needs a vector in a feature
-table: ridge regression, or the mean of the nearest perturbations, says its effect from those of all measured ones.
+table, which says its effect from those of all measured ones, see `features`.
 """
 
 from collections.abc import Iterable
@@ -14,16 +14,12 @@ import numpy as np
 import pandas as pd
 
 from evae.data.format import AnyDataset, Dataset
+from evae.effects.features import METHODS, read_vectors, told_by_features
 from evae.effects.profiles import read_shifts
 from evae.effects.shrink import combine, shrink
 from evae.models.contract_evae import EvaeError, near_matches, parts_of
-from evae.training.conditions import read_feature_table
 
-METHODS = ("ridge", "nearest")
-NEAREST = 5  # measured perturbations whose effects are averaged
-LEAST = 5  # measured perturbations with a vector, below which features tell nothing
 Known: TypeAlias = tuple[np.ndarray, str]  # an effect, (genes,), and where it comes from
-PENALTIES = np.logspace(-2, 5, 15)
 
 
 @dataclass(frozen=True)
@@ -56,8 +52,8 @@ def estimate_effects(
         dataset: a folder, a Hub id or an open `Dataset`. Held-out cells are never read.
         perturbations: names; all of the dataset and of the feature table if None.
         features: npz, csv, tsv or parquet of vectors by name, for perturbations that no training cell has.
-        method: how features tell an effect: "ridge" (the penalty chosen by leaving perturbations out) or "nearest"
-            (the mean of the 5 nearest by cosine similarity).
+        method: how features tell an effect: "ridge" (the penalty chosen by leaving perturbations out), "nearest" (the
+            mean of the 5 nearest by cosine similarity), "kernel" ridge or "bilinear", see `evae.effects.features`.
         leave_out: cell types that are not read: for a trial with cells whose answer is known.
         combination_sign: joins the parts of a combination.
 
@@ -69,12 +65,13 @@ def estimate_effects(
         raise EvaeError(f"method is '{method}'. {near_matches(method, METHODS)}")
     dataset = Dataset.open(dataset)
     measured = _measured(dataset, list(leave_out))
-    vectors = dict(zip(*read_feature_table(Path(features)), strict=True)) if features else {}
+    vectors = read_vectors(features) if features else {}
     asked = None if perturbations is None else list(dict.fromkeys(map(str, perturbations)))
     control = dataset.info.control
     names = [p for p in dict.fromkeys([*dataset.info.perturbations, *vectors]) if p != control]
     wanted = names if asked is None else [p for p in asked if p != control]
-    told = _from_features(measured, vectors, [p for p in wanted if p in vectors], method)
+    unseen = [p for p in wanted if p in vectors and p not in measured]
+    told = {name: (effect, method) for name, effect in told_by_features(measured, vectors, unseen, method).items()}
     parts = {name: parts_of(name, set(names), control, combination_sign) for name in {*measured, *wanted}}
     by_parts = {frozenset(parts[name]): (effect, "measured") for name, effect in measured.items()}
     effects, source = {}, {}
@@ -117,32 +114,3 @@ def _measured(dataset: Dataset, leave_out: list[str]) -> dict[str, np.ndarray]:
             "prepare it with a --split that leaves some for training."
         )
     return found
-
-
-def _from_features(
-    measured: dict[str, np.ndarray], vectors: dict[str, np.ndarray], wanted: list[str], method: str
-) -> dict[str, Known]:
-    """The effects of those wanted perturbations that no training cell has."""
-    unseen = [name for name in wanted if name not in measured]
-    if not unseen:
-        return {}
-    from sklearn.linear_model import RidgeCV
-    from sklearn.neighbors import KNeighborsRegressor
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    both = [name for name in measured if name in vectors]
-    if len(both) < LEAST:
-        raise EvaeError(
-            f"the feature table has vectors of {len(both)} of the {len(measured)} measured perturbations, too few to "
-            f"learn from (at least {LEAST}); give a table with their names. "
-            f"{near_matches(next(iter(vectors)), list(measured))}"
-        )
-    model = (
-        make_pipeline(StandardScaler(), RidgeCV(alphas=PENALTIES))
-        if method == "ridge"
-        else KNeighborsRegressor(n_neighbors=min(NEAREST, len(both)), metric="cosine")
-    )
-    model.fit(np.stack([vectors[name] for name in both]), np.stack([measured[name] for name in both]))
-    told = model.predict(np.stack([vectors[name] for name in unseen]))
-    return {name: (effect, method) for name, effect in zip(unseen, told, strict=True)}

@@ -2,15 +2,18 @@
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from evae.common.progress import progress_bar
 from evae.common.threads import in_threads
+from evae.effects.features import read_vectors
 from evae.evaluation.cells.comparison import Comparison, compare
 from evae.evaluation.cells.inputs import Data, Progress, require
 from evae.evaluation.protocols.cell_eval_adapter import cell_eval_protocol
@@ -26,7 +29,7 @@ from evae.evaluation.protocols.distribution import (
 from evae.evaluation.protocols.extended import extended_protocol
 from evae.evaluation.protocols.record import Record, to_frame
 from evae.evaluation.result import EvaluationResult
-from evae.evaluation.systems.baselines import baselines, model_system
+from evae.evaluation.systems.baselines import System, baselines, model_system
 from evae.evaluation.systems.scvi_baseline import scvi_shift
 from evae.models.contract_evae import EvaeError, near_matches
 
@@ -39,7 +42,19 @@ SUITES = {
     "vcc2026": ("vcc2026",),
     "full": ("paper", "robust", "perturbation", "differential expression", "extended", "diversity", "cell-eval"),
 }
-EXTRA_BASELINES = {"scvi": scvi_shift}
+
+
+def _latent_additive(comparison: Comparison, seed: int) -> System:
+    from evae.evaluation.systems.latent_additive import latent_additive  # loads torch
+
+    return latent_additive(comparison, seed)
+
+
+EXTRA_BASELINES: dict[str, Callable[[Comparison, int], System]] = {
+    "latent-additive": _latent_additive,
+    "scvi": scvi_shift,
+}
+_LIBRARIES = ("scvi",)  # baselines that are named after a library and its extra
 _STAMPED = ("evae", "anndata", "numpy", "scipy", "scikit-learn", "POT", "cell-eval", "scvi-tools")
 
 
@@ -62,6 +77,7 @@ def evaluate(
     depth_matched: bool | None = None,
     with_baselines: bool = True,
     extra_baselines: Sequence[str] = (),
+    features: str | Path | None = None,
     cache: str | Path | None = "default",
     progress: bool = True,
 ) -> EvaluationResult:
@@ -97,8 +113,10 @@ def evaluate(
             `evae.evaluation.protocols.depth`. None does so in the protocol `robust` where both sides are raw counts
             whose median depths differ by more than 1.5 times.
         with_baselines: compute the baselines too.
-        extra_baselines: more of them, that other libraries give: "scvi", trained on the training cells (extra
-            `scvi`).
+        extra_baselines: more of them, which are trained on the training cells: "latent-additive", a small network,
+            or "scvi" (extra `scvi`).
+        features: npz, csv, tsv or parquet of feature vectors by perturbation: baselines for perturbations that no
+            training cell has, see `evae.effects.features`.
         cache: folder that keeps the differential expression of real cells, by a hash of data and method, for
             the next prediction; "default" is ~/.cache/evae, None keeps nothing.
         progress: show progress bars.
@@ -111,9 +129,9 @@ def evaluate(
     """
     seeds = (seeds,) if isinstance(seeds, int) else tuple(seeds)
     _check(suite, seeds)
-    check_extra_baselines(extra_baselines)
-    if extra_baselines and train is None:
-        names = ", ".join(extra_baselines)
+    vectors = check_extra_baselines(extra_baselines, features, suite)
+    if train is None and (extra_baselines or features is not None):
+        names = ", ".join([*extra_baselines, *([] if features is None else ["of features"])])
         raise EvaeError(f"the baseline {names} is trained on training cells; give them as train, or name a dataset.")
     started = time.perf_counter()
     keys: dict[str, Any] = {
@@ -129,11 +147,13 @@ def evaluate(
         groups = SUITES[suite]
         if depth_matched or (depth_matched is None and "robust" in groups and depths_differ(comparison)):
             groups = (*groups, "equal depth")
-        plan = _Plan(groups, seeds, n_components, with_baselines, tuple(extra_baselines), tables, bar.track)
+        plan = _Plan(groups, seeds, n_components, with_baselines, tuple(extra_baselines), vectors, tables, bar.track)
         records = _run(comparison, plan)
     settings = {**keys, "suite": suite, "seeds": list(seeds), "n_components": n_components}
     if extra_baselines:
         settings["extra_baselines"] = list(extra_baselines)
+    if features is not None:
+        settings["features"] = str(features)
     return EvaluationResult(to_frame(records), comparison, _stamp(comparison, settings, time.perf_counter() - started))
 
 
@@ -146,12 +166,23 @@ def _check(suite: str, seeds: Sequence[int]) -> None:
         require("cell_eval", f"the suite {suite}")
 
 
-def check_extra_baselines(extra_baselines: Sequence[str]) -> None:
-    """Raise `EvaeError` for a baseline that is not known, or whose library is not installed."""
+def check_extra_baselines(
+    extra_baselines: Sequence[str], features: str | Path | None = None, suite: str = "robust"
+) -> dict[str, np.ndarray] | None:
+    """What `features` hold, by name; None without them.
+
+    Raises:
+        EvaeError: a baseline that is not known or whose library is not installed, a table that cannot be read, or a
+            suite with baselines of its own.
+    """
+    if suite == "vcc2026" and (extra_baselines or features is not None):
+        raise EvaeError("the suite vcc2026 has baselines of its own; leave out other baselines and features.")
     for name in extra_baselines:
         if name not in EXTRA_BASELINES:
             raise EvaeError(f"unknown baseline '{name}'. {near_matches(name, list(EXTRA_BASELINES))}")
-        require(name, f"the baseline {name}", extra=name)
+        if name in _LIBRARIES:
+            require(name, f"the baseline {name}", extra=name)
+    return None if features is None else read_vectors(features)
 
 
 @dataclass(frozen=True)
@@ -161,15 +192,21 @@ class _Plan:
     n_components: int
     with_baselines: bool
     extra_baselines: tuple[str, ...]
+    features: dict[str, np.ndarray] | None
     cache: Path | None
     bar: Progress
 
 
 def _run(comparison: Comparison, plan: _Plan) -> list[Record]:
     groups, seeds, n_components, bar = plan.groups, plan.seeds, plan.n_components, plan.bar
-    systems = [model_system(comparison), *(baselines(comparison) if plan.with_baselines else [])]
+    with_baselines = plan.with_baselines and groups != SUITES["vcc2026"]  # which has its own
+    systems = [model_system(comparison), *(baselines(comparison, plan.features) if with_baselines else [])]
     names = bar(plan.extra_baselines, "training baselines") if plan.extra_baselines else ()
-    systems += [EXTRA_BASELINES[name](comparison, seeds[0]) for name in names]
+    for name in names:
+        system = EXTRA_BASELINES[name](comparison, seeds[0])
+        systems += [system] if system.pairs else []
+        if not system.pairs:
+            comparison.notes.append(f"the baseline {name} has no answer: training knows no evaluated perturbation")
     records: list[Record] = []
     if "paper" in groups:
         records += paper_protocol(comparison, systems, seeds[0], bar, n_components)

@@ -66,6 +66,7 @@ class Study:
         prepare, splits: what is held out in turn, see `evae.study.splits`.
         suite: of `evae.evaluation.evaluate`.
         extra_baselines: of the same, such as scvi.
+        features: of the same: a table of vectors, for baselines of perturbations that were never seen.
         evaluation_seeds: over how many draws and splits an evaluation averages.
         max_minutes: begin no training and no evaluation after so many minutes; 0 is no limit.
     """
@@ -83,6 +84,7 @@ class Study:
     splits: dict[str, Any] = field(default_factory=dict)
     suite: str = "robust"
     extra_baselines: list[str] = field(default_factory=list)
+    features: str = ""
     evaluation_seeds: int = 3
     max_minutes: float = 0.0
 

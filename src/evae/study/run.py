@@ -19,6 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
+from evae.common.digests import file_digest
 from evae.data.format import Dataset
 from evae.data.streaming.leakage import leakage
 from evae.data.streaming.split_anndata import read_split
@@ -54,7 +55,7 @@ def run_study(study: Study) -> Path:
         SystemExit: code 143 after SIGTERM, 130 after Ctrl-C, and a checkpoint.
     """
     look_up([study.suite], list(SUITES), "suite")
-    check_extra_baselines(study.extra_baselines)
+    check_extra_baselines(study.extra_baselines, study.features or None, study.suite)
     ranks = PartialState(cpu=int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available())
     console = Console(highlight=False, soft_wrap=True, quiet=not ranks.is_main_process)
     datasets = {"": study.dataset}
@@ -94,7 +95,8 @@ class _Part:
             raise EvaeError(f"{place} holds out no perturbed cells; prepare it with --split.")
         trainings, left_out = plan(replace(study, dataset=place, splits={}), dataset, name)
         how: dict[str, Any] = {"suite": study.suite, "seeds": study.evaluation_seeds}
-        more = {"extra": sorted(study.extra_baselines)} if study.extra_baselines else {}
+        more: dict[str, Any] = {"extra": sorted(study.extra_baselines)} if study.extra_baselines else {}
+        more |= {"features": file_digest(Path(study.features))} if study.features else {}
         baselines = result_name(Path("baselines"), how | more | {"data": trainings[0].data})
         return cls(name, dataset, trainings, left_out, how, baselines, leakage(dataset))
 
@@ -209,6 +211,7 @@ class _Run:
                 part.draw(evaluated), **part.cells, suite=self.study.suite, with_baselines=first,
                 seeds=tuple(range(self.study.evaluation_seeds)), progress=False,
                 extra_baselines=self.study.extra_baselines if first else (),
+                features=(self.study.features or None) if first else None,
             )  # fmt: skip
             if first:
                 keep_result(self.out, part.baselines, found, own=False)

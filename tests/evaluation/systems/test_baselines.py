@@ -8,6 +8,7 @@ from evae.evaluation.cells.comparison import compare
 from evae.evaluation.cells.projection import dense
 from evae.evaluation.cells.training_cells import TrainingCells
 from evae.evaluation.systems.baselines import baselines, linear_predictions, model_system
+from evae.evaluation.systems.latent_additive import latent_additive
 
 from ..conftest import make_screen
 
@@ -41,6 +42,7 @@ def test_all_baselines_are_there(systems):
         "mean of all perturbations",
         "additive shift",
         "mean of all shifts",
+        "shrunken transfer",
         "marginal resample",
         "other contexts",
     ]  # linear needs three perturbations that both cell types share
@@ -103,6 +105,29 @@ def test_additive_shift_adds_the_training_shift_to_controls(comparison, systems)
         (means[("B", "control")] + shift).clip(min=0),
         atol=1e-6,
     )
+
+
+def test_shrunken_transfer_is_a_part_of_the_shift_elsewhere(comparison, systems):
+    """A single other cell type cannot tell amplitudes, so half of everything is carried over."""
+    means = comparison.training.means
+    shift = means[("A", "G1")] - means[("A", "control")]
+    found = systems["shrunken transfer"].mean(PAIR)
+    np.testing.assert_allclose(found, (means[("B", "control")] + shift / 2).clip(min=0), atol=1e-6)
+    assert any("shrunken transfer to B: amplitude 0.50" in note for note in comparison.notes)
+
+
+def test_no_baseline_sees_a_held_out_cell(screen, real, perfect):
+    """Training files that hold the held-out cells too, and held-out cells with other counts: the same answers."""
+    vectors = {f"G{i}": np.random.default_rng(i).normal(size=3) for i in range(9)} | {"none": np.ones(3)}
+    found = []
+    for held_out in (real, ad.AnnData(real.X.multiply(3).tocsr(), real.obs, real.var)):
+        seen = compare(perfect, held_out, ad.concat([screen, held_out]))
+        assert seen.training.n_held_out == len(real)
+        systems = [*baselines(seen, vectors), latent_additive(seen, steps=2)]
+        found.append({s.name: s.mean(PAIR) for s in systems if PAIR in s.pairs})
+    assert {"additive shift", "shrunken transfer", "latent additive", "control copy"} <= set(found[0])
+    for name, mean in found[0].items():
+        np.testing.assert_array_equal(mean, found[1][name], err_msg=name)
 
 
 def test_marginal_resample_keeps_marginals_and_breaks_cells(comparison, systems):

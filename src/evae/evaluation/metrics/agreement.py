@@ -14,7 +14,6 @@ over equal sizes, and every perturbation has a value.
 """
 
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from evae.evaluation.metrics.differential import DETable
 
@@ -57,6 +56,8 @@ def _top(order: np.ndarray, n: int) -> np.ndarray:
 
 
 def _hits(predicted: DETable, real: DETable) -> dict[str, np.ndarray]:
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     acts = (real.fdr < SIGNIFICANT).sum(axis=1) >= HIT_GENES
     strength = (predicted.fdr < SIGNIFICANT).sum(axis=1)
     both = 0 < acts.sum() < len(acts)

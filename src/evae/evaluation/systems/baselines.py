@@ -6,15 +6,19 @@ mean of all perturbations  every cell is the mean over all perturbations in trai
 additive shift             real controls + the perturbation's mean shift in the training cell types
 mean of all shifts         real controls + the mean shift over all perturbations in training: what is known of a
                            perturbation that was never seen
+shrunken transfer          real controls + a part of the perturbation's effect in the other training cell types, see
+                           `transfer`; amplitudes from predicting training cell types from one another
 linear                     every cell is the mean that ridge regression across perturbations predicts from the
                            shift seen in the training cell types; fitted on perturbations seen in both
 marginal resample          each gene drawn by itself from the perturbation's training cells: right marginals,
                            no correlation between genes
 mean-collapsed model       every cell is the model's own mean: keeps Pearson delta and MAE, and nothing else
 other contexts             the perturbation's real cells in other cell types or batches
+
+What was never seen, see `unseen`: sum of singles, nearest in features, kernel ridge on features, bilinear.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +39,11 @@ from evae.evaluation.systems.names import (
     OTHER_CONTEXTS,
     OVERALL_MEAN,
     PERTURBATION_MEAN,
+    SHRUNKEN_TRANSFER,
+    SUM_OF_SINGLES,
 )
+from evae.evaluation.systems.transfer import ContextShifts, shrunken_shifts
+from evae.evaluation.systems.unseen import sums_of_singles, unseen_shifts
 
 Draw = Callable[[Pair, int, np.random.Generator], Matrix]
 
@@ -113,8 +121,13 @@ def real_system(comparison: Comparison) -> System:
     return sampled("real", comparison.real, comparison.real_rows, own=True)
 
 
-def baselines(comparison: Comparison) -> list[System]:
-    """All baselines that the given cells allow; those that need training cells are left out without them."""
+def baselines(comparison: Comparison, features: Mapping[str, np.ndarray] | None = None) -> list[System]:
+    """All baselines that the given cells allow; those that need training cells are left out without them.
+
+    Args:
+        comparison: what is evaluated.
+        features: vectors of perturbations by name, for those that training never saw.
+    """
     pairs = comparison.pairs
     control_rows, model = comparison.control_rows, model_system(comparison)
     found = [
@@ -137,6 +150,9 @@ def baselines(comparison: Comparison) -> list[System]:
         repeated(OVERALL_MEAN, _known({pair: training.overall_mean(pair[0]) for pair in pairs})),
         shifted(ADDITIVE_SHIFT, comparison, additive),
         shifted(MEAN_SHIFT, comparison, _known(every)),
+        shifted(SHRUNKEN_TRANSFER, comparison, shrunken_transfer(comparison)),
+        shifted(SUM_OF_SINGLES, comparison, sums_of_singles(comparison)),
+        *(shifted(name, comparison, own) for name, own in unseen_shifts(comparison, features).items()),
         repeated(LINEAR, linear_predictions(comparison)),
         _marginal_resample(training.elsewhere, seen),
         sampled(OTHER_CONTEXTS, training.elsewhere, by_perturbation),
@@ -160,6 +176,27 @@ def shifted(name: str, comparison: Comparison, shifts: dict[Pair, np.ndarray]) -
         return (comparison.control_means[pair[0]] + shifts[pair]).clip(min=0)  # the shift itself, no clipped cells
 
     return System(name, draw, mean, list(shifts))
+
+
+def shrunken_transfer(comparison: Comparison) -> dict[Pair, np.ndarray]:
+    """Shifts carried over from the other training cell types, shrunken; nothing where there are none."""
+    training = comparison.training
+    assert training is not None
+    every = {c: training.shifts({c}) for c in sorted(training.cell_types)}
+    contexts = {
+        c: ContextShifts(np.mean(list(own.values()), axis=0), own, {p: training.counts[(c, p)] for p in own})
+        for c, own in every.items()
+        if own
+    }
+    found: dict[Pair, np.ndarray] = {}
+    for cell_type in comparison.cell_types:
+        others = {c: context for c, context in contexts.items() if c != cell_type}
+        if not others:
+            continue
+        shifts, said = shrunken_shifts(others, comparison.perturbations(cell_type))
+        comparison.notes.append(f"{SHRUNKEN_TRANSFER} to {cell_type}: {said}")
+        found |= {(cell_type, p): shift for p, shift in shifts.items()}
+    return found
 
 
 def _marginal_resample(cells: Cells, rows: dict[Pair, np.ndarray]) -> System:

@@ -7,7 +7,6 @@ is the replicate where the replicate shows a change, and the mean where it shows
 """
 
 import numpy as np
-from scipy.stats import false_discovery_control, ttest_ind_from_stats
 
 from evae.evaluation.cells import Comparison
 from evae.evaluation.cells.moments import Moments
@@ -37,6 +36,8 @@ def interpolated(half: Moments, others: Moments, reference: np.ndarray) -> tuple
         others: the real cells of the other perturbations.
         reference: the mean of all perturbations, (genes,).
     """
+    from scipy.stats import false_discovery_control, ttest_ind_from_stats
+
     with np.errstate(divide="ignore", invalid="ignore"):
         deviations = np.sqrt(half.variance), np.sqrt(others.variance)
         p = ttest_ind_from_stats(

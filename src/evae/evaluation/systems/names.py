@@ -16,6 +16,11 @@ CONTEXT_MEAN = "mean of other contexts"
 SHRUNKEN_TRANSFER = "shrunken transfer"
 TOKENIZER_ALONE = "tokenizer alone"
 INTERPOLATED = "interpolated duplicate"
+SUM_OF_SINGLES = "sum of singles"
+NEAREST = "nearest in features"
+KERNEL_RIDGE = "kernel ridge on features"
+BILINEAR = "bilinear"
+LATENT_ADDITIVE = "latent additive"
 
 # These change with the model that is evaluated; all others are of the data.
 OF_THE_MODEL = (MODEL, COLLAPSED, TOKENIZER_ALONE)
@@ -35,9 +40,17 @@ MEANINGS = {
     MARGINAL_RESAMPLE: "each gene drawn by itself from the perturbation's training cells: right distributions, "
     "no correlation between genes",
     OTHER_CONTEXTS: "the perturbation's real cells in other cell types or batches",
+    SUM_OF_SINGLES: "real controls, shifted by the effects of the parts of a combination, one on top of the other",
+    NEAREST: "for a perturbation that was never seen: real controls, shifted by the mean effect of the five training "
+    "perturbations with the most similar feature vectors",
+    KERNEL_RIDGE: "for a perturbation that was never seen: real controls, shifted by what kernel ridge regression on "
+    "feature vectors predicts",
+    BILINEAR: "for a perturbation that was never seen: real controls, shifted by a linear model over components of "
+    "genes and of perturbations (feature vectors, or the target genes' own components)",
     CONTEXT_MEAN: "real controls, scaled by the mean response of other cell types or batches to all perturbations",
-    SHRUNKEN_TRANSFER: "real controls, scaled by a part of the perturbation's effect in other cell types or batches",
+    SHRUNKEN_TRANSFER: "real controls, changed by a part of the perturbation's effect in other cell types or batches",
     SCVI_SHIFT: "controls, shifted by the perturbation's mean effect in scVI's latent space",
+    LATENT_ADDITIVE: "real controls, moved by a neural network's latent vector of the perturbation",
     TOKENIZER_ALONE: "the real cells, encoded and drawn back: no prior over these codes gets closer",
     INTERPOLATED: "mean of the other half of the real cells where genes surely change, else the mean of all "
     "perturbations: what a noisy replicate is good for",

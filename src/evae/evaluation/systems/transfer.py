@@ -49,13 +49,26 @@ class Effects:
             count[column] -= 1
         return np.where(count > 0, total / np.maximum(count, 1), self.control)
 
-    def shift(self, perturbation: str) -> np.ndarray:
-        """Change of log expression from control, (genes,)."""
-        return log_rate(self.rates[perturbation]) - log_rate(self.control)
+    def shifts(self) -> "ContextShifts":
+        """Changes of log expression."""
+        base = log_rate(self.control)
+        own = {p: log_rate(rate) - base for p, rate in self.rates.items()}
+        return ContextShifts(log_rate(self.response(leave_out_own=True)) - base, own, self.cells)
 
-    def mean_shift(self) -> np.ndarray:
-        """Of the mean response."""
-        return log_rate(self.response(leave_out_own=True)) - log_rate(self.control)
+
+@dataclass(frozen=True)
+class ContextShifts:
+    """Changes of log expression from the controls of one context.
+
+    Attributes:
+        mean: the mean response to all perturbations, (genes,).
+        own: change by each perturbation, (genes,).
+        cells: how many cells stand behind each.
+    """
+
+    mean: np.ndarray
+    own: Mapping[str, np.ndarray]
+    cells: Mapping[str, int]
 
 
 def effects_of(
@@ -71,59 +84,71 @@ def log_rate(rate: np.ndarray) -> np.ndarray:
     return np.log1p(BULK_PER_RATE * rate)
 
 
-def shrunken_folds(
-    contexts: Mapping[str, Effects], perturbations: Sequence[str], control: np.ndarray
+def shrunken_shifts(
+    contexts: Mapping[str, ContextShifts], perturbations: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Fold changes of perturbations in a new context, from other contexts.
+    """Changes of log expression in a new context, from other contexts.
 
     Args:
         contexts: the other ones.
         perturbations: those to predict; one that no context knows gets the mean response.
-        control: mean counts per 10,000 of the new context's controls, (genes,).
 
     Returns:
-        perturbation -> fold change, (genes,), and a sentence on how it was made.
+        perturbation -> change, (genes,), and a sentence on how it was made.
     """
     amplitudes = _amplitudes(contexts)
     common, own = amplitudes or (DEFAULT_AMPLITUDE, DEFAULT_AMPLITUDE)
-    folds, unknown = {}, []
+    mean, unknown = _mean_response(contexts), []
+    shifts = {}
     for p in perturbations:
-        mean, part = _carried(contexts, p)
+        part = _own_part(contexts, p)
         unknown += [p] if part is None else []
-        level = log_rate(control) + common * mean + own * (0.0 if part is None else part)
-        predicted = np.expm1(level.clip(min=0)) / BULK_PER_RATE
-        folds[p] = np.where(control > 0, predicted / np.where(control > 0, control, 1.0), 1.0).clip(0, MAX_FOLD)
+        shifts[p] = common * mean + own * (0.0 if part is None else part)
     how = "chosen on the training contexts" if amplitudes else "by default, for one training context cannot tell"
     said = f"amplitude {common:.2f} of the mean response and {own:.2f} of a perturbation's own effect, {how}"
     if unknown:
         said += f"; no effect of its own is known of {len(unknown)}: {', '.join(unknown[:10])}"
-    return folds, said + (", ..." if len(unknown) > 10 else "")
+    return shifts, said + (", ..." if len(unknown) > 10 else "")
 
 
-def _carried(contexts: Mapping[str, Effects], perturbation: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Mean response over contexts, and a perturbation's own part, weighted by cells; None where it was never seen."""
-    mean = np.mean([e.mean_shift() for e in contexts.values()], axis=0)
-    seen = [e for e in contexts.values() if perturbation in e.rates]
+def shrunken_folds(
+    contexts: Mapping[str, Effects], perturbations: Sequence[str], control: np.ndarray
+) -> tuple[dict[str, np.ndarray], str]:
+    """`shrunken_shifts` as fold changes of the mean counts per 10,000 of the new context's controls, (genes,)."""
+    shifts, said = shrunken_shifts({name: effects.shifts() for name, effects in contexts.items()}, perturbations)
+    folds = {}
+    for p, shift in shifts.items():
+        predicted = np.expm1((log_rate(control) + shift).clip(min=0)) / BULK_PER_RATE
+        folds[p] = np.where(control > 0, predicted / np.where(control > 0, control, 1.0), 1.0).clip(0, MAX_FOLD)
+    return folds, said
+
+
+def _mean_response(contexts: Mapping[str, ContextShifts]) -> np.ndarray:
+    return np.mean([context.mean for context in contexts.values()], axis=0)
+
+
+def _own_part(contexts: Mapping[str, ContextShifts], perturbation: str) -> np.ndarray | None:
+    """A perturbation's own part, weighted by cells; None where it was never seen."""
+    seen = [context for context in contexts.values() if perturbation in context.own]
     if not seen:
-        return mean, None
-    parts = [e.shift(perturbation) - e.mean_shift() for e in seen]
-    return mean, np.average(parts, axis=0, weights=[e.cells[perturbation] for e in seen])
+        return None
+    parts = [context.own[perturbation] - context.mean for context in seen]
+    return np.average(parts, axis=0, weights=[context.cells[perturbation] for context in seen])
 
 
-def _amplitudes(contexts: Mapping[str, Effects]) -> tuple[float, float] | None:
+def _amplitudes(contexts: Mapping[str, ContextShifts]) -> tuple[float, float] | None:
     """Least squares of both parts, every context predicted from the others; None for a single context."""
     if len(contexts) < 2:
         return None
     products = np.zeros((2, 2))  # (mean response, own part) x (predicted * true, predicted squared)
     for name, truth in contexts.items():
-        others = {other: e for other, e in contexts.items() if other != name}
-        true_mean = truth.mean_shift()
-        mean = np.mean([e.mean_shift() for e in others.values()], axis=0)
-        products[0] += mean @ true_mean, mean @ mean
-        for p in truth.rates:
-            part = _carried(others, p)[1]
+        others = {other: context for other, context in contexts.items() if other != name}
+        mean = _mean_response(others)
+        products[0] += mean @ truth.mean, mean @ mean
+        for p, shift in truth.own.items():
+            part = _own_part(others, p)
             if part is not None:
-                products[1] += part @ (truth.shift(p) - true_mean), part @ part
+                products[1] += part @ (shift - truth.mean), part @ part
     found = [float(np.clip(a / b, 0, 1)) if b > 0 else DEFAULT_AMPLITUDE for a, b in products]
     return found[0], found[1]
 
