@@ -90,13 +90,26 @@ def test_numbers_are_what_the_hub_reads(tmp_path):
     """Of the model alone, and only those that are defined."""
     row = {"group": "robust", "level": "pooled", "system": "model", "metric": "fd", "value": 1.25}
     others = [row | {"system": "control copy", "value": 9.0}, row | {"metric": "w2", "value": None}]
-    text = model_card("evae/replogle-ar", "replogle-ar", result={"summary": [row, *others]}, datasets=["evae/replogle"])
+    text = model_card("evae/replogle-ar", "replogle-ar", result={"summary": [row, *others]})
     (tmp_path / "README.md").write_text(text)
     front = metadata_load(tmp_path / "README.md")
     name, (found,) = model_index_to_eval_results(front["model-index"])
-    assert (name, found.dataset_type, found.dataset_config) == ("replogle-ar", "evae/replogle", "robust")
+    assert (name, found.dataset_type, found.dataset_config) == ("replogle-ar", "own", "robust")
     assert (found.metric_type, found.metric_name, found.metric_value) == ("fd", "FD (robust)", 1.25)
     assert "model-index" not in ModelCard(model_card("evae/replogle-ar", "replogle-ar")).content
+
+
+def test_a_tokenizer_on_the_hub_is_the_base_model():
+    described = Described("evae_ar", "Small.", load_settings_of("me/tokenizer"))
+    card = ModelCard(model_card("me/prior", described=described)).data
+    assert card.base_model == "me/tokenizer"
+    described = Described("evae_ar", "Small.", load_settings_of("tokenizer"))
+    assert ModelCard(model_card("me/prior", described=described)).data.base_model is None
+
+
+def load_settings_of(tokenizer):
+    numbers = {"max_steps": 1, "batch_size": 1, "learning_rate": 1e-3, "weight_decay": 0.0, "warmup_steps": 0}
+    return {**numbers, "seed": 0, "dataset": "screen", "tokenizer": tokenizer}
 
 
 def test_card_without_facts_needs_no_invention(trained_prior):

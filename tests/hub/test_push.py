@@ -45,17 +45,25 @@ def test_pushed_model_is_the_local_one(hub, login, trained_prior, result, run, p
     assert len(repo.titles) == 2  # the Hub's own first commit, and ours
     files = repo.files()
     for name, content in files.items():
-        if not name.startswith(("README.md", "training/", "evaluation/")):
+        if not name.startswith(("README.md", "training/", "evaluation/", ".eval_results/")):
             assert content == (trained_prior / name).read_bytes(), name
     expected = {"config.json", "generation_config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
-    expected |= {"training/settings.yaml", "evaluation/result.json", "evaluation/plots/radar.png"}
+    expected |= {
+        ".eval_results/evae.yaml",
+        "training/settings.yaml",
+        "evaluation/result.json",
+        "evaluation/plots/radar.png",
+    }
     assert expected | {f.name for f in trained_prior.glob("*.py")} == set(files)
     assert not any(str(trained_prior.parent).encode() in content for content in files.values())
     settings = yaml.safe_load(files["training/settings.yaml"])
     assert (settings["dataset"], settings["tokenizer"]) == ("evae/replogle", "tokenizer")
     card = ModelCard(files["README.md"].decode()).data
     assert (card.license, card.library_name, card.datasets) == ("mit", "evae", ["evae/replogle"])
-    assert [(r.metric_type, r.metric_value) for r in card.eval_results] == [("fd", 3.25)]
+    assert card.eval_results is None  # of data on the Hub, they stand where its leaderboard finds them
+    (entry,) = yaml.safe_load(files[".eval_results/evae.yaml"])
+    assert (entry["dataset"], entry["value"]) == ({"id": "evae/replogle", "task_id": "paper_fd"}, 3.25)
+    assert "[evae/replogle](https://huggingface.co/datasets/evae/replogle)" in files["README.md"].decode()
     assert "| FD ↓ | 3.25 | not published | not published |" in files["README.md"].decode()
     loaded = evae.pipeline(REPO, device="cpu").model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in pipe.model.state_dict().items())

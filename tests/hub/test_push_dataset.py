@@ -6,6 +6,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+import yaml
 from datasets import load_dataset
 from huggingface_hub import DatasetCard, HfApi
 
@@ -116,3 +117,13 @@ class TestRefusals:
     def test_missing_on_the_hub(self, hub):
         with pytest.raises(evae.EvaeError, match="no dataset of that name on the Hub"):
             DatasetInfo.load("evae/nothing")
+
+
+def test_a_benchmark_has_its_tasks(hub, login, screen_dataset):
+    login(WRITER)
+    push_dataset(screen_dataset, "evae/benchmark", as_benchmark=True)
+    stored = yaml.safe_load(hub.repo("evae/benchmark", "datasets").files()["eval.yaml"])
+    assert stored["name"] == "benchmark"
+    assert {"id": "robust_fd", "config": "cells", "split": "test"} in stored["tasks"]
+    push_dataset(screen_dataset, "evae/benchmark")
+    assert "eval.yaml" not in hub.repo("evae/benchmark", "datasets").files()

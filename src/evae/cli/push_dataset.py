@@ -18,6 +18,13 @@ def push_dataset(
     licence: Annotated[
         str, typer.Option("--licence", "--license", help="Of the data, as the Hub names it, such as cc-by-4.0.")
     ] = "unknown",
+    benchmark: Annotated[
+        bool,
+        typer.Option(
+            "--benchmark",
+            help="Write eval.yaml, by which the Hub makes a leaderboard; it must know the framework evae.",
+        ),
+    ] = False,
 ) -> None:
     """Publish a dataset folder on the Hub, where HuggingFace datasets streams it.
 
@@ -26,5 +33,5 @@ def push_dataset(
     need_folder(folder)
     from evae.hub import push_dataset as upload
 
-    files, commit = upload(folder, repo_id, private=private, dry_run=dry_run, licence=licence)
+    files, commit = upload(folder, repo_id, private=private, dry_run=dry_run, licence=licence, as_benchmark=benchmark)
     say_pushed(files, commit, repo_id)

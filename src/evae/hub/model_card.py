@@ -15,6 +15,7 @@ from evae.models.contract_evae import EvaeError, near_matches
 # The wheel carries model_cards as evae/model_cards (see pyproject.toml).
 _PLACES = (Path(__file__).parents[3] / "model_cards", Path(__file__).parents[1] / "model_cards")
 TAGS = ["biology", "genomics", "single-cell", "perturbation", "evae"]
+_HUB = "https://huggingface.co/datasets/"
 NOT_MEASURED, NOT_PUBLISHED = "not measured yet", "not published"
 
 _USE = {
@@ -132,13 +133,16 @@ def model_card(
     )
     first = datasets[0] if datasets else "own"
     title = data.get("title", first if datasets else "own data")
-    numbers = None if result is None else eval_results(result, title, first)
+    # of data on the Hub they stand in .eval_results, see `push_run`
+    numbers = None if result is None or datasets else eval_results(result, title, first)
+    tokenizer = str((described.settings or {}).get("tokenizer") or "") if described else ""
     front = ModelCardData(
         license="mit",
         library_name="evae",
         pipeline_tag=model["pipeline_tag"],
         tags=TAGS,
         datasets=list(datasets) or None,
+        base_model=tokenizer if "/" in tokenizer else None,
         model_name=name if numbers else None,
         eval_results=numbers or None,
     )
@@ -174,7 +178,7 @@ def _facts() -> dict[str, Any]:
 
 def _data_text(data: dict[str, Any], datasets: Sequence[str]) -> str:
     known = data.get("data", "Raw counts, see the vocabularies of the processor (`preprocessor_config.json`).")
-    return f"{known} On the Hub: {', '.join(f'`{name}`' for name in datasets)}." if datasets else known
+    return f"{known} On the Hub: {', '.join(f'[{name}]({_HUB}{name})' for name in datasets)}." if datasets else known
 
 
 def _trained_on(datasets: Sequence[str], described: Described | None) -> list[str]:

@@ -11,6 +11,7 @@ import yaml
 
 from evae.data.format import Dataset
 from evae.data.streaming.loader import CellLoader
+from evae.evaluation.report.model_index import benchmark, eval_entries
 from evae.hub.dataset_card import published_card
 from evae.hub.model_card import Described, card_names, model_card, what_it_reads
 from evae.hub.upload import Bundle, upload
@@ -24,9 +25,11 @@ MODEL_FILES = (
     *("config.json", "generation_config.json", "preprocessor_config.json", "*_evae*.py"),
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
 )
-REPLACED_OF_MODEL = (*MODEL_FILES, "training/*", "evaluation/*")
+EVAL_RESULTS = ".eval_results/evae.yaml"
+REPLACED_OF_MODEL = (*MODEL_FILES, "training/*", "evaluation/*", EVAL_RESULTS)
+BENCHMARK = "eval.yaml"
 DATASET_FILES = ("dataset.json", "split.json", "genes.parquet", "perturbations.parquet", "cell_types.parquet")
-REPLACED_OF_DATASET = (*DATASET_FILES, "data/*.parquet")
+REPLACED_OF_DATASET = (*DATASET_FILES, "data/*.parquet", BENCHMARK)
 SHARD = re.compile(r"data/[a-z]+-\d+-of-\d+\.parquet")
 LOCAL_SETTINGS = ("output_dir", "resume", "overwrite")  # say nothing to anyone else
 
@@ -78,6 +81,8 @@ def push_run(
         given = [name for name in _listed(settings["dataset"]) if "/" in name]  # such a name is one on the Hub
         files["training/settings.yaml"] = yaml.safe_dump(settings, sort_keys=False).encode()
     numbers = None if result is None else _add_result(Path(result), files)
+    if numbers is not None and given and (entries := eval_entries(numbers, given[0])):
+        files[EVAL_RESULTS] = yaml.safe_dump(entries, sort_keys=False).encode()
     card = card or next((name for name in card_names() if name == repo_id.split("/")[1]), None)
     text = model_card(repo_id, card, _describe(checkpoint, settings), numbers, given)
     files["README.md"] = text.encode()
@@ -87,7 +92,13 @@ def push_run(
 
 
 def push_dataset(
-    folder: str | Path, repo_id: str, *, private: bool = False, dry_run: bool = False, licence: str = "unknown"
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    dry_run: bool = False,
+    licence: str = "unknown",
+    as_benchmark: bool = False,
 ) -> tuple[list[tuple[str, int]], str | None]:
     """Put a dataset folder on the Hub in one commit; `load_dataset(repo_id, streaming=True)` reads it there.
 
@@ -97,6 +108,8 @@ def push_dataset(
         private: make it private.
         dry_run: do everything but upload.
         licence: the data's licence as the Hub names it, such as "cc-by-4.0".
+        as_benchmark: write `eval.yaml` too, by which the Hub makes a benchmark with a leaderboard of it. The Hub checks
+            that file as it comes, and takes frameworks only that it knows: until it knows "evae", it may refuse.
 
     Returns:
         What goes, as (path, bytes), and the address of the commit, None after a dry run.
@@ -118,6 +131,8 @@ def push_dataset(
     _check_shards(dataset)
     files: dict[str, Path | bytes] = {name: path / name for name in (*DATASET_FILES, *shards)}
     files["README.md"] = published_card((path / "README.md").read_text(), repo_id, info, licence).encode()
+    if as_benchmark:
+        files[BENCHMARK] = yaml.safe_dump(benchmark(repo_id.split("/")[1]), sort_keys=False).encode()
     bundle = Bundle(repo_id, "dataset", files, REPLACED_OF_DATASET)
     bundle.check()
     return bundle.sizes(), None if dry_run else upload(bundle, private, f"Upload {repo_id.split('/')[1]} with evae")

@@ -14,6 +14,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from evae.common.numbers import format_number
 from evae.evaluation import evaluate, model_index
+from evae.evaluation.report import benchmark, eval_entries
 from evae.evaluation.report.brief import brief
 from evae.evaluation.report.plots import PLOTS
 from evae.models.contract_evae import EvaeError
@@ -126,6 +127,20 @@ def test_model_index_is_what_the_hub_reads(folder):
     assert fd.metric_value == row["value"]
     assert fd.dataset_config == "robust"
     assert model_index(stored, "toy", "Toy screen", "toy-screen") == found
+
+
+def test_eval_entries_are_what_the_hub_reads_and_name_tasks_of_the_benchmark(folder):
+    hub = pytest.importorskip("huggingface_hub._eval_results", reason="huggingface_hub before 1.4 has no such entries")
+    entries = eval_entries(folder / "result.json", "me/screen")
+    parsed = hub.parse_eval_result_entries(entries)
+    assert hub.eval_result_entries_to_yaml(parsed) == entries
+    (_, results), tasks = (
+        model_index_to_eval_results(model_index(folder / "result.json", "toy", "Toy screen", "me/screen")),
+        {task["id"] for task in benchmark("screen")["tasks"]},
+    )
+    assert [entry.value for entry in parsed] == [found.metric_value for found in results]
+    assert {entry.task_id for entry in parsed} <= tasks
+    assert len({entry.task_id for entry in parsed}) == len(parsed)
 
 
 def test_model_index_of_something_else_raises(tmp_path):

@@ -1,4 +1,9 @@
-"""From a result file to the `model-index` of a model card, so that the Hub shows the numbers."""
+"""From a result file to what the Hub shows of it: `.eval_results/*.yaml` of a model, tasks of a benchmark.
+
+A number in `.eval_results` names a dataset of the Hub and one of its tasks; it stands on the model's page and on the
+dataset's leaderboard. Where the data are not on the Hub, the older `model-index` of the model card says the numbers.
+Format: https://huggingface.co/docs/hub/eval-results
+"""
 
 import json
 from pathlib import Path
@@ -53,6 +58,43 @@ def eval_results(result: str | Path | dict[str, Any], dataset_name: str, dataset
         for metric in metrics
         if rows.get((table.group, table.level, metric.name)) is not None
     ]
+
+
+def eval_entries(result: str | Path | dict[str, Any], dataset_id: str) -> list[dict[str, Any]]:
+    """What `.eval_results/*.yaml` of the model holds, as `huggingface_hub.eval_result_entries_to_yaml` writes it.
+
+    Args:
+        result: as for `model_index`.
+        dataset_id: Hub id of the dataset whose held-out cells were predicted.
+    """
+    return [
+        {
+            "dataset": {"id": dataset_id, "task_id": task_id(str(found.dataset_config), found.metric_type)},
+            "value": found.metric_value,
+            "notes": f"{found.metric_name}, by evae evaluate",
+        }
+        for found in eval_results(result, dataset_id, dataset_id)
+    ]
+
+
+def task_id(group: str, metric: str) -> str:
+    """The name of a number as a task of a benchmark, such as "robust_fd"."""
+    return f"{group}_{metric}".replace(" ", "_")
+
+
+def benchmark(name: str) -> dict[str, Any]:
+    """What `eval.yaml` of a dataset holds, so that the Hub shows it as a benchmark: a task for each number of a card.
+
+    Args:
+        name: of the benchmark, for people.
+    """
+    tasks = [task_id(table.group, metric.name) for table, metrics in shown("card") for metric in metrics]
+    return {
+        "name": name,
+        "description": f"{TASK_NAME}: the held-out cells are predicted from controls and training cells.",
+        "evaluation_framework": "evae",
+        "tasks": [{"id": task, "config": "cells", "split": "test"} for task in tasks],
+    }
 
 
 def _of_the_model(result: str | Path | dict[str, Any]) -> list[dict[str, Any]]:
