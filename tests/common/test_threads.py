@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from evae.common.threads import in_threads
+from evae.common.threads import in_threads, usable_cores
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -40,3 +40,10 @@ def test_an_error_comes_where_its_item_stands():
 def test_several_threads_are_at_work():
     meet = threading.Barrier(2, timeout=20)  # breaks unless two come
     assert len(list(in_threads(lambda i: meet.wait(), range(2), 2))) == 2
+
+
+def test_no_more_threads_than_were_asked_for(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for asked, cores in (("1", 1), ("3", 3), ("64", 8), ("", 8), ("4,2", 8), ("0", 8)):
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        assert usable_cores() == cores

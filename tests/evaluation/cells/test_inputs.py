@@ -112,6 +112,8 @@ def test_equal_log1p_values_stay_equal():
 
 
 def test_memory_does_not_grow_with_the_training_cells(tmp_path, monkeypatch):
+    # how many blocks threads hold at once depends on the moment; tests/common/test_threads.py bounds it
+    monkeypatch.setattr("evae.evaluation.cells.inputs.in_threads", map)
     monkeypatch.setattr("evae.evaluation.cells.inputs.BLOCK_ROWS", 256)
     monkeypatch.setattr("evae.evaluation.cells.training_cells._HASHED", 256)
     monkeypatch.setattr("evae.evaluation.cells.training_cells.MAX_REFERENCE", 200)
