@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CONTROL, KEY = "control", "perturbation"
+SLOW = ("pearson_edistance", "clustering_agreement")  # as evae leaves them out; not imported, for that loads torch
 TOOLS = ("cell-eval", "evae first", "evae second", "cell-eval2 vcc2026", "evae vcc2026")
 PAIRS = {"evae first": "cell-eval", "evae second": "cell-eval", "evae vcc2026": "cell-eval2 vcc2026"}
 # as the command does, so that torch, which the evaluation does not need, is not loaded
@@ -89,13 +90,11 @@ def run_cell_eval(predicted: Path, real: Path, folder: Path) -> "pd.DataFrame":
     """What `cell-eval run` does, from two files to two tables on disk."""
     from cell_eval import MetricsEvaluator
 
-    from evae.evaluation.protocols.cell_eval_adapter import SLOW_METRICS
-
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # its progress bars
         evaluator = MetricsEvaluator(
             str(predicted), str(real), control_pert=CONTROL, pert_col=KEY, outdir=str(folder / "cell-eval")
         )
-        values, _ = evaluator.compute(skip_metrics=list(SLOW_METRICS), break_on_error=True)
+        values, _ = evaluator.compute(skip_metrics=list(SLOW), break_on_error=True)
     return values.to_pandas().set_index(KEY)
 
 
