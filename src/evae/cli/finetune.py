@@ -13,7 +13,7 @@ from evae.models.contract_evae import EvaeError
 
 def finetune(
     checkpoint: Annotated[str, typer.Argument(help="Folder of a trained prior, or a Hub id.", metavar="CHECKPOINT")],
-    dataset: Annotated[str, typer.Option(help="Dataset folder or Hub id, prepared with --genes CHECKPOINT.")],
+    dataset: Annotated[str, typer.Option(help="Dataset folder or Hub id, prepared over the genes of CHECKPOINT.")],
     out: Annotated[Path, typer.Option(help="Folder of the run, which is the fine-tuned model in the end.")],
     settings: Annotated[
         list[str] | None,
