@@ -45,6 +45,7 @@ from filelock import FileLock
 
 import evae
 from evae.cli import main
+from evae.common.logs import talkative
 from evae.data.preparing.prepare import prepare_dataset
 from evae.data.simulation.perturb_seq import simulate_perturb_seq
 from evae.models.contract_evae import EvaeError
@@ -109,6 +110,13 @@ def threads_stay() -> Iterator[None]:
     """UMAP leaves OpenMP, and so torch, with another number of threads, and then the last bits of a run differ."""
     yield
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture
+def all_remarks() -> Iterator[None]:
+    """Remarks of every level are shown, as commands show them; in Python the verbosity of transformers holds."""
+    with talkative():
+        yield
 
 
 @pytest.fixture

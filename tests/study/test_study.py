@@ -83,7 +83,7 @@ def test_interrupted_it_goes_on_and_then_has_nothing_left_to_do(written, calls, 
     calls.clear()
     out = run_study(study)
     assert calls == ["FSQ-mse-AR-seed0", "FSQ-ce_quantile-seed0", "FSQ-ce_quantile-AR-seed0", *["evaluation"] * 4]
-    assert "FSQ + flow was left out: the flow prior needs latents" in capsys.readouterr().out
+    assert "FSQ + flow was left out: the flow prior needs latents" in capsys.readouterr().err
     calls.clear()
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("results/*")}
     run_study(study)
@@ -223,7 +223,7 @@ def test_two_ranks_share_the_work(written, tmp_path):
         env=environment, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "2 trainings on 2 ranks" in done.stdout
+    assert "2 trainings on 2 ranks" in done.stderr
     out = tmp_path / "out"
     assert len(list(out.glob("results/FSQ-*.json"))) == 2
     assert len(list(out.glob("results/baselines-*.json"))) == 1
@@ -232,6 +232,7 @@ def test_two_ranks_share_the_work(written, tmp_path):
     assert "FSQ + AR" in (out / "study.md").read_text()
 
 
+@pytest.mark.usefixtures("all_remarks")
 def test_splits_in_turn(written, content, screen_file, tmp_path, calls, capsys):
     prepare = {"files": str(screen_file), "control": "control"}
     changes = {
@@ -266,7 +267,7 @@ def test_splits_in_turn(written, content, screen_file, tmp_path, calls, capsys):
     calls.clear()
     run_study(read_study(written(**changes)))
     assert not calls
-    assert capsys.readouterr().out.count("preparing") == 2  # once for each of the two, in the first call
+    assert capsys.readouterr().err.count("preparing") == 2  # once for each of the two, in the first call
 
 
 def test_what_is_wrong_with_splits_is_said_first(written, screen_file, tmp_path, run, calls):
@@ -288,10 +289,11 @@ def test_what_is_wrong_with_splits_is_said_first(written, screen_file, tmp_path,
         outcome = run("study", written(**{"dataset": "", "output_dir": str(tmp_path), **changes}))
         assert outcome.code == 2, changes
         assert message in outcome.err
-        assert len(outcome.err.splitlines()) == 1
+        assert outcome.err.splitlines()[-1].startswith("error: ")
     assert not calls
 
 
+@pytest.mark.usefixtures("all_remarks")
 def test_what_another_process_trains_is_left_to_it(written, tmp_path, calls, capsys):
     study = read_study(written(output_dir=str(tmp_path), priors={"AR": {"model_type": "evae_ar"}}))
     first = plan(study)[0][0].folder
@@ -299,7 +301,7 @@ def test_what_another_process_trains_is_left_to_it(written, tmp_path, calls, cap
     assert other.take() is None
     run_study(study)
     assert calls == ["FSQ-mse-seed0", "FSQ-ce_quantile-seed0", "FSQ-ce_quantile-AR-seed0", *["evaluation"] * 2]
-    assert "another process trains it" in capsys.readouterr().out
+    assert "another process trains it" in capsys.readouterr().err
     assert not (first / "model.safetensors").exists()
     other.release()
     calls.clear()

@@ -141,6 +141,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing of the run catches it."""
 
 
+@pytest.mark.usefixtures("all_remarks")
 def test_max_epochs_ends_a_prior_early_and_is_still_the_same_run(dataset, tokenizer, tmp_path, capsys):
     """256 training cells in batches of 64: one epoch is 4 steps."""
     settings = {"max_epochs": 1.6, "eval_every": 3}
@@ -258,6 +259,7 @@ def test_an_unknown_prior_is_named(dataset, tokenizer, tmp_path):
         train_prior(prior_settings(dataset, tokenizer, tmp_path / "run", model_type="evae-ar"))
 
 
+@pytest.mark.usefixtures("all_remarks")
 def test_a_finished_run_says_so(dataset, tokenizer, capsys):
     before = (tokenizer / "log.jsonl").read_text()
     for resume in (False, True):
@@ -284,6 +286,7 @@ def test_a_damaged_shard_is_named_and_the_run_goes_on_with_a_whole_one(dataset, 
     assert_same_weights(tokenizer, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("all_remarks")
 def test_other_threads_are_said_and_another_batch_size_is_refused(dataset, tokenizer, tmp_path, monkeypatch, capsys):
     interrupt(monkeypatch, 7, train_tokenizer, tokenizer_settings(dataset, tmp_path))
     with pytest.raises(EvaeError, match="batch_size was 64 and is 32"):

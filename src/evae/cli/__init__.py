@@ -30,6 +30,7 @@ from evae.cli.study import study
 from evae.cli.train import train
 from evae.cli.vcc import vcc
 from evae.common.files import disk_error
+from evae.common.logs import talkative
 from evae.models.contract_evae import EvaeError
 
 
@@ -117,7 +118,8 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module="anndata")
     warnings.filterwarnings("ignore", message=".* of the model's gene panel")  # the commands say it themselves
     try:
-        app(args=arguments, prog_name="evae")
+        with talkative():
+            app(args=arguments, prog_name="evae")
     except EvaeError as error:
         _fail(str(error))
     except OSError as error:  # a missing folder, no permission, a full disk

@@ -8,7 +8,8 @@ import typer
 
 from evae.cli.files import check_free, need_cells
 from evae.cli.options import EMBEDDINGS, Device, Layer, Model, Overwrite, check_known, check_model
-from evae.cli.terminal import quiet_transformers, say, watched
+from evae.cli.terminal import quiet_transformers, say
+from evae.common.progress import watched
 
 
 def embed(

@@ -7,7 +7,8 @@ import typer
 
 from evae.cli.files import check_folder, fresh_folder, need_cells, need_file
 from evae.cli.options import OptionalCellTypeKey, Overwrite, PerturbationKey, check_known, check_model, in_options
-from evae.cli.terminal import console, quiet_transformers, say, watched
+from evae.cli.terminal import console, quiet_transformers, say
+from evae.common.progress import watched
 from evae.models.contract_evae import EvaeError
 
 if TYPE_CHECKING:

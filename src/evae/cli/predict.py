@@ -18,7 +18,8 @@ from evae.cli.options import (
     check_model,
     example_controls_of,
 )
-from evae.cli.terminal import quiet_transformers, say, watched
+from evae.cli.terminal import quiet_transformers, say
+from evae.common.progress import watched
 from evae.models.contract_evae import EvaeError, near_matches, split_names
 
 if TYPE_CHECKING:

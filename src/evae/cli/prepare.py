@@ -8,7 +8,8 @@ import typer
 
 from evae.cli.files import need_cells, need_file
 from evae.cli.options import Layer, names_of
-from evae.cli.terminal import join_names, say, watched
+from evae.cli.terminal import join_names, say
+from evae.common.progress import watched
 from evae.models.contract_evae import EvaeError, split_names
 
 AUTO = "auto"

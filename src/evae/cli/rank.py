@@ -17,7 +17,8 @@ from evae.cli.options import (
     check_model,
     example_controls_of,
 )
-from evae.cli.terminal import quiet_transformers, say, watched
+from evae.cli.terminal import quiet_transformers, say
+from evae.common.progress import watched
 
 SHOWN = 3  # perturbations of a group
 

@@ -8,7 +8,8 @@ import typer
 
 from evae.cli.files import check_folder, fresh_folder, need_cells, need_file
 from evae.cli.options import EMBEDDINGS, Device, Layer, Overwrite, Seed, check_known, check_model, names_of
-from evae.cli.terminal import console, quiet_transformers, say, watched
+from evae.cli.terminal import console, quiet_transformers, say
+from evae.common.progress import watched
 from evae.models.contract_evae import EvaeError, split_names
 
 if TYPE_CHECKING:

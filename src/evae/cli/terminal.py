@@ -1,6 +1,5 @@
 """What commands print: their results as plain lines, without the talk of the libraries below."""
 
-import sys
 from typing import Any
 
 from rich.console import Console
@@ -14,11 +13,6 @@ def console() -> Console:
 def say(text: str, style: str | None = None) -> None:
     """Print one line."""
     console().print(text, style=style, markup=False)
-
-
-def watched() -> bool:
-    """Whether somebody watches progress, which goes to standard error; in a log file only results and errors stand."""
-    return sys.stderr.isatty()
 
 
 def quiet_transformers() -> None:

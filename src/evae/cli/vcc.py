@@ -16,7 +16,8 @@ from evae.cli.options import (
     check_model,
     names_of,
 )
-from evae.cli.terminal import console, join_names, quiet_transformers, say, watched
+from evae.cli.terminal import console, join_names, quiet_transformers, say
+from evae.common.progress import watched
 from evae.models.contract_evae import EvaeError
 
 vcc = typer.Typer(no_args_is_help=True, help="Entries for the Virtual Cell Challenge 2026.")

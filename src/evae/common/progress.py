@@ -1,26 +1,17 @@
-"""How far the work is: a line with a bar for each stage on a terminal, plain lines in a log file, or nothing at all."""
+"""How far the work is: a bar for each stage on a terminal or in a notebook, and nothing where nobody watches."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol, TypeVar
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from tqdm.auto import tqdm
 
 Item = TypeVar("Item")
 
 
 class Advance(Protocol):
-    """Tells that `n` more units are done, and shows a note in place of the rate if there is one."""
+    """Tells that `n` more units are done, and shows a note beside the rate if there is one."""
 
     def __call__(self, n: int, note: str = "") -> None: ...
 
@@ -29,17 +20,16 @@ def no_progress(n: int, note: str = "") -> None:
     """The `Advance` of work that nobody watches."""
 
 
-class _Rate(TextColumn):
-    """The note of the stage, else units a second."""
-
-    def render(self, task: Task) -> Text:
-        rate = "" if task.speed is None or not self.text_format else f"{task.speed:,.0f} {self.text_format}/s"
-        return Text(task.fields["note"] or rate, style="progress.data.speed")
+def watched() -> bool:
+    """Whether somebody sees bars: on a terminal, or in a notebook."""
+    return sys.stderr.isatty() or in_notebook()
 
 
-def console(show: bool = True) -> Console:
-    """The console that progress and remarks are written to, standard error; silent unless `show`."""
-    return Console(stderr=True, quiet=not show, soft_wrap=True)
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a Jupyter notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 @contextmanager
@@ -48,32 +38,39 @@ def progress_bar(show: bool, unit: str = "cells", transient: bool = False) -> It
 
     Args:
         show: False shows nothing, for callers that do not want it and for all ranks but the main one.
-        unit: what is counted, for the rate; "" shows none.
-        transient: remove the lines in the end.
+        unit: what is counted, for the rate.
+        transient: remove the bars in the end.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit))
-    times = (TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, *times, console=console(show), transient=transient, disable=not show) as progress:
-        yield Bar(progress)
+    with ExitStack() as stack:
+        yield Bar(stack, show and watched(), unit, transient)
 
 
 class Bar:
-    """One line for each stage of the work."""
+    """One bar for each stage of the work.
 
-    def __init__(self, progress: Progress):
-        self._progress = progress
+    Attributes:
+        moves: whether bars are seen while the work goes on.
+    """
 
-    @property
-    def moves(self) -> bool:
-        """Whether the bars are seen while the work goes on; in a log file they are written once, at the end."""
-        return self._progress.console.is_terminal
+    def __init__(self, stack: ExitStack, moves: bool, unit: str, transient: bool):
+        self.moves = moves
+        self._stack, self._unit, self._leave = stack, unit, not transient
 
     def start(self, title: str, total: int | None, done: int = 0) -> Advance:
         """Begin a stage of `total` units (None where that is not known), `done` of them already."""
-        task = self._progress.add_task(title, total=total, completed=done, note="")
+        if not self.moves:
+            return no_progress
+        bar: Any = self._stack.enter_context(
+            tqdm(
+                desc=title, total=total, initial=done, unit=f" {self._unit}" if self._unit else "", leave=self._leave,
+                dynamic_ncols=True, file=sys.stderr,
+            )
+        )  # fmt: skip
 
         def advance(n: int, note: str = "") -> None:
-            self._progress.update(task, advance=n, note=note)
+            if note:
+                bar.set_postfix_str(note, refresh=False)
+            bar.update(n)
 
         return advance
 
@@ -92,7 +89,3 @@ class Bar:
         for item in work:
             yield item
             advance(size(item))
-
-    def say(self, text: str) -> None:
-        """Print a line above the bars."""
-        self._progress.console.print(text, highlight=False, markup=False)

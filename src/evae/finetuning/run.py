@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from evae.common.digests import weights_digest
 from evae.common.files import write_json
-from evae.common.progress import console
+from evae.common.logs import logger
 from evae.data.format import AnyDataset, Dataset
 from evae.data.streaming.mixture import Sources
 from evae.data.streaming.onto import Onto
@@ -30,6 +30,8 @@ from evae.training.loop.setup import make_accelerator
 from evae.training.loop.stopping import stopping_together
 from evae.training.resume.run_folder import FINISHED
 from evae.training.tokenizer import report_finished, save_with_processor
+
+LOG = logger(__name__)
 
 RANK = 16  # of an adapter, where none is named
 
@@ -161,7 +163,7 @@ class _Work:
         after = Checkpoint(prior.eval(), self.processor, self.settings.output_dir, "")
         self.before.model.to(prior.device)
         table = measure_drift(self.before, after, self.datasets[-1], n_cells, self.settings.seed)
-        console().print(said(table, n_cells), highlight=False, markup=False)
+        LOG.warning(said(table, n_cells))
         return {"drift": table.astype(object).where(table.notna(), None).to_dict("records"), "drift_cells": n_cells}
 
 
@@ -177,4 +179,5 @@ def _tell_growth(former: EvaeProcessor, grown: EvaeProcessor, main: bool) -> Non
     ):
         more = new[len(old) :]
         names = ": " + ", ".join(more[:5]) + (", ..." if len(more) > 5 else "") if more else ""
-        console(main).print(f"{len(old):,} {what} known, {len(more):,} new{names}", highlight=False, markup=False)
+        if main:
+            LOG.info(f"{len(old):,} {what} known, {len(more):,} new{names}")

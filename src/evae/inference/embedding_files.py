@@ -22,12 +22,15 @@ from anndata.io import write_elem
 from evae.common.digests import file_stamp, weights_digest
 from evae.common.files import atomic_write, check_room, explain_disk_errors, remove
 from evae.common.hdf5 import writable_hdf5
-from evae.common.progress import console, progress_bar
+from evae.common.logs import logger
+from evae.common.progress import progress_bar
 from evae.data.reading.file_counts import FileCounts
 from evae.inference.checkpoint import Checkpoint
 from evae.inference.embedding import CellEncoder
 from evae.inference.embedding_parts import MANIFEST, EmbeddingParts
 from evae.models.contract_evae import EvaeError
+
+LOG = logger(__name__)
 
 PART_CELLS = 16_384
 KEY = "X_evae"
@@ -104,7 +107,7 @@ def embed_file(
         stack.enter_context(explain_disk_errors(str(out), "give the same command again: it goes on where it stopped"))
         if rank == 0:
             for note in source.notes:
-                console().print(f"note: {note}", highlight=False, markup=False)
+                LOG.warning(f"note: {note}")
             check_room(out, _room(out, source, parts))
             parts.claim(_identity(checkpoint, source, kind, layer))
             source.convert_to_csr()  # for all processes, before they read

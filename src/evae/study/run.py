@@ -4,6 +4,7 @@ Several processes may run the same study at once: each takes what no other is tr
 Under torchrun or `accelerate launch` all ranks train together, and share out the evaluations.
 """
 
+import logging
 import os
 import shutil
 import time
@@ -17,9 +18,9 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from rich.console import Console
 
 from evae.common.digests import file_digest
+from evae.common.logs import logger
 from evae.data.format import Dataset
 from evae.data.streaming.leakage import leakage
 from evae.data.streaming.split_anndata import read_split
@@ -37,6 +38,8 @@ from evae.training.resume.folder_lock import FolderTaken
 from evae.training.resume.former_run import is_finished
 from evae.training.settings import PriorSettings, TokenizerSettings
 from evae.training.tokenizer import train_tokenizer
+
+LOG = logger(__name__)
 
 
 def run_study(study: Study) -> Path:
@@ -57,15 +60,11 @@ def run_study(study: Study) -> Path:
     look_up([study.suite], list(SUITES), "suite")
     check_extra_baselines(study.extra_baselines, study.features or None, study.suite)
     ranks = PartialState(cpu=int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available())
-    console = Console(highlight=False, soft_wrap=True, quiet=not ranks.is_main_process)
     datasets = {"": study.dataset}
     if study.splits:
         with ranks.main_process_first():  # the others then find what it prepared
-            datasets = split_datasets(
-                study.splits, study.prepare, Path(study.output_dir),
-                lambda text: console.print(text, style="bold", markup=False),
-            )  # fmt: skip
-    return _Run(study, [_Part.of(study, name, dataset) for name, dataset in datasets.items()], console).to_end()
+            datasets = split_datasets(study.splits, study.prepare, Path(study.output_dir), LOG.info)
+    return _Run(study, [_Part.of(study, name, dataset) for name, dataset in datasets.items()]).to_end()
 
 
 @dataclass
@@ -130,7 +129,6 @@ class _Run:
 
     study: Study
     parts: list[_Part]
-    console: Console
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -140,10 +138,10 @@ class _Run:
 
     def to_end(self) -> Path:
         n_trainings = sum(len(part.trainings) for part in self.parts)
-        self.console.print(f"{n_trainings} trainings on {self.ranks.num_processes} ranks", markup=False)
+        self._say(f"{n_trainings} trainings on {self.ranks.num_processes} ranks")
         for part in self.parts:
             for sentence in [*part.left_out, *part.leaks]:
-                self.console.print(f"{part.name}: {sentence}" if part.name else sentence, style="dim", markup=False)
+                self._say(f"{part.name}: {sentence}" if part.name else sentence, logging.WARNING)
         for seed in self.study.seeds:  # all of the first seed first: a table early
             for part in self.parts:
                 mine = [t for t in part.trainings if t.labels["seed"] == seed]
@@ -154,6 +152,10 @@ class _Run:
                     self._write()
                 self.ranks.wait_for_everyone()
         return self.out
+
+    def _say(self, text: str, level: int = logging.INFO) -> None:
+        if self.ranks.is_main_process:
+            LOG.log(level, text)
 
     def _write(self) -> None:
         numbers, pairs = [], []
@@ -174,7 +176,7 @@ class _Run:
         no_tokenizer = training.tokenizer is not None and not is_finished(training.tokenizer.folder)
         if no_tokenizer or self._out_of_time():
             return False
-        self.console.print(f"training {training.folder.name}", style="bold", markup=False)
+        self._say(f"training {training.folder.name}")
         try:
             if isinstance(settings, TokenizerSettings):
                 train_tokenizer(settings)
@@ -183,7 +185,7 @@ class _Run:
         except FolderTaken:
             if self.ranks.num_processes > 1:
                 raise
-            self.console.print("another process trains it; going on with the next", markup=False)
+            self._say("another process trains it; going on with the next")
             return False
         if self.ranks.is_main_process:  # a finished run needs no checkpoints
             shutil.rmtree(training.folder / "checkpoints", ignore_errors=True)
@@ -205,7 +207,7 @@ class _Run:
         for evaluated in missing[self.ranks.process_index :: self.ranks.num_processes]:
             if self._late():
                 return
-            self.console.print(f"evaluating {evaluated.name}", style="bold", markup=False)
+            self._say(f"evaluating {evaluated.name}")
             first = self.ranks.is_main_process and not result_path(self.out, part.baselines).is_file()
             found = evaluate(
                 part.draw(evaluated), **part.cells, suite=self.study.suite, with_baselines=first,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evae.common.progress import console
+from evae.common.logs import logger
 from evae.data.format import DatasetInfo
 from evae.data.streaming.mixture import Sources
 from evae.models.contract_evae import EvaeError, parts_of
@@ -20,6 +20,8 @@ from evae.models.processing_evae import EvaeProcessor
 from evae.training.codes import EncodedCells
 from evae.training.loop.stopping import StopCheck, checked_for_stop
 from evae.training.settings import PriorSettings
+
+LOG = logger(__name__)
 
 MAX_CONTROLS = 2_000  # of a cell type, whose embeddings are kept while its contexts are made
 FEWEST_CONTROLS = 20  # in a sample: as few as a user may have
@@ -71,10 +73,9 @@ def perturbation_vocabulary(info: DatasetInfo, table: str = "", sign: str = "+")
     if len(lacking) == len([part for part in parts if part != info.control]):
         raise EvaeError(f"{table} names none of the dataset's perturbations, such as '{lacking[0]}'; check its names.")
     if lacking:
-        console().print(
+        LOG.warning(
             f"{len(lacking)} of {len(parts) - 1} perturbations have no feature vector and get learned ones: "
-            + ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else ""),
-            highlight=False,
+            + ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
         )  # fmt: skip
     return Vocabulary([*learned, *names], len(learned) + len(names), features)
 
@@ -85,10 +86,7 @@ def _parts(info: DatasetInfo, featured: set[str], sign: str) -> list[str]:
     uncut = [name for name in parts if sign and sign in name.strip(sign) and parts[name] == [name]]
     if uncut:
         shown = ", ".join(uncut[:3]) + (", ..." if len(uncut) > 3 else "")
-        console().print(
-            f"{len(uncut)} perturbations with a '{sign}' are each one, as no part is a name by itself: {shown}",
-            highlight=False,
-        )
+        LOG.warning(f"{len(uncut)} perturbations with a '{sign}' are each one, as no part is a name by itself: {shown}")
     return list(dict.fromkeys(part for name in info.perturbations for part in parts[name]))
 
 

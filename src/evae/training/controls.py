@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from evae.common.digests import weights_digest
-from evae.common.progress import console
+from evae.common.logs import logger
 from evae.data.streaming.split_anndata import DatasetSplit
 from evae.training.codes import EncodedCells
 from evae.training.components import principal_components
@@ -19,6 +19,8 @@ from evae.training.encoder import Encoder
 from evae.training.pairs import SPLITS, PairSettings, keep_pairs, kept_or_made, make_pairs, pairing_key
 from evae.training.prompts import COPIES, Controls, Prompts
 from evae.training.settings import PriorSettings
+
+LOG = logger(__name__)
 
 EFFECT_DRAWS = 8  # of every effect within its error
 
@@ -137,8 +139,9 @@ def _pairs(
             for split, some in measured.items()
         }
         pool = cells["train"].part(np.flatnonzero(cells["train"].perturbation == control))
-        if note := without_control(cells["train"], pool, control, list(info.cell_types), names):
-            console(encoder.accelerator.is_main_process).print(f"note: {note}", highlight=False, markup=False)
+        note = without_control(cells["train"], pool, control, list(info.cell_types), names)
+        if note and encoder.accelerator.is_main_process:
+            LOG.warning(f"note: {note}")
         return make_pairs(wanted, cells, control, list(info.cell_types))
 
     sizes = {split: (len(some), wanted.n_draws) for split, some in measured.items()}

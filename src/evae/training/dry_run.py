@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from evae.common.progress import console
+from evae.common.logs import logger
 from evae.data.streaming.mixture import Sources
 from evae.models.configuration_evae import EvaeConfig
 from evae.models.contract_evae import EvaeError, near_matches
@@ -13,6 +13,8 @@ from evae.training.conditions import perturbation_vocabulary
 from evae.training.loop.setup import make_accelerator
 from evae.training.resume.run_folder import RunFolder
 from evae.training.settings import PriorSettings, Settings, check_model_settings, model_fields
+
+LOG = logger(__name__)
 
 
 def dry_run(settings: Settings) -> dict[str, Any]:
@@ -58,9 +60,7 @@ def _prior(settings: Any) -> tuple[Any, tuple[str, ...]]:
     elif (Path(settings.tokenizer) / "config.json").is_file():
         tokenizer = prior_stage.load_tokenizer(settings.tokenizer, info).config
     else:
-        console().print(
-            f"not checked: the tokenizer '{settings.tokenizer}', no folder of a finished run", highlight=False
-        )
+        LOG.warning(f"not checked: the tokenizer '{settings.tokenizer}', no folder of a finished run")
         kind = "fsq" if model_class.training_input == "codes" else "gaussian"
         tokenizer = tokenizer_stage.build_config(info, {"quantizer": kind})
     processor = tokenizer_stage.make_processor(info, vocabulary.units, settings.combination_sign)

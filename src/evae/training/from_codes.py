@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from evae.common.digests import weights_digest
-from evae.common.progress import console
+from evae.common.logs import logger
 from evae.data.streaming.mixture import Mixture, Sources
 from evae.models.processing_evae import EvaeProcessor
 from evae.training.batch_cells import named_cells
@@ -30,6 +30,8 @@ from evae.training.loop.validation import Batch, take_cells
 from evae.training.resume.run_folder import RunFolder
 from evae.training.settings import PriorSettings
 from evae.training.tokenizer import fingerprint, save_with_processor
+
+LOG = logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,9 @@ def save_prior(
         scale, curve = choose_guidance(prior.eval(), cells, prior.config.control_id, settings.seed)
         prior.config.guidance_scale, prior.config.guidance_curve = scale, curve
         run.log(step=settings.max_steps, guidance_scale=scale, guidance_curve=curve)
-        console().print(
+        LOG.info(
             f"default guidance scale {scale:g}; distance of the means on validation cells by scale: "
-            + ", ".join(f"{name} {value:.3g}" for name, value in curve.items()),
-            highlight=False,
+            + ", ".join(f"{name} {value:.3g}" for name, value in curve.items())
         )
     save_with_processor(prior, folder, processor)
 

@@ -8,7 +8,7 @@ from accelerate.utils import set_seed
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
-from evae.common.progress import console
+from evae.common.logs import logger
 from evae.data.format import AnyDataset, Dataset, DatasetInfo
 from evae.data.streaming.mixture import Sources
 from evae.models.configuration_evae import EvaeConfig
@@ -28,6 +28,8 @@ from evae.training.loop.stopping import StopCheck, stopping_together
 from evae.training.resume.run_folder import FINISHED, RunFolder
 from evae.training.settings import PriorSettings, check_model_settings
 from evae.training.tokenizer import make_processor, report_finished
+
+LOG = logger(__name__)
 
 PRIORS: dict[str, tuple[Any, Any]] = {
     "evae_ar": (EvaeARConfig, EvaeARForCausalLM),
@@ -83,11 +85,10 @@ def held_to_epochs(settings: PriorSettings, accelerator: Accelerator) -> tuple[P
     datasets = [Dataset.open(dataset) for dataset in settings.datasets]
     n_cells = sum(dataset.info.n_cells["train"] for dataset in datasets)
     held = settings.within_epochs(n_cells, accelerator.num_processes)
-    if held.max_steps < settings.max_steps:
-        console(accelerator.is_main_process).print(
+    if held.max_steps < settings.max_steps and accelerator.is_main_process:
+        LOG.info(
             f"{held.max_steps:,} steps, which are max_epochs={settings.max_epochs:g} passes over {n_cells:,} training "
-            "cells; name max_steps to train longer",
-            highlight=False,
+            "cells; name max_steps to train longer"
         )
     return held, list(datasets)
 

@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from evae.common.files import explain_disk_errors
-from evae.common.progress import console
+from evae.common.logs import logger
 from evae.data.format import DatasetInfo
 from evae.data.streaming.mixture import Sources
 from evae.data.streaming.stream import StreamedSources
@@ -30,6 +30,8 @@ from evae.training.loop.validation import Batch, Tally, codebook_statistics, mea
 from evae.training.resume.checkpoint import THEN_RESUME
 from evae.training.resume.run_folder import FINISHED, RunFolder
 from evae.training.settings import Settings, TokenizerSettings, check_model_settings
+
+LOG = logger(__name__)
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -111,7 +113,7 @@ def build_config(info: DatasetInfo, fields: dict[str, Any]) -> EvaeConfig:
 def report_finished(run: RunFolder) -> Path:
     """Tell that there is nothing left to do."""
     anew = "a larger max_steps with resume=true trains it on, overwrite=true anew"
-    console().print(f"the run in {run.path} is finished; {anew}", highlight=False)
+    LOG.info(f"the run in {run.path} is finished; {anew}")
     return run.path
 
 

@@ -195,7 +195,8 @@ def test_several_processes_make_the_same_folder(simulated, folder, contents, cro
     }
 
 
-def test_silent_without_progress_and_a_bar_with_it(h5ad, tmp_path, keys, capsys):
+def test_silent_without_progress_and_a_bar_with_it(h5ad, tmp_path, keys, capsys, monkeypatch):
+    monkeypatch.setattr("evae.common.progress.watched", lambda: True)
     prepare_dataset(h5ad, tmp_path / "quiet", **keys)
     assert capsys.readouterr() == ("", "")
     prepare_dataset(h5ad, tmp_path / "shown", **(keys | {"progress": True}))

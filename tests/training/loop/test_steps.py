@@ -87,6 +87,7 @@ def test_compiling_needs_a_compiler(toy, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("all_remarks")
 def test_a_log_file_shows_how_far_the_training_is(toy, tmp_path, capsys, monkeypatch):
     """The first line of the log at once, then one every half minute, here of a clock that a step takes 10 s of."""
     times = iter(range(0, 10_000, 10))
@@ -234,6 +235,7 @@ def test_a_better_loss_is_saved_at_once(toy, tmp_path):
 
 @pytest.mark.parametrize(("ema_decay", "name"), [(0.0, "model"), (0.5, "average")])
 @pytest.mark.parametrize(("final_weights", "step"), [("best", 3), ("last", 6)])
+@pytest.mark.usefixtures("all_remarks")
 def test_final_weights(toy, tmp_path, capsys, ema_decay, name, final_weights, step):
     values = SMALL | {"ema_decay": ema_decay, "final_weights": final_weights}
     toy.run_toy(output_dir=tmp_path, summarise=scripted(0.2, 0.5), **values)

@@ -91,6 +91,7 @@ def test_ranks_that_would_take_the_cells_in_another_order_are_refused(toy, tmp_p
 
 
 @pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.usefixtures("all_remarks")
 def test_a_run_is_trained_longer(toy, tmp_path, capsys, ended):
     """From there on the learning rate is that of a run of the new length, and the log says so."""
     toy.run_toy(output_dir=tmp_path, **SMALL)

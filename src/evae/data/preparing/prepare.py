@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 
 from evae.common.digests import file_digest, file_stamp
 from evae.common.files import write_json, write_text
-from evae.common.progress import console, progress_bar
+from evae.common.logs import logger
+from evae.common.progress import progress_bar
 from evae.data.preparing.card import dataset_card
 from evae.data.preparing.convert import Conversion, measure, with_variable_genes, write_cells
 from evae.data.preparing.describe import CellLabels, describe, describe_source
@@ -40,6 +41,8 @@ from evae.data.preparing.workers import open_sources, workers
 from evae.data.reading.file_counts import FileCounts
 from evae.data.reading.hub_cells import fetch_cells
 from evae.models.contract_evae import EvaeError
+
+LOG = logger(__name__)
 
 
 def prepare_dataset(
@@ -160,7 +163,7 @@ def prepare_dataset(
 
 def _say(notes: Iterable[str]) -> None:
     for sentence in notes:
-        console().print(f"note: {sentence}", highlight=False, markup=False)
+        LOG.warning(f"note: {sentence}")
 
 
 def _convert(

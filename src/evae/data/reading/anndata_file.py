@@ -10,11 +10,13 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
-from evae.common.progress import console
+from evae.common.logs import logger
 from evae.data.reading.file_counts import FileCounts
 from evae.data.reading.raw_counts import AUTO, choose_counts, values_of
 from evae.data.reading.stored_frame import LEVELS
 from evae.models.contract_evae import EvaeError
+
+LOG = logger(__name__)
 
 READ_CELLS = 8_192  # cells read at once
 
@@ -111,7 +113,7 @@ def _layer_of_counts(cells: ad.AnnData, what: str) -> str:
     samples = {name: partial(values_of, matrix) for name, matrix in held.items() if matrix is not None}
     layer, note = choose_counts(samples, what)
     if note:
-        console().print(f"note: {note}", highlight=False, markup=False)
+        LOG.warning(f"note: {note}")
     return layer
 
 

@@ -1,11 +1,14 @@
-"""What the user sees while a run goes on: a bar on a terminal, plain lines in a log file."""
+"""What the user sees while a run goes on: a bar on a terminal or in a notebook, else plain lines of the log."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from evae.common.progress import Advance, Bar, console, progress_bar
+from evae.common.logs import logger
+from evae.common.progress import Advance, Bar, progress_bar
+
+LOG = logger(__name__)
 
 SECONDS_BETWEEN_LINES = 30  # in a log file, where no bar moves
 
@@ -13,11 +16,11 @@ SECONDS_BETWEEN_LINES = 30  # in a log file, where no bar moves
 class TrainingProgress:
     """A bar over the updates, with the loss, the cells per second and the share of the time spent waiting for data.
 
-    Where nobody watches a bar, in a log file, the same stands in a line now and then, the first at once.
+    Where nobody watches a bar the same stands in a line of the log now and then, the first at once.
     """
 
-    def __init__(self, bar: Bar, advance: Advance, done: int, total: int):
-        self._bar, self._advance, self._done, self._total = bar, advance, done, total
+    def __init__(self, bar: Bar, advance: Advance, done: int, total: int, show: bool):
+        self._bar, self._advance, self._done, self._total, self._show = bar, advance, done, total, show
         self._said = -float("inf")
 
     def update(self, step: int, line: dict[str, Any]) -> None:
@@ -31,8 +34,9 @@ class TrainingProgress:
             self.say(f"step {step}/{self._total}  {note}")
 
     def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        self._bar.say(text)
+        """Tell a line, on the rank that does."""
+        if self._show:
+            LOG.info(text)
 
 
 @contextmanager
@@ -46,7 +50,7 @@ def training_progress(title: str, done: int, total: int, show: bool) -> Iterator
         show: whether this is the rank that prints.
     """
     with progress_bar(show, "updates") as bar:
-        yield TrainingProgress(bar, bar.start(title, total, done), done, total)
+        yield TrainingProgress(bar, bar.start(title, total, done), done, total, show)
 
 
 def say_what_was_kept(step: int, total: int, best: dict[str, float] | None, choice: str) -> None:
@@ -62,4 +66,4 @@ def say_what_was_kept(step: int, total: int, best: dict[str, float] | None, choi
         why = f"the lowest validation loss, {best['loss']:.4g} (final_weights=best)"
     else:
         why = f"the last (final_weights={choice})"
-    console().print(f"kept the weights of step {step}/{total}: {why}", highlight=False)
+    LOG.info(f"kept the weights of step {step}/{total}: {why}")

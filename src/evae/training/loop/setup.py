@@ -11,10 +11,12 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import FullyShardedDataParallelPlugin, ProjectConfiguration
 from torch import nn
 
-from evae.common.progress import console
+from evae.common.logs import logger
 from evae.models.contract_evae import EvaeError
 from evae.models.sampling_evae import check_compiler
 from evae.training.settings import Settings
+
+LOG = logger(__name__)
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
 MODULES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
@@ -77,7 +79,8 @@ def say_where(accelerator: Accelerator) -> None:
     more = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
     precision = {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     text = f"{processes} on {device.type} ({more}{' each' * (ranks > 1)}), {precision}"
-    console(accelerator.is_main_process).print(text, highlight=False, markup=False)
+    if accelerator.is_main_process:
+        LOG.info(text)
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -26,11 +26,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from evae.common.files import atomic_write, write_json
-from evae.common.progress import console
+from evae.common.logs import logger
 from evae.models.contract_evae import EvaeError
 from evae.training.loop.validation import Batch
 from evae.training.resume.run_folder import RESUMED, RunFolder
 from evae.training.settings import Settings
+
+LOG = logger(__name__)
 
 StopCheck = Callable[[], None]
 SIGNALS = {int(signal.SIGTERM): "SIGTERM", int(signal.SIGINT): "Ctrl-C"}
@@ -201,7 +203,8 @@ def stopping_together(run: RunFolder, accelerator: Accelerator, compiled: bool) 
             if not finished:
                 stop.leave(number)
             said = f"stopped by {SIGNALS[number]} after training ended"
-            console(accelerator.is_main_process).print(said, highlight=False)
+            if accelerator.is_main_process:
+                LOG.warning(said)
             raise SystemExit(exit_code(number))
 
         finished = False
