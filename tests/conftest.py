@@ -42,6 +42,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from filelock import FileLock
+from transformers.utils import logging as transformers_logging
 
 import evae
 from evae.cli import main
@@ -110,6 +111,12 @@ def threads_stay() -> Iterator[None]:
     """UMAP leaves OpenMP, and so torch, with another number of threads, and then the last bits of a run differ."""
     yield
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(autouse=True)
+def verbosity_stays() -> None:
+    """Commands that ran in this process leave transformers, and with it our remarks, silent."""
+    transformers_logging.set_verbosity_warning()
 
 
 @pytest.fixture

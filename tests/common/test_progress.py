@@ -67,7 +67,7 @@ def test_a_notebook_watches(monkeypatch):
     """The kernel's standard error is no terminal, and yet somebody looks at it."""
 
     class Shell:
-        config = {"IPKernelApp": {}}
+        config = ("IPKernelApp",)
 
     class IPython:
         shell = Shell()

@@ -103,6 +103,7 @@ def test_the_stated_drift_is_the_change_of_old_predictions(whole, pipe, cells):
         assert moved < 1.5 * stated["type_A", name]["drift"]
 
 
+@pytest.mark.usefixtures("all_remarks")
 def test_a_finished_run_is_left_alone_and_other_settings_are_refused(whole, dataset, tiny_checkpoint, capsys):
     before = (whole / "model.safetensors").stat().st_mtime_ns
     assert evae.finetune(tiny_checkpoint, dataset, whole, **QUICK) == whole

@@ -261,7 +261,8 @@ def test_too_little_gene_coverage_raises(pipe, controls, screen_split):
         pipe.predict(controls[:, :20], screen_split["pert"][0], n_cells=2, **QUIET)
 
 
-def test_progress_bar_counts_cells(pipe, controls, screen_split, capsys):
+def test_progress_bar_counts_cells(pipe, controls, screen_split, capsys, monkeypatch):
+    monkeypatch.setattr("evae.common.progress.watched", lambda: True)
     pipe.predict(controls, screen_split["pert"][0], n_cells=4)
     assert "8/8" in capsys.readouterr().err
     pipe.predict(controls, screen_split["pert"][0], n_cells=4, **QUIET)

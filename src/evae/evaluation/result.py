@@ -1,14 +1,17 @@
 """The result of an evaluation: its numbers, printed, plotted, or written as a report."""
 
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from rich.console import Console, Group
 from rich.text import Text
 
+from evae.common.html import html_table
 from evae.evaluation.report.brief import verdict
 from evae.evaluation.report.tables import EvaluationNumbers
 from evae.evaluation.report.terminal import rich_table
+from evae.evaluation.systems.names import MODEL
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,15 @@ class EvaluationResult(EvaluationNumbers):
         notes = [Text(f"· {note}", style="dim") for note in self.stamp["notes"]]
         found = verdict(self.summary())
         return Group(*[rich_table(table) for table in self.tables()], *([Text(found)] if found else []), *notes)
+
+    def _repr_html_(self) -> str:
+        """All tables, for notebooks."""
+        tables = [
+            html_table(table.title, table.headings, [(system, *texts) for system, texts in table.texts()], (MODEL,))
+            for table in self.tables()
+        ]
+        found = verdict(self.summary())
+        return "".join([*tables, f"<p>{escape(found)}</p>" if found else ""])
 
     def print(self) -> None:
         """Print the tables to the terminal."""

@@ -15,6 +15,7 @@ import torch
 
 from evae.data.format import Pair
 from evae.inference.checkpoint import Checkpoint, load_checkpoint
+from evae.inference.described import as_html, as_text
 from evae.inference.devices import choose_device
 from evae.inference.embedding import embed_cells, gene_coverage
 from evae.inference.predicted_effects import KEY, Compared, effects_in
@@ -60,12 +61,10 @@ class Pipeline:
         self.processor = checkpoint.processor
 
     def __repr__(self) -> str:
-        p = self.processor
-        return (
-            f"Pipeline({self.checkpoint.name}: {type(self.model).__name__}, {len(p.genes):,} genes, "
-            f"{len(p.perturbations):,} perturbations ({_some(p.perturbations)}), {len(p.cell_types)} cell types "
-            f"({_some(p.cell_types)}), control '{p.control}', on {self.device})"
-        )
+        return as_text(self.checkpoint, self.device)
+
+    def _repr_html_(self) -> str:
+        return as_html(self.checkpoint, self.device)
 
     def predict(
         self,
@@ -294,7 +293,3 @@ class Pipeline:
         if batch_size < 1:
             raise EvaeError(f"batch_size is {batch_size}; give at least 1.")
         return self.checkpoint
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

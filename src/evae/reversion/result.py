@@ -7,6 +7,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from evae.common.html import html_table
 from evae.reversion.numbers import ReversionNumbers
 from evae.reversion.report import write_report
 
@@ -14,6 +15,10 @@ from evae.reversion.report import write_report
 @dataclass(frozen=True)
 class ReversionResult(ReversionNumbers):
     """What `run` returns: the numbers of `ReversionNumbers`, and ways to show them."""
+
+    def _repr_html_(self) -> str:
+        """The table, for notebooks."""
+        return html_table("Reversion", *self.cells())
 
     def print(self) -> None:
         """Print the table and the top ten to the terminal."""

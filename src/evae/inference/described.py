@@ -1,0 +1,39 @@
+"""A pipeline described, for terminals and for notebooks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from evae.common.html import html_table
+from evae.inference.checkpoint import Checkpoint
+
+
+def as_text(checkpoint: Checkpoint, device: Any) -> str:
+    """One line."""
+    p = checkpoint.processor
+    return (
+        f"Pipeline({checkpoint.name}: {type(checkpoint.model).__name__}, {len(p.genes):,} genes, "
+        f"{len(p.perturbations):,} perturbations ({_some(p.perturbations)}), {len(p.cell_types)} cell types "
+        f"({_some(p.cell_types)}), control '{p.control}', on {device})"
+    )
+
+
+def as_html(checkpoint: Checkpoint, device: Any) -> str:
+    """A table: what it knows, what it reads, where it computes."""
+    p, config = checkpoint.processor, checkpoint.model.config
+    reads = [
+        *(["control cells"] if getattr(config, "source_cells", 0) else []),
+        *(["effects"] if getattr(config, "condition_on_effect", False) else []),
+    ]
+    rows = [
+        ("model", type(checkpoint.model).__name__ + ("" if checkpoint.is_prior else ", which embeds only")),
+        ("genes", f"{len(p.genes):,} ({_some(p.genes)})"),
+        ("perturbations", f"{len(p.perturbations):,} ({_some(p.perturbations)}), control '{p.control}'"),
+        ("cell types", f"{len(p.cell_types):,} ({_some(p.cell_types)})"),
+        *([("reads", " and ".join(reads) or "names alone")] if checkpoint.is_prior else []),
+        ("device", str(device)),
+    ]
+    return html_table(f"evae pipeline {checkpoint.name}", (), rows)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
