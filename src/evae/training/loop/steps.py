@@ -146,7 +146,7 @@ class _Loop:
                     self._save()
                 if told and not last:
                     self._close_trackers()
-                    end_after(self.now.step, told, self.progress.say)
+                    end_after(self.now.step, told, self.accelerator.is_main_process)
         return self._finish()
 
     def _update(self, source: Iterator[Batch]) -> None:

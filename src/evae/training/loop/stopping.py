@@ -213,9 +213,10 @@ def stopping_together(run: RunFolder, accelerator: Accelerator, compiled: bool) 
         check_stop()
 
 
-def end_after(step: int, number: int, say: Callable[[str], None]) -> NoReturn:
-    """End in order after a step and its checkpoint, and say how to go on."""
-    say(f"stopped by {SIGNALS[number]} after step {step}; resume=true goes on from here")
+def end_after(step: int, number: int, says: bool) -> NoReturn:
+    """End in order after a step and its checkpoint, and say how to go on, on the rank that `says` so."""
+    if says:
+        LOG.warning(f"stopped by {SIGNALS[number]} after step {step}; resume=true goes on from here")
     raise SystemExit(exit_code(number))
 
 
