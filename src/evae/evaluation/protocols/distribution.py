@@ -101,13 +101,15 @@ def perturbation_protocol(
     truth = {pair: whole.mean(pair) for pair in comparison.pairs}
     records: list[Record] = []
     for system in progress(systems, "perturbation metrics"):
-        predicted = {pair: system.mean(pair) for pair in comparison.pairs if pair in set(system.pairs)}
+        answered = set(system.pairs)
+        predicted = {pair: system.mean(pair) for pair in comparison.pairs if pair in answered}
         n = {pair: (system.available or sizes)[pair] for pair in predicted}
         records += pseudobulk_records(comparison, system.name, predicted, truth, controls, -1, sizes, n)
     for seed in seeds:
         halves = split_halves(comparison, seed)
         first, second = (sampled("", comparison.real, half) for half in halves)
-        pairs = [pair for pair in comparison.pairs if pair in set(first.pairs)]
+        answered = set(first.pairs)
+        pairs = [pair for pair in comparison.pairs if pair in answered]
         n = {pair: len(halves[0][pair]) for pair in pairs}
         means = [{pair: half.mean(pair) for pair in pairs} for half in (second, first)]
         records += pseudobulk_records(comparison, SPLIT_HALF, means[0], means[1], controls, seed, n, n)

@@ -45,10 +45,9 @@ def extended_protocol(
     comparison: Comparison, systems: Sequence[System], seeds: Sequence[int], progress: Progress
 ) -> list[Record]:
     """All extended metrics of every system, of half of the real cells, and of the interpolated duplicate."""
-    real = {pair: moments_of(comparison.real.matrix[rows]) for pair, rows in comparison.real_rows.items()}
-    whole = _Truth(comparison, real)
+    whole = _Truth(comparison, _moments(comparison, comparison.real_rows), _control_moments(comparison))
     halves = {seed: split_halves(comparison, seed) for seed in seeds}
-    firsts = {seed: _Truth(comparison, _moments(comparison, first)) for seed, (first, _) in halves.items()}
+    firsts = {seed: whole.half(first) for seed, (first, _) in halves.items()}
     records: list[Record] = []
     for system in progress(systems, "extended metrics"):
         side = _side(system, comparison)
@@ -60,7 +59,7 @@ def extended_protocol(
         replicate = sampled(SPLIT_HALF, comparison.real, halves[seed][1], own=True)
         records += truth.records(_side(replicate, comparison), seed)
         records += _cell_records(comparison, replicate, halves[seed][0], seed, seed == seeds[0])
-        duplicate = _duplicate(_Truth(comparison, _moments(comparison, halves[seed][1])), whole)
+        duplicate = _duplicate(whole.half(halves[seed][1]), whole)
         records += truth.records(duplicate, seed) + truth.pseudobulks(duplicate, seed)
     _explain(comparison)
     return records
@@ -68,6 +67,10 @@ def extended_protocol(
 
 def _moments(comparison: Comparison, rows: dict[Pair, np.ndarray]) -> dict[Pair, Moments]:
     return {pair: moments_of(comparison.real.matrix[part]) for pair, part in rows.items() if len(part)}
+
+
+def _control_moments(comparison: Comparison) -> dict[str, Moments]:
+    return {c: moments_of(comparison.controls.matrix[rows]) for c, rows in comparison.control_rows.items()}
 
 
 def _side(system: System, comparison: Comparison) -> _Side:
@@ -80,7 +83,7 @@ def _duplicate(half: "_Truth", whole: "_Truth") -> _Side:
     found = {
         pair: interpolated(half.real[pair], half.others(pair), reference)
         for pair in half.real
-        if (reference := whole.reference(pair[0])) is not None
+        if (reference := whole.references[pair[0]]) is not None
     }
     means = {pair: mean for pair, (mean, _) in found.items()}
     noise = {pair: variance for pair, (_, variance) in found.items()}
@@ -93,14 +96,14 @@ class _Truth:
 
     comparison: Comparison
     real: dict[Pair, Moments]
+    controls: dict[str, Moments]
+
+    def half(self, rows: dict[Pair, np.ndarray]) -> "_Truth":
+        """Some of the real cells, with the same controls."""
+        return _Truth(self.comparison, _moments(self.comparison, rows), self.controls)
 
     def names(self, cell_type: str) -> list[str]:
         return [p for p in self.comparison.perturbations(cell_type) if (cell_type, p) in self.real]
-
-    @cached_property
-    def controls(self) -> dict[str, Moments]:
-        rows = self.comparison.control_rows
-        return {c: moments_of(self.comparison.controls.matrix[rows[c]]) for c in rows}
 
     @cached_property
     def _whole(self) -> dict[str, Moments]:
@@ -109,11 +112,15 @@ class _Truth:
 
     def others(self, pair: Pair) -> Moments:
         """The cells of the other perturbations of the cell type; the controls where there is no other."""
-        if len(self.names(pair[0])) < 2:
-            return self.controls[pair[0]]
-        return without(self._whole[pair[0]], self.real[pair])
+        whole, own = self._whole[pair[0]], self.real[pair]
+        return self.controls[pair[0]] if whole.n == own.n else without(whole, own)
 
-    def reference(self, cell_type: str) -> np.ndarray | None:
+    @cached_property
+    def references(self) -> dict[str, np.ndarray | None]:
+        """The mean of all perturbations of every cell type, see `_reference`."""
+        return {c: self._reference(c) for c in self.comparison.cell_types}
+
+    def _reference(self, cell_type: str) -> np.ndarray | None:
         """The mean of all perturbations; without training cells that of the real ones, None of a single one."""
         known = mean_response(self.comparison, cell_type)
         if known is not None:
@@ -159,7 +166,7 @@ class _Truth:
     def _one(self, side: _Side, pair: Pair) -> dict[str, float]:
         real = self.real[pair]
         unbiased = mse_unbiased(side.means[pair], side.noise.get(pair), side.n_cells[pair], real)
-        reference = self.reference(pair[0])
+        reference = self.references[pair[0]]
         if reference is None:
             reference = np.full(len(real.mean), np.nan)
         weights = gene_weights(t_statistics(real, self.others(pair)))

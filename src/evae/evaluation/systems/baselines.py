@@ -144,12 +144,13 @@ def baselines(comparison: Comparison, features: Mapping[str, np.ndarray] | None 
     seen = {pair: np.flatnonzero(training.elsewhere.perturbation == pair[1]) for pair in pairs}
     shifts = training.shifts()
     additive = {pair: shifts[pair[1]] for pair in pairs if pair[1] in shifts}
-    every = {pair: training.mean_shift(pair[0]) for pair in pairs}
+    shift_of = {c: training.mean_shift(c) for c in comparison.cell_types}
+    mean_of_type = {c: training.overall_mean(c) for c in comparison.cell_types}
     found += [
         repeated(PERTURBATION_MEAN, _known({pair: training.perturbation_mean(pair[1]) for pair in pairs})),
-        repeated(OVERALL_MEAN, _known({pair: training.overall_mean(pair[0]) for pair in pairs})),
+        repeated(OVERALL_MEAN, _known({pair: mean_of_type[pair[0]] for pair in pairs})),
         shifted(ADDITIVE_SHIFT, comparison, additive),
-        shifted(MEAN_SHIFT, comparison, _known(every)),
+        shifted(MEAN_SHIFT, comparison, _known({pair: shift_of[pair[0]] for pair in pairs})),
         shifted(SHRUNKEN_TRANSFER, comparison, shrunken_transfer(comparison)),
         shifted(SUM_OF_SINGLES, comparison, sums_of_singles(comparison)),
         *(shifted(name, comparison, own) for name, own in unseen_shifts(comparison, features).items()),
