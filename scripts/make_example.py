@@ -23,10 +23,10 @@ from evae.evaluation import EvaluationResult, evaluate
 from evae.inference.example import CONTROLS, FOLDER
 from evae.inference.held_out import dataset_cells, predict_held_out, read_controls
 from evae.inference.pipeline import pipeline
-from evae.models import EvaeARForCausalLM, EvaeError, EvaeProcessor
 from evae.training.prior import train_prior
 from evae.training.settings import load_settings
 from evae.training.tokenizer import train_tokenizer
+from make_tiny_checkpoint import check_empty, check_size, save_without_code
 
 CONFIGS = Path(__file__).parent / "configs"
 SPLIT = CONFIGS / "splits" / "papalexi_thp1.json"
@@ -76,8 +76,7 @@ def make_example(cells: Path, out: Path) -> Path:
     Raises:
         EvaeError: `out` holds something already, or the folder came out too large.
     """
-    if out.exists() and any(out.iterdir()):
-        raise EvaeError(f"{out} is not empty; give another folder or delete it.")
+    check_empty(out)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         dataset = prepare_dataset(
@@ -91,18 +90,13 @@ def make_example(cells: Path, out: Path) -> Path:
         )
         places = [f"tokenizer={tokenizer}", f"output_dir={folder / 'prior'}"]
         prior = train_prior(load_settings("prior", CONFIGS / "small_prior.yaml", [*common, *PRIOR, *places]))
-        EvaeARForCausalLM.from_pretrained(prior).save_pretrained(out)
-        EvaeProcessor.from_pretrained(prior).save_pretrained(out)
-        for code in out.glob("*.py"):
-            code.unlink()
+        save_without_code(prior, out)
         predicted = predict_held_out(pipeline(out), dataset)
         result = evaluate(predicted, **dataset_cells(dataset))
         controls = some_controls(dataset)
         controls.write_h5ad(out / CONTROLS, compression="gzip")
         (out / "README.md").write_text(card(result, controls))
-    size = sum(file.stat().st_size for file in out.iterdir())
-    if size > MOST_BYTES:
-        raise EvaeError(f"the example has {size:,} bytes, above {MOST_BYTES:,}; make the model smaller.")
+    check_size(out, MOST_BYTES)
     return out
 
 

@@ -61,8 +61,7 @@ def make_tiny_checkpoint(out: Path, steps: int = 300, seed: int = 1) -> Path:
     Raises:
         EvaeError: `out` holds something already, or the checkpoint came out too large.
     """
-    if out.exists() and any(out.iterdir()):
-        raise EvaeError(f"{out} is not empty; give another folder or delete it.")
+    check_empty(out)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         common = [f"dataset={simulated_dataset(folder, seed)}", f"seed={seed}", *SIZES]
@@ -77,14 +76,30 @@ def make_tiny_checkpoint(out: Path, steps: int = 300, seed: int = 1) -> Path:
         tokenizer = train_tokenizer(load_settings("tokenizer", None, [*common, *TOKENIZER, *places]))
         places = [f"tokenizer={tokenizer}", f"output_dir={folder / 'prior'}"]
         prior = train_prior(load_settings("prior", None, [*common, *PRIOR, *places]))
-        EvaeARForCausalLM.from_pretrained(prior).save_pretrained(out)
-        EvaeProcessor.from_pretrained(prior).save_pretrained(out)
+        save_without_code(prior, out)
+    check_size(out, MOST_BYTES)
+    return out
+
+
+def check_empty(out: Path) -> None:
+    """Raise `EvaeError` unless a folder is new or empty."""
+    if out.exists() and any(out.iterdir()):
+        raise EvaeError(f"{out} is not empty; give another folder or delete it.")
+
+
+def save_without_code(prior: Path, out: Path) -> None:
+    """Copy the model and the processor of a run, without the code that every save carries."""
+    EvaeARForCausalLM.from_pretrained(prior).save_pretrained(out)
+    EvaeProcessor.from_pretrained(prior).save_pretrained(out)
     for code in out.glob("*.py"):
         code.unlink()
+
+
+def check_size(out: Path, most_bytes: int) -> None:
+    """Raise `EvaeError` where the files of a folder are larger in sum."""
     size = sum(file.stat().st_size for file in out.iterdir())
-    if size > MOST_BYTES:
-        raise EvaeError(f"the checkpoint has {size:,} bytes, above {MOST_BYTES:,}; make the model smaller.")
-    return out
+    if size > most_bytes:
+        raise EvaeError(f"{out} has {size:,} bytes, above {most_bytes:,}; make the model smaller.")
 
 
 def main() -> None:

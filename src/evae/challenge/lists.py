@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from evae.common.messages import first_line
 from evae.models.contract_evae import EvaeError
 
 MAX_CELLS = 400_000
@@ -123,7 +124,7 @@ def _csv(path: Path, header: str | None) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, header=header, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
-        raise EvaeError(f"{path} is not a CSV file ({str(error).splitlines()[0]}); save it as one.") from error
+        raise EvaeError(f"{path} is not a CSV file ({first_line(error)}); save it as one.") from error
     return table.replace("", None) if header else table
 
 

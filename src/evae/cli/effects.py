@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from evae.cli.files import check_free
+from evae.cli.files import check_free, write_table
 from evae.cli.options import Overwrite
 from evae.cli.terminal import join_names, say
 from evae.models.contract_evae import EvaeError
@@ -42,13 +42,11 @@ def effects(
     check_free(out, overwrite)
     if out.suffix not in (".csv", ".parquet"):
         raise EvaeError(f"{out} is no csv or parquet file; name one.")
-    from evae.common.files import atomic_write, explain_disk_errors
     from evae.effects import estimate_effects
 
     found = estimate_effects(dataset, perturbation, features=features, method=method, leave_out=leave_out or ())
     table = found.log2_fold_changes
-    with explain_disk_errors(str(out)), atomic_write(out) as path:
-        table.to_csv(path) if out.suffix == ".csv" else table.reset_index().to_parquet(path, index=False)
+    write_table(table.reset_index(), out)
     for source, names in found.source.groupby(found.source, sort=False).groups.items():
         say(f"{source}: {len(names):,} ({join_names(list(names), SHOWN)})")
     if found.unknown:

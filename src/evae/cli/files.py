@@ -10,6 +10,16 @@ from evae.models.contract_evae import EvaeError
 
 if TYPE_CHECKING:
     import anndata as ad
+    import pandas as pd
+
+
+def write_table(table: "pd.DataFrame", out: Path) -> None:
+    """Write a table without its index, whole or not at all: parquet or tsv by the ending, else csv."""
+    with explain_disk_errors(str(out)), atomic_write(out) as path:
+        if out.suffix == ".parquet":
+            table.to_parquet(path, index=False)
+        else:
+            table.to_csv(path, index=False, sep="\t" if out.suffix == ".tsv" else ",")
 
 
 def need_cells(path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from evae.cli.files import check_free, need_cells, write_h5ad
+from evae.cli.files import check_free, need_cells, write_h5ad, write_table
 from evae.cli.options import Device, Layer, Model, OptionalCellTypeKey, Overwrite, PerturbationKey, check_model
 from evae.cli.terminal import quiet_transformers, say
 from evae.models.contract_evae import EvaeError
@@ -46,7 +46,6 @@ def predicted_effects(
     check_model(model)
     for path in (predicted, controls):
         need_cells(path)
-    from evae.common.files import atomic_write, explain_disk_errors
     from evae.data.reading.anndata_file import read_h5ad
     from evae.inference.pipeline import pipeline
 
@@ -63,11 +62,7 @@ def predicted_effects(
     if out.suffix == ".h5ad":
         write_h5ad(cells, out)
     else:
-        with explain_disk_errors(str(out)), atomic_write(out) as path:
-            if out.suffix == ".parquet":
-                table.to_parquet(path, index=False)
-            else:
-                table.to_csv(path, index=False, sep="\t" if out.suffix == ".tsv" else ",")
+        write_table(table, out)
     for number, ((kind, name), rows) in enumerate(table.groupby(["cell_type", "perturbation"], sort=False)):
         if number < PAIRS:
             best = ", ".join(f"{row.gene} {row.log2_fold_change:+.2f}" for row in rows.head(SHOWN).itertuples())

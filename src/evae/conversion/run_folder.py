@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from evae.common.messages import first_line
 from evae.conversion.weights import Weights
 from evae.models.contract_evae import EvaeError
 
@@ -109,7 +110,7 @@ class Run:
         try:
             values = yaml.safe_load(file.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise EvaeError(f"{file} cannot be read ({str(error).splitlines()[0]}); copy the run again.") from None
+            raise EvaeError(f"{file} cannot be read ({first_line(error)}); copy the run again.") from None
         if not isinstance(values, dict):
             raise EvaeError(f"{file} holds no settings; copy the run again.")
         return cls(path, Settings(values, "config.yaml"), Settings(_statistics(path), "dataset_stats.json"))
@@ -133,7 +134,7 @@ class Run:
         try:
             tensors = load_file(file)
         except (SafetensorError, OSError) as error:
-            raise EvaeError(f"{file} is truncated or damaged ({str(error).splitlines()[0]}); copy it again.") from None
+            raise EvaeError(f"{file} is truncated or damaged ({first_line(error)}); copy it again.") from None
         return Weights(_unwrapped(tensors), str(file))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from evae.common.messages import first_of
 from evae.models.contract_evae import EvaeError
 
 SHOWN = 5  # names in a message
@@ -79,7 +80,7 @@ class Weights:
         """Raise `EvaeError` if a tensor was neither used nor left out: the model has a part that is not known here."""
         rest = sorted(self.tensors.keys() - self.used)
         if rest:
-            shown = ", ".join(rest[:SHOWN]) + (", ..." if len(rest) > SHOWN else "")
+            shown = first_of(rest, SHOWN)
             raise EvaeError(
                 f"{len(rest)} tensors of {self.source} have no counterpart here ({shown}); convert a run whose "
                 "config.yaml names all parts of its model."

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from evae.common.digests import weights_digest
 from evae.common.files import write_json
 from evae.common.logs import logger
+from evae.common.messages import first_of
 from evae.data.format import AnyDataset, Dataset
 from evae.data.streaming.mixture import Sources
 from evae.data.streaming.onto import Onto
@@ -178,6 +179,6 @@ def _tell_growth(former: EvaeProcessor, grown: EvaeProcessor, main: bool) -> Non
         ("cell types", former.cell_types, grown.cell_types),
     ):
         more = new[len(old) :]
-        names = ": " + ", ".join(more[:5]) + (", ..." if len(more) > 5 else "") if more else ""
+        names = f": {first_of(more, 5)}" if more else ""
         if main:
             LOG.info(f"{len(old):,} {what} known, {len(more):,} new{names}")

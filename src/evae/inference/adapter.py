@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
 from evae.common.digests import weights_digest
+from evae.common.messages import first_line
 from evae.models.contract_evae import EvaeError
 
 ADAPTER, ADAPTER_WEIGHTS, FACTS = "adapter_config.json", "adapter_model.safetensors", "finetune.json"
@@ -63,7 +64,7 @@ def merged(base: Any, folder: Path, name: str) -> Any:
         model = PeftModel.from_pretrained(base, folder).merge_and_unload()
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise EvaeError(f"the adapter {name} does not fit its checkpoint ({reason}); fine-tune again.") from error
     sizes = ("n_perturbations", "n_cell_types", "n_effects", "guidance_scale")
     for field in sizes:

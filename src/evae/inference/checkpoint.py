@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from evae.common.hub import explain_hub_errors
+from evae.common.messages import first_line
 from evae.inference.adapter import ADAPTER, base_of, merged
 from evae.inference.example import FOLDER, is_example
 from evae.models import register
@@ -84,7 +85,7 @@ def load_checkpoint(path_or_id: str | Path, revision: str | None = None) -> Chec
     except EvaeError as error:
         raise EvaeError(f"{path_or_id} cannot be loaded: {error}") from error
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise EvaeError(f"{path_or_id} cannot be loaded ({_first_line(error)}); {MEND}.") from error
+        raise EvaeError(f"{path_or_id} cannot be loaded ({first_line(error).rstrip('.')}); {MEND}.") from error
     checkpoint = Checkpoint(model.eval(), processor, str(path_or_id), commit)
     _check_sizes(checkpoint)
     return checkpoint
@@ -138,7 +139,9 @@ def _check_files(folder: Path, name: str) -> dict[str, list[int]]:
             with safe_open(folder / shard, framework="numpy") as tensors:
                 shapes |= {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise EvaeError(f"{folder / shard} is truncated or damaged ({_first_line(error)}); {MEND}.") from None
+            raise EvaeError(
+                f"{folder / shard} is truncated or damaged ({first_line(error).rstrip('.')}); {MEND}."
+            ) from None
     return shapes
 
 
@@ -160,7 +163,7 @@ def _read_json(folder: Path, file: str, name: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise EvaeError(f"{path} is truncated or damaged ({_first_line(error)}); {MEND}.") from None
+        raise EvaeError(f"{path} is truncated or damaged ({first_line(error).rstrip('.')}); {MEND}.") from None
     if not isinstance(content, dict):
         raise EvaeError(f"{path} is damaged (it holds no JSON object); {MEND}.")
     return content
@@ -180,8 +183,3 @@ def _check_sizes(checkpoint: Checkpoint) -> None:
                 f"{checkpoint.name}: {CONFIG} says {field} {in_model}, but {PROCESSOR} lists {in_processor}; "
                 f"the two files come from different runs, {MEND}."
             )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,10 +1,12 @@
 """A pipeline described, for terminals and for notebooks."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from evae.common.html import html_table
+from evae.common.messages import first_of
 from evae.inference.checkpoint import Checkpoint
+
+SHOWN = 3  # names of a kind
 
 
 def as_text(checkpoint: Checkpoint, device: Any) -> str:
@@ -12,8 +14,8 @@ def as_text(checkpoint: Checkpoint, device: Any) -> str:
     p = checkpoint.processor
     return (
         f"Pipeline({checkpoint.name}: {type(checkpoint.model).__name__}, {len(p.genes):,} genes, "
-        f"{len(p.perturbations):,} perturbations ({_some(p.perturbations)}), {len(p.cell_types)} cell types "
-        f"({_some(p.cell_types)}), control '{p.control}', on {device})"
+        f"{len(p.perturbations):,} perturbations ({first_of(p.perturbations, SHOWN)}), {len(p.cell_types)} cell types "
+        f"({first_of(p.cell_types, SHOWN)}), control '{p.control}', on {device})"
     )
 
 
@@ -26,14 +28,10 @@ def as_html(checkpoint: Checkpoint, device: Any) -> str:
     ]
     rows = [
         ("model", type(checkpoint.model).__name__ + ("" if checkpoint.is_prior else ", which embeds only")),
-        ("genes", f"{len(p.genes):,} ({_some(p.genes)})"),
-        ("perturbations", f"{len(p.perturbations):,} ({_some(p.perturbations)}), control '{p.control}'"),
-        ("cell types", f"{len(p.cell_types):,} ({_some(p.cell_types)})"),
+        ("genes", f"{len(p.genes):,} ({first_of(p.genes, SHOWN)})"),
+        ("perturbations", f"{len(p.perturbations):,} ({first_of(p.perturbations, SHOWN)}), control '{p.control}'"),
+        ("cell types", f"{len(p.cell_types):,} ({first_of(p.cell_types, SHOWN)})"),
         *([("reads", " and ".join(reads) or "names alone")] if checkpoint.is_prior else []),
         ("device", str(device)),
     ]
     return html_table(f"evae pipeline {checkpoint.name}", (), rows)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from evae.common.messages import first_line
 from evae.models.contract_evae import EvaeError
 
 
@@ -34,4 +35,4 @@ def read_texts(path: Path, what: str, **csv: Any) -> pd.DataFrame:
 
 def unreadable(path: Path, what: str, error: Exception) -> EvaeError:
     """What to raise for a file with other content."""
-    return EvaeError(f"{what} {path} cannot be read ({str(error).splitlines()[0]}); fix the file.")
+    return EvaeError(f"{what} {path} cannot be read ({first_line(error)}); fix the file.")

@@ -30,6 +30,7 @@ from typing import Any, cast
 
 import yaml
 
+from evae.common.messages import first_line
 from evae.data.format import Dataset, DatasetInfo
 from evae.models.configuration_evae import HEADS, EvaeConfig
 from evae.models.contract_evae import EvaeError, look_up, near_matches
@@ -149,7 +150,7 @@ def read_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         given = [text.partition("=") for text in overrides]
         changes = {key: yaml.safe_load(text) for key, _, text in given}
     except yaml.YAMLError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise EvaeError(f"{path} or an override is no valid YAML ({reason}); fix it.") from None
     if not isinstance(values, dict):
         raise EvaeError(f"{path} must hold `key: value` lines; fix the file.")

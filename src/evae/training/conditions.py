@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from evae.common.logs import logger
+from evae.common.messages import first_line, first_of
 from evae.data.format import DatasetInfo
 from evae.data.streaming.mixture import Sources
 from evae.models.contract_evae import EvaeError, parts_of
@@ -75,7 +76,7 @@ def perturbation_vocabulary(info: DatasetInfo, table: str = "", sign: str = "+")
     if lacking:
         LOG.warning(
             f"{len(lacking)} of {len(parts) - 1} perturbations have no feature vector and get learned ones: "
-            + ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
+            + first_of(lacking, 5)
         )  # fmt: skip
     return Vocabulary([*learned, *names], len(learned) + len(names), features)
 
@@ -85,7 +86,7 @@ def _parts(info: DatasetInfo, featured: set[str], sign: str) -> list[str]:
     parts = _parts_of_each(info, featured, sign)
     uncut = [name for name in parts if sign and sign in name.strip(sign) and parts[name] == [name]]
     if uncut:
-        shown = ", ".join(uncut[:3]) + (", ..." if len(uncut) > 3 else "")
+        shown = first_of(uncut, 3)
         LOG.warning(f"{len(uncut)} perturbations with a '{sign}' are each one, as no part is a name by itself: {shown}")
     return list(dict.fromkeys(part for name in info.perturbations for part in parts[name]))
 
@@ -111,7 +112,7 @@ def check_learnable(info: DatasetInfo, featured: set[str], sign: str) -> None:
     learned = {part for name in trained for part in parts[name]} | featured | {info.control}
     lacking = [name for name in parts if not learned.issuperset(parts[name])]
     if lacking:
-        shown = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
+        shown = first_of(lacking, 5)
         raise EvaeError(
             f"a prior cannot learn perturbations without a training cell or a feature vector, of which there are "
             f"{len(lacking)} ({shown}); give perturbation_features=FILE with their vectors, or prepare the dataset "
@@ -137,7 +138,7 @@ def read_feature_table(path: Path) -> tuple[list[str], np.ndarray]:
         names, values = readers[path.suffix](path)
         features = np.asarray(values, dtype=np.float32)
     except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise EvaeError(f"the feature table {path} cannot be read ({reason}); fix the file.") from None
     if features.ndim != 2 or len(names) != len(features) or not features.size or not np.isfinite(features).all():
         raise EvaeError(f"the feature table {path} must hold one row of finite numbers for every name; fix the file.")

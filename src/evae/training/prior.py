@@ -9,6 +9,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
 from evae.common.logs import logger
+from evae.common.messages import first_line
 from evae.data.format import AnyDataset, Dataset, DatasetInfo
 from evae.data.streaming.mixture import Sources
 from evae.models.configuration_evae import EvaeConfig
@@ -162,7 +163,7 @@ def load_tokenizer(path_or_id: str, info: DatasetInfo) -> EvaeModel:
         tokenizer = EvaeModel.from_pretrained(path_or_id)
         genes = list(EvaeProcessor.from_pretrained(path_or_id).genes)
     except (OSError, SafetensorError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise EvaeError(
             f"the tokenizer '{path_or_id}' cannot be loaded ({reason}); finish, repeat or copy its run."
         ) from None

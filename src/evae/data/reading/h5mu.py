@@ -9,7 +9,7 @@ import h5py
 
 from evae.data.reading.anndata_layout import open_anndata
 from evae.data.reading.joined_frame import JoinedFrame
-from evae.data.reading.other_formats import check_filters, missing_part
+from evae.data.reading.other_formats import check_filters, check_tables
 from evae.data.reading.parts import Parts
 from evae.data.reading.stored_frame import StoredFrame
 from evae.models.contract_evae import EvaeError
@@ -29,9 +29,7 @@ def open_h5mu(file: h5py.File, path: Path, layer: str | None, scratch: Path | No
     """
     name, layer = _chosen(file, path, layer)
     root = file["mod"][name]
-    for table in ("obs", "var"):
-        if (missing := missing_part(root, table)) is not None:
-            raise EvaeError(f"mod/{name} of {path} has no {missing}: it was not written to its end; write it anew.")
+    check_tables(root, f"mod/{name} of {path}")
     check_filters(root, path)
     parts = open_anndata(root, path, layer, scratch, file.close, "h5mu")
     parts.where = f"mod/{name}/{parts.where}"

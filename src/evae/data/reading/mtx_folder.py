@@ -24,9 +24,9 @@ import scipy.sparse as sp
 
 from evae.common.files import atomic_write
 from evae.data.reading.parts import MemoryFrame, Parts
-from evae.data.reading.raw_counts import AUTO
+from evae.data.reading.raw_counts import refuse_layer
 from evae.data.reading.stored_matrix import PARTS, StoredMatrix
-from evae.data.reading.tenx_h5 import GENES, left_out
+from evae.data.reading.tenx_h5 import GENES, genes_among, left_out
 from evae.models.contract_evae import EvaeError
 
 MTX = (".mtx", ".mtx.gz")
@@ -76,14 +76,12 @@ def open_mtx(path: Path, mtx: Path, layer: str | None, scratch: Path | None) -> 
     Raises:
         EvaeError: a table is missing, or no shape fits them.
     """
-    if layer not in (None, "X", AUTO):
-        raise EvaeError(f"{path} has no layers; leave layer out.")
+    refuse_layer(layer, str(path))
     writer, genes_file, cells_file = _tables(mtx)
     var, types = _genes(genes_file)
     obs = _cells(cells_file)
     name = f"the counts in {mtx.name} of {path}"
-    kept = np.flatnonzero(types == GENES) if (types == GENES).any() else np.arange(len(types))
-    columns = kept if len(kept) < len(types) else None
+    kept, columns = genes_among(types)
     shape = (len(obs), len(var))
     kept_file = None if scratch is None else scratch / "counts.h5"
     stored, close = _stored(mtx, writer, shape, kept_file)

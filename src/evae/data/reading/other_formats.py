@@ -44,11 +44,16 @@ def check_layout(file: h5py.File, path: Path) -> None:
     other = _other_layout(file, path)
     if other is not None:
         raise EvaeError(other)
-    for table in ("obs", "var"):
-        missing = missing_part(file, table)
-        if missing is not None:
-            raise EvaeError(f"{path} has no {missing}: it was not written to its end; write it anew.")
+    check_tables(file, str(path))
     check_filters(file, path)
+
+
+def check_tables(root: Any, name: str) -> None:
+    """Raise `EvaeError` where `obs` or `var` of an AnnData on the disk is not whole; `name` it in the message."""
+    for table in ("obs", "var"):
+        missing = _missing_part(root, table)
+        if missing is not None:
+            raise EvaeError(f"{name} has no {missing}: it was not written to its end; write it anew.")
 
 
 def folder_instead(path: Path) -> str:
@@ -84,7 +89,7 @@ def _other_layout(file: h5py.File, path: Path) -> str | None:
     return None
 
 
-def missing_part(file: Any, table: str) -> str | None:
+def _missing_part(file: Any, table: str) -> str | None:
     """What of `obs` or `var` is missing where the writing of a file ended too early."""
     stored = file.get(table)
     if stored is None:

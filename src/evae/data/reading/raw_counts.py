@@ -54,6 +54,12 @@ def choose_counts(samples: Mapping[str, Sample], path: Path | str) -> tuple[str,
     return chosen[0], f"raw counts of {path}: {others}"
 
 
+def refuse_layer(layer: str | None, what: str) -> None:
+    """Raise `EvaeError` for the name of a layer where `what` has none."""
+    if layer not in (None, "X", AUTO):
+        raise EvaeError(f"{what} has no layers; leave layer out.")
+
+
 def values_of(matrix: Any) -> np.ndarray:
     """Some values of a matrix in memory or backed."""
     rows = matrix[: max(1, SAMPLE // max(1, matrix.shape[1]))]

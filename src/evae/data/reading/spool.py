@@ -17,7 +17,7 @@ import scipy.sparse as sp
 
 from evae.common.files import write_json
 from evae.data.reading.parts import MemoryFrame, Parts
-from evae.data.reading.raw_counts import AUTO
+from evae.data.reading.raw_counts import refuse_layer
 from evae.data.reading.stored_matrix import MAX_BLOCK_ENTRIES
 from evae.models.contract_evae import EvaeError
 
@@ -138,8 +138,7 @@ def open_spool(path: Path, layer: str | None) -> Parts:
         EvaeError: a layer is named, or there are no cells.
     """
     said = json.loads((path / MANIFEST).read_text())
-    if layer not in (None, "X", AUTO):
-        raise EvaeError(f"{said['title']} has no layers; leave layer out.")
+    refuse_layer(layer, said["title"])
     if not said["batches"]:
         raise EvaeError(f"{said['title']} holds no cell of these values; ask for others with where.")
     var = pq.read_table(path / GENES).to_pandas()

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from anndata.io import read_elem
 
+from evae.common.messages import first_line
 from evae.models.contract_evae import EvaeError
 
 LEVELS = "__categories"
@@ -116,7 +117,7 @@ class StoredFrame(Mapping[str, Any]):
         try:
             return read_elem(stored)
         except Exception as error:  # anndata raises whatever its readers raise
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = first_line(error)
             raise EvaeError(
                 f"column '{column}' of {self.name} cannot be read ({reason}); store it as text or numbers, or update "
                 "anndata."

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from evae.data.reading.parts import MemoryFrame, Parts
-from evae.data.reading.raw_counts import AUTO
+from evae.data.reading.raw_counts import refuse_layer
 from evae.data.reading.stored_matrix import StoredMatrix
 from evae.models.contract_evae import EvaeError
 
@@ -28,8 +28,7 @@ def open_tenx(file: h5py.File, path: Path, layer: str | None) -> Parts:
     Raises:
         EvaeError: a layer is named, the file lacks a part, or it holds several genomes of version 2.
     """
-    if layer not in (None, "X", AUTO):
-        raise EvaeError(f"{path} is a file of 10x, which has no layers; leave layer out.")
+    refuse_layer(layer, f"{path} is a file of 10x, which")
     groups = _groups(file)
     if len(groups) > 1:
         raise EvaeError(
@@ -41,11 +40,9 @@ def open_tenx(file: h5py.File, path: Path, layer: str | None) -> Parts:
     if missing:
         raise EvaeError(f"{name} lack {missing[0]}: the file was not written to its end; fetch it anew.")
     table, types = _features(group)
-    kept = np.flatnonzero(types == GENES) if (types == GENES).any() else np.arange(len(types))
+    kept, columns = genes_among(types)
     n_features, n_cells = (int(n) for n in group["shape"][:2])
-    matrix = StoredMatrix(
-        group, name, csr_shape=(n_cells, n_features), columns=kept if len(kept) < n_features else None
-    )
+    matrix = StoredMatrix(group, name, csr_shape=(n_cells, n_features), columns=columns)
     return Parts(
         kind="10x h5",
         where=groups[0],
@@ -57,6 +54,13 @@ def open_tenx(file: h5py.File, path: Path, layer: str | None) -> Parts:
         close=file.close,
         notes=left_out(types, path),
     )
+
+
+def genes_among(types: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Places of the genes among features, all where no type says gene; and the columns to keep, None for all."""
+    genes = np.flatnonzero(types == GENES)
+    kept = genes if len(genes) else np.arange(len(types))
+    return kept, kept if len(kept) < len(types) else None
 
 
 def left_out(types: np.ndarray, path: Path) -> list[str]:

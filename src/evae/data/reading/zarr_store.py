@@ -3,8 +3,9 @@
 from pathlib import Path
 from zipfile import is_zipfile
 
+from evae.common.messages import first_line
 from evae.data.reading.anndata_layout import open_anndata
-from evae.data.reading.other_formats import missing_part
+from evae.data.reading.other_formats import check_tables
 from evae.data.reading.parts import Parts
 from evae.models.contract_evae import EvaeError
 
@@ -31,15 +32,9 @@ def open_zarr(path: Path, layer: str | None, scratch: Path | None) -> Parts:
     try:
         root = zarr.open_group(store, mode="r")
     except Exception as error:  # zarr raises whatever its stores and codecs raise
-        raise EvaeError(f"{path} cannot be opened as a Zarr group ({_first_line(error)}); write it anew.") from error
+        raise EvaeError(f"{path} cannot be opened as a Zarr group ({first_line(error)}); write it anew.") from error
     if "obs" not in root and "var" not in root:
         held = ", ".join(list(root)[:4]) or "nothing"
         raise EvaeError(f"{path} is a Zarr store, but no AnnData (it holds {held}); name the store of an AnnData.")
-    for table in ("obs", "var"):
-        if (missing := missing_part(root, table)) is not None:
-            raise EvaeError(f"{path} has no {missing}: it was not written to its end; write it anew.")
+    check_tables(root, str(path))
     return open_anndata(root, path, layer, scratch, root.store.close, "Zarr")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

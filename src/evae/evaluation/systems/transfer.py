@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
+from evae.common.messages import first_of
 from evae.common.mixed_poisson import draw_rates, relative_sizes
 
 BULK_PER_RATE = 5.0  # log1p of counts per 50,000, as the challenge compares
@@ -107,8 +108,8 @@ def shrunken_shifts(
     how = "chosen on the training contexts" if amplitudes else "by default, for one training context cannot tell"
     said = f"amplitude {common:.2f} of the mean response and {own:.2f} of a perturbation's own effect, {how}"
     if unknown:
-        said += f"; no effect of its own is known of {len(unknown)}: {', '.join(unknown[:10])}"
-    return shifts, said + (", ..." if len(unknown) > 10 else "")
+        said += f"; no effect of its own is known of {len(unknown)}: {first_of(unknown, 10)}"
+    return shifts, said
 
 
 def shrunken_folds(

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
+from evae.common.messages import first_line
 from evae.data.streaming.order import PLACE
 from evae.models.contract_evae import EvaeError
 from evae.models.randomness_evae import CellStreams
@@ -102,7 +103,7 @@ def restore(
             running.average.load(stored.shared["average"])
     except (KeyError, RuntimeError) as error:
         raise EvaeError(
-            f"the checkpoint does not fit this model ({str(error).splitlines()[0]}); it was written by another "
+            f"the checkpoint does not fit this model ({first_line(error)}); it was written by another "
             "version, set overwrite=true to start anew."
         ) from None
     running.step, running.best = record["step"], record["best"]
