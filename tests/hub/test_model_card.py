@@ -40,7 +40,7 @@ def test_there_is_one_for_every_intended_checkpoint():
 
 @pytest.mark.parametrize("name", card_names())
 def test_card_is_valid_and_complete(name):
-    text = model_card(f"evae/{name}", name, datasets=[f"evae/{name.split('-')[0]}"])
+    text = model_card(f"evae/{name}", name, commits={f"evae/{name.split('-')[0]}": None})
     card = ModelCard(text)
     assert card.data.license == "mit"
     assert card.data.library_name == "evae"

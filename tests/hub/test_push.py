@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -11,7 +12,7 @@ from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
 
 import evae
-from evae.hub import push_run
+from evae.hub import push_dataset, push_run
 from evae.training.settings import load_settings
 
 WRITER, READER, STRANGER = "hf_writer", "hf_reader", "hf_stranger"
@@ -67,6 +68,35 @@ def test_pushed_model_is_the_local_one(hub, login, trained_prior, result, run, p
     assert "| FD ↓ | 3.25 | not published | not published |" in files["README.md"].decode()
     loaded = evae.pipeline(REPO, device="cpu").model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in pipe.model.state_dict().items())
+
+
+def test_the_card_and_the_numbers_name_the_commit_of_the_data(
+    hub, login, trained_prior, screen_dataset, result, run, tmp_path
+):
+    login(WRITER)
+    push_dataset(screen_dataset, "evae/replogle")
+    done = run("push", trained_prior, REPO, "--result", result, "--dataset", "evae/replogle")
+    assert done.code == 0, done.err
+    commit = HfApi().dataset_info("evae/replogle").sha
+    files = hub.repo(REPO).files()
+    there = f"[evae/replogle](https://huggingface.co/datasets/evae/replogle) at commit [{commit[:8]}]"
+    assert f"{there}(https://huggingface.co/datasets/evae/replogle/tree/{commit})" in files["README.md"].decode()
+    (entry,) = yaml.safe_load(files[".eval_results/evae.yaml"])
+    assert entry["dataset"]["revision"] == commit
+
+
+def test_data_of_another_gene_panel_are_not_what_it_was_trained_on(
+    hub, login, trained_prior, screen_dataset, run, tmp_path
+):
+    login(WRITER)
+    other = Path(shutil.copytree(screen_dataset, tmp_path / "other"))
+    genes = pq.read_table(other / "genes.parquet")
+    pq.write_table(genes.take(list(range(len(genes)))[::-1]), other / "genes.parquet")
+    HfApi().create_repo("evae/other", repo_type="dataset")
+    HfApi().upload_folder(repo_id="evae/other", folder_path=other, repo_type="dataset")
+    refused = run("push", trained_prior, REPO, "--dataset", "evae/other")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "evae/other has another gene panel" in refused.err
 
 
 def test_the_settings_that_go_train_again(hub, login, trained_tokenizer, trained_prior, tmp_path):

@@ -1,6 +1,6 @@
 """Model cards: one template, the facts of the intended checkpoints, and what a checkpoint says about itself."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -88,7 +88,7 @@ def model_card(
     card: str | None = None,
     described: Described | None = None,
     result: dict[str, Any] | None = None,
-    datasets: Sequence[str] = (),
+    commits: Mapping[str, str | None] | None = None,
 ) -> str:
     """The README.md of a checkpoint.
 
@@ -97,12 +97,13 @@ def model_card(
         card: one of `card_names()`; None for a model of one's own, which then needs `described`.
         described: the checkpoint; None for one that is not trained yet.
         result: the content of an evaluation's result.json.
-        datasets: Hub ids of the training data, as far as it is there.
+        commits: Hub ids of the training data, as far as it is there, each with its commit, None if not known.
 
     Raises:
         EvaeError: no such card, or a checkpoint of another kind than the card.
     """
-    facts = _facts()
+    facts, commits = _facts(), commits or {}
+    datasets = list(commits)
     if card is not None and card not in card_names():
         raise EvaeError(f"there is no model card '{card}'. {near_matches(card, card_names())}")
     data_name, _, model_name = (card or "").partition("-")
@@ -125,7 +126,7 @@ def model_card(
         use_pipeline=_USE[stage][0],
         use_transformers=_USE[stage][1],
         intended=_INTENDED[stage],
-        data=_data_text(data, datasets),
+        data=_data_text(data, commits),
         held_out=data.get("held_out", "see the training data"),
         command=_command(model, data, datasets, described),
         settings=_settings_text(described),
@@ -141,7 +142,7 @@ def model_card(
         library_name="evae",
         pipeline_tag=model["pipeline_tag"],
         tags=TAGS,
-        datasets=list(datasets) or None,
+        datasets=datasets or None,
         base_model=tokenizer if "/" in tokenizer else None,
         model_name=name if numbers else None,
         eval_results=numbers or None,
@@ -176,9 +177,13 @@ def _facts() -> dict[str, Any]:
     return facts
 
 
-def _data_text(data: dict[str, Any], datasets: Sequence[str]) -> str:
-    known = data.get("data", "Raw counts, see the vocabularies of the processor (`preprocessor_config.json`).")
-    return f"{known} On the Hub: {', '.join(f'[{name}]({_HUB}{name})' for name in datasets)}." if datasets else known
+def _data_text(data: dict[str, Any], commits: Mapping[str, str | None]) -> str:
+    known: str = data.get("data", "Raw counts, see the vocabularies of the processor (`preprocessor_config.json`).")
+    links = []
+    for name, commit in commits.items():
+        at = f" at commit [{commit[:8]}]({_HUB}{name}/tree/{commit})" if commit else ""
+        links.append(f"[{name}]({_HUB}{name}){at}")
+    return f"{known} On the Hub: {', '.join(links)}." if links else known
 
 
 def _trained_on(datasets: Sequence[str], described: Described | None) -> list[str]:

@@ -14,6 +14,7 @@ from evae.data.streaming.loader import CellLoader
 from evae.evaluation.report.model_index import benchmark, eval_entries
 from evae.hub.dataset_card import published_card
 from evae.hub.model_card import Described, card_names, model_card, what_it_reads
+from evae.hub.revisions import revision
 from evae.hub.upload import Bundle, upload
 from evae.inference.adapter import ADAPTER
 from evae.inference.checkpoint import Checkpoint, load_checkpoint
@@ -81,10 +82,11 @@ def push_run(
         given = [name for name in _listed(settings["dataset"]) if "/" in name]  # such a name is one on the Hub
         files["training/settings.yaml"] = yaml.safe_dump(settings, sort_keys=False).encode()
     numbers = None if result is None else _add_result(Path(result), files)
-    if numbers is not None and given and (entries := eval_entries(numbers, given[0])):
+    data = {name: revision(name, checkpoint.processor.genes) for name in given}
+    if numbers is not None and given and (entries := eval_entries(numbers, given[0], data[given[0]])):
         files[EVAL_RESULTS] = yaml.safe_dump(entries, sort_keys=False).encode()
     card = card or next((name for name in card_names() if name == repo_id.split("/")[1]), None)
-    text = model_card(repo_id, card, _describe(checkpoint, settings), numbers, given)
+    text = model_card(repo_id, card, _describe(checkpoint, settings), numbers, data)
     files["README.md"] = text.encode()
     bundle = Bundle(repo_id, "model", files, REPLACED_OF_MODEL)
     bundle.check()

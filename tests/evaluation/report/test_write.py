@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -35,8 +36,9 @@ def folder(screen, real, perfect, tmp_path_factory):
 def test_all_figures_are_written(folder):
     names = {path.name for path in (folder / "plots").iterdir()}
     expected = {"distances_robust.png", "perturbation_metrics.png", "diversity.png", "per_perturbation.png"}
-    assert names == expected | {"radar.png", "cells_pca.png", "top_genes.png"}
-    assert names <= {plot.file for plot in PLOTS}
+    expected |= {"radar.png", "cells_pca.png", "top_genes.png"}
+    assert expected <= {plot.file for plot in PLOTS}
+    assert names == expected | {"best_1.png", "worst_1.png"}
     for path in (folder / "plots").iterdir():
         assert path.read_bytes().startswith(PNG)
 
@@ -95,6 +97,46 @@ def test_the_html_needs_no_other_file(folder):
     for image in images:
         assert base64.b64decode(image.removeprefix("data:image/png;base64,")).startswith(PNG)
     assert "http" not in re.sub(r'src="[^"]+"', "", page)
+
+
+def test_the_best_and_the_worst_predicted_pair_have_a_page(folder):
+    records = pd.read_csv(folder / "records.csv").query("system == 'model' and group == 'perturbation'")
+    order = records.query("metric == 'pearson_delta'").groupby("perturbation")["value"].mean().sort_values()
+    page = (folder / "report.html").read_text()
+    for anchor, name, rank in (("best-1", order.index[-1], 1), ("worst-1", order.index[0], 3)):
+        value = format_number(order[name])
+        assert f'<section id="{anchor}">\n<h3>{name} in B: Pearson Δ {value}, rank {rank} of 3</h3>' in page
+        assert f'<a href="#{anchor}">{name}</a>' in page  # from the table of all pairs
+        assert f"### {name} in B: Pearson Δ {value}, rank {rank} of 3" in (folder / "report.md").read_text()
+    table = page[page.index("<h2>Pair by pair</h2>") : page.index("<h2>Figures</h2>")]
+    assert re.findall(r"<tr><td>(?:<a [^>]*>)?(G\d)", table) == list(order.index[::-1])
+
+
+CLICK = """
+<script>
+const table = [...document.querySelectorAll("h2")].find(h => h.textContent.startsWith("Protocol robust: PCA"))
+  .nextElementSibling.querySelector("table");
+const column = n => [...table.rows].slice(1).map(row => row.cells[n].textContent).join("|");
+const button = table.rows[0].cells[1].querySelector("button");
+button.click(); const up = column(1); const sorted = table.rows[0].cells[1].getAttribute("aria-sort");
+button.click();
+document.body.innerHTML = `<pre>${JSON.stringify({up, sorted, down: column(1), names: column(0)})}</pre>`;
+</script>
+"""
+
+
+def test_tables_are_sorted_by_a_click(folder, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here")
+    (tmp_path / "page.html").write_text((folder / "report.html").read_text().replace("</body>", CLICK + "</body>"))
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run([*command, "--dump-dom", f"file://{tmp_path}/page.html"], capture_output=True, text=True)
+    found = json.loads(re.search(r"<pre>(.*)</pre>", done.stdout, re.DOTALL)[1])
+    values = [[float(text.split(" ±")[0]) for text in found[way].split("|")] for way in ("up", "down")]
+    assert found["sorted"] == "ascending"  # the first click puts the better system first
+    assert values[0] == sorted(values[0]) == values[1][::-1]
+    assert found["names"].split("|")[-1] == "real split half"  # which has the lowest distance
 
 
 @pytest.mark.parametrize("name", ["report.md", "report.html"])

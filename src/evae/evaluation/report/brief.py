@@ -98,9 +98,10 @@ def _row(metric: Metric, rows: dict[str, pd.Series]) -> list[str]:
 
 def lead(stamp: dict[str, Any]) -> str:
     """One sentence on what was compared."""
-    n = stamp["n_cells"]
+    n, n_pairs = stamp["n_cells"], stamp["n_pairs"]
+    counted_pairs = "1 pair" if n_pairs == 1 else f"{n_pairs:,} pairs"
     return (
-        f"{n['predicted']:,} predicted against {n['real']:,} real cells, {stamp['n_pairs']} pairs of "
+        f"{n['predicted']:,} predicted against {n['real']:,} real cells, {counted_pairs} of "
         f"cell type and perturbation, {stamp['n_genes']:,} genes; suite {stamp['settings']['suite']}."
     )
 

@@ -60,21 +60,25 @@ def plot_top_genes(comparison: Comparison) -> Figure:
     axes = figure.subplots(1, len(strongest), squeeze=False)[0]
     several = len(comparison.cell_types) > 1
     for ax, pair in zip(axes, strongest, strict=True):
-        real, predicted = shifts[pair]
-        top = np.argsort(-np.abs(real), kind="stable")[:TOP_GENES]
-        y = np.arange(len(top))[::-1]
-        ax.hlines(y, real[top], predicted[top], color=BACKGROUND, lw=2, zorder=1)
-        ax.plot(real[top], y, "o", color=REAL, ms=6.5, label="real", zorder=3)
-        ax.plot(predicted[top], y, "o", color=GENERATED, ms=5, label="predicted", zorder=4)
-        ax.axvline(0, color=GUIDE, lw=0.8, zorder=0)
-        ax.set_yticks(y, comparison.genes[top], fontsize=8)
+        draw_top_genes(ax, comparison.genes, *shifts[pair])
         ax.set_title(f"{pair[1]} · {pair[0]}" if several else pair[1])
-        ax.grid(axis="x")
-        ax.margins(x=0.12)
     figure.supxlabel("shift of mean log1p CP10K from control", fontsize=9)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, handletextpad=0.2)
     return figure
+
+
+def draw_top_genes(ax: Axes, genes: np.ndarray, real: np.ndarray, predicted: np.ndarray) -> None:
+    """The genes that truly move most: the real and the predicted shift of each, (genes,), joined by a line."""
+    top = np.argsort(-np.abs(real), kind="stable")[:TOP_GENES]
+    y = np.arange(len(top))[::-1]
+    ax.hlines(y, real[top], predicted[top], color=BACKGROUND, lw=2, zorder=1)
+    ax.plot(real[top], y, "o", color=REAL, ms=6.5, label="real", zorder=3)
+    ax.plot(predicted[top], y, "o", color=GENERATED, ms=5, label="predicted", zorder=4)
+    ax.axvline(0, color=GUIDE, lw=0.8, zorder=0)
+    ax.set_yticks(y, genes[top], fontsize=8)
+    ax.grid(axis="x")
+    ax.margins(x=0.12)
 
 
 @dataclass(frozen=True)

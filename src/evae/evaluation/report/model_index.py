@@ -60,16 +60,20 @@ def eval_results(result: str | Path | dict[str, Any], dataset_name: str, dataset
     ]
 
 
-def eval_entries(result: str | Path | dict[str, Any], dataset_id: str) -> list[dict[str, Any]]:
+def eval_entries(
+    result: str | Path | dict[str, Any], dataset_id: str, revision: str | None = None
+) -> list[dict[str, Any]]:
     """What `.eval_results/*.yaml` of the model holds, as `huggingface_hub.eval_result_entries_to_yaml` writes it.
 
     Args:
         result: as for `model_index`.
         dataset_id: Hub id of the dataset whose held-out cells were predicted.
+        revision: its commit; None if not known.
     """
+    commit = {"revision": revision} if revision else {}
     return [
         {
-            "dataset": {"id": dataset_id, "task_id": task_id(str(found.dataset_config), found.metric_type)},
+            "dataset": {"id": dataset_id, "task_id": task_id(str(found.dataset_config), found.metric_type), **commit},
             "value": found.metric_value,
             "notes": f"{found.metric_name}, by evae evaluate",
         }

@@ -7,6 +7,7 @@ from rich.text import Text
 from evae.common.numbers import UNDEFINED, format_number
 from evae.evaluation.metrics.facts import shown
 from evae.evaluation.report.brief import verdict
+from evae.evaluation.report.question import question
 from evae.evaluation.report.scores import HEADINGS, TITLE, score_table
 from evae.evaluation.report.tables import EvaluationNumbers, Shown, in_order
 from evae.evaluation.systems.names import INTERPOLATED, MODEL, SPLIT_HALF, TOKENIZER_ALONE
@@ -45,11 +46,12 @@ def turned_table(shown: Shown) -> Table:
 
 
 def main_tables(result: EvaluationNumbers) -> Group:
-    """What the terminal shows: the main metrics as one table, and what beats the model; of vcc2026 its two tables."""
+    """What the terminal shows: the main numbers as a table, the question, what beats the model; or vcc2026's tables."""
     if set(result.records["group"]) & {"vcc2026"}:
         return Group(*[turned_table(table) for table in result.tables()])
     found = verdict(result.summary())
-    parts: list[Table | Text] = [summary_table(result), *([Text(found)] if found else [])]
+    parts: list[Table | Text] = [summary_table(result), Text(question(result.comparison))]
+    parts += [Text(found)] if found else []
     if set(result.records["group"]) & {"extended"}:
         parts += scores_shown(result)
     return Group(*parts)

@@ -1,0 +1,103 @@
+"""What an evaluation asked of the model, and who answered best, in words."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from evae.common.numbers import format_number
+from evae.data.format import Pair
+from evae.evaluation.cells.comparison import Comparison
+from evae.evaluation.cells.training_cells import TrainingCells
+from evae.evaluation.metrics.facts import Metric, shown
+from evae.evaluation.report.tables import cell_text
+from evae.evaluation.systems.names import LATENT_ADDITIVE, MODEL, OF_THE_MODEL, REAL_AGAIN, SCVI_SHIFT
+
+TRAINED = (SCVI_SHIFT, LATENT_ADDITIVE)  # baselines that are trained networks; all others are arithmetic
+NO_TRAINING_CELLS = (
+    "No training cells were given, so what the model had seen is not known here, and the baselines that carry effects "
+    "over from other cell types are missing."
+)
+# What training knows of a pair -> how hard the question is. Keys: the pair itself, its cell type under other
+# perturbations, its perturbation in other cell types.
+REGIMES = {
+    (True, True, True): "pairs that training holds other cells of, as of other donors, batches or at random",
+    (False, True, True): "new combinations: training holds the perturbation in other cell types, and the cell type "
+    "under other perturbations",
+    (False, False, True): "an unseen cell type: training holds the perturbation in other cell types, and of this cell "
+    "type at most controls",
+    (False, True, False): "an unseen perturbation: training holds the cell type under other perturbations",
+    (False, False, False): "both unseen: training holds neither the perturbation nor a perturbed cell of the cell type",
+}
+
+
+def question(comparison: Comparison) -> str:
+    """What was asked: how many pairs training knows the cell type of, the perturbation, both or neither."""
+    training = comparison.training
+    if training is None:
+        return NO_TRAINING_CELLS
+    counts = pd.Series([_regime(pair, training) for pair in comparison.pairs]).value_counts()
+    total = len(comparison.pairs)
+    if len(counts) == 1:
+        return f"The question: {counts.index[0]} ({_pairs(total)})."
+    parts = "; ".join(f"{n:,} of {_pairs(total)}, {text}" for text, n in counts.items())
+    return f"Several questions in one: {parts}."
+
+
+def _regime(pair: Pair, training: TrainingCells) -> str:
+    cell_type, perturbation = pair
+    if pair in training.counts:
+        return REGIMES[True, True, True]
+    perturbed = [(c, p) for c, p in training.counts if p != training.control]
+    type_known = any(c == cell_type for c, _ in perturbed)
+    return REGIMES[False, type_known, any(p == perturbation for _, p in perturbed)]
+
+
+def _pairs(n: int) -> str:
+    return "1 pair" if n == 1 else f"{n:,} pairs"
+
+
+def standing(summary: pd.DataFrame) -> list[str]:
+    """Sentences on the main numbers: where the model is ahead of all baselines, and which are ahead of it elsewhere."""
+    ahead, level, behind = [], [], []
+    for name, metric, rows in _main_numbers(summary):
+        own = metric.badness(float(rows.at[MODEL, "value"]))
+        others = metric.badness(rows.loc[_rivals(rows.index), "value"].astype(float)).dropna()
+        if others.empty:
+            continue
+        best = str(others.idxmin())
+        if own < others[best]:
+            ahead.append(name)
+        elif own == others[best]:
+            level.append(name)
+        else:
+            behind.append((name, best, cell_text(rows.loc[best]), format_number(float(rows.at[MODEL, "value"]))))
+    if not (ahead or level or behind):
+        return []
+    total = len(ahead) + len(level) + len(behind)
+    also = f", level with the best in {len(level)}{_listed(level)}" if level else ""
+    found = [f"The model is ahead of every baseline in {len(ahead)} of {total} main numbers{_listed(ahead)}{also}."]
+    for who, chosen in (
+        ("Simple arithmetic, or real cells taken from elsewhere, is ahead", [b for b in behind if b[1] not in TRAINED]),
+        ("A trained baseline is ahead", [b for b in behind if b[1] in TRAINED]),
+    ):
+        if chosen:
+            found.append(f"{who} in {'; '.join(f'{n} ({s}: {v}, model {o})' for n, s, v, o in chosen)}.")
+    return found
+
+
+def _main_numbers(summary: pd.DataFrame) -> Iterable[tuple[str, Metric, pd.DataFrame]]:
+    """(title, metric, rows by system) of every main number that the model has."""
+    for table, metrics in shown("brief"):
+        part = summary[(summary["group"] == table.group) & (summary["level"] == table.level)]
+        for metric in metrics:
+            rows = part[part["metric"] == metric.name].set_index("system")
+            if MODEL in rows.index and pd.notna(rows.at[MODEL, "value"]):
+                yield metric.title, metric, rows
+
+
+def _rivals(systems: Iterable[str]) -> list[str]:
+    return [s for s in systems if s not in (*OF_THE_MODEL, *REAL_AGAIN)]
+
+
+def _listed(names: list[str]) -> str:
+    return f" ({', '.join(names)})" if names else ""
