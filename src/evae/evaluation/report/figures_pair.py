@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from evae.common.figures import BACKGROUND, BASELINE, GENERATED, GUIDE, REAL, TEXT, bare, new_figure
-from evae.data.format import Pair
+from evae.evaluation.cells import Pair
 from evae.evaluation.cells.comparison import Comparison
 from evae.evaluation.cells.normalised import mean_of
 from evae.evaluation.cells.projection import sample_rows

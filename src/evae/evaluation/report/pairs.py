@@ -7,7 +7,7 @@ import pandas as pd
 
 from evae.common.figures import look, save
 from evae.common.numbers import format_number
-from evae.data.format import Pair
+from evae.evaluation.cells import Pair
 from evae.evaluation.metrics.facts import BY_NAME, Metric
 from evae.evaluation.report.figures_pair import plot_pair
 from evae.evaluation.report.tables import EvaluationNumbers, in_order

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from evae.common.numbers import format_number
-from evae.data.format import Pair
+from evae.evaluation.cells import Pair
 from evae.evaluation.cells.comparison import Comparison
 from evae.evaluation.cells.training_cells import TrainingCells
 from evae.evaluation.metrics.facts import Metric, shown
