@@ -1,5 +1,6 @@
 """Held-out pairs are predicted without being read."""
 
+import anndata as ad
 import numpy as np
 import pytest
 
@@ -7,7 +8,7 @@ import evae
 from evae.data.preparing.prepare import prepare_dataset
 from evae.data.streaming.loader import DatasetInfo
 from evae.data.streaming.split_anndata import read_split
-from evae.inference.held_out import held_out_cells, predict_held_out, read_controls
+from evae.inference.held_out import cells_to_draw, held_out_cells, predict_held_out, read_controls
 
 
 def test_controls_are_the_training_controls(screen_dataset):
@@ -22,16 +23,33 @@ def test_controls_are_the_training_controls(screen_dataset):
         read_controls(screen_dataset, ["type_C"])
 
 
-def test_every_held_out_cell_is_predicted_once(pipe, screen_dataset, screen_split):
+def test_every_held_out_pair_is_predicted(pipe, screen_dataset, screen_split):
     real = read_split(screen_dataset, "test")
     predicted = predict_held_out(pipe, screen_dataset, progress=False)
     groups = ["cell_type", "perturbation"]
-    expected = real.obs.groupby(groups, observed=True).size().to_dict()
-    assert predicted.obs.groupby(groups, observed=True).size().to_dict() == expected
-    assert held_out_cells(DatasetInfo.load(screen_dataset)) == expected
+    held_out = real.obs.groupby(groups, observed=True).size().to_dict()
+    assert held_out_cells(DatasetInfo.load(screen_dataset)) == held_out
+    controls = read_controls(screen_dataset, ["type_B"])
+    drawn = predicted.obs.groupby(groups, observed=True).size().to_dict()
+    assert drawn == {pair: max(n, controls.n_obs) for pair, n in held_out.items()}
     assert set(predicted.obs["support"]) == {"seen apart"}
-    own = set(np.asarray(read_controls(screen_dataset, ["type_B"]).X.sum(1)).ravel())
+    own = set(np.asarray(controls.X.sum(1)).ravel())
     assert set(predicted.obs["library_size"]) <= own  # never a held-out cell's own
+
+
+def test_a_pair_gets_enough_cells_for_a_steady_mean():
+    """As many as held-out cells or as controls, whichever are more; of the controls 500 and in all 100,000 count."""
+    few = {("A", "x"): 20, ("A", "y"): 900, ("B", "x"): 50}
+    assert cells_to_draw(few, {"A": 700, "B": 80}) == {("A", "x"): 500, ("A", "y"): 900, ("B", "x"): 80}
+    many = {("A", f"p{i}"): 30 for i in range(1_000)}
+    assert set(cells_to_draw(many, {"A": 700}).values()) == {100}
+
+
+def test_the_number_of_cells_can_be_given(run, trained_prior, screen_dataset, tmp_path):
+    done = run("predict", trained_prior, "--held-out", screen_dataset, "--n-cells", 7, "--out", tmp_path / "cells.h5ad")
+    assert done.code == 0, done.err
+    pairs = ad.read_h5ad(tmp_path / "cells.h5ad").obs.groupby(["cell_type", "perturbation"], observed=True).size()
+    assert dict(pairs) == dict.fromkeys(held_out_cells(DatasetInfo.load(screen_dataset)), 7)
 
 
 def test_controls_that_a_random_split_holds_out_are_not_predicted(screen_file, tmp_path):

@@ -44,7 +44,9 @@ def predict(
     cell_type: Annotated[
         list[str] | None, typer.Option(help="Cell type, likewise; those of the controls if left out.")
     ] = None,
-    n_cells: Annotated[int | None, typer.Option(help="Cells for each pair; as many as controls if left out.")] = None,
+    n_cells: Annotated[
+        int | None, typer.Option(help="Cells for each pair; as many as controls if left out.", min=1)
+    ] = None,
     requests: Annotated[
         Path | None,
         typer.Option(help="In place of these: csv, tsv or parquet with columns perturbation, cell_type, n_cells."),
@@ -119,7 +121,7 @@ def predict(
     how |= {name: value for name, value in options.items() if value is not None}
     how |= {"effects": effects, "match_effects": match_effects}
     if held_out is not None:
-        predicted = predict_held_out(pipe, held_out, **how)
+        predicted = predict_held_out(pipe, held_out, n_cells, **how)
     else:
         folds = {} if effects is None else log_fold_changes(effects, pipe.processor)
         names = [*folds, *pipe.processor.perturbations, *pipe.processor.known_units()]

@@ -1,6 +1,6 @@
 """Held-out pairs of a dataset, and their prediction. A pair is a (cell type, perturbation)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import anndata as ad
@@ -14,6 +14,7 @@ from evae.inference.pipeline import Pipeline
 from evae.models.contract_evae import EvaeError, look_up
 
 READ_BATCH = 2_048
+STEADY, STEADY_IN_ALL = 500, 100_000  # cells
 
 
 def held_out_cells(info: DatasetInfo) -> dict[Pair, int]:
@@ -59,13 +60,21 @@ def dataset_cells(dataset: AnyDataset) -> dict[str, Any]:
 
 
 def predict_held_out(
-    pipe: Pipeline, dataset: AnyDataset, *, seed: int = 0, batch_size: int = 256, progress: bool = True, **sampling: Any
+    pipe: Pipeline,
+    dataset: AnyDataset,
+    n_cells: int | None = None,
+    *,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: bool = True,
+    **sampling: Any,
 ) -> ad.AnnData:
-    """One predicted cell for every held-out cell; library sizes from the training controls of its cell type.
+    """Predicted cells of every held-out pair; library sizes from the training controls of its cell type.
 
     Args:
         pipe: a prior.
         dataset: the folder, Hub id or open `Dataset` whose `test` split is to be predicted; no held-out cell is read.
+        n_cells: cells of each pair; if left out, `cells_to_draw`.
         seed, batch_size, progress, **sampling: as in `Pipeline.predict`.
 
     Raises:
@@ -76,12 +85,28 @@ def predict_held_out(
     if not pairs:
         raise EvaeError(f"{dataset} holds out no perturbed cells; prepare it with --split.")
     controls = read_controls(dataset, list(dict.fromkeys(c for c, _ in pairs)))
+    n_controls = {str(name): int(n) for name, n in controls.obs["cell_type"].value_counts().items()}
     return pipe.predict(
         controls,
-        n_cells=pairs,
+        n_cells=cells_to_draw(pairs, n_controls) if n_cells is None else dict.fromkeys(pairs, n_cells),
         control=dataset.info.control,
         seed=seed,
         batch_size=batch_size,
         progress=progress,
         **sampling,
     )
+
+
+def cells_to_draw(pairs: Mapping[Pair, int], n_controls: Mapping[str, int]) -> dict[Pair, int]:
+    """How many cells to draw of every held-out pair: as many as are held out, and enough for a steady mean.
+
+    The mean of few drawn cells is noisy, and an evaluation takes that noise for error. Shifted controls have the mean
+    of all controls of the cell type; so a pair gets as many cells as there are controls, of these at most `STEADY`, in
+    all at most `STEADY_IN_ALL`.
+
+    Args:
+        pairs: number of held-out cells of every pair.
+        n_controls: number of controls of every cell type.
+    """
+    most = min(STEADY, STEADY_IN_ALL // len(pairs))
+    return {pair: max(n, min(n_controls[pair[0]], most)) for pair, n in pairs.items()}
