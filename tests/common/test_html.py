@@ -30,6 +30,7 @@ def test_a_pipeline_says_what_it_knows(pipe, trained_tokenizer):
 def test_an_evaluation_shows_its_tables(screen_dataset):
     real, train = read_split(screen_dataset, "test"), read_split(screen_dataset, "train")
     result = evaluate(real, real, train, progress=False)
+    assert len(repr(result)) < 200
     html = result._repr_html_()
     for table in result.tables():
         assert table.title in html

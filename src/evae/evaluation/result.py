@@ -24,6 +24,9 @@ class EvaluationResult(EvaluationNumbers):
         found = verdict(self.summary())
         return Group(*[rich_table(table) for table in self.tables()], *([Text(found)] if found else []), *notes)
 
+    def __repr__(self) -> str:
+        return f"EvaluationResult({len(self.records):,} records; print() shows the tables, report(folder) writes them)"
+
     def _repr_html_(self) -> str:
         """All tables, for notebooks."""
         tables = [

@@ -15,6 +15,9 @@ _USUAL = {"real": REAL, "predicted": GENERATED, "control": CONTROL, "controls": 
 @contextmanager
 def axes(ax: Axes | None, width: float = 4.6, height: float = 4.2) -> Iterator[Axes]:
     """The given axes, or those of a new figure that pyplot, and so a notebook, knows; drawn on with one look."""
+    if ax is None:
+        # Loads a notebook's backend, which turns the showing of figures on. Within `look` that would be undone.
+        plt.draw_if_interactive()  # type: ignore[no-untyped-call]
     with look():
         yield plt.figure(figsize=(width, height), layout="constrained").add_subplot() if ax is None else ax
 
