@@ -21,8 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["non-targeting", "STAT1", "JAK2", "IRF1", "CUL3"]
 LINES = {"type_A": "K562", "type_B": "RPE1"}
 SMALLER = {"hvg:2000": "hvg:50", "500": "20"}
-# Trainings of many models and a run of other code (tests/study and tests/conversion run them), and the demo's first.
-ELSEWHERE = {"study", "convert", "simulate"}
+# Trainings of many models, a run of other code and what needs ten held-out pairs (tests/study, tests/conversion and
+# tests/inference run them), and the demo's first.
+ELSEWHERE = {"study", "convert", "calibrate", "simulate"}
 
 
 def pages() -> list[Path]:

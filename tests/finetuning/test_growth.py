@@ -90,7 +90,9 @@ class Info:
 def test_the_processor_keeps_its_ids_and_adds_the_parts_of_new_combinations():
     former = processor(["ctrl", "A", "B", "A+B"], ["T"])
     former.perturbation_units, former.training_pairs = ["ctrl", "A", "B"], {"T": ["A", "ctrl"]}
+    former.calibration = {"pairs": 12}
     grown = grown_processor(former, Info)
+    assert grown.calibration is None  # of other weights
     assert grown.perturbation_ids(["A", "B"]).tolist() == former.perturbation_ids(["A", "B"]).tolist()
     assert grown.known_units() == ["ctrl", "A", "B", "C", "D"]
     np.testing.assert_array_equal(grown.perturbation_ids(["B+C"]), [[2, 3]])

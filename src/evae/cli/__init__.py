@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import evae
+from evae.cli.calibrate import calibrate
 from evae.cli.convert import convert
 from evae.cli.effects import effects
 from evae.cli.embed import embed
@@ -44,6 +45,7 @@ class InOrder(TyperGroup):
             "finetune",
             "effects",
             "predict",
+            "calibrate",
             "predicted-effects",
             "rank",
             "embed",
@@ -99,6 +101,7 @@ app.add_typer(train, name="train")
 app.command()(finetune)
 app.command()(effects)
 app.command()(predict)
+app.command()(calibrate)
 app.command("predicted-effects")(predicted_effects)
 app.command()(rank)
 app.command()(embed)

@@ -66,5 +66,18 @@ def predicted_effects(
     for number, ((kind, name), rows) in enumerate(table.groupby(["cell_type", "perturbation"], sort=False)):
         if number < PAIRS:
             best = ", ".join(f"{row.gene} {row.log2_fold_change:+.2f}" for row in rows.head(SHOWN).itertuples())
-            say(f"{name} in {kind}: {(rows['fdr'] < 0.05).sum():,} genes with FDR < 5%; {best} (log2)")
+            trust = _trust(rows.iloc[0], pipe.processor.calibration)
+            say(f"{name} in {kind}: {(rows['fdr'] < 0.05).sum():,} genes with FDR < 5%; {best} (log2){trust}")
     say(f"{len(table):,} rows: {out}")
+
+
+def _trust(pair: Any, calibration: Any) -> str:
+    """How far a pair may be trusted, in words; nothing of a model that was not calibrated."""
+    if not calibration:
+        return ""
+    if pair["remark"]:
+        return f"; {pair['remark']}, so no confidence"
+    return (
+        f"; expect a correlation of {pair['expected_correlation']:.2f} with the real change (calibrated on "
+        f"{calibration['pairs']} pairs, orders them by {calibration['correlation']['orders']:.2f})"
+    )

@@ -33,6 +33,7 @@ def grown_processor(former: EvaeProcessor, info: DatasetInfo) -> EvaeProcessor:
     for kind, row in info.statistics["cell_counts"]["train"].items():
         pairs[kind] = list(dict.fromkeys([*pairs.get(kind, []), *(name for name, n in row.items() if n)]))
     grown.training_pairs = pairs
+    grown.calibration = None  # of other weights
     return grown
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from evae.common.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from evae.inference.calibration import calibrate
     from evae.inference.checkpoint import Checkpoint, load_checkpoint
     from evae.inference.devices import choose_device
     from evae.inference.embedding_files import EmbeddedFile, embed_file
@@ -20,6 +21,7 @@ __all__ = [
     "Checkpoint",
     "EmbeddedFile",
     "Pipeline",
+    "calibrate",
     "choose_device",
     "embed_file",
     "load_checkpoint",
@@ -33,6 +35,7 @@ if not TYPE_CHECKING:  # a type checker would take every name for granted
             "Checkpoint": "checkpoint",
             "EmbeddedFile": "embedding_files",
             "Pipeline": "pipeline",
+            "calibrate": "calibration",
             "choose_device": "devices",
             "embed_file": "embedding_files",
             "load_checkpoint": "checkpoint",

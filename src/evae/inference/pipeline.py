@@ -182,7 +182,8 @@ class Pipeline:
             **options: see `evae.inference.predicted_effects.Compared`, and `predict`.
 
         Returns:
-            DataFrame, see `evae.inference.predicted_effects.effects_of`.
+            DataFrame, see `evae.inference.predicted_effects.effects_of`, and how far every pair may be trusted:
+            `expected_error`, `error_90`, `expected_correlation`, `remark` (see `evae.inference.calibrate`).
 
         Raises:
             EvaeError: cells of another panel, or without controls of their type; and as `predict`.

@@ -4,6 +4,7 @@ For every (cell type, perturbation) and gene the predicted cells are compared wi
 log2 fold change between the geometric means, as scanpy has it, a rank-sum test, and false discovery rates over the
 genes. The test says what so many cells show, not whether the model is right: more predicted cells give smaller
 p-values. The spread does: the standard deviation of the fold change over predictions from other prompts and seeds.
+Where the checkpoint was calibrated, every pair also has the error to expect of its mean change; see `confidence`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from evae.data.reading.panel import over_panel
 from evae.evaluation.cells.normalised import log1p_cp10k, mean_of
 from evae.evaluation.metrics.differential import ControlRanks, differential_expression
 from evae.inference.checkpoint import Checkpoint
+from evae.inference.confidence import COLUMNS, distance_to, facts_of, moments, with_confidence
 from evae.inference.library import CHOICES
 from evae.inference.request import cell_type_labels, choose_controls
 from evae.models.contract_evae import EvaeError
@@ -92,9 +94,29 @@ def effects_in(
     others = [predict(given, n_cells=numbers, seed=seed + 1 + i, **how) for i in range(asked.redraws)]
     resting, measured = _over_panel(prior.processor, given, [kind for kind, _ in numbers], asked.cell_type_key)
     table = effects_of([draw[:, measured] for draw in (cells, *others)], resting[:, measured])
+    table = table.merge(_confidence(prior.processor, cells, resting, measured), on=["cell_type", "perturbation"])
     if not isinstance(predicted, str | Path):
         predicted.uns[asked.key_added] = as_rank_genes_groups(table, str(prior.processor.control))
     return table
+
+
+def _confidence(processor: Any, cells: ad.AnnData, resting: ad.AnnData, measured: np.ndarray) -> pd.DataFrame:
+    """COLUMNS of every pair; NaN where the checkpoint was not calibrated."""
+    calibration = processor.calibration
+    drawn = Expression.of(cells, ["cell_type", "perturbation"])
+    if not calibration:
+        pairs = pd.DataFrame(list(drawn.rows), columns=["cell_type", "perturbation"])
+        return pairs.assign(**dict.fromkeys(COLUMNS[:-1], np.nan), remark="not calibrated")
+    controls = Expression.of(resting, ["cell_type"])
+    bases, distance, change = {}, {}, {}
+    for kind, rows in controls.rows.items():
+        base, error = (part[measured] for part in moments(controls.values[rows]))
+        bases[kind], distance[kind] = (base, error), distance_to(base, error, calibration["controls"], measured)
+    for pair, rows in drawn.rows.items():
+        mean, noise = (part[measured] for part in moments(drawn.values[rows]))
+        change[pair] = mean - bases[pair[0]][0], noise + bases[pair[0]][1]
+    facts = facts_of(change, distance, calibration["perturbations"])
+    return with_confidence(facts, calibration)[["cell_type", "perturbation", *COLUMNS]]
 
 
 def _as_drawn(facts: Mapping[str, Any]) -> dict[str, Any]:

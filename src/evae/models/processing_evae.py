@@ -32,6 +32,7 @@ class EvaeProcessor(FeatureExtractionMixin):
         min_coverage: smallest fraction of the panel that the user's genes must cover.
         combination_sign: separator of the parts of a combination in `perturbations`; "" for no combinations.
         library_model: how library sizes change with perturbation and cell type; None where it is not known.
+        calibration: how far predictions may be trusted, from held-out pairs; None where nobody asked.
     """
 
     model_input_names = ["counts", "gene_ids", "library_size"]  # noqa: RUF012
@@ -49,6 +50,7 @@ class EvaeProcessor(FeatureExtractionMixin):
         min_coverage: float = 0.5,
         combination_sign: str = "+",
         library_model: Mapping[str, Any] | None = None,
+        calibration: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -65,6 +67,7 @@ class EvaeProcessor(FeatureExtractionMixin):
         self.min_coverage = float(min_coverage)
         self.combination_sign = str(combination_sign)
         self.library_model = dict(library_model) if library_model else None
+        self.calibration = dict(calibration) if calibration else None
         check_unique(self.genes, "panel gene")
         if control is not None:
             look_up([control], self.perturbations, "control perturbation")
