@@ -1,5 +1,8 @@
 """Pictures take and return matplotlib axes, show the numbers they are given, and leave the user's settings alone."""
 
+import sys
+import types
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -126,3 +129,57 @@ def test_a_ranking_shows_the_best_on_top(given):
         evae.plot.ranking(table)
     with pytest.raises(EvaeError, match="no group 'c'"):
         evae.plot.ranking(table, group="c")
+
+
+def test_a_volcano_shows_every_gene_once_on_its_side():
+    folds = np.array([3.0, -2.0, 0.5, -30.0, 1.0])  # the fourth is of a gene that the predicted cells lack
+    table = pd.DataFrame(
+        {
+            "cell_type": "a", "perturbation": "b", "gene": ["up", "$down_1$", "flat", "gone", "rare"],
+            "log2_fold_change": folds, "p_value": [1e-9, 1e-8, 0.5, 1e-4, 0.0], "fdr": [1e-8, 1e-7, 0.9, 1e-3, 0.0],
+            "share": [0.9, 0.1, 0.5, 0.0, 0.2], "share_control": [0.5, 0.6, 0.5, 0.4, 0.1],
+        }
+    )  # fmt: skip
+    ax = evae.plot.volcano(table)
+    unsure, rise, fall = (points.get_offsets() for points in ax.collections)
+    assert np.allclose(unsure, [[0.5, -np.log10(0.5)]])
+    assert np.allclose(sorted(rise[:, 0]), [1.0, 3.0])
+    assert np.isfinite(rise).all()  # also where p is 0
+    assert len(fall) == 2
+    assert -4 < fall[:, 0].min() < -3  # a gene without a bounded change stands at the edge of the others
+    assert {"up", "$down_1$"} <= {text.get_text() for text in ax.texts}
+    ax.figure.canvas.draw()  # names that look like formulas are drawn as they are
+    assert [text.get_text() for text in ax.get_legend().texts] == ["1 unsure (FDR ≥ 5%)", "2 rise", "2 fall"]
+    nothing = evae.plot.volcano(table.assign(fdr=1.0))
+    assert len(nothing.collections[0].get_offsets()) == 5
+    both = pd.concat([table, table.assign(perturbation="c")])
+    for wrong in (both, table.head(0)):
+        with pytest.raises(EvaeError, match="keep the rows of one"):
+            evae.plot.volcano(wrong)
+
+
+def test_cells_are_drawn_in_umap_where_it_is_asked_for(groups, monkeypatch):
+    """UMAP itself, which compiles for half a minute, is stood in for."""
+    given = []
+
+    class Map:
+        def __init__(self, n_neighbors, random_state, **options):
+            given.append((n_neighbors, random_state))
+
+        def fit_transform(self, places):
+            given.append(places)
+            return places[:, :2] * 100
+
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Map))
+    ax = evae.plot.cells(groups, embedding="umap", seed=3)
+    assert given[0] == (15, 3)
+    assert len(ax.collections[0].get_offsets()) == sum(cells.n_obs for cells in groups.values())
+    assert np.abs(ax.collections[0].get_offsets()).max() > 100
+    assert (ax.get_xlabel(), list(ax.get_xticks())) == ("UMAP 1", [])
+    with pytest.raises(EvaeError, match=r"UMAP needs 10 cells, not 6.*embedding=\"pca\""):
+        evae.plot.cells({name: cells[:3] for name, cells in groups.items()}, embedding="umap")
+    with pytest.raises(EvaeError, match="unknown embedding 'tsne'"):
+        evae.plot.cells(groups, embedding="tsne")
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(EvaeError, match=r"needs umap.*evae\[eval\]"):
+        evae.plot.cells(groups, embedding="umap")

@@ -10,6 +10,7 @@ its numbers), `common`.
 """
 
 from evae.plot.cells import cells, counterfactual, fold_changes, gene
+from evae.plot.effects import volcano
 from evae.plot.results import metric, ranking
 
-__all__ = ["cells", "counterfactual", "fold_changes", "gene", "metric", "ranking"]
+__all__ = ["cells", "counterfactual", "fold_changes", "gene", "metric", "ranking", "volcano"]

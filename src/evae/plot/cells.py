@@ -13,12 +13,13 @@ import scipy.sparse as sp
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
-from evae.common.figures import GENERATED, GUIDE
+from evae.common.figures import GENERATED, GUIDE, bare
 from evae.data.reading.anndata_file import as_anndata
+from evae.evaluation.cells.inputs import require
 from evae.evaluation.cells.normalised import log1p_cp10k, mean_of
-from evae.evaluation.cells.projection import fit_projection
+from evae.evaluation.cells.projection import fit_projection, neighbour_map
 from evae.evaluation.cells.scale import RAW
-from evae.evaluation.report.arrows import draw_moved, moved_cells
+from evae.evaluation.report.arrows import EMBEDDINGS, draw_moved, moved_cells
 from evae.models.contract_evae import EvaeError, check_raw_counts, near_matches
 from evae.models.genes_evae import gene_columns, match_genes
 from evae.plot.axes import axes, colours
@@ -26,26 +27,35 @@ from evae.plot.axes import axes, colours
 CellData: TypeAlias = ad.AnnData | str | Path
 MOST_POINTS = 2_000  # cells of a group
 COMPONENTS = 30
+LEAST_CELLS = 10  # of UMAP
 
 
-def cells(groups: Mapping[str, CellData], ax: Axes | None = None, *, seed: int = 0) -> Axes:
-    """Draw groups of cells on their first two principal components.
+def cells(groups: Mapping[str, CellData], ax: Axes | None = None, *, embedding: str = "pca", seed: int = 0) -> Axes:
+    """Draw groups of cells on their first two principal components, or in UMAP.
 
     Args:
         groups: raw counts by name, such as `{"control": controls, "real": real, "predicted": predicted}`; the names
             "real", "predicted" and "control" have colours of their own.
         ax: axes to draw on; those of a new figure if None.
-        seed: chooses which cells are drawn where a group has more than 2,000.
+        embedding: "pca", in which distances have a meaning, or "umap" (extra `eval`).
+        seed: chooses which cells are drawn where a group has more than 2,000; of UMAP too.
 
     Returns:
         The axes.
 
     Raises:
-        EvaeError: cells that are not raw counts, or groups that share no gene.
+        EvaeError: cells that are not raw counts, or groups that share no gene; for UMAP, fewer than 10 cells.
     """
+    if embedding not in EMBEDDINGS:
+        raise EvaeError(f"unknown embedding '{embedding}'. {near_matches(embedding, EMBEDDINGS)}")
+    if embedding == "umap":
+        require("umap", "the embedding umap")
     values, _ = normalised(groups, seed)
     together = sp.vstack(list(values.values()), format="csr")
-    places = fit_projection(together, COMPONENTS)(together)[:, :2]
+    places = fit_projection(together, COMPONENTS)(together)
+    if embedding == "umap" and len(places) < LEAST_CELLS:
+        raise EvaeError(f'UMAP needs {LEAST_CELLS} cells, not {len(places)}; give more, or embedding="pca".')
+    places = neighbour_map(places, seed) if embedding == "umap" else places[:, :2]
     of_group = np.repeat(np.arange(len(values)), [matrix.shape[0] for matrix in values.values()])
     palette = list(colours(values).values())
     mixed = np.random.default_rng(seed).permutation(len(places))  # so that no group hides another
@@ -62,7 +72,10 @@ def cells(groups: Mapping[str, CellData], ax: Axes | None = None, *, seed: int =
         )
         for name, colour, matrix in zip(values, palette, values.values(), strict=True):
             own.scatter([], [], s=20, color=colour, label=f"{name} ({matrix.shape[0]:,})")
-        own.set(xlabel="PC 1, log1p CP10K", ylabel="PC 2, log1p CP10K")
+        if embedding == "umap":
+            bare(own)
+        axis = "UMAP {}" if embedding == "umap" else "PC {}, log1p CP10K"
+        own.set(xlabel=axis.format(1), ylabel=axis.format(2))
         own.legend(loc="best", handletextpad=0.2)
         return own
 
@@ -129,7 +142,8 @@ def gene(groups: Mapping[str, CellData], name: str, ax: Axes | None = None) -> A
             body.set(facecolor=colour, alpha=0.6)
         drawn["cmeans"].set_color("black")
         own.set_xticks(range(1, len(values) + 1), list(values))
-        own.set(ylabel="log1p CP10K", title=name)
+        own.set(ylabel="log1p CP10K")
+        own.set_title(name, parse_math=False)
         return own
 
 

@@ -43,6 +43,23 @@ def fit_projection(reference: Matrix, n_components: int = 30) -> Projection:
     return Projection(pca.mean_.astype(np.float64), pca.components_.astype(np.float64))
 
 
+def neighbour_map(components: np.ndarray, seed: int = 0) -> np.ndarray:
+    """UMAP of cells (extra `eval`).
+
+    Args:
+        components: principal components, (cells, components).
+        seed: the same seed gives the same map.
+
+    Returns:
+        (cells, 2).
+    """
+    from umap import UMAP
+
+    distinct, places = np.unique(components, axis=0, return_inverse=True)  # one control may be read several times
+    model = UMAP(n_neighbors=min(15, len(distinct) - 1), min_dist=0.3, random_state=seed, n_jobs=1, init="pca")
+    return np.asarray(model.fit_transform(distinct))[places.ravel()]
+
+
 def sample_rows(n: int, limit: int | None, rng: np.random.Generator) -> np.ndarray:
     """Sorted indices of at most `limit` of `n` rows, drawn without replacement."""
     if limit is None or n <= limit:

@@ -25,7 +25,7 @@ from evae.data.reading.anndata_file import as_anndata
 from evae.evaluation.cells import Comparison
 from evae.evaluation.cells.inputs import require
 from evae.evaluation.cells.normalised import log1p_cp10k
-from evae.evaluation.cells.projection import fit_projection
+from evae.evaluation.cells.projection import fit_projection, neighbour_map
 from evae.evaluation.cells.scale import RAW
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.models.genes_evae import gene_columns, match_genes
@@ -159,7 +159,7 @@ def _figure(moved: Sequence[Moved], embedding: str, seed: int) -> Figure:
     """A panel a perturbation, all in one embedding."""
     together = sp.vstack([part for one in moved for part in (one.before, one.after)], format="csr")
     components = fit_projection(together, COMPONENTS)(together)
-    places = components[:, :2] if embedding == "pca" else _umap(components, seed)
+    places = components[:, :2] if embedding == "pca" else neighbour_map(components, seed)
     ends = np.cumsum([len(one.cell_type) for one in moved for _ in range(2)])[:-1]
     parts, high = np.split(places, ends), np.split(components, ends)
     figure = new_figure(4.6 * len(moved) + 0.4, 5.2)
@@ -210,14 +210,6 @@ def _groups(components: np.ndarray, cell_type: np.ndarray, seed: int) -> np.ndar
         groups[own] = taken + KMeans(n, n_init=1, random_state=seed).fit_predict(components[own])
         taken += n
     return groups
-
-
-def _umap(components: np.ndarray, seed: int) -> np.ndarray:
-    from umap import UMAP
-
-    distinct, places = np.unique(components, axis=0, return_inverse=True)  # one control may be read several times
-    model = UMAP(n_neighbors=min(15, len(distinct) - 1), min_dist=0.3, random_state=seed, n_jobs=1, init="pca")
-    return np.asarray(model.fit_transform(distinct))[places.ravel()]
 
 
 def _legend(figure: Figure) -> None:
