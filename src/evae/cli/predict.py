@@ -1,10 +1,8 @@
 """`evae predict`: perturbed cells as an h5ad file of raw counts."""
 
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from evae.cli.files import check_free, need_cells, write_h5ad
@@ -20,7 +18,7 @@ from evae.cli.options import (
 )
 from evae.cli.terminal import quiet_transformers, say
 from evae.common.progress import watched
-from evae.models.contract_evae import EvaeError, near_matches, split_names
+from evae.models.contract_evae import EvaeError, split_names
 
 if TYPE_CHECKING:
     import anndata as ad
@@ -155,28 +153,13 @@ def _check_plot(plot: Path, controls: Path | None, held_out: str | None, overwri
 def _controls(
     path: Path, pipe: "Pipeline", layer: str | None, keys: tuple[str, str], label: str | None
 ) -> "ad.AnnData":
-    """The control cells of a file; all of its cells where it has no column of perturbations.
+    from evae.inference.control_files import read_controls
 
-    Args:
-        keys: the obs columns of the perturbation and the cell type.
-    """
-    from evae.data.reading.anndata_file import read_chosen
-    from evae.data.reading.file_counts import FileCounts
-    from evae.data.reading.labels import label_texts
-    from evae.inference.request import control_rows, left_out
-
-    with closing(FileCounts(path, layer)) as source:
-        obs, rows = source.obs, np.arange(source.n_cells)
-        for note in source.notes:
-            say(note)
-        if keys[0] in obs:
-            label = label or str(pipe.processor.control)
-            rows = control_rows(label_texts(obs[keys[0]]), label, keys[0], str(path))
-            if len(rows) < source.n_cells:
-                say(left_out(len(rows), source.n_cells, label, keys[0]))
-        elif label is not None:
-            raise EvaeError(f"{path} has no obs column '{keys[0]}'. {near_matches(keys[0], list(obs))}")
-        return read_chosen(source, rows, keys)
+    label, named = label or str(pipe.processor.control), label is not None
+    cells, notes = read_controls(path, keys, label, named=named, layer=layer)
+    for note in notes:
+        say(note)
+    return cells
 
 
 def _counterfactual(
