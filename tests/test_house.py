@@ -56,11 +56,12 @@ ROOMS: dict[str, set[str]] = {
     },
     "conversion": {"common", "data/reading", "models", "training"},
     "challenge": {"common", "data/reading", "evaluation", "evaluation/systems", "inference"},
-    "hub": {"common", "data", "data/streaming", "inference", "evaluation/report"},
+    "app": {"common", "data/reading", "data/preparing", "inference", "plot"},
+    "hub": {"app", "common", "data", "data/streaming", "inference", "evaluation/report"},
     "cli": {
         *("common", "data", "data/reading", "data/preparing", "data/simulation", "data/streaming", "models"),
         *("training", "training/settings", "inference", "evaluation", "reversion", "study", "hub", "conversion"),
-        *("challenge", "effects", "finetuning", ""),
+        *("challenge", "effects", "finetuning", "app", ""),
     },
     "": {"models", "inference", "finetuning"},
 }

@@ -32,9 +32,10 @@ PUBLIC = {
     "evae.data.streaming.loader": ("CellLoader", "DatasetInfo", "resolve_dataset"),
     "evae.data.streaming.split_anndata": ("DatasetSplit", "read_split"),
     "evae.evaluation": ("SUITES", "EvaluationResult", "distribution_metrics", "evaluate", "model_index"),
-    "evae.plot": ("cells", "counterfactual", "fold_changes", "gene", "metric", "ranking"),
+    "evae.plot": ("cells", "counterfactual", "fold_changes", "gene", "metric", "ranking", "volcano"),
     "evae.reversion": ("PRESETS", "ReversionResult", "ScreenNames", "run"),
     "evae.study": ("Study", "read_study", "run_study"),
+    "evae.app": ("serve",),
     "evae.hub": ("push_dataset", "push_run"),
     "evae.cli": ("main",),
 }

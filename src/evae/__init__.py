@@ -76,10 +76,13 @@ def __dir__() -> list[str]:
 
 
 def _is_command() -> bool:
-    """Whether this process is the `evae` command: the script, `python -m evae.cli`, or a `-c` that imports it."""
+    """Whether this process is the `evae` command: the script, `python -m evae.cli`, or a `-c` that imports it.
+
+    The reader of uploads, which the app starts, is one too: none of them waits for classes that it may not need.
+    """
     program = Path(sys.argv[0] if sys.argv else "")
     if program.name in ("-m", "-c"):  # what stands there while Python looks for a module, or with code of one line
-        return any("evae.cli" in word for word in sys.orig_argv)
+        return any("evae.cli" in word or "evae.app.reader" in word for word in sys.orig_argv)
     return program.stem == "evae" or program.parts[-3:] == ("evae", "cli", "__main__.py")
 
 

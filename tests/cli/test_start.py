@@ -47,6 +47,8 @@ AT_ONCE = [  # words, exit code
     (["reversion", "no.h5ad"], 2),
     (["study", "no.yaml"], 2),
     (["push", "no", "me/model"], 2),
+    (["app", "no"], 2),
+    (["app", "--controls", "no.h5ad"], 2),
     (["push-dataset", "no", "me/data"], 2),
     (["convert", "no", "--genes", "taken", "--out", "o"], 2),
     (["simulate", "taken"], 2),

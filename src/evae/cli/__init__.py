@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import evae
+from evae.cli.browser_app import browser_app
 from evae.cli.calibrate import calibrate
 from evae.cli.convert import convert
 from evae.cli.effects import effects
@@ -53,6 +54,7 @@ class InOrder(TyperGroup):
             "reversion",
             "study",
             "vcc",
+            "app",
             "push",
             "push-dataset",
             "convert",
@@ -109,6 +111,7 @@ app.command()(evaluate)
 app.command()(reversion)
 app.command()(study)
 app.add_typer(vcc, name="vcc")
+app.command("app")(browser_app)
 app.command()(push)
 app.command("push-dataset")(push_dataset)
 app.command()(convert)
