@@ -22,10 +22,10 @@ Answer = tuple[int, dict[str, str], bytes]  # status, headers, body
 LFS_SUFFIXES = (".safetensors", ".parquet", ".bin", ".png")
 LFS_FROM = 1_000_000  # larger files are LFS whatever their name
 DATE = "2026-01-01T00:00:00.000Z"
-API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/([a-z-]+)(?:/(.*))?)?$")
-RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)$")
-CACHED = re.compile(r"/api/resolve-cache/(models|datasets)/([^/]+/[^/]+)/([^/]+)/(.+)$")
-LFS_BATCH = re.compile(r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch$")
+API = re.compile(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)(?:/([a-z-]+)(?:/(.*))?)?$")
+RESOLVE = re.compile(r"/(datasets/|spaces/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)$")
+CACHED = re.compile(r"/api/resolve-cache/(models|datasets|spaces)/([^/]+/[^/]+)/([^/]+)/(.+)$")
+LFS_BATCH = re.compile(r"/(datasets/|spaces/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch$")
 COMMIT_HASH = re.compile(r"[0-9a-f]{40}$")
 
 
@@ -127,7 +127,7 @@ class HubServer:
 
     Attributes:
         users: token -> its user.
-        repos: (kind, id) -> repository; kind is "models" or "datasets".
+        repos: (kind, id) -> repository; kind is "models", "datasets" or "spaces".
         faults: what goes wrong; the first that matches a request counts.
         requests: (method, path) of all requests so far.
         page_size: entries a page of `tree`.
@@ -278,10 +278,10 @@ class _Handler(BaseHTTPRequestHandler):
             commit, blob = self._blob(self._repo(kind, repo_id, files=True), revision, name)
             return self._range(blob.content, {"X-Repo-Commit": commit, "ETag": f'"{blob.oid}"'})
         if found := LFS_BATCH.fullmatch(path):
-            self._writable(self._repo("datasets" if found[1] else "models", found[2]))
+            self._writable(self._repo((found[1] or "models/")[:-1], found[2]))
             return self._batch(json.loads(body))
         if found := RESOLVE.fullmatch(path):
-            return self._resolve("datasets" if found[1] else "models", found[2], found[3], found[4])
+            return self._resolve((found[1] or "models/")[:-1], found[2], found[3], found[4])
         if found := API.fullmatch(path):
             kind, repo_id, action, rest = found.groups()
             return self._api(self._repo(kind, repo_id), action or "info", unquote(rest or ""), rest or "", body)
@@ -296,7 +296,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.user.role != "write" or not self.user.belongs_to(namespace):
             raise Refused(403, f'You don\'t have the rights to create a model under the namespace "{namespace}"')
         kind, repo_id = f"{asked.get('type') or 'model'}s", f"{namespace}/{asked['name']}"
-        url = f"{self.hub.endpoint}/{'datasets/' if kind == 'datasets' else ''}{repo_id}"
+        url = f"{self.hub.endpoint}/{'' if kind == 'models' else f'{kind}/'}{repo_id}"
+        if kind == "spaces" and not asked.get("sdk"):
+            raise Refused(400, '"sdk" is required')
         if (kind, repo_id) in self.hub.repos:
             raise Refused(409, "You already created this model repo", url=url)
         private = asked.get("visibility") == "private" or bool(asked.get("private"))

@@ -5,13 +5,17 @@ from typing import Annotated
 
 import typer
 
-from evae.cli.files import need_folder
+from evae.cli.files import need_cells, need_folder
 from evae.cli.options import DryRun, Private, RepoId
 from evae.cli.terminal import quiet_transformers, say
+from evae.inference.example import is_example
+from evae.models.contract_evae import EvaeError
 
 
 def push(
-    run_dir: Annotated[Path, typer.Argument(help="Folder of a trained model.", metavar="RUN_DIR")],
+    run_dir: Annotated[
+        Path, typer.Argument(help="Folder of a trained model; with --space also example.", metavar="RUN_DIR")
+    ],
     repo_id: RepoId,
     private: Private = False,
     dry_run: DryRun = False,
@@ -24,18 +28,37 @@ def push(
     dataset: Annotated[
         list[str] | None, typer.Option(help="Hub id of the training data; of several datasets once for each.")
     ] = None,
+    space: Annotated[bool, typer.Option("--space", help="A Space instead: the app with this model in it.")] = False,
+    controls: Annotated[
+        Path | None, typer.Option(help="With --space: file of control cells that it offers, at most 2,000 of them.")
+    ] = None,
 ) -> None:
-    """Publish a trained model on the Hub.
+    """Publish a trained model on the Hub, or the app with it.
 
     One commit holds weights, processor, code, model card, settings and, with --result, the numbers. Nothing
-    goes unless the weights load again and generate cells.
+    goes unless the weights load again and generate cells. With --space the app goes, as `evae app` serves it here.
 
     Example: evae push runs/prior evae/replogle-ar --result predicted_held_out_evaluation
+    Example: evae push runs/prior evae/replogle-app --space --controls cells.h5ad
     """
-    need_folder(run_dir)
-    from evae.hub import push_run
+    if space:
+        if card or result or dataset:
+            raise EvaeError("--space has no card of numbers; leave --card, --result and --dataset out.")
+    elif controls is not None:
+        raise EvaeError("--controls goes with --space alone.")
+    if not (space and is_example(run_dir)):
+        need_folder(run_dir)
+    if controls is not None:
+        need_cells(controls)
+    from evae.hub import push_run, push_space
 
     quiet_transformers()
+    if space:
+        files, commit = push_space(run_dir, repo_id, controls=controls, private=private, dry_run=dry_run)
+        own = [size for path, size in files if path.startswith("evae/")]
+        shown = [(path, size) for path, size in files if not path.startswith("evae/")]
+        say_pushed([*shown, (f"evae/, the package, {len(own)} files", sum(own))], commit, repo_id)
+        return
     files, commit = push_run(
         run_dir, repo_id, private=private, dry_run=dry_run, card=card, result=result, dataset_id=dataset
     )

@@ -66,7 +66,7 @@ def push_run(
     folder = Path(run_dir)
     if not folder.is_dir():
         raise EvaeError(f"no such folder: {folder}")
-    _check_id(repo_id, "model")
+    check_id(repo_id, "model")
     if (folder / ADAPTER).is_file():
         raise EvaeError(
             f"{folder} is an adapter, which is no whole model; push what pipe.model.save_pretrained and "
@@ -75,7 +75,7 @@ def push_run(
     checkpoint = load_checkpoint(folder)
     smoke_test(checkpoint)
     files: dict[str, Path | bytes] = {p.name: p for pattern in MODEL_FILES for p in folder.glob(pattern)}
-    _check_code(files)
+    check_code(files)
     given = [dataset_id] if isinstance(dataset_id, str) else list(dataset_id or ())
     settings = _public_settings(folder, given)
     if settings is not None:
@@ -122,7 +122,7 @@ def push_dataset(
     path = Path(folder)
     if not path.is_dir():
         raise EvaeError(f"no such folder: {path}")
-    _check_id(repo_id, "dataset")
+    check_id(repo_id, "dataset")
     dataset = Dataset.open(path)
     info = dataset.info
     shards = [str(shard["path"]) for shard in info.statistics["shards"]]
@@ -167,13 +167,14 @@ def smoke_test(checkpoint: Checkpoint) -> None:
         raise EvaeError(f"{checkpoint.name} generates empty or broken cells; train it anew before you push it.")
 
 
-def _check_id(repo_id: str, kind: str) -> None:
+def check_id(repo_id: str, kind: str) -> None:
+    """Raise `EvaeError` unless this is a Hub id; `kind` stands in the message."""
     parts = repo_id.split("/")
     if len(parts) != 2 or not all(parts):
         raise EvaeError(f"'{repo_id}' is no Hub id; give one such as name/{kind}.")
 
 
-def _check_code(files: dict[str, Path | bytes]) -> None:
+def check_code(files: dict[str, Path | bytes]) -> None:
     """Every class that the configurations name has its file, so that the model loads where evae is not installed."""
     for name in ("config.json", "preprocessor_config.json"):
         path = files[name]

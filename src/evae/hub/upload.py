@@ -23,7 +23,7 @@ class Bundle:
 
     Attributes:
         repo_id: where it goes.
-        kind: "model" or "dataset".
+        kind: "model", "dataset" or "space".
         files: path in the repository -> a local file, or the content itself.
         replaces: patterns of files that go from the repository if this bundle does not hold them, so that nothing
             of an earlier push is mixed with this one.
@@ -71,7 +71,8 @@ def upload(bundle: Bundle, private: bool = False, message: str = "Upload with ev
     api = HfApi()
     where: dict[str, Any] = {"repo_id": bundle.repo_id, "repo_type": bundle.kind}
     with explain_hub_errors(bundle.repo_id, bundle.kind, pushing=True):
-        api.create_repo(**where, private=private or None, exist_ok=True)
+        sdk = "gradio" if bundle.kind == "space" else None
+        api.create_repo(**where, private=private or None, exist_ok=True, space_sdk=sdk)
         before = api.repo_info(**where)
         if private and not before.private:
             raise EvaeError(
