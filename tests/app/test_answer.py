@@ -42,7 +42,7 @@ def test_files_to_download_hold_the_answer(answer, tmp_path):
     assert cells != again
     assert cells.is_relative_to(tmp_path)
     assert (ad.read_h5ad(cells).X != answer.predicted.X).nnz == 0
-    pd.testing.assert_frame_equal(pd.read_csv(genes), answer.table, check_dtype=False)
+    pd.testing.assert_frame_equal(pd.read_csv(genes, keep_default_na=False), answer.table, check_dtype=False)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,11 @@ def test_sentences_say_the_numbers(answer, offered):
     assert f"{(changed['log2_fold_change'] < 0).sum()} fall" in text
     assert "40 predicted cells" in text
     assert "never together" in text  # STAT1 of this batch was held out
+    assert "correlation of 0." in text  # the example is calibrated
+    unlike = answer.table.assign(expected_correlation=float("nan"), remark="unlike <i>others</i>")
+    assert "not known: unlike &lt;i&gt;" in said(type(answer)("a", "b", answer.predicted, answer.controls, unlike))
+    silent = unlike.assign(remark="not calibrated")
+    assert "calibrated" not in said(type(answer)("a", "b", answer.predicted, answer.controls, silent))
     none = type(answer)("a", "b", answer.predicted, answer.controls, answer.table.assign(fdr=1.0))
     assert "None of 299 genes" in said(none)
     assert "25 perturbations" in about(offered["example"])

@@ -46,9 +46,9 @@ def add_tools(offered: dict[str, Offered], folder: Path, one_at_a_time: str) -> 
     ) -> str:
         """Predict which genes change in single cells after a perturbation, compared with control cells.
 
-        Gives, as JSON, the numbers of cells, what training saw of the pair, how many genes change (FDR below 5%), and
-        for each of the surest genes the log2 fold change, its spread over further predictions, the FDR, and shares of
-        cells with it.
+        Gives, as JSON, the numbers of cells, what training saw of the pair, the correlation and the error of the
+        predicted change that held-out pairs let expect, how many genes change (FDR below 5%), and for each of the
+        surest genes the log2 fold change, its spread over further predictions, the FDR, and shares of cells with it.
 
         Args:
             perturbation: name of the perturbation, such as a gene that is knocked out; see list_models.
@@ -58,8 +58,9 @@ def add_tools(offered: dict[str, Offered], folder: Path, one_at_a_time: str) -> 
             n_genes: genes to return, the surest first, at most 200.
             seed: the same seed gives the same cells.
         """
+        shown = int(n_genes) if str(n_genes).isdecimal() else MOST_GENES
         found = answered(perturbation, cell_type, model, n_cells, seed)
-        return json.dumps(plain(_summed_up(found, n_genes)))
+        return json.dumps(plain(_summed_up(found, min(shown, MOST_GENES))))
 
     def predict_cells(
         perturbation: str, cell_type: str = "", model: str = "", n_cells: int = 300, seed: int = 0
@@ -100,7 +101,7 @@ def _described(model: Offered) -> dict[str, Any]:
 
 def _summed_up(found: Answer, n_genes: int) -> dict[str, Any]:
     changed = found.changed()
-    rows = found.table.head(min(_whole(n_genes), MOST_GENES))
+    rows = found.table.head(n_genes)
     columns = ["gene", "log2_fold_change", "spread", "fdr", "share", "share_control"]
     return {
         "perturbation": found.perturbation,
@@ -108,6 +109,9 @@ def _summed_up(found: Answer, n_genes: int) -> dict[str, Any]:
         "predicted_cells": int(found.predicted.n_obs),
         "control_cells": int(found.controls.n_obs),
         "support": str(found.predicted.obs["support"].iloc[0]),
+        "expected_correlation": found.table["expected_correlation"].iloc[0],
+        "expected_error": found.table["expected_error"].iloc[0],
+        "remark": found.table["remark"].iloc[0],
         "genes_that_rise": int((changed["log2_fold_change"] > 0).sum()),
         "genes_that_fall": int((changed["log2_fold_change"] <= 0).sum()),
         "genes": rows[columns],

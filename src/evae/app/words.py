@@ -3,6 +3,7 @@
 Names of cells, genes and files come from users, so they are escaped where they enter a page.
 """
 
+import math
 from collections.abc import Sequence
 from html import escape
 
@@ -17,6 +18,7 @@ SUPPORT = {
     "seen apart": "Training saw the perturbation and the cell type, but never together.",
     "unseen": "Training never saw this pair, nor both of its parts.",
 }
+UNCALIBRATED = "not calibrated"  # the remark of such a model
 EXAMPLE = "The example model: THP-1 cells with CRISPR knock-outs around interferon (Papalexi et al. 2021)."
 CAUTION = (
     "Small p-values mean that so many predicted cells differ from the controls, not that the model is right; the "
@@ -38,6 +40,7 @@ def said(answer: Answer) -> str:
         genes = f"None of {n_genes:,} genes changes with an FDR below 5%."
     support = str(answer.predicted.obs["support"].iloc[0])
     notes = [SUPPORT.get(support, support)]
+    notes.append(trust(answer))
     coverage = float(answer.predicted.uns["evae"].get("gene_coverage", 1.0))
     if coverage < 1:
         notes.append(f"The controls measure {coverage:.0%} of the model's genes.")
@@ -46,6 +49,17 @@ def said(answer: Answer) -> str:
         f"<h2>{pair}</h2><p><b>{answer.predicted.n_obs:,} predicted cells</b> beside {answer.controls.n_obs:,} control "
         f"cells. {genes}</p><p class='quiet'>{' '.join(notes)} {CAUTION}</p>"
     )
+
+
+def trust(answer: Answer) -> str:
+    """How far held-out pairs say that this one may be trusted, as HTML; "" for a model that was not calibrated."""
+    row = answer.table.iloc[0]
+    if math.isfinite(row["expected_correlation"]):
+        return (
+            f"Held-out pairs let expect a correlation of {row['expected_correlation']:.2f} between the predicted and "
+            f"the real change of the genes' means."
+        )
+    return "" if row["remark"] == UNCALIBRATED else f"How far to trust it is not known: {escape(str(row['remark']))}."
 
 
 def top_genes(answer: Answer) -> str:
