@@ -61,7 +61,7 @@ ROOMS: dict[str, set[str]] = {
     "cli": {
         *("common", "data", "data/reading", "data/preparing", "data/simulation", "data/streaming", "models"),
         *("training", "training/settings", "inference", "evaluation", "reversion", "study", "hub", "conversion"),
-        *("challenge", "effects", "finetuning", "app", ""),
+        *("challenge", "effects", "finetuning", "app", "plot", ""),
     },
     "": {"models", "inference", "finetuning"},
 }

@@ -139,3 +139,32 @@ def test_the_command_writes_the_ranking(run, trained_prior, cells, tmp_path):
     assert list(table) == ["group", "perturbation", "log_likelihood", "over_control", "best_for"]
     assert len(table) == 2 * cells.obs["cell_type"].nunique()
     assert "nats a cell over the control" in outcome.out
+
+
+def test_the_control_is_level_with_the_best_name_on_controls(source_pipe, screen):
+    """So nothing stands above it where the cells are controls; alone it would be low, being told no name."""
+    own = screen[(screen.obs["perturbation"] == "control") & (screen.obs["cell_type"] == "type_A")][:60].copy()
+    how = {"n_prompts": 2, "progress": False, "seed": 5}
+    table = source_pipe.rank_perturbations(own, own, **how).set_index("perturbation")
+    alone = source_pipe.score(own, list(table.index), own, **how).mean()
+    assert table["over_control"].max() == pytest.approx(0, abs=1e-6)
+    lead = alone.max() - alone["control"]
+    assert lead > 0
+    for name in table.index.drop("control"):
+        assert table["over_control"][name] == pytest.approx(alone[name] - alone["control"] - lead, abs=1e-4)
+    np.testing.assert_allclose(table["log_likelihood"], alone[table.index], rtol=1e-6)  # as they are
+
+
+def test_the_command_draws_true_against_ranked_perturbations(run, trained_prior, cells, tmp_path):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    words = ["rank", trained_prior, tmp_path / "cells.h5ad", "--out", tmp_path / "r.tsv"]
+    picture = ["--confusion", tmp_path / "c.png"]
+    refused = run(*words, *picture)
+    assert (refused.code, "--confusion needs --groupby" in refused.err) == (2, True)
+    done = run(*words, *picture, "--groupby", "perturbation")
+    assert done.code == 0, done.err
+    table = pd.read_csv(tmp_path / "r.tsv", sep="\t")
+    best = table.drop_duplicates("group")
+    right = (best["group"] == best["perturbation"]).sum()
+    assert f"true one first for {right}," in done.out
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")

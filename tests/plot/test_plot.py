@@ -183,3 +183,16 @@ def test_cells_are_drawn_in_umap_where_it_is_asked_for(groups, monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(EvaeError, match=r"needs umap.*evae\[eval\]"):
         evae.plot.cells(groups, embedding="umap")
+
+
+def test_a_confusion_frames_the_true_ones(given):
+    rows = [("X", "X", 2.0), ("X", "Y", 1.0), ("Y", "Y", -1.0), ("Y", "X", 0.0), ("?", "X", 0.5), ("?", "Y", 0.1)]
+    table = pd.DataFrame(rows, columns=["group", "perturbation", "over_control"])
+    assert evae.plot.confusion(table, given) is given
+    assert given.get_title(loc="left") == "true one first for 1, among the first 3 for 2 of 2"
+    assert [text.get_text() for text in given.get_yticklabels()] == ["X", "Y", "?"]
+    assert [text.get_text() for text in given.get_xticklabels()] == ["X", "Y"]
+    np.testing.assert_array_equal(given.images[0].get_array(), [[1, 2], [1, 2], [1, 2]])
+    assert [frame.get_xy() for frame in given.patches] == [(-0.5, -0.5), (0.5, 0.5)]
+    with pytest.raises(EvaeError, match="no group has the name of a ranked perturbation"):
+        evae.plot.confusion(table[table["group"] == "?"])

@@ -1,11 +1,11 @@
 """`evae rank`: which perturbation explains cells best."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evae.cli.files import check_free, need_cells
+from evae.cli.files import check_free, need_cells, write_table
 from evae.cli.options import (
     Device,
     Layer,
@@ -19,6 +19,10 @@ from evae.cli.options import (
 )
 from evae.cli.terminal import quiet_transformers, say
 from evae.common.progress import watched
+from evae.models.contract_evae import EvaeError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SHOWN = 3  # perturbations of a group
 
@@ -26,7 +30,7 @@ SHOWN = 3  # perturbations of a group
 def rank(
     model: Model,
     cells: Annotated[Path, typer.Argument(help="h5ad file of raw counts, the cells to explain.", metavar="CELLS.h5ad")],
-    out: Annotated[Path, typer.Option(help="csv file to write.")],
+    out: Annotated[Path, typer.Option(help="csv, tsv or parquet file to write.")],
     controls: Annotated[
         Path | None, typer.Option(help="h5ad file of unperturbed cells of the same types, for a prior that reads them.")
     ] = None,
@@ -44,6 +48,10 @@ def rank(
     layer: Layer = None,
     seed: Seed = 0,
     batch_size: Annotated[int, typer.Option(help="Cells scored at once.", min=1)] = 256,
+    confusion: Annotated[
+        Path | None,
+        typer.Option(help="PNG to draw where --groupby names true perturbations: these against the ranked ones."),
+    ] = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -52,14 +60,19 @@ def rank(
     The table has one row a group and perturbation, best first: the mean log-likelihood of the cells' codes, that less
     the control's, and the share of the cells that the perturbation explains best.
 
+    The control is level with the best perturbation on the controls that are given.
+
     Example: evae rank runs/prior sorted.h5ad --controls controls.h5ad --groupby sample --out ranking.csv
     """
     check_free(out, overwrite)
+    if confusion is not None:
+        check_free(confusion, overwrite, "--confusion")
+        if groupby is None:
+            raise EvaeError("--confusion needs --groupby, the column of true perturbations.")
     check_model(model)
     controls = example_controls_of(model, controls)
     for path in (cells, *([controls] if controls else [])):
         need_cells(path)
-    from evae.common.files import atomic_write, explain_disk_errors
     from evae.inference.pipeline import pipeline
 
     quiet_transformers()
@@ -68,9 +81,26 @@ def rank(
     table = pipeline(model, device).rank_perturbations(
         cells, controls, perturbation, groupby, layer=layer, progress=watched(), **how
     )
-    with explain_disk_errors(str(out)), atomic_write(out) as path:
-        table.to_csv(path, index=False)
+    write_table(table, out)
     for group, rows in table.groupby("group", sort=False):
         best = ", ".join(f"{r.perturbation} {r.over_control:+.2f}" for r in rows.head(SHOWN).itertuples())
         say(f"{group}: {best} (nats a cell over the control)")
     say(f"{len(table):,} rows: {out}")
+    if confusion is not None:
+        _draw(table, confusion)
+
+
+def _draw(table: "pd.DataFrame", path: Path) -> None:
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    from evae.common.figures import look, save
+    from evae.common.files import explain_disk_errors
+    from evae.plot.results import confusion
+
+    mpl.use("agg")
+    drawn = confusion(table)
+    with explain_disk_errors(str(path)), look():
+        save(drawn.figure, path)  # type: ignore[arg-type]
+    plt.close(drawn.figure)  # type: ignore[arg-type]
+    say(f"{drawn.get_title(loc='left')}: {path}")

@@ -20,8 +20,9 @@ from evae.inference.devices import choose_device
 from evae.inference.embedding import embed_cells, gene_coverage
 from evae.inference.predicted_effects import KEY, Compared, effects_in
 from evae.inference.prediction import Request, change_cells, predict_cells
+from evae.inference.ranking import rank_cells
 from evae.inference.reconstruction import reconstruct_cells
-from evae.inference.scoring import Scoring, rank_cells, score_cells
+from evae.inference.scoring import Scoring, score_cells
 from evae.models.contract_evae import EvaeError
 
 
@@ -232,7 +233,8 @@ class Pipeline:
 
         Returns:
             DataFrame, best first within each group: `group`, `perturbation`, `log_likelihood` (mean, nats a cell),
-            `over_control` (that less the control's) and `best_for` (share of the cells that it explains best).
+            `over_control` (that less the control's, which is level with the best name on the controls) and `best_for`
+            (share of the cells that it explains best).
         """
         return rank_cells(self._prior(), cells, perturbations, controls, groupby, Scoring(**options), self.device)
 

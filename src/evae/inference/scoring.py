@@ -1,4 +1,4 @@
-"""How likely cells are after each perturbation, and which one explains them best.
+"""How likely cells are after each perturbation.
 
 A prior gives the likelihood of a cell's codes under a condition: exactly where it is autoregressive, a lower bound from
 masked diffusion. A prior that reads control cells is prompted with several controls of the cell type in turn, and the
@@ -31,11 +31,10 @@ from evae.inference.sampling import (
     reads_controls,
     source_cells,
 )
-from evae.models.contract_evae import EvaeError, near_matches
+from evae.models.contract_evae import EvaeError
 from evae.models.randomness_evae import CellStreams
 
 NO_EFFECT = "without an effect"  # the control's name where "control" would give back the cell that is read
-RANKING = ("group", "perturbation", "log_likelihood", "over_control", "best_for")
 
 
 @dataclass(frozen=True)
@@ -79,10 +78,10 @@ def score_cells(
     """See `Pipeline.score`."""
     names = listed(perturbation, "perturbation")
     adata = as_anndata(cells, "the cells", asked.layer, (asked.cell_type_key,))
-    return _scores(prior, adata, names, controls, asked, device)
+    return scores_of(prior, adata, names, controls, asked, device)
 
 
-def _scores(
+def scores_of(
     prior: Checkpoint,
     cells: ad.AnnData,
     names: list[str],
@@ -100,27 +99,6 @@ def _scores(
         controls = choose_controls(given, prior.processor, asked.perturbation_key, asked.control)
     scored = _read(prior, cells, controls, asked, device)
     return pd.DataFrame(_log_likelihoods(prior, scored, names, asked, device), cells.obs_names, names)
-
-
-def rank_cells(
-    prior: Checkpoint,
-    cells: ad.AnnData | str | Path,
-    perturbations: Sequence[str] | None,
-    controls: ad.AnnData | str | Path | None,
-    groupby: str | None,
-    asked: Scoring,
-    device: torch.device,
-) -> pd.DataFrame:
-    """See `Pipeline.rank_perturbations`."""
-    adata = as_anndata(cells, "the cells", asked.layer, (asked.cell_type_key, groupby))
-    if groupby is not None and groupby not in adata.obs:
-        raise EvaeError(f"the cells have no obs column '{groupby}'. {near_matches(groupby, list(adata.obs))}")
-    groups = label_texts(adata.obs[groupby]) if groupby else np.full(adata.n_obs, "all cells", dtype=object)
-    control = str(prior.processor.control)
-    wanted = prior.processor.perturbations if perturbations is None else perturbations
-    names = list(dict.fromkeys([*map(str, wanted), control]))
-    scores = _scores(prior, adata, names, controls, asked, device).to_numpy()
-    return _ranked(names, control, scores, groups)
 
 
 def _read(
@@ -176,19 +154,6 @@ def _log_likelihoods(
                     advance(len(scored.codes[part]))
             result[:, column] = np.logaddexp.reduce(each, axis=0) - np.log(n_prompts)
     return result
-
-
-def _ranked(names: Sequence[str], control: str, scores: np.ndarray, groups: np.ndarray) -> pd.DataFrame:
-    """The perturbations of every group of cells, best first; `scores` are (cells, perturbations), `groups` (cells,)."""
-    tables, best = [], scores.argmax(1)
-    for group in pd.unique(pd.Series(groups)):
-        rows = groups == group
-        mean = scores[rows].mean(0)
-        share = np.bincount(best[rows], minlength=len(names)) / rows.sum()
-        columns = (group, list(names), mean, mean - mean[list(names).index(control)], share)
-        table = pd.DataFrame(dict(zip(RANKING, columns, strict=True)))
-        tables.append(table.sort_values("over_control", ascending=False, kind="stable"))
-    return pd.concat(tables, ignore_index=True)
 
 
 @torch.inference_mode()

@@ -11,6 +11,6 @@ its numbers), `common`.
 
 from evae.plot.cells import cells, counterfactual, fold_changes, gene
 from evae.plot.effects import volcano
-from evae.plot.results import metric, ranking
+from evae.plot.results import confusion, metric, ranking
 
-__all__ = ["cells", "counterfactual", "fold_changes", "gene", "metric", "ranking", "volcano"]
+__all__ = ["cells", "confusion", "counterfactual", "fold_changes", "gene", "metric", "ranking", "volcano"]
