@@ -3,6 +3,6 @@
 # pytest (-n 0 for one process).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-environment "[app,dev,docs,eval,finetune]" gradio mcp playwright pytest ruff mypy xdist cell_eval peft vector_quantize_pytorch mkdocs_jupyter mkdocstrings_handlers.python
+environment "[app,dev,docs,eval,finetune]" gradio hatchling mcp playwright pytest ruff mypy xdist cell_eval peft vector_quantize_pytorch mkdocs_jupyter mkdocstrings_handlers.python
 cd "$root"
 exec .venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

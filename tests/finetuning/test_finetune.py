@@ -1,6 +1,7 @@
 """Fine-tuning the committed checkpoint on simulated cells: names, weights, adapters, drift, and what is refused."""
 
 import json
+import logging
 import warnings
 
 import numpy as np
@@ -82,6 +83,24 @@ def test_new_perturbations_in_new_cell_types_are_predicted(whole, cells):
     predicted = tuned.predict(controls_of(cells), name, "type_C", n_cells=7, progress=False)
     assert predicted.n_obs == 7
     assert set(predicted.obs["support"]) == {"seen together"}
+
+
+def test_the_drift_is_told_as_information(dataset, tiny_checkpoint, tmp_path):
+    """A fine-tuning that went well warns of nothing."""
+    told = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            told.append(record)
+
+    root, handler = logging.getLogger("evae"), Handler()
+    root.addHandler(handler)
+    try:
+        evae.finetune(tiny_checkpoint, dataset, tmp_path / "out", max_steps=1, drift_cells=2)
+    finally:
+        root.removeHandler(handler)
+    assert [r.levelname for r in told if "old perturbations moved by" in r.getMessage()] == ["INFO"]
+    assert not [r for r in told if r.levelno >= logging.WARNING]
 
 
 def test_the_stated_drift_is_the_change_of_old_predictions(whole, pipe, cells):

@@ -164,7 +164,7 @@ class _Work:
         after = Checkpoint(prior.eval(), self.processor, self.settings.output_dir, "")
         self.before.model.to(prior.device)
         table = measure_drift(self.before, after, self.datasets[-1], n_cells, self.settings.seed)
-        LOG.warning(said(table, n_cells))
+        LOG.info(said(table, n_cells))
         return {"drift": table.astype(object).where(table.notna(), None).to_dict("records"), "drift_cells": n_cells}
 
 
