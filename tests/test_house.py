@@ -10,7 +10,7 @@ PACKAGE = ROOT / "src" / "evae"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 
-CONTRACT = {"evae.models.contract_evae", "evae.models.genes_evae", "evae.models.processing_evae"}
+CONTRACT = {f"evae.models.{file}_evae" for file in ("contract", "genes", "processing", "treatments")}
 # The rooms of the house, and which others each may import; every room may import the input contract and itself.
 # A room is a folder; where a folder has inner rooms, the files beside these are a room of the same name.
 ROOMS: dict[str, set[str]] = {

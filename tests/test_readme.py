@@ -14,6 +14,7 @@ import yaml
 from typer.main import get_command
 
 from evae.cli import app, main
+from evae.data.simulation.dose_curves import simulate_dose_screen
 from evae.data.simulation.perturb_seq import simulate_perturb_seq
 from evae.data.simulation.screen import simulate_reversion_screen
 from evae.reversion import PRESETS
@@ -82,6 +83,7 @@ def workplace(
     cells.write_h5ad(folder / "screen.h5ad")
     (folder / "split.json").write_text(snippets(ROOT / "docs/guide/prepare.md", "json")[0])
     stress_screen(folder / "stress.h5ad")
+    simulate_dose_screen(n_cells=600, n_genes=60, n_drugs=2).write_h5ad(folder / "drugs.h5ad")
     challenge_bundle(cells, folder)
     ran = []
     with pytest.MonkeyPatch.context() as patch:
@@ -115,6 +117,7 @@ def test_every_command_is_shown_and_runs(workplace):
     assert "X_evae" in ad.read_h5ad(folder / "embedded.h5ad").obsm
     assert (folder / "stress_reversion" / "report.html").is_file()
     assert (folder / "entry.vcc").is_file()
+    assert set(ad.read_h5ad(folder / "doses.h5ad").obs["dose"]) == {0.03, 0.3, 3.0, 30.0}
 
 
 @pytest.mark.parametrize("page", [page for page in pages() if snippets(page, "python")], ids=lambda page: page.stem)

@@ -1,12 +1,16 @@
 """A grown prior: what it knew keeps its ids, rows and predictions; new names begin as unknown ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from evae.data.format import DatasetInfo
 from evae.finetuning.growth import grown_prior, grown_processor, vocabulary_of
 from evae.models import EvaeARConfig, EvaeARForCausalLM, EvaeConfig, EvaeProcessor
 from evae.models.contract_evae import EvaeError
+from evae.models.treatments_evae import readings
 from evae.training.codes import EncodedCells
 from evae.training.controls import known_effects
 from evae.training.library import extended
@@ -137,3 +141,38 @@ def test_cells_of_one_type_are_told_their_own_effect_where_no_other_type_has_one
     np.testing.assert_allclose(table[0, 1], table[-1, 1])
     np.testing.assert_allclose(table[0, 1], 3, atol=0.3)
     np.testing.assert_allclose(told[0, 1], table[0, 1])
+
+
+def doses(*labels):
+    """Treatments of labels such as `A 1 uM`."""
+    return {label: list(readings(label))[-1] for label in labels}
+
+
+@torch.no_grad()
+def test_new_doses_agents_and_kinds_grow_and_old_treatments_are_predicted_as_before():
+    torch.manual_seed(0)
+    former = EvaeProcessor(
+        [f"G{i}" for i in range(10)], None, ["ctrl", "A 1 uM", "S interference"], ["T"], ["ctrl", "A", "S"],
+        control="ctrl", treatments=[t.to_dict() for t in doses("A 1 uM", "S interference").values()],
+    )  # fmt: skip
+    tokenizer = EvaeConfig(n_genes=10, hidden_size=8, num_attention_heads=2, intermediate_size=8, n_latents=3)
+    config = EvaeARConfig(
+        tokenizer_config=tokenizer, hidden_size=16, num_attention_heads=2, intermediate_size=16, num_hidden_layers=1,
+        n_perturbations=3, n_cell_types=1, perturbation_kinds=["interference"], dose_unit="uM", dose_range=[1.0, 1.0],
+    )  # fmt: skip
+    prior = EvaeARForCausalLM(config).eval()
+    statistics = {"cell_counts": {"train": {"T": {"A 10 uM": 5, "S activation": 5}}}}
+    labels = ["ctrl", "A 1 uM", "S interference", "A 10 uM", "B 2 uM", "S activation"]
+    info = DatasetInfo([], [], labels, ["T"], "ctrl", statistics, {}, {}, doses(*labels[3:]))
+    grown_names = grown_processor(former, info)
+    assert grown_names.perturbation_units == ["ctrl", "A", "S", "B"]
+    grown = grown_prior(prior, grown_names)
+    assert grown.config.perturbation_kinds == ["interference", "activation"]
+    old = ["A 1 uM", "S interference", "ctrl"]
+    table, before = grown.condition.perturbation, prior.condition.perturbation
+    expected = before(3, former.perturbation_ids(old), former.treatments_of(old))
+    torch.testing.assert_close(table(3, grown_names.perturbation_ids(old), grown_names.treatments_of(old)), expected)
+    with pytest.raises(EvaeError, match=r"doses in uM .* and ng/mL"):
+        grown_processor(former, replace(info, treatments=doses("C 1 ng/mL")))
+    with pytest.raises(EvaeError, match="the checkpoint knows no times, but there is 'A 1 uM 6 h'"):
+        grown_processor(former, replace(info, treatments=doses("A 1 uM 6 h")))

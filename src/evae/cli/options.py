@@ -69,6 +69,23 @@ def names_of(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
 
 
+def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    """Numbers above 0 separated by commas; None where nothing is given.
+
+    Raises:
+        EvaeError: another text; `option` is its name.
+    """
+    if text is None:
+        return None
+    try:
+        found = tuple(float(part) for part in names_of(text))
+    except ValueError:
+        found = ()
+    if not found or not all(0 < number < float("inf") for number in found):
+        raise EvaeError(f"{option} is '{text}'; give numbers above 0 separated by commas, as 0.5,1,10.")
+    return found
+
+
 def check_known(names: Iterable[str], known: Sequence[str], what: str) -> None:
     """Raise `EvaeError` unless every name is one of `known`."""
     for name in names:

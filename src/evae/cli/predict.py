@@ -15,6 +15,7 @@ from evae.cli.options import (
     PerturbationKey,
     check_model,
     example_controls_of,
+    numbers,
 )
 from evae.cli.terminal import quiet_transformers, say
 from evae.common.progress import watched
@@ -42,12 +43,19 @@ def predict(
     cell_type: Annotated[
         list[str] | None, typer.Option(help="Cell type, likewise; those of the controls if left out.")
     ] = None,
+    dose: Annotated[
+        str | None, typer.Option(help="Dose, or several as 0.5,1,10: each with every perturbation. Unseen ones too.")
+    ] = None,
+    dose_unit: Annotated[str | None, typer.Option(help="Its unit, as nM; the model's if left out.")] = None,
+    time: Annotated[str | None, typer.Option(help="Hours after treatment, or several, likewise.")] = None,
     n_cells: Annotated[
         int | None, typer.Option(help="Cells for each pair; as many as controls if left out.", min=1)
     ] = None,
     requests: Annotated[
         Path | None,
-        typer.Option(help="In place of these: csv, tsv or parquet with columns perturbation, cell_type, n_cells."),
+        typer.Option(
+            help="In place of these: csv, tsv or parquet with columns perturbation, cell_type, n_cells, dose ..."
+        ),
     ] = None,
     held_out: Annotated[
         str | None, typer.Option(help="Instead: predict all that this dataset folder holds out.")
@@ -69,8 +77,17 @@ def predict(
     plot: Annotated[
         Path | None, typer.Option(help="PNG to draw: the controls, what they become, and arrows between them.")
     ] = None,
+    dose_plot: Annotated[
+        Path | None, typer.Option(help="PNG to draw: how the predicted cells change with the dose.")
+    ] = None,
+    gene: Annotated[
+        str | None, typer.Option(help="Of --dose-plot: the gene to draw; if left out the change as a whole.")
+    ] = None,
     perturbation_key: PerturbationKey = "perturbation",
     cell_type_key: OptionalCellTypeKey = "cell_type",
+    batch_key: Annotated[
+        str | None, typer.Option(help="obs column of the batch of the controls, for a prior that reads it.")
+    ] = None,
     control: Annotated[str | None, typer.Option(help="Label of the controls; the model's if left out.")] = None,
     layer: Layer = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same cells.")] = 0,
@@ -91,16 +108,21 @@ def predict(
 
     Example: evae predict example --perturbation STAT1 --out stat1.h5ad
     Example: evae predict runs/prior --controls cells.h5ad --perturbation STAT1,JAK2 --out predicted.h5ad
+    Example: evae predict runs/drugs --controls cells.h5ad --perturbation DrugA --dose 0.5,1,10 --out doses.h5ad
     """
     check_free(out, overwrite)
     if sum(given is not None for given in (held_out, perturbation, requests)) != 1:
         raise EvaeError("give one of --perturbation, --requests and --held-out.")
+    amounts = {"dose": numbers(dose, "--dose"), "dose_unit": dose_unit, "time": numbers(time, "--time")}
+    if perturbation is None and any(amounts.values()):
+        raise EvaeError("--dose, --dose-unit and --time go with --perturbation; in --requests they are columns.")
     if requests is not None and (counterfactual or cell_type or n_cells is not None):
         raise EvaeError("--requests names cell types and numbers; leave --cell-type, --n-cells, --counterfactual out.")
     if held_out is None:
         controls = example_controls_of(model, controls)
     if plot is not None:
         _check_plot(plot, controls, held_out, overwrite)
+    _check_dose_plot(dose_plot, gene, None if held_out else controls, overwrite)
     check_model(model)
     if controls is not None:
         need_cells(controls)
@@ -128,6 +150,7 @@ def predict(
         keys = (perturbation_key, cell_type_key)
         cells = None if controls is None else _controls(controls, pipe, layer, keys, control)
         how |= {"cell_type_key": cell_type_key or None, "perturbation_key": perturbation_key, "control": control}
+        how |= {"batch_key": batch_key, **amounts}
         if requests is not None:
             predicted = pipe.predict(cells, requests=requests, **how)
         elif counterfactual:
@@ -140,6 +163,22 @@ def predict(
         from evae.evaluation import plot_counterfactual
 
         say(f"picture: {plot_counterfactual(cells, predicted, plot, seed=seed)}")
+    if dose_plot is not None:
+        from evae.plot import save_dose_response
+
+        say(f"dose-response: {save_dose_response(dose_plot, predicted, cells, gene=gene)}")
+
+
+def _check_dose_plot(plot: Path | None, gene: str | None, controls: Path | None, overwrite: bool) -> None:
+    if plot is None:
+        if gene is not None:
+            raise EvaeError("--gene is that of --dose-plot; name its file.")
+        return
+    if controls is None:
+        raise EvaeError("--dose-plot draws changes over your control cells; give --controls.")
+    if plot.suffix != ".png":
+        raise EvaeError(f"--dose-plot is {plot}; name a .png file.")
+    check_free(plot, overwrite, "--dose-plot")
 
 
 def _check_plot(plot: Path, controls: Path | None, held_out: str | None, overwrite: bool) -> None:

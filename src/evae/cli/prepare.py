@@ -35,8 +35,24 @@ def prepare(
         str | None, typer.Option(help="obs column that names the cell type (or line, or batch); likewise.")
     ] = None,
     batch_key: Annotated[
-        str | None, typer.Option(help="obs column of the experimental batch: priors pair cells within batches.")
+        str | None,
+        typer.Option(help="obs column of the experimental batch (or several: donor,plate): cells are paired within."),
     ] = None,
+    dose_key: Annotated[
+        str | None, typer.Option(help="obs column of the dose, by which treatments are told apart: DrugA 10 uM.")
+    ] = None,
+    dose_unit: Annotated[
+        str | None, typer.Option(help="Unit of the dose, as nM, or its column; found by its usual name if left out.")
+    ] = None,
+    time_key: Annotated[str | None, typer.Option(help="obs column of the time after treatment, likewise.")] = None,
+    time_unit: Annotated[str | None, typer.Option(help="Its unit, or the column; hours if left out.")] = None,
+    kind_key: Annotated[
+        str | None,
+        typer.Option(help="obs column of the kind, likewise: knock-out, interference, activation, drug, cytokine ..."),
+    ] = None,
+    parse_labels: Annotated[
+        bool, typer.Option("--parse-labels", help="Read dose, time and kind from labels such as DrugA_10uM_24h.")
+    ] = False,
     obs: Annotated[
         Path | None, typer.Option(help="CSV or Parquet with labels of the cells by their names, as for files of 10x.")
     ] = None,
@@ -61,8 +77,8 @@ def prepare(
         str | None,
         typer.Option(
             help="What to hold out for testing: a JSON file, auto, random:0.1, unseen-cell-type:NAME, "
-            "unseen-perturbation:0.2 (or names), unseen-both:NAME:0.2, doubles:0,1,2-seen, donors:COLUMN:NAMES or "
-            "k-fold:1/5. Nothing if left out."
+            "unseen-perturbation:0.2 (or names), unseen-dose, unseen-both:NAME:0.2, doubles:0,1,2-seen, "
+            "donors:COLUMN:NAMES or k-fold:1/5. Nothing if left out."
         ),
     ] = None,
     hold_out_cell_type: Annotated[
@@ -93,7 +109,8 @@ def prepare(
     the split and the library sizes. A split file reads {"cell_type": ["rep_3"], "pert": ["STAT1", "JAK2"]}:
     cells of these cell types with these perturbations are held out. Short names: unseen-cell-type:NK holds out all
     perturbed cells of NK; with an unseen perturbation the combinations that hold it are left out too, and likewise
-    whatever else would give the answer away. With --split auto a public file whose labels
+    whatever else would give the answer away. Doses of one agent are perturbations of their own; unseen-dose:NAME holds
+    out the middle one. With --split auto a public file whose labels
     are known gets its own split; of any other file every third perturbation is held out in the cell type that has
     the most perturbed cells. In the end a table says what the checks found; only what --drop names is left out.
     A run that was killed goes on where it stopped when it is started again.
@@ -111,14 +128,16 @@ def prepare(
     named = hold_out_cell_type is not None or hold_out_perturbations is not None
     if named and split not in (None, AUTO):
         raise EvaeError("give either --split, or --hold-out-cell-type and --hold-out-perturbations.")
-    from evae.data.format import DatasetInfo
-    from evae.data.preparing.card import held_out_in_words
     from evae.data.preparing.prepare import prepare_dataset
-    from evae.data.streaming.leakage import leakage
+    from evae.data.preparing.treatments import TreatmentKeys
 
     keys: dict[str, Any] = {
         "perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "control": control, "layer": layer,
         "obs": obs,
+    }  # fmt: skip
+    treatments: dict[str, Any] = {
+        "dose_key": dose_key, "dose_unit": dose_unit, "time_key": time_key, "time_unit": time_unit,
+        "kind_key": kind_key, "parse_labels": parse_labels,
     }  # fmt: skip
     held_out: Any = split
     if hub is not None and (genes == AUTO or named or split == AUTO):
@@ -126,11 +145,13 @@ def prepare(
     if genes == AUTO:
         genes = _automatic_genes(files, layer)
     if named or split == AUTO:
-        held_out = _automatic_split(files, keys, hold_out_cell_type, hold_out_perturbations or "")
+        apart = TreatmentKeys(**treatments)
+        held_out = _automatic_split(files, {**keys, "keys": apart}, hold_out_cell_type, hold_out_perturbations or "")
     folder = prepare_dataset(
         list(files),
         out,
         **keys,
+        **treatments,
         hub=hub,
         batch_key=batch_key,
         where=_conditions(where or []),
@@ -146,6 +167,15 @@ def prepare(
         min_coverage=min_coverage,
         progress=watched(),
     )
+    _say_prepared(folder)
+
+
+def _say_prepared(folder: Path) -> None:
+    """What the folder holds, what is held out, and what the checks found."""
+    from evae.data.format import DatasetInfo
+    from evae.data.preparing.card import held_out_in_words
+    from evae.data.streaming.leakage import leakage
+
     info = DatasetInfo.load(folder)
     say(info.summary())
     if "cell_type" in info.split:

@@ -4,24 +4,28 @@ dataset.json                  sizes, widths of the stored numbers, statistics of
 split.json                    what is held out
 genes.parquet                 the gene panel: symbol, ensembl_id
 perturbations.parquet, cell_types.parquet      the vocabularies: name
+treatments.parquet            where names say more: name, agent, kind, dose, dose_unit, time (hours), of single ones
 data/train-00000-of-00008.parquet, ...         the cells, one a row; see `evae.data.rows`
 README.md                     the card by which HF `datasets` finds the shards
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, Union
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evae.data.store import ShardStore, resolve_dataset
 from evae.models.contract_evae import EvaeError, near_matches
+from evae.models.treatments_evae import Treatment
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
+TREATMENTS = "treatments.parquet"
 PANEL_KEY = b"evae_panel"  # in a shard's schema: the digest of the gene panel that its gene indices count in
 
 Pair: TypeAlias = tuple[str, str]  # (cell type, perturbation)
@@ -30,6 +34,23 @@ Pair: TypeAlias = tuple[str, str]  # (cell type, perturbation)
 def panel_digest(genes: Sequence[str]) -> str:
     """A short digest of the genes of a panel, in their order."""
     return hashlib.sha256("\n".join(genes).encode()).hexdigest()[:16]
+
+
+def treatment_table(treatments: Mapping[str, Treatment]) -> pa.Table:
+    """The table of treatments: what each label says, None where it says nothing of it."""
+    types = {"agent": pa.string(), "kind": pa.string(), "dose": pa.float64(), "dose_unit": pa.string()}
+    columns: dict[str, pa.Array] = {"name": pa.array(list(treatments), pa.string())}
+    for name, kind in (types | {"time": pa.float64()}).items():
+        columns[name] = pa.array([getattr(t, name) or None for t in treatments.values()], kind)
+    return pa.table(columns)
+
+
+def _read_treatments(path: Path) -> dict[str, Treatment]:
+    if not path.is_file():
+        return {}
+    rows = pq.read_table(path).to_pylist()
+    texts = ("agent", "kind", "dose_unit")
+    return {r["name"]: Treatment(**{k: r[k] or "" for k in texts}, dose=r["dose"], time=r["time"]) for r in rows}
 
 
 def shard_name(split: str, number: int, of: int) -> str:
@@ -53,6 +74,7 @@ class DatasetInfo:
             vocabulary of experimental batches, where it has any.
         split: what is held out: {"cell_type": [...], "pert": [...]}, {"random": 0.1} or {}.
         n_cells: number of cells of each split.
+        treatments: label -> treatment, of the perturbations and parts whose label says more than a name.
     """
 
     genes: list[str]
@@ -63,6 +85,7 @@ class DatasetInfo:
     statistics: dict[str, Any]
     split: dict[str, Any]
     n_cells: dict[str, int]
+    treatments: dict[str, Treatment] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path_or_id: str | Path) -> "DatasetInfo":
@@ -82,6 +105,7 @@ class DatasetInfo:
             genes = pq.read_table(folder / "genes.parquet").to_pydict()
             perturbations = pq.read_table(folder / "perturbations.parquet").to_pydict()["name"]
             cell_types = pq.read_table(folder / "cell_types.parquet").to_pydict()["name"]
+            treatments = _read_treatments(folder / TREATMENTS)
         except (OSError, ValueError, KeyError) as error:
             raise EvaeError(f"the dataset {name} is incomplete ({error}); make it anew.") from error
         if meta.get("format_version") != FORMAT_VERSION:
@@ -98,6 +122,7 @@ class DatasetInfo:
             statistics=meta,
             split=split,
             n_cells=meta["n_cells"],
+            treatments=treatments,
         )
 
     def held_out_pairs(self) -> list[Pair]:

@@ -11,7 +11,7 @@ from evae.models.contract_evae import EvaeError
 
 CELL_FILES = (".h5ad", ".h5", ".h5mu", ".h5seurat", ".loom", ".zarr", ".mtx", ".csv", ".tsv", ".rds", ".gz")
 NEED_CONVERSION = (".csv", ".tsv", ".rds", ".h5seurat")
-SMALL_FILES = ["*.json", "genes.parquet", "perturbations.parquet", "cell_types.parquet"]
+SMALL_FILES = ["*.json", "genes.parquet", "perturbations.parquet", "cell_types.parquet", "treatments.parquet"]
 
 
 def resolve_dataset(path_or_id: str | Path, split: str | None = None) -> Path:

@@ -14,6 +14,7 @@ from torch import Tensor
 from evae.data.format import DatasetInfo
 from evae.models.contract_evae import EvaeError
 from evae.models.processing_evae import EvaeProcessor
+from evae.models.treatments_evae import one_family
 from evae.training.conditions import Vocabulary
 
 
@@ -25,8 +26,12 @@ def grown_processor(former: EvaeProcessor, info: DatasetInfo) -> EvaeProcessor:
         info: of the datasets, with the checkpoint's names first.
     """
     grown = copy.deepcopy(former)
-    parts = former.parts_of_all(info.perturbations)
-    units = list(dict.fromkeys([*former.known_units(), *(part for own in parts.values() for part in own)]))
+    if former.treatments:  # else labels of treatments are names as any other
+        grown.treatments = _grown_treatments(former, info)
+    known = grown.names()
+    parts = [part for own in known.parts(info.perturbations).values() for part in own]
+    agents = [known.known.treatments[part].agent if part in known.known.treatments else part for part in parts]
+    units = list(dict.fromkeys([*former.known_units(), *agents]))
     grown.perturbations, grown.cell_types = list(info.perturbations), list(info.cell_types)
     grown.perturbation_units = None if units == grown.perturbations else units
     pairs = {kind: list(own) for kind, own in (former.training_pairs or {}).items()}
@@ -35,6 +40,22 @@ def grown_processor(former: EvaeProcessor, info: DatasetInfo) -> EvaeProcessor:
     grown.training_pairs = pairs
     grown.calibration = None  # of other weights
     return grown
+
+
+def _grown_treatments(former: EvaeProcessor, info: DatasetInfo) -> list[dict[str, Any]]:
+    """The treatments of both.
+
+    Raises:
+        EvaeError: doses in another family, or doses or times where the checkpoint knows none.
+    """
+    known = former.names().known.treatments
+    new = [treatment for label, treatment in info.treatments.items() if label not in known]
+    one_family([*known.values(), *new])
+    for what in ("dose", "time"):
+        told = [treatment.label for treatment in new if getattr(treatment, what) is not None]
+        if told and all(getattr(treatment, what) is None for treatment in known.values()):
+            raise EvaeError(f"the checkpoint knows no {what}s, but there is '{told[0]}'; prepare without {what}_key.")
+    return [*(former.treatments or []), *(treatment.to_dict() for treatment in new)]
 
 
 def vocabulary_of(prior: Any, processor: EvaeProcessor, name: str) -> Vocabulary:
@@ -57,6 +78,7 @@ def grown_prior(former: Any, processor: EvaeProcessor) -> Any:
     """A copy of a prior that knows all names of `processor`, the former ones as before."""
     config = copy.deepcopy(former.config)
     config.n_perturbations, config.n_cell_types = len(processor.known_units()), len(processor.cell_types)
+    config.perturbation_kinds = processor.names().known.kinds()
     config.n_effects = len(processor.perturbations) if config.condition_on_effect else 0
     prior = type(former)(config)
     unnamed = config.cell_type_dropout if config.reads_controls else config.condition_dropout
@@ -67,6 +89,9 @@ def grown_prior(former: Any, processor: EvaeProcessor) -> Any:
             tensor.copy_(old[name])
         elif name.endswith("contexts"):
             tensor.zero_()[: len(old[name])] = old[name]
+        elif name.endswith("treatment.kind.weight"):
+            tensor[:] = old[name].mean(0)
+            tensor[: len(old[name])] = old[name]
         elif name.endswith(("effect.table", "effect.known")):
             _place_effects(tensor, old[name])
         else:

@@ -64,6 +64,10 @@ def what_it_reads(config: Any) -> str:
     told.append(
         "the mean embedding of the cell type's controls" if config.cell_type_context else "that of the cell type"
     )
+    if config.reads_treatments:
+        told.append("kind, dose and time, as far as training knew them (with transformers: `treatments`)")
+    if config.condition_on_batch:
+        told.append("the experimental batch, where it is known")
     if config.source_cells:
         cells = "one control cell" if config.source_cells == 1 else f"{config.source_cells} control cells"
         told.append(f"{cells} for every cell that it writes")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from evae.data.format import Dataset
+from evae.data.format import TREATMENTS, Dataset
 from evae.data.streaming.loader import CellLoader
 from evae.evaluation.report.model_index import benchmark, eval_entries
 from evae.hub.dataset_card import published_card
@@ -30,7 +30,7 @@ EVAL_RESULTS = ".eval_results/evae.yaml"
 REPLACED_OF_MODEL = (*MODEL_FILES, "training/*", "evaluation/*", EVAL_RESULTS)
 BENCHMARK = "eval.yaml"
 DATASET_FILES = ("dataset.json", "split.json", "genes.parquet", "perturbations.parquet", "cell_types.parquet")
-REPLACED_OF_DATASET = (*DATASET_FILES, "data/*.parquet", BENCHMARK)
+REPLACED_OF_DATASET = (*DATASET_FILES, TREATMENTS, "data/*.parquet", BENCHMARK)
 SHARD = re.compile(r"data/[a-z]+-\d+-of-\d+\.parquet")
 LOCAL_SETTINGS = ("output_dir", "resume", "overwrite")  # say nothing to anyone else
 
@@ -132,6 +132,7 @@ def push_dataset(
         )
     _check_shards(dataset)
     files: dict[str, Path | bytes] = {name: path / name for name in (*DATASET_FILES, *shards)}
+    files |= {TREATMENTS: path / TREATMENTS} if info.treatments else {}
     files["README.md"] = published_card((path / "README.md").read_text(), repo_id, info, licence).encode()
     if as_benchmark:
         files[BENCHMARK] = yaml.safe_dump(benchmark(repo_id.split("/")[1]), sort_keys=False).encode()

@@ -25,12 +25,18 @@ def as_html(checkpoint: Checkpoint, device: Any) -> str:
     reads = [
         *(["control cells"] if getattr(config, "source_cells", 0) else []),
         *(["effects"] if getattr(config, "condition_on_effect", False) else []),
+        *(["batches"] if getattr(config, "condition_on_batch", False) else []),
+    ]
+    spans = [
+        ("doses", getattr(config, "dose_range", None), getattr(config, "dose_unit", "")),
+        ("times", getattr(config, "time_range", None), "h"),
     ]
     rows = [
         ("model", type(checkpoint.model).__name__ + ("" if checkpoint.is_prior else ", which embeds only")),
         ("genes", f"{len(p.genes):,} ({first_of(p.genes, SHOWN)})"),
         ("perturbations", f"{len(p.perturbations):,} ({first_of(p.perturbations, SHOWN)}), control '{p.control}'"),
         ("cell types", f"{len(p.cell_types):,} ({first_of(p.cell_types, SHOWN)})"),
+        *((what, f"{span[0]:g} to {span[1]:g} {unit}") for what, span, unit in spans if span),
         *([("reads", " and ".join(reads) or "names alone")] if checkpoint.is_prior else []),
         ("device", str(device)),
     ]

@@ -62,19 +62,28 @@ def _factors(model: dict[str, Any], processor: Any, obs: pd.DataFrame, found: Co
     The mean of a group stays within what training saw of treated cells: beyond it the tokenizer was never trained, and
     controls that are shallower than all that training saw say more of their sequencing than of the cells.
     """
-    factors, rows_of = np.ones(len(obs)), rows_by_parts(processor)
+    factors, rows_of, names = np.ones(len(obs)), rows_by_parts(processor), processor.names()
+    parts_of = names.parts(obs["perturbation"].unique())
     pairs = obs.groupby(["cell_type", "perturbation"], observed=True, sort=False).indices
     for (kind, name), rows in pairs.items():
-        parts = [part for part in processor.parts(str(name)) if part != processor.control]
+        parts = [part for part in parts_of[str(name)] if part != processor.control]
         if not parts:
             continue
         own, row = model["perturbations"], rows_of.get(frozenset(parts))
         known = None if row is None else own.get(processor.perturbations[row])
-        change = sum(own.get(part, 0.0) for part in parts) if known is None else known
+        change = sum(_change(names, own, part) for part in parts) if known is None else known
         depth = float(np.log(np.maximum(found.library_size[found.rows[str(kind)]], 1)).mean())
         wanted = depth + model["mean"] + change + model["cell_types"].get(str(kind), 0.0)
         factors[rows] = np.exp(np.clip(wanted, model["lowest"], model["highest"]) - depth)
     return factors
+
+
+def _change(names: Any, known: dict[str, float], part: str) -> float:
+    """That of a perturbation; of an unseen dose what lies between the known ones; 0 where nothing is known."""
+    said = names.known.read(part)
+    if part in known or said is None:
+        return known.get(part, 0.0)
+    return sum(weight * known[t.label] for t, weight in names.known.neighbours(said, known.__contains__))
 
 
 def compare_with_controls(obs: pd.DataFrame, found: ControlFacts | None) -> dict[str, float]:

@@ -15,13 +15,11 @@ import torch
 
 from evae.data.format import Pair
 from evae.inference.checkpoint import Checkpoint, load_checkpoint
-from evae.inference.described import as_html, as_text
 from evae.inference.devices import choose_device
-from evae.inference.embedding import embed_cells, gene_coverage
+from evae.inference.loaded_model import LoadedModel
 from evae.inference.predicted_effects import KEY, Compared, effects_in
 from evae.inference.prediction import Request, change_cells, predict_cells
 from evae.inference.ranking import rank_cells
-from evae.inference.reconstruction import reconstruct_cells
 from evae.inference.scoring import Scoring, score_cells
 from evae.models.contract_evae import EvaeError
 
@@ -46,7 +44,7 @@ def pipeline(
     return Pipeline(load_checkpoint(path_or_id, revision), place)
 
 
-class Pipeline:
+class Pipeline(LoadedModel):
     """A loaded checkpoint that reads and writes AnnData; made by `evae.pipeline`.
 
     Attributes:
@@ -55,18 +53,6 @@ class Pipeline:
         device: where it computes.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: str | torch.device | None = None):
-        self.device = choose_device(device)
-        self.checkpoint = checkpoint
-        self.model = checkpoint.model.to(self.device)
-        self.processor = checkpoint.processor
-
-    def __repr__(self) -> str:
-        return as_text(self.checkpoint, self.device)
-
-    def _repr_html_(self) -> str:
-        return as_html(self.checkpoint, self.device)
-
     def predict(
         self,
         controls: ad.AnnData | str | Path | None,
@@ -74,6 +60,9 @@ class Pipeline:
         cell_type: str | Sequence[str] | None = None,
         n_cells: int | Mapping[Pair, int] | None = None,
         *,
+        dose: float | Sequence[float] | None = None,
+        dose_unit: str | None = None,
+        time: float | Sequence[float] | None = None,
         requests: pd.DataFrame | str | Path | None = None,
         effects: pd.DataFrame | str | Path | None = None,
         match_effects: bool = False,
@@ -82,6 +71,7 @@ class Pipeline:
         batch_size: int = 256,
         cell_type_key: str | None = "cell_type",
         perturbation_key: str = "perturbation",
+        batch_key: str | None = None,
         control: str | None = None,
         layer: str | None = None,
         progress: bool = True,
@@ -102,9 +92,12 @@ class Pipeline:
             n_cells: cells for every pair of cell type and perturbation; as many as its cell type has controls if None.
                 For chosen pairs, a mapping from (cell type, perturbation) to a number, and no `perturbation` and
                 `cell_type`.
-            requests: in place of these three a table, or its csv, tsv or parquet file, one row a pair, with the columns
-                `perturbation`, `cell_type` (left out: every cell type of the controls) and `n_cells` (left out or
-                empty: as many as the cell type has controls).
+            dose: one or several, each with every perturbation, where the model was trained on doses; also doses between
+                those of training. In `dose_unit`, which is the model's if None.
+            time: likewise, hours after treatment.
+            requests: in place of all these a table, or its csv, tsv or parquet file, one row a pair, with the columns
+                `perturbation`, `cell_type` (left out: every cell type of the controls), `n_cells` (left out or
+                empty: as many as the cell type has controls), `dose`, `dose_unit` and `time`.
             effects: log2 fold changes that you know of the perturbations, genes by perturbations or the other way
                 round, as a table or its csv, tsv or parquet file; for a prior with `condition_on_effect`. They take the
                 place of what training found, and may be of perturbations that it never saw.
@@ -119,25 +112,29 @@ class Pipeline:
             cell_type_key: obs column of the controls' cell types; None if all are of the one `cell_type`.
             perturbation_key: obs column of the perturbation. Where the controls have it, only cells with the label
                 of controls are taken; a warning says how many were left out.
+            batch_key: obs column of the controls' experimental batch, or several with commas, for a prior with
+                `condition_on_batch`; a predicted cell is of the batch of its control. Unknown batches if None.
             control: that label; the model's if None.
             layer: the layer of `controls` that holds raw counts, or "raw"; X if None.
             progress: show a progress bar.
             **sampling: options of the prior's `sample`, for example `guidance_scale=2`.
 
         Returns:
-            AnnData. X: raw counts over the model's gene panel, CSR float32, (cells, genes). obs:
-            `perturbation`, `cell_type`, `support` (what training saw of the pair: "seen together", "seen
-            apart" or "unseen"), `library_size` (the total counts the cell was drawn for). var: genes are named as the
-            controls name them. Where the controls call the label
-            columns otherwise, obs has them under those names too. uns["evae"]: model,
-            seed, share of the panel that the controls cover, versions, with `match_effects` how close it came.
+            AnnData. X: raw counts over the model's gene panel, CSR float32, (cells, genes). obs: `perturbation`,
+            `cell_type`, `support` (what training saw of the pair: "seen together", "seen apart", "seen otherwise",
+            which is with another dose, time or kind, or "unseen"), `library_size` (the total counts the cell was drawn
+            for), and `agent`, `dose` and `time` of a model that knows doses. var: genes are named as the controls name
+            them. Where the controls call the label columns otherwise, obs has them under those names too.
+            uns["evae"]: model, seed, share of the panel that the controls cover, versions, with `match_effects` how
+            close it came.
 
         Raises:
             EvaeError: the checkpoint is a tokenizer only, a name or an option that it does not know, controls
                 that are not raw counts or not controls, or too little gene coverage.
         """
         request = Request(
-            perturbation=perturbation, cell_type=cell_type, n_cells=n_cells, requests=requests, effects=effects,
+            perturbation=perturbation, cell_type=cell_type, n_cells=n_cells, dose=dose, dose_unit=dose_unit, time=time,
+            requests=requests, effects=effects, batch_key=batch_key,
             match_effects=match_effects, library_size=library_size, seed=seed, batch_size=batch_size,
             cell_type_key=cell_type_key, perturbation_key=perturbation_key, control=control, layer=layer,
             progress=progress, sampling=sampling,
@@ -237,58 +234,6 @@ class Pipeline:
             (share of the cells that it explains best).
         """
         return rank_cells(self._prior(), cells, perturbations, controls, groupby, Scoring(**options), self.device)
-
-    def embed(
-        self,
-        adata: ad.AnnData,
-        kind: str = "latents",
-        *,
-        layer: str | None = None,
-        key: str = "X_evae",
-        progress: bool = True,
-    ) -> ad.AnnData:
-        """Embed cells with the tokenizer's encoder; the counts are read in chunks.
-
-        Args:
-            adata: cells of raw counts. As scverse functions do, this writes into it: `obsm[key]`, float32
-                (cells, features), and `uns[key]` with the model, the kind and the gene coverage.
-            kind: "latents" (before quantization, flattened), "pooled" (mean of the encoder's tokens) or
-                "codes" (quantized latents, flattened).
-            layer: the layer that holds raw counts, or "raw"; X if None.
-            key: where to write.
-            progress: show a progress bar.
-
-        Returns:
-            `adata` itself.
-
-        Raises:
-            EvaeError: counts that are not raw, cells without counts, too little gene coverage, unknown kind, or a view
-                of a backed AnnData.
-        """
-        adata.obsm[key], facts = embed_cells(self.checkpoint, adata, kind, layer, self.device, progress)
-        adata.uns[key] = facts
-        return adata
-
-    def reconstruct(
-        self, adata: ad.AnnData | str | Path, *, seed: int = 0, layer: str | None = None, progress: bool = True
-    ) -> ad.AnnData:
-        """Encode cells and draw them back from their codes: what the tokenizer alone keeps and loses.
-
-        Args:
-            adata: cells of raw counts, or the path of their h5ad file.
-            seed: of the draws from the output head.
-            layer: the layer that holds raw counts, or "raw"; X if None.
-            progress: show a progress bar.
-
-        Returns:
-            AnnData of the same cells and obs, raw counts over the gene panel, genes named as in `adata`. Unlike a
-            prediction, each cell keeps its own library size.
-        """
-        return reconstruct_cells(self.checkpoint, adata, seed, layer, self.device, progress)
-
-    def gene_coverage(self, adata: ad.AnnData) -> float:
-        """Share of the model's gene panel, 0 to 1, that `adata` measures."""
-        return gene_coverage(self.processor, adata)
 
     def _prior(self, batch_size: int = 1) -> Checkpoint:
         if not self.checkpoint.is_prior:

@@ -23,6 +23,7 @@ from evae.inference.request import (
     cell_type_labels,
     choose_controls,
     keep_own_columns,
+    listed,
     pairs_asked_for,
     planned_cells,
     planned_genes,
@@ -38,6 +39,7 @@ from evae.inference.sampling import (
     source_cells,
     takes_effects,
 )
+from evae.inference.treatments import Amounts, add_treatments, treated, warn_beyond
 from evae.models.contract_evae import EvaeError, near_matches
 
 FEW_EFFECTS = 10  # perturbations, below which a prior has hardly learned to read effects
@@ -51,6 +53,9 @@ class Request(CellOptions):
     cell_type: str | Sequence[str] | None = None
     n_cells: int | Mapping[Pair, int] | None = None
     requests: pd.DataFrame | str | Path | None = None
+    dose: Amounts = None
+    dose_unit: str | None = None
+    time: Amounts = None
     effects: pd.DataFrame | str | Path | None = None
     match_effects: bool = False
     library_size: Any = None
@@ -122,9 +127,15 @@ def _pairs(
     if asked.requests is not None:
         if n_cells is not None or asked.perturbation is not None or asked.cell_type is not None:
             raise EvaeError("requests name the pairs; leave perturbation, cell_type and n_cells out.")
-        n_cells = requested_pairs(asked.requests, controls, asked.cell_type_key)
-    wanted = (controls, asked.perturbation, asked.cell_type, n_cells, asked.cell_type_key, any_cell_type)
+        n_cells = requested_pairs(asked.requests, controls, asked.cell_type_key, prior.processor)
+    names = asked.perturbation
+    if names is not None:
+        names = treated(prior.processor, listed(names, "perturbation"), asked.dose, asked.dose_unit, asked.time)
+    elif asked.dose is not None or asked.time is not None:
+        raise EvaeError("dose and time go with perturbation; in requests they are columns.")
+    wanted = (controls, names, asked.cell_type, n_cells, asked.cell_type_key, any_cell_type)
     pairs = pairs_asked_for(prior.processor, *wanted, told=folds if takes_effects(prior) else ())
+    warn_beyond(prior.processor, dict.fromkeys(name for _, name in pairs))
     lacking = [name for _, name in pairs if name not in folds] if asked.match_effects else []
     if lacking:
         raise EvaeError(
@@ -159,8 +170,8 @@ def _told(prior: Checkpoint, folds: Mapping[str, np.ndarray], asked: Request) ->
         return folds
     if not takes_effects(prior):
         return {}
-    known = set(prior.processor.known_units())
-    return {name: of for name, of in folds.items() if not known.issuperset(prior.processor.parts(name))}
+    known, parts = prior.processor.names().known, prior.processor.parts_of_all(folds)
+    return {name: of for name, of in folds.items() if any(part not in known for part in parts[name])}
 
 
 def _doubt(prior: Checkpoint, told: Mapping[str, np.ndarray], pairs: Iterable[Pair]) -> None:
@@ -181,7 +192,7 @@ def _read_controls(
     labels = cell_type_labels(controls, cell_types, asked.cell_type_key)
     rows = np.flatnonzero(np.isin(labels, cell_types))
     cells = controls[rows]
-    return Controls(cells, read_control_facts(prior, cells, labels[rows], device=device))
+    return Controls(cells, read_control_facts(prior, cells, labels[rows], device=device, batch_key=asked.batch_key))
 
 
 def _draw(
@@ -199,7 +210,10 @@ def _draw(
     rng = np.random.default_rng(seed if found is None else (seed, 1))
     sizes, origin = choose_library_sizes(asked.library_size, prior.processor, obs, found, sources, rng)
     obs["library_size"] = sizes
+    add_treatments(obs, prior.processor)
     facts: dict[str, Any] = {"seed": seed, "control": str(prior.processor.control), "library_size_source": origin}
+    if prior.processor.treatments:
+        facts["dose_unit"] = prior.model.config.dose_unit
     facts["library_size_median"] = compare_with_controls(obs, found)
     default = getattr(prior.model.config, "guidance_scale", 1.0)
     facts["guidance_scale"] = float(asked.sampling.get("guidance_scale", default))

@@ -27,6 +27,7 @@ class CellOptions:
     batch_size: int = 256
     cell_type_key: str | None = "cell_type"
     perturbation_key: str = "perturbation"
+    batch_key: str | None = None
     control: str | None = None
     layer: str | None = None
     progress: bool = True

@@ -17,6 +17,7 @@ from evae.data.reading.anndata_counts import AnnDataCounts
 from evae.data.reading.panel import over_panel
 from evae.inference.checkpoint import Checkpoint
 from evae.inference.request import whole_counts
+from evae.inference.treatments import batches_of, effect_of_treatment, treatments_asked
 from evae.models.contract_evae import look_up
 from evae.models.randomness_evae import CellStreams
 
@@ -32,6 +33,7 @@ class ControlFacts:
         names: of the controls, str (controls,).
         library_size: total counts over the panel, float32 (controls,).
         latents: before quantization, (controls, latents, latent_width); None where the prior reads no controls.
+        batches: ids of their experimental batches, int64 (controls,); None where no column names them.
         contexts: cell type -> mean tokenizer embedding of its controls, (embedding,); empty where the prior does not
             know cell types by context.
     """
@@ -41,6 +43,7 @@ class ControlFacts:
     library_size: np.ndarray
     latents: Tensor | None
     contexts: dict[str, Tensor]
+    batches: np.ndarray | None = None
 
     def draw_sources(self, n_cells: Mapping[Pair, int], rng: np.random.Generator) -> np.ndarray:
         """A control for every cell to draw, pair by pair; with repetition only where there are fewer than cells."""
@@ -82,9 +85,15 @@ def panel_batches(
 
 @torch.inference_mode()
 def read_control_facts(
-    checkpoint: Checkpoint, controls: ad.AnnData, labels: np.ndarray, *, device: torch.device
+    checkpoint: Checkpoint,
+    controls: ad.AnnData,
+    labels: np.ndarray,
+    *,
+    device: torch.device,
+    batch_key: str | None = None,
 ) -> ControlFacts:
-    """What the prior wants of controls whose cell types are `labels` (cells,)."""
+    """What the prior wants of controls whose cell types are `labels` (cells,); `batch_key` names their batch."""
+    batches = batches_of(checkpoint, controls.obs, batch_key)
     sizes, latents, embedded = [], [], []
     tokenizer = checkpoint.tokenizer
     for batch in panel_batches(checkpoint.processor, controls, device=device):
@@ -96,7 +105,7 @@ def read_control_facts(
     rows = {str(name): np.flatnonzero(labels == name) for name in pd.unique(labels)}
     contexts = {name: torch.cat(embedded)[where].mean(0) for name, where in rows.items()} if embedded else {}
     names = np.array([str(name) for name in controls.obs_names], dtype=object)
-    return ControlFacts(rows, names, np.concatenate(sizes), torch.cat(latents) if latents else None, contexts)
+    return ControlFacts(rows, names, np.concatenate(sizes), torch.cat(latents) if latents else None, contexts, batches)
 
 
 def reads_controls(checkpoint: Checkpoint) -> bool:
@@ -144,15 +153,17 @@ def conditions_of(
     processor, n_sources = checkpoint.processor, source_cells(checkpoint)
     shifts = shifts or {}
     told = {name for _, name in shifts}
-    asked = {"perturbation_ids": _ids_or_null(processor, obs["perturbation"].tolist(), told)}
-    names = [str(name) for name in obs["cell_type"].cat.categories]
+    asked = _perturbations(checkpoint, obs["perturbation"].tolist(), told)
+    if found is not None and found.batches is not None and sources is not None:
+        asked["batch_ids"] = torch.from_numpy(found.batches[sources])
+    kinds = [str(name) for name in obs["cell_type"].cat.categories]
     which = torch.from_numpy(obs["cell_type"].cat.codes.to_numpy(dtype=np.int64))
     if found is not None and found.contexts:
-        asked["context"] = torch.stack([found.contexts[name] for name in names])[which]
+        asked["context"] = torch.stack([found.contexts[name] for name in kinds])[which]
     elif reads_controls(checkpoint):
-        asked["cell_type_ids"] = _named_where_seen(processor, names)[which]
+        asked["cell_type_ids"] = _named_where_seen(processor, kinds)[which]
     else:
-        asked["cell_type_ids"] = torch.from_numpy(look_up(names, processor.cell_types, "cell type"))[which]
+        asked["cell_type_ids"] = torch.from_numpy(look_up(kinds, processor.cell_types, "cell type"))[which]
     asked["library_size"] = torch.from_numpy(obs["library_size"].to_numpy(dtype=np.float32))
     if n_sources and found is not None and sources is not None and found.latents is not None:
         several = found.more_sources(sources, n_sources, obs["cell_type"].to_numpy(), seed)
@@ -160,27 +171,34 @@ def conditions_of(
         asked["source_library_size"] = torch.from_numpy(found.library_size[several])
     if takes_effects(checkpoint):
         pairs = obs.groupby(["cell_type", "perturbation"], observed=True, sort=False).indices
+        place = {kind: row for row, kind in enumerate(processor.cell_types)}
         effects = torch.empty(len(obs), checkpoint.model.condition.effect.width)
-        table, rows_of = checkpoint.model.condition.effect.effects().cpu(), rows_by_parts(processor)  # once for all
+        table, names = checkpoint.model.condition.effect.effects().cpu(), processor.names()  # once for all
+        rows_of, parts = rows_by_parts(processor), names.parts(obs["perturbation"].unique())
         for (cell_type, perturbation), rows in pairs.items():
             pair = str(cell_type), str(perturbation)
-            shift = shifts[pair] if pair in shifts else known_effect(processor, table, rows_of, *pair)
+            shift = (
+                shifts[pair]
+                if pair in shifts
+                else known_effect(names, table[place.get(pair[0], len(place))], rows_of, parts[pair[1]])
+            )
             effects[torch.from_numpy(rows)] = shift
         asked["effect"] = effects
     return asked
 
 
-def _ids_or_null(processor: Any, names: Sequence[str], told: Collection[str]) -> Tensor:
-    """Ids of perturbations; that of the null condition for those of `told` that the prior does not know."""
-    known = set(processor.known_units())
-    unknown = {name for name in told if not known.issuperset(processor.parts(name))}
-    if not unknown:
-        ids: Tensor = processor.perturbation_ids(names)
-        return ids
-    ids = processor.perturbation_ids([processor.control if name in unknown else name for name in names])
-    rows, none = torch.tensor([name in unknown for name in names]), len(known)
-    ids[rows] = torch.tensor([none, *[-1] * (ids.shape[1] - 1)]) if ids.dim() == 2 else none
-    return ids
+def _perturbations(checkpoint: Checkpoint, names: Sequence[str], told: Collection[str]) -> dict[str, Tensor]:
+    """Ids of perturbations and their treatments; those of the null condition for what is `told` and not known."""
+    processor = checkpoint.processor
+    known = processor.names().known
+    unknown = {name for name in told if any(part not in known for part in processor.parts(name))}
+    given = [processor.control if name in unknown else name for name in names]
+    asked = {"perturbation_ids": processor.perturbation_ids(given), **treatments_asked(checkpoint, given)}
+    if unknown:
+        ids, none = asked["perturbation_ids"], len(processor.known_units())
+        rows = torch.tensor([name in unknown for name in names])
+        ids[rows] = torch.tensor([none, *[-1] * (ids.shape[1] - 1)]) if ids.dim() == 2 else none
+    return asked
 
 
 def _named_where_seen(processor: Any, names: Sequence[str]) -> Tensor:
@@ -193,22 +211,22 @@ def _named_where_seen(processor: Any, names: Sequence[str]) -> Tensor:
     return torch.tensor([known.get(name, unnamed) for name in names])
 
 
-def known_effect(
-    processor: Any, table: Tensor, rows: Mapping[frozenset[str], int], cell_type: str, perturbation: str
-) -> Tensor:
+def known_effect(names: Any, effects: Tensor, rows: dict[frozenset[str], int], parts: Sequence[str]) -> Tensor:
     """Shift of the latents that a perturbation makes in the other cell types, (latents * latent_width,).
 
-    Of a combination that training did not see, the sum of its parts' shifts; NaN where nothing is known. `table` is the
-    prior's `effects`, `rows` are those of `rows_by_parts`.
+    Of a combination that training did not see, the sum of its parts' shifts; of a dose between known ones, what lies
+    between their shifts; NaN where nothing is known.
+
+    Args:
+        names: `PerturbationNames` of the model.
+        effects: of the prior, as the cell type is told them, (perturbations, values).
+        rows: from `rows_by_parts`.
+        parts: of the perturbation.
     """
-    kinds = list(processor.cell_types)
-    of_type = table[kinds.index(cell_type) if cell_type in kinds else len(kinds)]
-    parts = processor.parts(perturbation)
-    whole = of_type[rows[frozenset(parts)]] if frozenset(parts) in rows else torch.full_like(of_type[0], torch.nan)
-    singles = [frozenset([part]) for part in parts]
-    if not whole.isnan().any() or len(parts) == 1 or not rows.keys() >= set(singles):
-        return whole
-    return torch.stack([of_type[rows[single]] for single in singles]).sum(0)
+    row = rows.get(frozenset(parts))
+    if row is not None and not effects[row].isnan().any():
+        return effects[row]
+    return torch.stack([effect_of_treatment(names, effects, rows, part) for part in parts]).sum(0)
 
 
 def rows_by_parts(processor: Any) -> dict[frozenset[str], int]:

@@ -1,9 +1,10 @@
 """Condition embeddings of a prior: perturbation, cell type, library size and, in diffusion and flow, the time.
 
 A perturbation has a learned vector, or a linear projection of its feature vector if the prior was trained with
-features. A combination is the sum of its parts. A cell type has a learned vector, or a linear projection of its
-context, the mean tokenizer embedding of its control cells. With features or contexts, perturbations or cell types that
-were not seen in training can be predicted too.
+features. Where training knew doses, times or kinds, these change it (see `treatment_embedding_evae.py`). A combination
+is the sum of its parts. A cell type has a learned vector, or a linear projection of its context, the mean tokenizer
+embedding of its control cells. With features or contexts, perturbations or cell types that were not seen in training
+can be predicted too.
 """
 
 import math
@@ -18,6 +19,7 @@ from .contract_evae import EvaeError
 from .layers_evae import check_ids, log_library
 from .randomness_evae import Randomness, draw_uniform
 from .source_evae import EffectEmbedding
+from .treatment_embedding_evae import BatchEmbedding, TreatmentEmbedding
 
 try:
     from transformers import initialization as init
@@ -48,6 +50,8 @@ class ConditionEmbedding(nn.Module):
             else None
         )
         self.effect = EffectEmbedding(config) if config.condition_on_effect else None
+        self.batch = BatchEmbedding(config) if config.condition_on_batch else None
+        self.batch_dropout = config.batch_dropout
 
     def forward(
         self,
@@ -57,6 +61,8 @@ class ConditionEmbedding(nn.Module):
         library_size: Tensor | None,
         context: Tensor | None = None,
         effect: Tensor | None = None,
+        treatments: Tensor | None = None,
+        batch_ids: Tensor | None = None,
         generator: Randomness = None,
     ) -> Tensor:
         """Condition vectors (cells, hidden_size).
@@ -64,11 +70,11 @@ class ConditionEmbedding(nn.Module):
         Arguments are as in `EvaePrior.sample`; `generator` is the source of randomness of condition dropout.
         """
         conditions = {"perturbation ids": perturbation_ids, "cell type ids": cell_type_ids, "contexts": context}
-        conditions["effects"] = effect
+        conditions |= {"effects": effect, "treatments": treatments, "batch ids": batch_ids}
         for name, given in conditions.items():
             if given is not None and len(given) != n_cells:
                 raise EvaeError(f"{len(given)} {name} were given for {n_cells} cells; give one a cell.")
-        perturbation = self.perturbation(n_cells, perturbation_ids)
+        perturbation = self.perturbation(n_cells, perturbation_ids, treatments)
         cell_type = self.cell_type(n_cells, cell_type_ids, context)
         if effect is not None and self.effect is None:
             raise EvaeError("this prior was trained without condition_on_effect; give no effect.")
@@ -87,11 +93,23 @@ class ConditionEmbedding(nn.Module):
         condition = perturbation + cell_type
         if known is not None:
             condition = condition + known
+        if batch_ids is not None and self.batch is None:
+            raise EvaeError("this prior was trained without condition_on_batch; give no batch ids.")
+        if self.batch is not None:
+            condition = condition + self._batch(n_cells, batch_ids, generator)
         if self.library is not None:
             if library_size is None:
                 raise EvaeError("this prior is conditioned on the library size; give library_size (cells,).")
             condition = condition + self.library(log_library(library_size, self.median).to(condition.dtype))
         return condition
+
+    def _batch(self, n_cells: int, ids: Tensor | None, generator: Randomness) -> Tensor:
+        assert self.batch is not None
+        vectors = self.batch.vectors(n_cells, ids)
+        if not (self.training and self.batch_dropout > 0):
+            return vectors
+        dropped = draw_uniform((n_cells, 1), vectors.device, generator) < self.batch_dropout
+        return torch.where(dropped, self.batch.vectors(n_cells, None), vectors)
 
 
 class PerturbationTable(nn.Embedding):
@@ -106,6 +124,7 @@ class PerturbationTable(nn.Embedding):
         if n_featured:
             self.projection = nn.Linear(config.perturbation_feature_size, config.hidden_size)
             self.register_buffer("features", torch.zeros(n_featured, config.perturbation_feature_size))
+        self.treatment = TreatmentEmbedding(config) if config.reads_treatments else None
 
     def set_features(self, features: Tensor) -> None:
         """Store feature vectors (perturbations, features), standardized by mean and variance over all values."""
@@ -117,17 +136,32 @@ class PerturbationTable(nn.Embedding):
             self.n_known = self.num_embeddings - 1 + (0 if self.projection is None else len(self.features))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def forward(self, n_cells: int, ids: Tensor | None) -> Tensor:
-        """Vectors (cells, width) of ids (cells,), or (cells, parts) of combinations, where -1 is no part."""
+    def forward(self, n_cells: int, ids: Tensor | None, treatments: Tensor | None = None) -> Tensor:
+        """Vectors (cells, width) of ids (cells,), or (cells, parts) of combinations, where -1 is no part.
+
+        `treatments` is (cells, parts, 3), see `EvaePrior.sample`.
+        """
         if ids is None:
             return self.weight[-1:].expand(n_cells, -1)
         ids = ids.to(self.weight.device)
-        if ids.dim() == 1:
-            check_ids(ids, self.n_known + 1, "perturbation", self.training)
+        each = ids.unsqueeze(1) if ids.dim() == 1 else ids
+        self._check(each, treatments)
+        if self.treatment is None and ids.dim() == 1:
             return self._vectors(ids)
+        vectors = self._vectors(each.clamp_min(0))
+        if self.treatment is not None and treatments is not None:
+            vectors = self.treatment(vectors, treatments.to(ids.device))
+        return (vectors * (each >= 0).unsqueeze(-1)).sum(1)
+
+    def _check(self, ids: Tensor, treatments: Tensor | None) -> None:
         check_ids(ids[:, :1], self.n_known + 1, "perturbation", self.training)
-        check_ids(ids[:, 1:].clamp_min(0), self.n_known + 1, "perturbation", self.training)
-        return (self._vectors(ids.clamp_min(0)) * (ids >= 0).unsqueeze(-1)).sum(1)
+        if ids.shape[1] > 1:
+            check_ids(ids[:, 1:].clamp_min(0), self.n_known + 1, "perturbation", self.training)
+        if self.treatment is None and treatments is not None:
+            raise EvaeError("this prior was trained without doses, times and kinds; give no treatments.")
+        if self.treatment is not None and (treatments is None or treatments.shape != (*ids.shape, 3)):
+            given = "none" if treatments is None else tuple(treatments.shape)
+            raise EvaeError(f"this prior reads treatments of the shape {(*ids.shape, 3)}; {given} were given.")
 
     def _vectors(self, ids: Tensor) -> Tensor:
         null = self.num_embeddings - 1

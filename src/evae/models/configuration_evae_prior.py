@@ -21,6 +21,10 @@ class EvaePriorConfig(PretrainedConfig):
         n_perturbation_features: how many of the perturbations, the last ones, have a feature vector instead of a
             learned embedding.
         perturbation_feature_size: length of a feature vector.
+        perturbation_kinds: kinds of perturbation in the order of their ids, such as interference; none if empty.
+        dose_unit: the unit of all doses, "" for none.
+        dose_range: the lowest and the highest dose of training; None where perturbations have no doses.
+        time_range: likewise of the time after treatment, hours.
         n_cell_types: number of cell types seen in training.
         cell_type_context: represent a cell type by the mean tokenizer embedding of its control cells instead of a
             learned embedding. Cell types unseen in training can then be predicted.
@@ -46,6 +50,10 @@ class EvaePriorConfig(PretrainedConfig):
         source_tokens: number of tokens that a source cell becomes.
         condition_on_effect: tell the prior the known mean effect of the perturbation: its shift of the tokenizer's
             latents in other cell types.
+        condition_on_batch: tell the prior the experimental batch of a cell (plate, donor), of which training knew
+            `n_batches`; an unknown one is the null.
+        n_batches: number of batches.
+        batch_dropout: fraction of training cells whose batch is not told.
         cell_type_dropout: with `source_cells` or `condition_on_effect`, fraction of training cells whose cell type is
             not named, as is that of a cell type whose perturbed cells training never saw.
         source_dropout: fraction of training cells without source cells.
@@ -65,6 +73,10 @@ class EvaePriorConfig(PretrainedConfig):
         n_perturbations: int = 1,
         n_perturbation_features: int = 0,
         perturbation_feature_size: int = 0,
+        perturbation_kinds: list[str] | None = None,
+        dose_unit: str = "",
+        dose_range: list[float] | None = None,
+        time_range: list[float] | None = None,
         n_cell_types: int = 1,
         cell_type_context: bool = False,
         hidden_size: int = 384,
@@ -82,6 +94,9 @@ class EvaePriorConfig(PretrainedConfig):
         source_cells: int = 0,
         source_tokens: int = 4,
         condition_on_effect: bool = False,
+        condition_on_batch: bool = False,
+        n_batches: int = 0,
+        batch_dropout: float = 0.2,
         cell_type_dropout: float = 0.5,
         source_dropout: float = 0.1,
         effect_dropout: float = 0.2,
@@ -99,6 +114,9 @@ class EvaePriorConfig(PretrainedConfig):
         self.n_perturbations = n_perturbations
         self.n_perturbation_features = n_perturbation_features
         self.perturbation_feature_size = perturbation_feature_size
+        self.perturbation_kinds = list(perturbation_kinds or [])
+        self.dose_unit = dose_unit
+        self.dose_range, self.time_range = (None if span is None else list(span) for span in (dose_range, time_range))
         self.n_cell_types = n_cell_types
         self.cell_type_context = cell_type_context
         self.hidden_size = hidden_size
@@ -116,6 +134,9 @@ class EvaePriorConfig(PretrainedConfig):
         self.source_cells = source_cells
         self.source_tokens = source_tokens
         self.condition_on_effect = condition_on_effect
+        self.condition_on_batch = condition_on_batch
+        self.n_batches = n_batches
+        self.batch_dropout = batch_dropout
         self.cell_type_dropout = cell_type_dropout
         self.source_dropout = source_dropout
         self.effect_dropout = effect_dropout
@@ -131,6 +152,9 @@ class EvaePriorConfig(PretrainedConfig):
         check_choice("modulation_activation", modulation_activation, ("silu", "none"))
         if hidden_size % num_attention_heads:
             raise EvaeError(f"hidden_size {hidden_size} must be a multiple of num_attention_heads.")
+        for span in (self.dose_range, self.time_range):
+            if span is not None and not (len(span) == 2 and 0 < span[0] <= span[1]):
+                raise EvaeError(f"a range of doses or times is {span}; give the lowest and the highest, above 0.")
         if source_cells < 0:
             raise EvaeError(f"source_cells is {source_cells}; give 0 (none) or more.")
         if self.reads_controls and tokenizer_config.quantizer in COUNTS:
@@ -143,6 +167,11 @@ class EvaePriorConfig(PretrainedConfig):
     def reads_controls(self) -> bool:
         """Whether a prediction depends on the control cells, by source cells or by known effects."""
         return bool(self.source_cells or self.condition_on_effect)
+
+    @property
+    def reads_treatments(self) -> bool:
+        """Whether perturbations have doses, times or kinds."""
+        return bool(self.perturbation_kinds or self.dose_range or self.time_range)
 
     def to_dict(self) -> dict[str, Any]:
         """Fields as plain values, without the path the tokenizer was loaded from, which is of no use elsewhere."""

@@ -33,6 +33,7 @@ from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
 from .randomness_evae import CellStreams, Randomness
 from .sampling_evae import cells_asked_for
 from .source_evae import SourceEmbedding  # noqa: F401
+from .treatment_embedding_evae import TreatmentEmbedding  # noqa: F401
 
 
 class EvaeARForCausalLM(EvaePrior, GenerationMixin):
@@ -63,6 +64,8 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         source_latents: Tensor | None = None,
         source_library_size: Tensor | None = None,
         effect: Tensor | None = None,
+        treatments: Tensor | None = None,
+        batch_ids: Tensor | None = None,
         modulation: Tensor | None = None,
         prompt: Tensor | None = None,
         past_key_values: Any = None,
@@ -74,8 +77,8 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
 
         Args:
             input_ids: BOS followed by codes, (cells, tokens). Left out where `codes` is given.
-            perturbation_ids, cell_type_ids, library_size, context, source_latents, source_library_size, effect: as in
-                `sample`.
+            perturbation_ids, cell_type_ids, library_size, context, effect: as in `sample`.
+            source_latents, source_library_size, treatments, batch_ids: likewise.
             codes: whole code sequences (cells, latents), both input and target. Logits i are those of code i.
             labels: targets of the same shape as `input_ids`. They are shifted inside, and -100 is ignored.
             modulation: precomputed `condition_modulation`, instead of the conditions.
@@ -91,7 +94,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         if past_key_values is None:  # `generate` checks the prefix, and draws valid codes
             check_ids(input_ids, self.config.vocab_size, "code", self.training)
         if modulation is None:
-            conditions = (perturbation_ids, cell_type_ids, library_size, context, effect)
+            conditions = (perturbation_ids, cell_type_ids, library_size, context, effect, treatments, batch_ids)
             modulation = self.condition_modulation(len(input_ids), *conditions, generator=generator)
             prompt = self.prompt(len(input_ids), source_latents, source_library_size, generator)
         if use_cache and past_key_values is None:
@@ -153,14 +156,16 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         source_latents: Tensor | None = None,
         source_library_size: Tensor | None = None,
         effect: Tensor | None = None,
+        treatments: Tensor | None = None,
+        batch_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """`generate` of transformers over codes. By default it samples from the full distribution.
 
         Args:
             inputs: BOS followed by codes, (cells, tokens); BOS alone if None.
-            perturbation_ids, cell_type_ids, library_size, context, source_latents, source_library_size, effect: as in
-                `sample`.
+            perturbation_ids, cell_type_ids, library_size, context, effect: as in `sample`.
+            source_latents, source_library_size, treatments, batch_ids: likewise.
             **kwargs: anything `GenerationMixin.generate` takes, for example `num_return_sequences`.
 
         Returns:
@@ -168,7 +173,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         """
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
-        conditions = (perturbation_ids, cell_type_ids, library_size, context, effect)
+        conditions = (perturbation_ids, cell_type_ids, library_size, context, effect, treatments, batch_ids)
         n_cells = cells_asked_for(None, inputs, *conditions, source_latents)
         if inputs is None:
             inputs = torch.full((n_cells, 1), self.config.bos_token_id, device=self.device)
@@ -226,11 +231,14 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         source_latents: Tensor | None = None,
         source_library_size: Tensor | None = None,
         effect: Tensor | None = None,
+        treatments: Tensor | None = None,
+        batch_ids: Tensor | None = None,
     ) -> Tensor:
         """Log-likelihood of code sequences (cells, latents), nats a cell, (cells,); conditions as in `sample`."""
         logits = self(
             None, perturbation_ids, cell_type_ids, library_size, codes=codes, context=context,
             source_latents=source_latents, source_library_size=source_library_size, effect=effect,
+            treatments=treatments, batch_ids=batch_ids,
         ).logits  # fmt: skip
         return -F.cross_entropy(logits.float().transpose(1, 2), codes, reduction="none").sum(1)
 

@@ -36,6 +36,7 @@ from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
 from .randomness_evae import CellStreams, Randomness
 from .sampling_evae import guided
 from .source_evae import SourceEmbedding  # noqa: F401
+from .treatment_embedding_evae import TreatmentEmbedding  # noqa: F401
 
 try:
     from transformers import initialization as init
@@ -118,6 +119,8 @@ class EvaeFlowModel(EvaePrior):
         source_latents: Tensor | None = None,
         source_library_size: Tensor | None = None,
         effect: Tensor | None = None,
+        treatments: Tensor | None = None,
+        batch_ids: Tensor | None = None,
         time: Tensor | None = None,
         noise: Tensor | None = None,
         generator: Randomness = None,
@@ -127,8 +130,8 @@ class EvaeFlowModel(EvaePrior):
 
         Args:
             latents: as encoded by the tokenizer, (cells, latents, latent_dim).
-            perturbation_ids, cell_type_ids, library_size, context, source_latents, source_library_size, effect: as in
-                `sample`.
+            perturbation_ids, cell_type_ids, library_size, context, effect: as in `sample`.
+            source_latents, source_library_size, treatments, batch_ids: likewise.
             time: (cells,) in [0, 1]; drawn evenly spread over the cells if None.
             noise: shaped as `latents`; standard normal if None. With `start_from="source"` it is scaled and added to
                 the source's latents.
@@ -146,7 +149,7 @@ class EvaeFlowModel(EvaePrior):
         noise = (streams.normal(*shape, device=latents.device) if noise is None else noise).to(target)
         noise = self._begin(noise, **self._start(source_latents))
         z = torch.lerp(noise, target, time.to(target).view(-1, 1, 1))
-        conditions = (perturbation_ids, cell_type_ids, library_size, context, effect)
+        conditions = (perturbation_ids, cell_type_ids, library_size, context, effect, treatments, batch_ids)
         condition = self.condition(len(latents), *conditions, streams)
         prompt = self.prompt(len(latents), source_latents, source_library_size, streams)
         velocity = self._velocity(z, time, condition, prompt)

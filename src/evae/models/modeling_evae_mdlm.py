@@ -35,6 +35,7 @@ from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
 from .randomness_evae import CellStreams, Randomness, categorical
 from .sampling_evae import guided
 from .source_evae import SourceEmbedding  # noqa: F401
+from .treatment_embedding_evae import TreatmentEmbedding  # noqa: F401
 
 FIRST_TIME = 1e-3  # smallest time in training, because the weight 1 / t is unbounded
 ORDERS = ("random", "confidence")
@@ -66,6 +67,8 @@ class EvaeMDLMModel(EvaePrior):
         source_latents: Tensor | None = None,
         source_library_size: Tensor | None = None,
         effect: Tensor | None = None,
+        treatments: Tensor | None = None,
+        batch_ids: Tensor | None = None,
         time: Tensor | None = None,
         masked: Tensor | None = None,
         generator: Randomness = None,
@@ -75,8 +78,8 @@ class EvaeMDLMModel(EvaePrior):
 
         Args:
             codes: whole code sequences (cells, latents).
-            perturbation_ids, cell_type_ids, library_size, context, source_latents, source_library_size, effect: as in
-                `sample`.
+            perturbation_ids, cell_type_ids, library_size, context, effect: as in `sample`.
+            source_latents, source_library_size, treatments, batch_ids: likewise.
             time: (cells,) in (0, 1]; drawn evenly spread over the cells if None.
             masked: which codes to mask, bool (cells, latents); drawn with probability `time` if None.
             generator: source of randomness of time, mask and condition dropout; see `EvaeModel.forward`.
@@ -91,7 +94,7 @@ class EvaeMDLMModel(EvaePrior):
             time = FIRST_TIME + (1 - FIRST_TIME) * streams.spread(codes.device)
         if masked is None:
             masked = streams.uniform(self.n_codes, device=codes.device) < time.unsqueeze(1)
-        conditions = (perturbation_ids, cell_type_ids, library_size, context, effect)
+        conditions = (perturbation_ids, cell_type_ids, library_size, context, effect, treatments, batch_ids)
         modulation = self.condition_modulation(len(codes), *conditions, time=time, generator=streams)
         prompt = self.prompt(len(codes), source_latents, source_library_size, streams)
         logits = self._logits(codes.masked_fill(masked, self.config.mask_token_id), modulation, prompt)
@@ -192,6 +195,8 @@ class EvaeMDLMModel(EvaePrior):
         source_latents: Tensor | None = None,
         source_library_size: Tensor | None = None,
         effect: Tensor | None = None,
+        treatments: Tensor | None = None,
+        batch_ids: Tensor | None = None,
         n_samples: int = 1,
         generator: Randomness = None,
     ) -> Tensor:
@@ -203,13 +208,14 @@ class EvaeMDLMModel(EvaePrior):
 
         Args:
             codes: code sequences (cells, latents).
-            perturbation_ids, cell_type_ids, library_size, context, source_latents, source_library_size, effect: as in
-                `sample`.
+            perturbation_ids, cell_type_ids, library_size, context, effect: as in `sample`.
+            source_latents, source_library_size, treatments, batch_ids: likewise.
             n_samples: random orders of masking to average over. Each takes one network call for every code.
             generator: source of randomness: a torch generator, or `CellStreams`.
         """
         self._check_codes(codes)
-        condition = self.condition(len(codes), perturbation_ids, cell_type_ids, library_size, context, effect)
+        conditions = (perturbation_ids, cell_type_ids, library_size, context, effect, treatments, batch_ids)
+        condition = self.condition(len(codes), *conditions)
         prompt = self.prompt(len(codes), source_latents, source_library_size)
         streams = CellStreams.of(generator, len(codes))
         total = torch.zeros(len(codes), device=codes.device)

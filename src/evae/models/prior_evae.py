@@ -12,7 +12,6 @@ Source: doi:10.64898/2026.06.15.732063.
 """
 
 import inspect
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -29,15 +28,13 @@ from .layers_evae import ModulatedBlock, modulate
 from .modeling_evae import EvaeModel, EvaePreTrainedModel
 from .no_tokenizer_evae import NoTokenizer
 from .randomness_evae import CellStreams, Randomness
-from .sampling_evae import cells_asked_for, check_compiler
+from .sampling_evae import cells_asked_for, check_compiler, conditions_with_nulls
 from .source_evae import SourceEmbedding, init_source_buffers
 
 try:
     from transformers import initialization as init
 except ImportError:
     from torch.nn import init  # type: ignore[no-redef]
-
-GUIDES = ("control", "perturbation", "all")
 
 
 @dataclass
@@ -121,6 +118,8 @@ class EvaePrior(EvaePreTrainedModel):
         library_size: Tensor | None = None,
         context: Tensor | None = None,
         effect: Tensor | None = None,
+        treatments: Tensor | None = None,
+        batch_ids: Tensor | None = None,
         time: Tensor | None = None,
         generator: Randomness = None,
     ) -> Tensor:
@@ -128,8 +127,8 @@ class EvaePrior(EvaePreTrainedModel):
 
         `time` is (cells,); `generator` is the source of randomness of condition dropout.
         """
-        condition = self.condition(n_cells, perturbation_ids, cell_type_ids, library_size, context, effect, generator)
-        return self._modulation(condition, time)
+        told = (perturbation_ids, cell_type_ids, library_size, context, effect, treatments, batch_ids)
+        return self._modulation(self.condition(n_cells, *told, generator), time)
 
     def prompt(
         self,
@@ -165,45 +164,11 @@ class EvaePrior(EvaePreTrainedModel):
         shift, scale = last.unsqueeze(2).unbind(1)
         return modulate(self.norm(x[:, n_prompt:]), shift, scale)
 
-    def _sampling_conditions(
-        self,
-        n_cells: int,
-        perturbation_ids: Tensor | None,
-        cell_type_ids: Tensor | None,
-        library_size: Tensor | None,
-        context: Tensor | None,
-        effect: Tensor | None,
-        guidance_scale: float,
-        guide: str | None,
-    ) -> Tensor:
-        """Condition vectors (cells, hidden_size); with guidance (2 * cells, ...), those of the nulls last."""
-        condition = self.condition(n_cells, perturbation_ids, cell_type_ids, library_size, context, effect)
-        control = self.config.control_id
-        if guide is None:
-            guide = "control" if self.config.reads_controls and control >= 0 else "perturbation"
-        if guide not in GUIDES:
-            raise EvaeError(f"guide '{guide}' does not exist; choose one of {', '.join(GUIDES)}.")
-        if guidance_scale == 1:
-            return condition
-        if not 0 <= guidance_scale < math.inf:
-            raise EvaeError(f"guidance_scale is {guidance_scale}; give 0 or more.")
-        if guide == "control":
-            if control < 0:
-                raise EvaeError("this prior does not know which perturbation is the control; set another guide.")
-            of_control = torch.full((n_cells,), control, device=self.device)
-            none = None if effect is None else torch.zeros_like(effect)
-            null = self.condition(n_cells, of_control, cell_type_ids, library_size, context, none)
-            return torch.cat([condition, null])
-        if not self.config.condition_dropout:
-            raise EvaeError("this prior was trained with condition_dropout 0, so it cannot be guided; train it anew.")
-        kept = (cell_type_ids, context) if guide == "perturbation" else (None, None)
-        return torch.cat([condition, self.condition(n_cells, None, kept[0], library_size, kept[1])])
-
     def _draw(self, condition: Tensor, prompt: Tensor | None, streams: CellStreams, guidance_scale: float) -> Tensor:
         """Draw codes or latents. A subclass may add arguments: they are its sampling options.
 
-        `condition` is from `_sampling_conditions`; `prompt` are the tokens of the source cells, as many rows; `streams`
-        the random numbers of the cells.
+        `condition` is from `conditions_with_nulls`; `prompt` are the tokens of the source cells, as many rows;
+        `streams` the random numbers of the cells.
         """
         raise NotImplementedError
 
@@ -221,6 +186,8 @@ class EvaePrior(EvaePreTrainedModel):
         source_latents: Tensor | None = None,
         source_library_size: Tensor | None = None,
         effect: Tensor | None = None,
+        treatments: Tensor | None = None,
+        batch_ids: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
         """Draw codes, or latents with the flow; also called `sample_codes`, or `sample_latents`.
@@ -240,6 +207,9 @@ class EvaePrior(EvaePreTrainedModel):
                 prior with `source_cells`.
             source_library_size: total counts over the panel of the source cells, (cells, source_cells).
             effect: known latent shift, (cells, latents * latent_width), with `condition_on_effect`; NaN if unknown.
+            treatments: (cells, parts, 3), needed where the prior knows doses, times or kinds: the id of the kind, the
+                dose in `config.dose_unit`, the time in hours; NaN where it has none. See `processor.treatments_of`.
+            batch_ids: (cells,), with `condition_on_batch`; unknown if None.
             **options: sampling options of this prior, see its `_draw`.
 
         Returns:
@@ -248,10 +218,10 @@ class EvaePrior(EvaePreTrainedModel):
         self._check_options(options)
         if options.get("compile"):
             check_compiler()
-        conditions = (perturbation_ids, cell_type_ids, library_size, context, effect)
+        conditions = (perturbation_ids, cell_type_ids, library_size, context, effect, treatments, batch_ids)
         n_cells = cells_asked_for(n_cells, *conditions, source_latents)
         guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        condition = self._sampling_conditions(n_cells, *conditions, guidance_scale, guide)
+        condition = conditions_with_nulls(self, n_cells, conditions, guidance_scale, guide)
         prompt = self.prompt(n_cells, source_latents, source_library_size)
         if prompt is not None and guidance_scale != 1:
             prompt = torch.cat([prompt, prompt])
@@ -284,7 +254,7 @@ class EvaePrior(EvaePreTrainedModel):
             generator: source of randomness: a torch generator, or `CellStreams`. With these a cell does not depend on
                 the batch it is drawn in.
             **options: further arguments of `sample`: `context`, `source_latents`, `source_library_size`, `effect`,
-                `guidance_scale`, `guide`, the prior's own.
+                `treatments`, `batch_ids`, `guidance_scale`, `guide`, the prior's own.
 
         Returns:
             counts, float32 (cells, genes).

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
-from .contract_evae import EvaeError, check_raw_counts, check_unique, look_up, parts_of
+from .contract_evae import EvaeError, check_raw_counts, check_unique, look_up
 from .genes_evae import GeneColumns, case_hint, gene_columns, match_genes
+from .names_evae import PerturbationNames
+from .treatments_evae import Treatment
 
 
 class EvaeProcessor(FeatureExtractionMixin):
@@ -33,6 +35,8 @@ class EvaeProcessor(FeatureExtractionMixin):
         combination_sign: separator of the parts of a combination in `perturbations`; "" for no combinations.
         library_model: how library sizes change with perturbation and cell type; None where it is not known.
         calibration: how far predictions may be trusted, from held-out pairs; None where nobody asked.
+        treatments: fields of `Treatment`, of the perturbations and parts that say more than a name.
+        batches: names of the experimental batches, in the order of their ids, of a prior that reads them.
     """
 
     model_input_names = ["counts", "gene_ids", "library_size"]  # noqa: RUF012
@@ -51,6 +55,8 @@ class EvaeProcessor(FeatureExtractionMixin):
         combination_sign: str = "+",
         library_model: Mapping[str, Any] | None = None,
         calibration: Mapping[str, Any] | None = None,
+        treatments: Sequence[Mapping[str, Any]] | None = None,
+        batches: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -68,6 +74,8 @@ class EvaeProcessor(FeatureExtractionMixin):
         self.combination_sign = str(combination_sign)
         self.library_model = dict(library_model) if library_model else None
         self.calibration = dict(calibration) if calibration else None
+        self.treatments = [dict(treatment) for treatment in treatments] if treatments else None
+        self.batches = [str(b) for b in batches] if batches else None
         check_unique(self.genes, "panel gene")
         if control is not None:
             look_up([control], self.perturbations, "control perturbation")
@@ -89,7 +97,8 @@ class EvaeProcessor(FeatureExtractionMixin):
                 are found in `var` as `gene_columns` says.
             genes: names of the columns where `data` is not AnnData; the panel itself if None.
             ensembl_ids: their Ensembl ids, where known.
-            perturbation: one name for all cells or one a cell; adds `perturbation_ids`.
+            perturbation: one name for all cells or one a cell; adds `perturbation_ids` and, where treatments are known,
+                `treatments`.
             cell_type: likewise; adds `cell_type_ids`.
             layer: the AnnData layer that holds the counts; `X` if None.
             return_tensors: only "pt".
@@ -108,7 +117,10 @@ class EvaeProcessor(FeatureExtractionMixin):
         check_raw_counts(values, f"layer '{layer}'" if layer else "the counts")
         batch = self._batch(rows, self.panel_index(columns)[places], values, n_cells)
         if perturbation is not None:
-            batch["perturbation_ids"] = self.perturbation_ids(_one_each(perturbation, n_cells, "perturbation"))
+            names = _one_each(perturbation, n_cells, "perturbation")
+            batch["perturbation_ids"] = self.perturbation_ids(names)
+            if (treatments := self.treatments_of(names)) is not None:
+                batch["treatments"] = treatments
         if cell_type is not None:
             names = _one_each(cell_type, n_cells, "cell type")
             batch["cell_type_ids"] = torch.from_numpy(look_up(names, self.cell_types, "cell type"))
@@ -130,17 +142,18 @@ class EvaeProcessor(FeatureExtractionMixin):
         Raises:
             EvaeError: the prior does not know a name or one of its parts.
         """
-        units = self.known_units()
-        known = list(dict.fromkeys([*self.perturbations, *units]))  # near matches begin with what training saw
-        rows: dict[str, np.ndarray] = {}
-        for name, parts in self.parts_of_all(names).items():
-            look_up(parts, known, "perturbation")
-            rows[name] = look_up(parts, units, "perturbation")
-        width = max((len(row) for row in rows.values()), default=1)
-        ids = np.full((len(names), width), -1, dtype=np.int64)
-        for row, name in zip(ids, names, strict=True):
-            row[: len(rows[str(name)])] = rows[str(name)]
-        return torch.from_numpy(ids[:, 0] if width == 1 else ids)
+        return self.names().ids(names)
+
+    def treatments_of(self, names: Sequence[str]) -> torch.Tensor | None:
+        """Kind, dose and time of perturbations as the prior takes them, float32 (names, parts, 3).
+
+        The kind is its place among `names().known.kinds()`, the dose is in the unit of the known ones, the time in
+        hours; NaN where a part has none. None where the model knows no treatments.
+
+        Raises:
+            EvaeError: an agent that was seen in several doses, times or kinds, of which the name says none.
+        """
+        return self.names().numbers(names) if self.treatments else None
 
     def known_units(self) -> list[str]:
         """Names of the prior's perturbation ids, in their order: `perturbations`, or `perturbation_units` if given."""
@@ -155,18 +168,14 @@ class EvaeProcessor(FeatureExtractionMixin):
 
     def parts_of_all(self, perturbations: Iterable[str]) -> dict[str, list[str]]:
         """Perturbation -> its `parts`, for many at once."""
-        units = set(self.known_units())
-        return {name: self._parts(name, units) for name in dict.fromkeys(map(str, perturbations))}
+        return self.names().parts(perturbations)
 
-    def _parts(self, perturbation: str, units: set[str]) -> list[str]:
-        if perturbation in units:
-            return [perturbation]
-        parts = parts_of(perturbation, units, self.control, self.combination_sign)
-        return parts if len(parts) == 1 or self._saw_combinations(units) else [perturbation]
-
-    def _saw_combinations(self, units: set[str]) -> bool:
-        made = (p for p in self.perturbations if p not in units)
-        return any(len(parts_of(p, units, self.control, self.combination_sign)) > 1 for p in made)
+    def names(self) -> PerturbationNames:
+        """The perturbations as names, parts and treatments."""
+        treatments = {t.label: t for t in (Treatment(**fields) for fields in self.treatments or ())}
+        return PerturbationNames(
+            self.perturbations, self.known_units(), self.control, self.combination_sign, treatments
+        )
 
     def support(self, cell_type: str, perturbation: str) -> str:
         """What training saw of a pair: "seen together", "seen apart" or "unseen"; see `supports`."""
@@ -175,21 +184,12 @@ class EvaeProcessor(FeatureExtractionMixin):
     def supports(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
         """What training saw of each (cell type, perturbation): "seen together", "seen apart" or "unseen".
 
-        It is "unknown" without `training_pairs`. Names with the same parts are the same perturbation: `B+A` is `A+B`,
-        `A+control` is `A`.
+        It is "seen otherwise" where training saw the agent, but not with this dose, time or kind; "unknown" without
+        `training_pairs`. Names with the same parts are the same perturbation: `B+A` is `A+B`, `A+control` is `A`.
         """
         if self.training_pairs is None:
             return ["unknown"] * len(pairs)
-        names = {name for own in self.training_pairs.values() for name in own}
-        parts = {name: frozenset(own) for name, own in self.parts_of_all([*names, *(p for _, p in pairs)]).items()}
-        seen = {kind: {parts[name] for name in own} for kind, own in self.training_pairs.items()}
-        anywhere = frozenset[frozenset[str]]().union(*seen.values())
-        found = []
-        for cell_type, perturbation in pairs:
-            asked = parts[perturbation]
-            apart = "seen apart" if asked in anywhere and seen.get(cell_type) else "unseen"
-            found.append("seen together" if asked in seen.get(cell_type, ()) else apart)
-        return found
+        return self.names().supports(pairs, self.training_pairs)
 
     def sample_library_size(self, n_cells: int, rng: np.random.Generator) -> np.ndarray:
         """Draw library sizes over the panel from the training distribution, float32 (cells,)."""

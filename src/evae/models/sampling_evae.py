@@ -1,14 +1,18 @@
 """What the priors' samplers share: classifier-free guidance, the number of cells, the check for a compiler."""
 
+import math
 import os
 import shlex
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .contract_evae import EvaeError
+
+GUIDES = ("control", "perturbation", "all")
 
 
 def check_compiler() -> None:
@@ -21,6 +25,43 @@ def cells_asked_for(n_cells: int | None, *conditions: Tensor | None) -> int:
     """How many cells to draw: `n_cells`, else as many as the conditions have, else one."""
     given = [x for x in conditions if x is not None]
     return len(given[0]) if n_cells is None and given else n_cells or 1
+
+
+def conditions_with_nulls(
+    prior: Any, n_cells: int, conditions: tuple[Tensor | None, ...], guidance_scale: float, guide: str | None
+) -> Tensor:
+    """Condition vectors (cells, hidden_size); with guidance (2 * cells, ...), those of the nulls last.
+
+    Args:
+        prior: any of the three.
+        n_cells: cells to draw.
+        conditions: in the order of `ConditionEmbedding.forward`.
+        guidance_scale, guide: see `EvaePrior.sample`.
+    """
+    condition = prior.condition(n_cells, *conditions)
+    _, cell_type_ids, library_size, context, effect, _, batch_ids = conditions
+    control = prior.config.control_id
+    if guide is None:
+        guide = "control" if prior.config.reads_controls and control >= 0 else "perturbation"
+    if guide not in GUIDES:
+        raise EvaeError(f"guide '{guide}' does not exist; choose one of {', '.join(GUIDES)}.")
+    if guidance_scale == 1:
+        return torch.as_tensor(condition)
+    if not 0 <= guidance_scale < math.inf:
+        raise EvaeError(f"guidance_scale is {guidance_scale}; give 0 or more.")
+    if guide == "control":
+        if control < 0:
+            raise EvaeError("this prior does not know which perturbation is the control; set another guide.")
+        of_control = torch.full((n_cells,), control, device=prior.device)
+        none = None if effect is None else torch.zeros_like(effect)
+        plain = torch.full((n_cells, 1, 3), torch.nan, device=prior.device) if prior.config.reads_treatments else None
+        null = prior.condition(n_cells, of_control, cell_type_ids, library_size, context, none, plain, batch_ids)
+        return torch.cat([condition, null])
+    if not prior.config.condition_dropout:
+        raise EvaeError("this prior was trained with condition_dropout 0, so it cannot be guided; train it anew.")
+    kept = (cell_type_ids, context, batch_ids) if guide == "perturbation" else (None, None, None)
+    null = prior.condition(n_cells, None, kept[0], library_size, kept[1], batch_ids=kept[2])
+    return torch.cat([condition, null])
 
 
 def guided(network: Callable[..., Tensor], scale: float, *inputs: Tensor) -> Tensor:

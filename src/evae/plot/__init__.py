@@ -10,7 +10,19 @@ its numbers), `common`.
 """
 
 from evae.plot.cells import cells, counterfactual, fold_changes, gene
+from evae.plot.doses import dose_response, save_dose_response
 from evae.plot.effects import volcano
 from evae.plot.results import confusion, metric, ranking
 
-__all__ = ["cells", "confusion", "counterfactual", "fold_changes", "gene", "metric", "ranking", "volcano"]
+__all__ = [
+    "cells",
+    "confusion",
+    "counterfactual",
+    "dose_response",
+    "fold_changes",
+    "gene",
+    "metric",
+    "ranking",
+    "save_dose_response",
+    "volcano",
+]

@@ -26,15 +26,18 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from evae.common.files import lock
-from evae.data.preparing.automatic import read_labels
+from evae.data.preparing.automatic import read_named_labels
+from evae.data.preparing.known_labels import Known
 from evae.data.preparing.prepare import prepare_dataset
-from evae.data.preparing.regimes import Known, expand, is_regime
+from evae.data.preparing.regimes import expand, is_regime
+from evae.data.preparing.treatments import TreatmentKeys
 from evae.models.contract_evae import EvaeError, near_matches
 
 NEEDED = ("files", "control")
@@ -118,13 +121,15 @@ def _checked(prepare: dict[str, Any]) -> dict[str, Any]:
 def _known(options: dict[str, Any]) -> Known:
     """The labels of all cells."""
     files = [Path(path) for path in options["files"]]
-    labels = [read_labels(files, options[key], options.get("layer")) for key in KEYS]
-    perturbation, cell_type = labels
+    apart = {f.name: options[f.name] for f in fields(TreatmentKeys) if f.name in options}
+    given = {name: options.get(name) for name in ("layer", *KEYS, "control", "obs")}
+    named, cell_type, perturbation = read_named_labels(files, **given, keys=TreatmentKeys(**apart))
     table = pd.crosstab(cell_type.astype(str), perturbation.astype(str))
-    if options["control"] not in table:
+    if named.control not in table:
         near = near_matches(options["control"], list(table))
         raise EvaeError(f"no cell has the control label '{options['control']}'. {near}")
-    return Known(list(table.index), list(table), options["control"], table.to_numpy(), int(options.get("seed", 0)))
+    seed = int(options.get("seed", 0))
+    return Known(list(table.index), list(table), named.control, table.to_numpy(), seed, named.treatments)
 
 
 def _dataset(name: str, split: Any, options: dict[str, Any], out: Path, tell: Callable[[str], object]) -> Path:

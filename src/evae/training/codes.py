@@ -33,6 +33,8 @@ class EncodedCells:
         contexts: means of samples of every cell type's controls, float32 (cell types, samples, embedding); None where
             the prior knows cell types by name.
         prompts: what the prior reads of control cells; None where it reads none.
+        treatments: kind, dose and hours of every part, float32 (cells, parts, 3); None where perturbations are names.
+        batch_ids: int32 (cells,); None where the prior does not read the batch.
     """
 
     codes: np.ndarray
@@ -42,6 +44,8 @@ class EncodedCells:
     latents: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     contexts: np.ndarray | None = None
     prompts: Prompts | None = None
+    treatments: np.ndarray | None = None
+    batch_ids: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -56,6 +60,8 @@ class EncodedCells:
             library_size=self.library_size[rows],
             latents=self.latents[rows],
             prompts=None if self.prompts is None else self.prompts.part(rows),
+            treatments=None if self.treatments is None else self.treatments[rows],
+            batch_ids=None if self.batch_ids is None else self.batch_ids[rows],
         )
 
     def batch(self, rows: np.ndarray, places: np.ndarray | None = None) -> Batch:
@@ -76,6 +82,10 @@ class EncodedCells:
         if self.contexts is not None:  # which sample a cell gets is decided by its row, so that a run resumes exactly
             sample = rows % self.contexts.shape[1]
             batch["context"] = torch.from_numpy(self.contexts[self.cell_type_ids[rows], sample])
+        if self.treatments is not None:
+            batch["treatments"] = torch.from_numpy(self.treatments[rows])
+        if self.batch_ids is not None:
+            batch["batch_ids"] = torch.from_numpy(self.batch_ids[rows].astype(np.int64))
         if self.prompts is not None:
             batch |= self.prompts.batch(rows, places)
         return batch

@@ -18,6 +18,7 @@ from evae.data.format import DatasetInfo
 from evae.data.streaming.mixture import Sources
 from evae.models.contract_evae import EvaeError, parts_of
 from evae.models.processing_evae import EvaeProcessor
+from evae.models.treatments_evae import Treatment, one_family
 from evae.training.codes import EncodedCells
 from evae.training.loop.stopping import StopCheck, checked_for_stop
 from evae.training.settings import PriorSettings
@@ -52,7 +53,7 @@ class Vocabulary:
 
 
 def perturbation_vocabulary(info: DatasetInfo, table: str = "", sign: str = "+") -> Vocabulary:
-    """The parts of the dataset's perturbations, and all names of a feature table where there is one.
+    """The agents of the dataset's perturbations and their parts, and all names of a feature table where there is one.
 
     Args:
         info: the dataset. `A+B` is the sum of A and B, where A or B is a name by itself (see `parts_of`).
@@ -64,7 +65,7 @@ def perturbation_vocabulary(info: DatasetInfo, table: str = "", sign: str = "+")
             training cell and not in the table.
     """
     names, features = read_feature_table(Path(table)) if table else ([], np.zeros((0, 0), dtype=np.float32))
-    parts = _parts(info, set(names), sign)
+    parts = list(dict.fromkeys(_agent(info, part) for part in _parts(info, set(names), sign)))
     check_learnable(info, set(names), sign)
     if not table:
         return Vocabulary(None if parts == list(info.perturbations) else parts, len(parts), features)
@@ -93,8 +94,17 @@ def _parts(info: DatasetInfo, featured: set[str], sign: str) -> list[str]:
 
 def _parts_of_each(info: DatasetInfo, featured: set[str], sign: str) -> dict[str, list[str]]:
     with_control = [p for name in info.perturbations for p in parts_of(name, (), info.control, sign)]  # A of A+control
-    known = {*info.perturbations, *featured, *with_control}
+    known = {*info.perturbations, *featured, *with_control, *info.treatments}
     return {name: parts_of(name, known, info.control, sign) for name in info.perturbations}
+
+
+def _agent(info: DatasetInfo, part: str) -> str:
+    """What a prior has a vector of: the agent of a treatment, else the name."""
+    return info.treatments[part].agent if part in info.treatments else part
+
+
+def _kind(info: DatasetInfo, part: str) -> str:
+    return info.treatments[part].kind if part in info.treatments else ""
 
 
 def check_learnable(info: DatasetInfo, featured: set[str], sign: str) -> None:
@@ -109,8 +119,13 @@ def check_learnable(info: DatasetInfo, featured: set[str], sign: str) -> None:
     """
     parts = _parts_of_each(info, featured, sign)
     trained = {name for row in info.statistics["cell_counts"]["train"].values() for name, n in row.items() if n}
-    learned = {part for name in trained for part in parts[name]} | featured | {info.control}
-    lacking = [name for name in parts if not learned.issuperset(parts[name])]
+    learned = {_agent(info, part) for name in trained for part in parts[name]} | featured | {info.control}
+    kinds = {_kind(info, part) for name in trained for part in parts[name]} | {""}
+    lacking = [
+        name
+        for name, own in parts.items()
+        if not all(_agent(info, part) in learned and _kind(info, part) in kinds for part in own)
+    ]
     if lacking:
         shown = first_of(lacking, 5)
         raise EvaeError(
@@ -169,6 +184,21 @@ def _read_parquet(path: Path) -> tuple[list[str], np.ndarray]:
     return [str(name) for name in columns[0].to_pylist()], np.stack([c.to_numpy() for c in columns[1:]], axis=1)
 
 
+def treatment_fields(info: DatasetInfo, processor: EvaeProcessor) -> dict[str, Any]:
+    """The fields of a prior's configuration that say which kinds, doses and times training sees."""
+    known, seen = processor.names().known, list[Treatment]()
+    trained = {name for row in info.statistics["cell_counts"]["train"].values() for name, n in row.items() if n}
+    for parts in processor.parts_of_all(trained).values():
+        seen += [known.treatments[part] for part in parts if part in known.treatments]
+    doses, times = ([n for t in seen if (n := getattr(t, name)) is not None] for name in ("dose", "time"))
+    return {
+        "perturbation_kinds": known.kinds(),
+        "dose_unit": one_family(seen),
+        "dose_range": [min(doses), max(doses)] if doses else None,
+        "time_range": [min(times), max(times)] if times else None,
+    }
+
+
 def set_conditions(
     prior: Any,
     cells: Mapping[str, EncodedCells],
@@ -192,7 +222,9 @@ def set_conditions(
     if len(vocabulary.features) and not trained:
         prior.condition.perturbation.set_features(torch.from_numpy(vocabulary.features))
     ids = processor.perturbation_ids(processor.perturbations).numpy().astype(np.int32)
+    treatments = processor.treatments_of(processor.perturbations)
     for part in cells.values():
+        part.treatments = None if treatments is None else treatments.numpy()[part.perturbation_ids]
         part.perturbation_ids = ids[part.perturbation_ids]
     if prior.config.cell_type_context:
         contexts = control_contexts(prior.tokenizer, sources, settings.seed, device, check_stop)

@@ -10,7 +10,7 @@ import torch
 
 from evae.common.digests import weights_digest
 from evae.common.logs import logger
-from evae.data.streaming.split_anndata import DatasetSplit
+from evae.training.batches import cell_batches
 from evae.training.codes import EncodedCells
 from evae.training.components import principal_components
 from evae.training.couplings import Cells, without_control
@@ -147,26 +147,6 @@ def _pairs(
     sizes = {split: (len(some), wanted.n_draws) for split, some in measured.items()}
     pairs = kept_or_made(folder, key, sizes, make, encoder.accelerator)
     return pairs, partial(keep_pairs, folder, key, dict(pairs))
-
-
-def cell_batches(encoder: Encoder) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The experimental batch of every cell of both splits, and the names: those of each dataset are its own."""
-    infos, datasets = encoder.sources.infos, encoder.sources.datasets
-    vocabularies = [own.statistics.get("batches") or ["no batch"] for own in infos]
-    if all(names == ["no batch"] for names in vocabularies):  # then all datasets are one
-        return {split: np.zeros(encoder.sources.info.n_cells[split], dtype=np.int64) for split in SPLITS}, ["all"]
-    firsts = np.cumsum([0, *map(len, vocabularies)])
-    found = {
-        split: np.concatenate(
-            [
-                first + DatasetSplit(dataset, split).batch_ids()
-                for dataset, first in zip(datasets, firsts, strict=False)
-                if dataset.info.n_cells[split]
-            ]
-        )
-        for split in SPLITS
-    }
-    return found, [name for names in vocabularies for name in names]
 
 
 def _nothing() -> None:

@@ -9,6 +9,7 @@ from evae.models.configuration_evae import EvaeConfig
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.training import prior as prior_stage
 from evae.training import tokenizer as tokenizer_stage
+from evae.training.batches import batch_names
 from evae.training.conditions import perturbation_vocabulary
 from evae.training.loop.setup import make_accelerator
 from evae.training.resume.run_folder import RunFolder
@@ -53,7 +54,8 @@ def _prior(settings: Any) -> tuple[Any, tuple[str, ...]]:
         raise EvaeError(f"unknown model_type '{settings.model_type}'. {near_matches(settings.model_type, known)}")
     config_class, model_class = prior_stage.PRIORS[settings.model_type]
     fields = check_model_settings(settings.model, config_class, prior_stage.FROM_DATASET)
-    info = Sources(settings.datasets, settings.dataset_weights).info
+    sources = Sources(settings.datasets, settings.dataset_weights)
+    info, batches = sources.info, batch_names(sources) if fields.get("condition_on_batch") else None
     vocabulary = perturbation_vocabulary(info, settings.perturbation_features, settings.combination_sign)
     if settings.tokenizer == prior_stage.NO_TOKENIZER:
         tokenizer: Any = prior_stage.counts_as_latents(info, model_class).config
@@ -63,6 +65,6 @@ def _prior(settings: Any) -> tuple[Any, tuple[str, ...]]:
         LOG.warning(f"not checked: the tokenizer '{settings.tokenizer}', no folder of a finished run")
         kind = "fsq" if model_class.training_input == "codes" else "gaussian"
         tokenizer = tokenizer_stage.build_config(info, {"quantizer": kind})
-    processor = tokenizer_stage.make_processor(info, vocabulary.units, settings.combination_sign)
+    processor = tokenizer_stage.make_processor(info, vocabulary.units, settings.combination_sign, batches)
     config = prior_stage.build_config(config_class, tokenizer, vocabulary, processor, info, fields)
     return config, prior_stage.FROM_DATASET

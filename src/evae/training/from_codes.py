@@ -16,6 +16,7 @@ from evae.common.logs import logger
 from evae.data.streaming.mixture import Mixture, Sources
 from evae.models.processing_evae import EvaeProcessor
 from evae.training.batch_cells import named_cells
+from evae.training.batches import set_batches
 from evae.training.codes import CodeBatches, EncodedCells, cells_batches
 from evae.training.conditions import Vocabulary, set_conditions
 from evae.training.controls import set_prompts
@@ -77,15 +78,16 @@ def train_from(
     keep = set_prompts(prior, cells, encoder, settings, run.path, trained) if reads else None
     device = accelerator.device
     set_conditions(prior, cells, processor, start.vocabulary, sources, settings, device, check_stop, trained)
+    set_batches(prior, cells, processor, encoder, encoder.whole_rows(settings.thinned_copies))
     start.adapt(prior)
     check_stop()
     cell_type = "context" if prior.config.cell_type_context else "cell_type_ids"
-    from_controls = _inputs_from_controls(prior.config)
+    more = _further_inputs(prior.config)
     save = partial(save_prior, processor=processor, cells=cells["validation"], run=run, settings=settings)
     digests = [start.weights] * trained + start.vocabulary.digest()
     stage = Stage(
         title="prior",
-        inputs=(prior.training_input, "perturbation_ids", cell_type, "library_size", *from_controls),
+        inputs=(prior.training_input, "perturbation_ids", cell_type, "library_size", *more),
         validation=validation_codes(cells["validation"], sources, settings),
         save=start.save or save,
         fingerprint=fingerprint(sources.info, weights_digest(start.tokenizer), *digests, *sources.order()),
@@ -111,9 +113,10 @@ def save_prior(
     save_with_processor(prior, folder, processor)
 
 
-def _inputs_from_controls(config: Any) -> list[str]:
+def _further_inputs(config: Any) -> list[str]:
+    told = ["treatments"] * config.reads_treatments + ["batch_ids"] * config.condition_on_batch
     sources = ["source_latents", "source_library_size"] if config.source_cells else []
-    return sources + (["effect"] if config.condition_on_effect else [])
+    return told + sources + (["effect"] if config.condition_on_effect else [])
 
 
 def _of_each(cells: EncodedCells, sources: Sources, split: str) -> list[EncodedCells]:

@@ -33,10 +33,10 @@ def choose_guidance(prior: Any, cells: EncodedCells, control: int, seed: int) ->
     """
     ids = cells.perturbation_ids if cells.perturbation_ids.ndim == 1 else cells.perturbation_ids[:, 0]
     rows = np.flatnonzero(ids != control)[:MOST_CELLS]
-    pairs = np.unique(
-        np.column_stack([cells.cell_type_ids[rows], cells.perturbation_ids[rows].reshape(len(rows), -1)]),
-        axis=0, return_inverse=True, return_counts=True,
-    )  # fmt: skip
+    columns = [cells.cell_type_ids[rows], cells.perturbation_ids[rows].reshape(len(rows), -1)]
+    if cells.treatments is not None:
+        columns.append(np.nan_to_num(cells.treatments[rows], nan=-1).reshape(len(rows), -1))
+    pairs = np.unique(np.column_stack(columns), axis=0, return_inverse=True, return_counts=True)
     which, counts = pairs[1].reshape(-1), pairs[2]
     large = np.flatnonzero(counts >= FEWEST_CELLS)
     if not len(large):

@@ -21,7 +21,8 @@ from evae.models.modeling_evae_flow import EvaeFlowModel
 from evae.models.modeling_evae_mdlm import EvaeMDLMModel
 from evae.models.no_tokenizer_evae import NoTokenizer
 from evae.models.processing_evae import EvaeProcessor
-from evae.training.conditions import Vocabulary, perturbation_vocabulary
+from evae.training.batches import batch_names
+from evae.training.conditions import Vocabulary, perturbation_vocabulary, treatment_fields
 from evae.training.from_codes import Beginning, train_from
 from evae.training.loop.claim import claimed_folder
 from evae.training.loop.setup import make_accelerator
@@ -39,7 +40,8 @@ PRIORS: dict[str, tuple[Any, Any]] = {
 }
 FROM_DATASET = (
     *("tokenizer_config", "n_perturbations", "n_perturbation_features", "perturbation_feature_size", "n_cell_types"),
-    *("control_id", "n_effects", "guidance_curve"),
+    *("control_id", "n_effects", "guidance_curve", "perturbation_kinds", "dose_unit", "dose_range", "time_range"),
+    "n_batches",
 )
 NO_TOKENIZER = "counts"  # in the place of a tokenizer's folder: the prior works on the counts themselves
 
@@ -108,7 +110,8 @@ def _train_on(
         tokenizer = load_tokenizer(settings.tokenizer, info)
     set_seed(settings.seed)
     vocabulary = perturbation_vocabulary(info, settings.perturbation_features, settings.combination_sign)
-    processor = make_processor(info, vocabulary.units, settings.combination_sign)
+    batches = batch_names(sources) if fields.get("condition_on_batch") else None
+    processor = make_processor(info, vocabulary.units, settings.combination_sign, batches)
     config = build_config(config_class, tokenizer.config, vocabulary, processor, info, fields)
     prior = model_class(config)
     prior.set_tokenizer(tokenizer)
@@ -133,6 +136,8 @@ def build_config(
         n_perturbations=vocabulary.n_units,
         n_perturbation_features=len(vocabulary.features),
         perturbation_feature_size=vocabulary.features.shape[1],
+        **treatment_fields(info, processor),
+        n_batches=len(processor.batches or []),
         n_cell_types=len(info.cell_types),
         control_id=int(processor.perturbation_ids([str(info.control)])[0]),
         n_effects=len(info.perturbations) if fields.get("condition_on_effect") else 0,

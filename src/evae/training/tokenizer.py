@@ -169,8 +169,10 @@ def save_with_processor(
         processor.save_pretrained(folder)
 
 
-def make_processor(info: DatasetInfo, units: Sequence[str] | None = None, sign: str = "+") -> EvaeProcessor:
-    """The processor of a model trained on a dataset; for `units` and `sign` of combinations see `EvaeProcessor`."""
+def make_processor(
+    info: DatasetInfo, units: Sequence[str] | None = None, sign: str = "+", batches: Sequence[str] | None = None
+) -> EvaeProcessor:
+    """The processor of a model trained on a dataset; for `units`, `sign` and `batches` see `EvaeProcessor`."""
     return EvaeProcessor(
         genes=list(info.genes),
         ensembl_ids=list(info.ensembl_ids),
@@ -178,6 +180,8 @@ def make_processor(info: DatasetInfo, units: Sequence[str] | None = None, sign: 
         cell_types=list(info.cell_types),
         perturbation_units=units,
         combination_sign=sign,
+        treatments=None if units is None else [treatment.to_dict() for treatment in info.treatments.values()],
+        batches=batches,
         control=info.control,
         library_size_quantiles=info.statistics["library_size_quantiles"],
         training_pairs={kind: list(row) for kind, row in info.statistics["cell_counts"]["train"].items()},

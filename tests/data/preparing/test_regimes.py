@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 
 from evae.data.format import Dataset
+from evae.data.preparing.known_labels import Known
 from evae.data.preparing.prepare import prepare_dataset
-from evae.data.preparing.regimes import Known, expand, hold_out
+from evae.data.preparing.regimes import expand, hold_out
 from evae.data.streaming.split_anndata import read_split
 from evae.models.contract_evae import EvaeError
 

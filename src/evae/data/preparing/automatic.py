@@ -15,6 +15,7 @@ import pandas as pd
 
 from evae.data.preparing.conventions import Named
 from evae.data.preparing.labelling import attach_labels, joined
+from evae.data.preparing.treatments import NO_KEYS, TreatmentKeys
 from evae.data.reading.file_counts import FileCounts
 from evae.models.contract_evae import EvaeError, look_up
 
@@ -43,6 +44,7 @@ def read_named_labels(
     cell_type_key: str | None = None,
     control: str | None = None,
     obs: Path | None = None,
+    keys: TreatmentKeys = NO_KEYS,
 ) -> tuple[Named, pd.Series, pd.Series]:
     """What labels the cells of some files, their cell types and their perturbations, str (labelled cells,) each.
 
@@ -51,7 +53,7 @@ def read_named_labels(
     """
     with ExitStack() as stack:
         sources = [stack.enter_context(closing(FileCounts(path, layer))) for path in files]
-        named = attach_labels(sources, obs, perturbation_key, cell_type_key, control)
+        named = attach_labels(sources, obs, perturbation_key, cell_type_key, control, keys)
         columns = [joined(sources, key) for key in (named.cell_type_key, named.perturbation_key)]
     whole = np.all([codes >= 0 for codes, _ in columns], axis=0)
     kinds, names = (pd.Series(np.asarray(own, dtype=object)[codes[whole]]) for codes, own in columns)

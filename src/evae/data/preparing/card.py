@@ -35,7 +35,7 @@ Decode these two columns from unformatted rows, as here, or from arrow: under `w
 
 `perturbation` and `cell_type` are class labels. `library_size` is the cell's total over all genes of the source
 file; models do not read it, their library sizes are totals over the panel. Rows are in random order.
-Vocabularies: configs `genes`, `perturbations`, `cell_types`.
+Vocabularies: configs {tables}.
 Statistics: `dataset.json`. What is held out: `split.json`.
 """
 
@@ -47,17 +47,17 @@ def dataset_card(title: str, meta: Mapping[str, Any], split: Mapping[str, Any], 
         title: heading.
         meta: the content of dataset.json.
         split: the content of split.json.
-        sizes: numbers of genes, perturbations and cell types.
+        sizes: numbers of genes, perturbations, cell types and treatments.
     """
     n_cells = meta["n_cells"]
     shards = [{"split": s, "path": f"data/{s}-*.parquet"} for s, n in n_cells.items() if n]
     configs: list[dict[str, Any]] = [{"config_name": "cells", "default": True, "data_files": shards}]
-    configs += [
-        {"config_name": name, "data_files": f"{name}.parquet"} for name in ("genes", "perturbations", "cell_types")
-    ]
+    tables = ["genes", "perturbations", "cell_types", *["treatments"] * bool(sizes[3])]
+    configs += [{"config_name": name, "data_files": f"{name}.parquet"} for name in tables]
     front = {"configs": configs, "tags": ["biology", "single-cell", "perturbation", "evae"]}
     body = _BODY.format(
         title=title,
+        tables=", ".join(f"`{name}`" for name in tables),
         n_cells=f"{sum(n_cells.values()):,}",
         n_genes=f"{sizes[0]:,}",
         n_perturbations=sizes[1] - 1,

@@ -5,12 +5,13 @@ pertpy and Seurat: `gene_target` beside a `perturbation` that says only NT or Pe
 `cell_line_id`, `plate`. Whatever is chosen is said, and where several could be meant nothing is chosen.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from evae.models.contract_evae import EvaeError
+from evae.models.treatments_evae import Treatment
 
 PERTURBATION = (
     *("perturbation", "gene_target", "target_gene", "gene", "target", "condition", "drug", "treatment", "cytokine"),
@@ -22,6 +23,11 @@ CONTROLS = (
     *("neg_ctrl", "negative_control", "dmso", "dmso_tf", "vehicle", "untreated", "unstimulated", "unperturbed"),
     *("mock", "pbs", "safe-targeting", "scramble", "scrambled"),
 )
+TREATMENT = {  # of scPerturb, sci-Plex and Tahoe-100M
+    "dose": ("dose_value", "dose"),
+    "time": ("time", "time_point", "timepoint"),
+    "kind": ("perturbation_type", "perturbation_kind"),
+}
 GLOBAL = {"perturbed", "nt", "control", "ko", "np"}  # labels that say whether, not what
 
 Labels = Callable[[str], tuple[np.ndarray, list[str]]]
@@ -35,12 +41,14 @@ class Named:
         perturbation_key, cell_type_key: obs columns.
         control: label of unperturbed cells.
         notes: sentences on what was chosen, and on what else the columns say.
+        treatments: label -> treatment, where labels say more than a name (see `evae.data.preparing.treatments`).
     """
 
     perturbation_key: str
     cell_type_key: str
     control: str
     notes: list[str]
+    treatments: Mapping[str, Treatment] = field(default_factory=dict)
 
 
 def find_names(
@@ -49,6 +57,7 @@ def find_names(
     perturbation_key: str | None = None,
     cell_type_key: str | None = None,
     control: str | None = None,
+    told_apart: Iterable[str] = (),
 ) -> Named:
     """The columns and the control that the user did not name.
 
@@ -56,13 +65,14 @@ def find_names(
         columns: the obs columns that all files have.
         labels: gives the codes (cells,) of a column, -1 where missing, and the names.
         perturbation_key, cell_type_key, control: what the user named, None where not.
+        told_apart: columns by which treatments of a perturbation are told apart.
 
     Raises:
         EvaeError: several could be meant, or none.
     """
     known, notes = list(columns), []
     if perturbation_key is None:
-        perturbation_key = _perturbation(known, labels)
+        perturbation_key = find_perturbation(known, labels)
         if any(column in known for column in PERTURBATION if column != "perturbation"):
             notes.append(f"perturbations are named by obs column '{perturbation_key}'")
     if cell_type_key is None:
@@ -74,11 +84,12 @@ def find_names(
         notes.append(f"the control is '{control}', {why}")
     if control is None:
         control = CONTROLS[0]  # the missing column is named by its reader
-    notes += _also(known, labels, perturbation_key, control)
+    notes += _also(known, labels, perturbation_key, set(told_apart))
     return Named(perturbation_key, cell_type_key, control, notes)
 
 
-def _perturbation(known: Sequence[str], labels: Labels) -> str:
+def find_perturbation(known: Sequence[str], labels: Labels) -> str:
+    """The column that names the perturbation."""
     found = [column for column in PERTURBATION if column in known]
     if "perturbation" in found:
         names = {name.lower() for name in labels("perturbation")[1]}
@@ -132,13 +143,16 @@ def _control(known: Sequence[str], labels: Labels, key: str) -> tuple[str, str]:
     raise EvaeError(f"obs column '{key}': {what}{more}; say which is: control=\"{(found or names)[0]}\".")
 
 
-def _also(known: Sequence[str], labels: Labels, key: str, control: str) -> list[str]:
-    """What a user of these columns should know: doses that are put together, combinations of another sign."""
+def _also(known: Sequence[str], labels: Labels, key: str, told_apart: set[str]) -> list[str]:
+    """What a user of these columns should know: treatments that are put together, combinations of another sign."""
     notes = []
-    if "dose_value" in known and len(doses := labels("dose_value")[1]) > 1:
+    for what, columns in TREATMENT.items():
+        column = next((c for c in columns if c in known), None)
+        if column is None or told_apart & {*columns, "labels"} or len(found := labels(column)[1]) < 2:
+            continue
         notes.append(
-            f"dose_value holds {len(doses)} doses; cells of all doses count as one perturbation: keep one dose, and "
-            f"that of the controls, with where dose_value={doses[-1]}"
+            f"{column} holds {len(found)} {what}s; cells of all {what}s count as one perturbation: tell them apart "
+            f"with {what}_key={column}, or keep one, and that of the controls, with where {column}={found[-1]}"
         )
     if "nperts" in known and key in known:
         codes, names = labels(key)

@@ -12,6 +12,7 @@ from evae.data.preparing.genes import Panel
 from evae.data.preparing.shards import RowPlan, row_group_rows
 from evae.data.reading.file_counts import FileCounts
 from evae.models.contract_evae import EvaeError
+from evae.models.treatments_evae import Treatment
 
 
 @dataclass
@@ -24,6 +25,7 @@ class CellLabels:
     cell_types: list[str]
     batch: np.ndarray | None = None  # (cells,) int32
     batches: list[str] = field(default_factory=list)
+    treatments: dict[str, Treatment] = field(default_factory=dict)  # of the perturbations and parts that have one
 
     def table(self, kept: np.ndarray) -> np.ndarray:
         """Number of the kept cells of every pair, (cell types, perturbations); `kept` is a mask (cells,)."""

@@ -21,6 +21,7 @@ from evae.models.contract_evae import parts_of
 
 REMAINING = 0.7  # share of the control cells' expression
 MIN_EXPECTED = 20  # counts
+LOWERING = ("", "knock-out", "interference")  # kinds
 CELLS = 16_384  # read at once
 
 
@@ -36,7 +37,10 @@ def without_knock_down(
         bar: shows how far it is.
     """
     control, *names = labels.perturbations
-    parts = {name: parts_of(name, set(names), control) for name in names}
+    parts = {
+        name: [_lowered(part, labels) for part in parts_of(name, {*names, *labels.treatments}, control)]
+        for name in names
+    }
     genes = sorted({gene for some in parts.values() for gene in some} & set().union(*(s.genes for s in sources)))
     if not genes:
         return [], 0
@@ -57,6 +61,14 @@ def without_knock_down(
             if float(counts[both, p].sum()) > REMAINING * expected:
                 missed.append(name)
     return list(dict.fromkeys(missed)), told
+
+
+def _lowered(part: str, labels: CellLabels) -> str:
+    """The gene that should fall, which is the name itself where nothing else is said; "" where none should."""
+    treatment = labels.treatments.get(part)
+    if treatment is None:
+        return part
+    return treatment.agent if treatment.kind in LOWERING else ""
 
 
 def _sums(

@@ -27,15 +27,17 @@ from evae.common.digests import file_digest, file_stamp
 from evae.common.files import write_json, write_text
 from evae.common.logs import logger
 from evae.common.progress import progress_bar
+from evae.data.format import TREATMENTS, treatment_table
 from evae.data.preparing.card import dataset_card
 from evae.data.preparing.convert import Conversion, measure, with_variable_genes, write_cells
 from evae.data.preparing.describe import CellLabels, describe, describe_source
 from evae.data.preparing.entry_checks import COPIES, Asked, Check, check_entry
 from evae.data.preparing.genes import match_panel, parse_genes
-from evae.data.preparing.labelling import attach_labels, chosen, read_labels, with_values
+from evae.data.preparing.labelling import attach_labels, chosen, join_columns, read_labels, with_values
 from evae.data.preparing.remarks import FEW, check_given_once, copied_cells, remarks
 from evae.data.preparing.shards import RowPlan, plan_rows
 from evae.data.preparing.splits import Split, parse_split
+from evae.data.preparing.treatments import TreatmentKeys
 from evae.data.preparing.work_folder import work_folder
 from evae.data.preparing.workers import open_sources, workers
 from evae.data.reading.file_counts import FileCounts
@@ -58,6 +60,12 @@ def prepare_dataset(
     drop: Sequence[str] = (),
     min_cells: int = FEW,
     guide_key: str | None = None,
+    dose_key: str | None = None,
+    dose_unit: str | None = None,
+    time_key: str | None = None,
+    time_unit: str | None = None,
+    kind_key: str | None = None,
+    parse_labels: bool = False,
     split: str | Path | dict[str, Any] | None = None,
     genes: str | Path = "all",
     layer: str | None = None,
@@ -80,12 +88,18 @@ def prepare_dataset(
             streamed (see `evae.data.reading.hub_cells`).
         perturbation_key, cell_type_key: the obs columns with the labels; found by their usual names if None (see
             `evae.data.preparing.conventions`).
-        batch_key: the obs column that names the experimental batch (plate, lane, donor); None for none.
+        batch_key: the obs column that names the experimental batch (plate, lane, donor), or several with commas; None
+            for none. Cells are paired within batches.
         control: the label of unperturbed cells in the column `perturbation_key`; found likewise if None.
         obs: a table with more columns of the cells, by their names, for files without labels, as those of 10x.
         drop: what to leave out of what the checks find (see `evae.data.preparing.entry_checks`).
         min_cells: with fewer cells, controls aside, a perturbation has too few.
         guide_key: the obs column of a cell's guides, or of their number.
+        dose_key, time_key, kind_key: obs columns by which treatments with one agent are told apart (see
+            `evae.data.preparing.treatments`): "DrugA" becomes "DrugA 10 uM 24 h".
+        dose_unit, time_unit: their units, or the obs columns that hold them. By default the usual columns where there
+            are such, and hours.
+        parse_labels: read dose, time and kind from labels such as DrugA_10uM_24h instead.
         split: what to hold out as `test` (see `evae.data.preparing.splits`): a JSON file or its content, "random:0.1",
             a short name such as "unseen-cell-type:NK" (see `evae.data.preparing.regimes`), or None.
         genes: "all", "hvg:2000" (found on training cells) or a panel file (text, or JSON with key `genes`).
@@ -125,9 +139,12 @@ def prepare_dataset(
         sources = open_sources(paths, layer, work.opened)
         for source in sources:
             stack.callback(source.close)
-        named = attach_labels(sources, obs, perturbation_key, cell_type_key, control)
+        treatment_keys = TreatmentKeys(dose_key, dose_unit, time_key, time_unit, kind_key, parse_labels)
+        named = attach_labels(sources, obs, perturbation_key, cell_type_key, control, treatment_keys)
         perturbation_key, cell_type_key, control = named.perturbation_key, named.cell_type_key, named.control
         _say([*(note for source in sources for note in source.notes), *named.notes])
+        if batch_key:
+            join_columns(sources, batch_key)
         asked = Asked(named, batch_key, cell_types, tuple(drop), min_cells, guide_key)
         kept, labels, checks = check_entry(sources, asked, chosen(sources, wanted), bar)
         rule = parse_split(
@@ -139,6 +156,7 @@ def prepare_dataset(
             control=control,
             cells=labels.table(kept),
             seed=seed,
+            treatments=labels.treatments,
         )
         kept, held_out = _divide(rule, labels, kept, sources, seed, control)
         if rule.left_out:  # a perturbation that is left out everywhere is no part of the vocabulary
@@ -147,6 +165,7 @@ def prepare_dataset(
         panel = match_panel(sources, named_genes, min_coverage, aliases)
         keys = {"perturbation_key": perturbation_key, "cell_type_key": cell_type_key, "control": control, "seed": seed}
         keys |= {"batch_key": batch_key} if batch_key else {}
+        keys |= treatment_keys.used
         job = {
             "evae_version": version("evae"), "files": [file_stamp(p) for p in paths], "layer": layer, **keys,
             "cell_types": cell_types and list(cell_types),
@@ -218,9 +237,11 @@ def _write_rest(conversion: Conversion, title: str, plan: RowPlan, meta: dict[st
     pq.write_table(genes, folder / "genes.parquet")
     pq.write_table(pa.table({"name": labels.perturbations}), folder / "perturbations.parquet")
     pq.write_table(pa.table({"name": labels.cell_types}), folder / "cell_types.parquet")
+    if labels.treatments:
+        pq.write_table(treatment_table(labels.treatments), folder / TREATMENTS)
     meta["shards"] = [{"path": path, "rows": rows, "sha256": file_digest(folder / path)} for path, rows in plan.shards]
     split = conversion.split.to_dict()
     write_json(folder / "split.json", split)
     write_json(folder / "dataset.json", meta)
-    sizes = (len(panel.genes), len(labels.perturbations), len(labels.cell_types))
+    sizes = (len(panel.genes), len(labels.perturbations), len(labels.cell_types), len(labels.treatments))
     write_text(folder / "README.md", dataset_card(title, meta, split, sizes))

@@ -2,6 +2,7 @@
 
     unseen-cell-type:CD14 Mono        every perturbed cell of these cell types; their controls stay in training
     unseen-perturbation:0.2           a random fifth of the perturbations, or named ones, in every cell type
+    unseen-dose:DrugA,DrugB           the middle one of three or more doses, of these agents or of all
     unseen-both:CD14 Mono:0.2         perturbations that training sees nowhere, in a cell type without perturbed cells
     doubles:0,1,2-seen                combinations of two, of which training sees so many single perturbations
     donors:patient:P1,P2              the perturbed cells with these values in an obs column
@@ -9,59 +10,24 @@
 
 What would give the answer away is left out of training and test: with an unseen perturbation the combinations that
 hold it, with `unseen-both` the rest of its row and column, with `doubles` whatever holds an unseen single one.
+A perturbation is an agent with all of its doses, times and kinds, unless a label with a dose is named.
 A study also takes `k-fold:5`, all parts in turn, and `leave-one-cell-type-out:B,NK`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from evae.models.contract_evae import EvaeError, check_unique, look_up, parts_of, split_names
+from evae.data.preparing.known_labels import Known
+from evae.models.contract_evae import EvaeError, check_unique, look_up, split_names
+from evae.models.treatments_evae import Treatment
 
 MIN_CELLS = 20  # of a (cell type, perturbation) pair, to be held out by default
 UNSEEN = 0.25  # share of single perturbations, and of combinations, that `doubles` holds out
 DRAWS = 100  # of unseen single perturbations, until there are combinations of all kinds that are asked for
 DEFAULT_FRACTION = "0.2"
-
-
-@dataclass(frozen=True)
-class Known:
-    """The labels of a data set.
-
-    Attributes:
-        cell_types, perturbations: the vocabularies.
-        control: the control's name.
-        cells: number of cells of every pair, (cell types, perturbations).
-        seed: of what is drawn.
-    """
-
-    cell_types: Sequence[str]
-    perturbations: Sequence[str]
-    control: str
-    cells: np.ndarray
-    seed: int = 0
-
-    @property
-    def treatments(self) -> list[str]:
-        """The perturbations but for the control."""
-        return [p for p in self.perturbations if p != self.control]
-
-    def parts(self, name: str) -> list[str]:
-        """What a combination combines; of a single perturbation itself."""
-        return parts_of(name, set(self.perturbations), self.control)
-
-    def n_cells(self, cell_type: str, perturbation: str) -> int:
-        return int(self.cells[list(self.cell_types).index(cell_type), list(self.perturbations).index(perturbation)])
-
-    def pairs(self, cell_types: Iterable[str], perturbations: Iterable[str]) -> list[tuple[str, str]]:
-        """The pairs of a cross product that have cells."""
-        given = list(perturbations)
-        return [(c, p) for c in cell_types for p in given if self.n_cells(c, p)]
-
-    def generator(self) -> np.random.Generator:
-        return np.random.default_rng([self.seed, 2])
 
 
 def is_regime(text: str) -> bool:
@@ -114,9 +80,9 @@ def expand(text: str, known: Known) -> dict[str, str]:
 def _unseen_cell_type(rest: str, known: Known) -> dict[str, Any]:
     chosen = _named(rest, known.cell_types, "cell type")
     others = [c for c in known.cell_types if c not in chosen]
-    if not known.pairs(others, known.treatments):
+    if not known.pairs(others, known.perturbed):
         raise EvaeError("no perturbed cell is left to train on; hold out fewer cell types.")
-    return _product(chosen, list(dict.fromkeys(p for _, p in known.pairs(chosen, known.treatments))))
+    return _product(chosen, list(dict.fromkeys(p for _, p in known.pairs(chosen, known.perturbed))))
 
 
 def _unseen_perturbation(rest: str, known: Known) -> dict[str, Any]:
@@ -135,44 +101,66 @@ def _unseen_both(rest: str, known: Known) -> dict[str, Any]:
     look_up([cell_type], known.cell_types, "cell type")
     chosen, relatives = _unseen_names(which or DEFAULT_FRACTION, known)
     others = [c for c in known.cell_types if c != cell_type]
-    row = known.pairs([cell_type], [p for p in known.treatments if p not in chosen])
+    row = known.pairs([cell_type], [p for p in known.perturbed if p not in chosen])
     column = known.pairs(others, [*chosen, *relatives])
     return _product([cell_type], chosen) | {"left_out": tuple(dict.fromkeys([*row, *column]))}
 
 
 def _unseen_names(rest: str, known: Known) -> tuple[list[str], list[str]]:
     """Perturbations to hold out, named or a random share, and the combinations that hold one of them."""
-    singles = [p for p in known.treatments if known.parts(p) == [p]] or known.treatments
+    agents = list(dict.fromkeys(map(known.agent, known.singles())))
     try:
         fraction = float(rest)
     except ValueError:
-        chosen = _named(rest, known.perturbations, "perturbation")
-        if known.control in chosen:
+        names = _named(rest, list(dict.fromkeys([*known.perturbations, *agents])), "perturbation")
+        if known.control in names:
             raise EvaeError(f"'{known.control}' is the control, which stays in training; take it out.") from None
+        whole = {name for name in names if name in agents}
+        chosen = list(dict.fromkeys(p for name in names for p in (known.of_agents([name]) or [name])))
     else:
-        if not 0 < fraction < 1 or len(singles) < 2:
+        if not 0 < fraction < 1 or len(agents) < 2:
             raise EvaeError("give a share between 0 and 1, as 0.2, of at least two perturbations, or names.")
-        n = min(len(singles) - 1, max(1, round(fraction * len(singles))))
-        drawn = known.generator().permutation(len(singles))[:n]
-        chosen = [singles[i] for i in sorted(drawn)]
-    relatives = [p for p in known.treatments if p not in chosen and set(known.parts(p)) & set(chosen)]
-    if not set(known.treatments) - {*chosen, *relatives}:
+        n = min(len(agents) - 1, max(1, round(fraction * len(agents))))
+        drawn = known.generator().permutation(len(agents))[:n]
+        whole = {agents[i] for i in drawn}
+        chosen = known.of_agents(whole)
+    holding = {*chosen, *whole}
+    relatives = [
+        p for p in known.perturbed if p not in chosen and any({x, known.agent(x)} & holding for x in known.parts(p))
+    ]
+    if not set(known.perturbed) - {*chosen, *relatives}:
         raise EvaeError("no perturbation is left to train on; hold out fewer.")
     return chosen, relatives
+
+
+def _unseen_dose(rest: str, known: Known) -> dict[str, Any]:
+    agents = list(dict.fromkeys(t.agent for t in known.treatments.values()))
+    wanted = _named(rest, agents, "agent") if rest else agents
+    curves: dict[Treatment, list[str]] = {}
+    for name in known.of_agents(wanted):
+        own = known.treatments.get(name)
+        if own is not None and own.dose is not None:
+            curves.setdefault(replace(own, dose=None), []).append(name)
+    by_dose = [sorted(names, key=lambda name: known.treatments[name].dose or 0.0) for names in curves.values()]
+    inner = [names[len(names) // 2] for names in by_dose if len(names) > 2]
+    if not inner:
+        raise EvaeError("no agent has three doses at one time; tell doses apart with dose_key, or hold out others.")
+    relatives = [p for p in known.perturbed if p not in inner and set(known.parts(p)) & set(inner)]
+    return _product(known.cell_types, inner) | {"left_out": tuple(known.pairs(known.cell_types, relatives))}
 
 
 def _doubles(rest: str, known: Known) -> dict[str, Any]:
     wanted = rest.removesuffix("-seen").split(",")
     if not rest.endswith("-seen") or not set(wanted) <= {"0", "1", "2"}:
         raise EvaeError("write how many of the two training sees, as doubles:2-seen or doubles:0,1,2-seen.")
-    parts = {p: known.parts(p) for p in known.treatments}
+    parts = {p: known.parts(p) for p in known.perturbed}
     doubles = [p for p, own in parts.items() if len(own) == 2]
     if not doubles:
         raise EvaeError("there is no combination of two perturbations, such as KLF1+TGFBR2.")
     rng = known.generator()
     for _ in range(DRAWS):
         unseen = _unseen_parts(wanted, doubles, parts, rng)
-        seen = {p for p in known.treatments if parts[p] == [p] and p not in unseen}
+        seen = {p for p in known.perturbed if parts[p] == [p] and p not in unseen}
         among = {
             n: [p for p in doubles if sum(x in seen for x in parts[p]) == n == 2 - len(unseen & set(parts[p]))]
             for n in map(int, wanted)
@@ -184,8 +172,8 @@ def _doubles(rest: str, known: Known) -> dict[str, Any]:
     held_out = [p for n, of_n in among.items() if n < 2 for p in of_n]
     if 2 in among:
         held_out += rng.permutation(among[2])[: max(1, round(UNSEEN * len(among[2])))].tolist()
-    relatives = [p for p in known.treatments if p not in held_out and unseen & set(parts[p])]
-    if not set(known.treatments) - {*held_out, *relatives}:
+    relatives = [p for p in known.perturbed if p not in held_out and unseen & set(parts[p])]
+    if not set(known.perturbed) - {*held_out, *relatives}:
         raise EvaeError("no perturbation is left to train on.")
     return _product(known.cell_types, held_out) | {"left_out": tuple(known.pairs(known.cell_types, relatives))}
 
@@ -222,7 +210,7 @@ def _fold(rest: str, known: Known) -> dict[str, Any]:
     rng = known.generator()
     pairs: list[tuple[str, str]] = []
     alone: list[tuple[str, str]] = []
-    for p in rng.permutation(known.treatments).tolist():
+    for p in rng.permutation(known.perturbed).tolist():
         kinds = [known.cell_types[c] for c in rng.permutation(len(known.cell_types))]
         found = [(c, p) for c in kinds if known.n_cells(c, p) >= MIN_CELLS]
         (pairs if len(found) > 1 else alone).extend(found)
@@ -256,6 +244,7 @@ def _product(cell_types: Sequence[str], perturbations: Sequence[str]) -> dict[st
 _REGIMES: dict[str, Callable[[str, Known], dict[str, Any]]] = {
     "unseen-cell-type": _unseen_cell_type,
     "unseen-perturbation": _unseen_perturbation,
+    "unseen-dose": _unseen_dose,
     "unseen-both": _unseen_both,
     "doubles": _doubles,
     "donors": _donors,

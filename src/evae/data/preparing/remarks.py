@@ -45,8 +45,10 @@ def remarks(labels: CellLabels, meta: dict[str, Any], control: str, copies: str)
     found = []
     if not counts:
         found.append("all cells are controls: a tokenizer can be trained on them, but no prior that predicts anything")
-    trained = {part for name, n in counts.items() if n for part in parts_of(name, counts, control)}
-    unseen = [name for name, n in counts.items() if not n and not trained.issuperset(parts_of(name, counts, control))]
+    known = {*counts, *labels.treatments}
+    agents = {name: {_agent(part, labels) for part in parts_of(name, known, control)} for name in counts}
+    trained = {agent for name, n in counts.items() if n for agent in agents[name]}
+    unseen = [name for name, n in counts.items() if not n and not agents[name] <= trained]
     if unseen:
         found.append(
             f"{counted(unseen, 'perturbation')}: no cell is left to train on, so only a prior with "
@@ -56,6 +58,10 @@ def remarks(labels: CellLabels, meta: dict[str, Any], control: str, copies: str)
     if few:
         found.append(f"{counted(few, 'perturbation')}: fewer than {FEW} training cells, too few to learn what it does")
     return [*found, *([copies] if copies else [])]
+
+
+def _agent(part: str, labels: CellLabels) -> str:
+    return labels.treatments[part].agent if part in labels.treatments else part
 
 
 def copied_cells(sources: list[FileCounts], totals: Totals, kept: np.ndarray) -> tuple[np.ndarray, str]:

@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from evae.data.preparing.regimes import MIN_CELLS, Known, hold_out, is_regime
+from evae.data.preparing.known_labels import Known
+from evae.data.preparing.regimes import MIN_CELLS, hold_out, is_regime
 from evae.data.preparing.shards import first_of_each
 from evae.models.contract_evae import EvaeError, check_unique, look_up
+from evae.models.treatments_evae import Treatment
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def parse_split(
     control: str,
     cells: np.ndarray | None = None,
     seed: int = 0,
+    treatments: Mapping[str, Treatment] | None = None,
 ) -> Split:
     """Read any spelling of a split and check it against the vocabularies.
 
@@ -127,6 +130,7 @@ def parse_split(
         control: name of the control, which cannot be held out.
         cells: number of cells of every pair, (cell types, perturbations), for short names; None takes all to occur.
         seed: of what a short name draws.
+        treatments: of the perturbations, where their labels say more than a name.
 
     Raises:
         EvaeError: unreadable file, unknown form, unknown cell type or perturbation, the control held out.
@@ -137,7 +141,7 @@ def parse_split(
         return Split(fraction=_fraction(split))
     if isinstance(split, str) and is_regime(split):
         there = np.full((len(cell_types), len(perturbations)), MIN_CELLS) if cells is None else cells
-        return Split(**hold_out(split, Known(cell_types, perturbations, control, there, seed)))
+        return Split(**hold_out(split, Known(cell_types, perturbations, control, there, seed, treatments or {})))
     source = "the split"
     if not isinstance(split, Mapping):
         source = f"split file {split}"

@@ -47,6 +47,7 @@ class FileCounts:
         self.obs: Frame = self._parts.obs
         self.var: Frame = self._parts.var
         self.encoding = self._matrix.encoding
+        self._set: dict[str, tuple[np.ndarray, list[str]]] = {}  # labels in the place of those of a column
         self.n_cells, self.n_genes = self._matrix.shape
         if not self.n_cells or not self.n_genes:
             self.close()
@@ -75,20 +76,26 @@ class FileCounts:
         """Take columns of the cells from a table too, by the names of the cells; `name` stands in messages."""
         self.obs = with_table(self.obs, table, name, self.title)
 
-    def labels(self, key: str, gaps: bool = False) -> tuple[np.ndarray, list[str]]:
+    def set_labels(self, key: str, codes: np.ndarray, names: list[str]) -> None:
+        """Take other labels in the place of an obs column: codes (cells,) int32, -1 where missing, and the names."""
+        self._set[key] = codes, names
+
+    def labels(self, key: str, gaps: bool = False, stored: bool = False) -> tuple[np.ndarray, list[str]]:
         """One obs column as codes (cells,) int32 and the names they stand for.
 
         Args:
             key: the column.
             gaps: give -1 for a missing label, in place of raising.
+            stored: what the file holds, also where `set_labels` put others in its place.
 
         Raises:
             EvaeError: no such column, or missing labels.
         """
         obs = self.obs
-        if key not in obs:
+        is_set = key in self._set and not stored
+        if key not in obs and not is_set:
             raise EvaeError(f"{self.title} has no obs column '{key}'. {near_matches(key, list(obs))}")
-        codes, names = label_codes(obs[key])
+        codes, names = self._set[key] if is_set else label_codes(obs[key])
         missing = int((codes < 0).sum())
         if missing and not gaps:
             raise EvaeError(

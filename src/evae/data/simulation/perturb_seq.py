@@ -126,7 +126,7 @@ def simulate_perturb_seq(
             eta = eta + context.change(cell_type[rows], effect[rows] * (effects @ loadings)[perturbation[rows]])
         blocks.append(negative_binomial(rng, eta, library_size[rows], theta))
 
-    types = [f"type_{_letters(t)}" for t in range(n_cell_types)]
+    types = [f"type_{letters(t)}" for t in range(n_cell_types)]
     truth: dict[str, Any] = {
         "perturbations": np.array(names, dtype=object),
         "cell_types": np.array(types, dtype=object),
@@ -264,7 +264,7 @@ def _perturbations(
     return [CONTROL] + [f"KO-{genes[t]}" for t in targets], effects, knock_downs
 
 
-def _letters(index: int) -> str:
+def letters(index: int) -> str:
     """A, B, ..., Z, AA, AB, ..."""
     name = ""
     index += 1

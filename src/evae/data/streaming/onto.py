@@ -59,6 +59,7 @@ class Onto:
             info,
             perturbations=list(dict.fromkeys([*own.perturbations, *info.perturbations])),
             cell_types=list(dict.fromkeys([*own.cell_types, *info.cell_types])),
+            treatments=info.treatments if own.treatments else {},  # else labels are names as any other
         )
 
     def places(self, info: DatasetInfo) -> np.ndarray:
