@@ -11,16 +11,10 @@ the raw counts are unverified: where they are otherwise, the error says what the
 the file first arrives.
 """
 
-from evae.data.preparing.published import RemoteFile, published_main
+from evae.data.preparing.published import published_main
+from evae.data.preparing.published_sets import SETS
 
-URL = "https://parse-wget.s3.us-west-2.amazonaws.com/10m/Parse_10M_PBMC_cytokines.h5ad"
-FILES = [RemoteFile("Parse_10M_PBMC_cytokines.h5ad", URL, 227_497_986_816)]
-OPTIONS = {
-    "perturbation_key": "cytokine",
-    "cell_type_key": "cell_type",
-    "control": "PBS",
-    "where": {"donor": "Donor1"},
-}
+FILES, OPTIONS = SETS["parse1m"].files, SETS["parse1m"].options
 
 if __name__ == "__main__":
     published_main(FILES, __doc__, **OPTIONS)

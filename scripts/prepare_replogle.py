@@ -13,21 +13,10 @@ a file first arrives. All cells of the four files are taken; the authors' own fi
 known and not applied.
 """
 
-from evae.data.preparing.published import RemoteFile, published_main
+from evae.data.preparing.published import published_main
+from evae.data.preparing.published_sets import SETS
 
-FIGSHARE = "https://plus.figshare.com/ndownloader/files"
-GEO = "https://ftp.ncbi.nlm.nih.gov/geo/series/GSE264nnn/GSE264667/suppl"
-FILES = [
-    RemoteFile("K562_essential_raw_singlecell_01.h5ad", f"{FIGSHARE}/35773219",
-               10_661_879_995, "4f1122ce1c7f13299a68df6459a266d3", "k562"),
-    RemoteFile("rpe1_raw_singlecell_01.h5ad", f"{FIGSHARE}/35775606",
-               8_700_873_216, "6a2a9d0d2bf4ec147f4d1104043b268c", "rpe1"),
-    RemoteFile("GSE264667_hepg2_raw_singlecell_01.h5ad", f"{GEO}/GSE264667_hepg2_raw_singlecell_01.h5ad",
-               5_614_460_941, None, "hepg2"),
-    RemoteFile("GSE264667_jurkat_raw_singlecell_01.h5ad", f"{GEO}/GSE264667_jurkat_raw_singlecell_01.h5ad",
-               None, None, "jurkat"),
-]  # fmt: skip
-OPTIONS = {"perturbation_key": "gene", "cell_type_key": "cell_line", "control": "non-targeting", "min_coverage": 0.5}
+FILES, OPTIONS = SETS["replogle"].files, SETS["replogle"].options
 
 if __name__ == "__main__":
     published_main(FILES, __doc__, **OPTIONS)

@@ -14,8 +14,9 @@ import argparse
 import sys
 
 from evae.data.preparing.published import RemoteFile, published_main
+from evae.data.preparing.published_sets import SETS
 
-OPTIONS = {"perturbation_key": "gene_target", "cell_type_key": "condition", "control": "SAFE_TARGET"}
+OPTIONS = SETS["telohaec"].options
 
 
 def main(argv: list[str]) -> None:

@@ -134,6 +134,16 @@ def test_paper_protocol_fits_on_the_evaluated_cells(screen, real, perfect):
     assert next(title for title, _, _ in result.tables()).startswith("Protocol paper")
 
 
+def test_several_suites_at_once(screen, real, perfect, robust):
+    both = evaluate(perfect, real, screen, suite="paper, robust", **QUIET)
+    assert set(both.records["group"]) == {"paper", *robust.records["group"]}
+    assert both.value("fd") == robust.value("fd")
+    with pytest.raises(EvaeError, match=r"unknown suite 'papr'.*paper"):
+        evaluate(perfect, real, screen, suite="papr,robust", **QUIET)
+    with pytest.raises(EvaeError, match="vcc2026 has systems of its own"):
+        evaluate(perfect, real, screen, suite="robust,vcc2026", **QUIET)
+
+
 def test_files_and_log1p_give_the_same_answer(screen, real, perfect, robust, tmp_path):
     logged = perfect.copy()
     logged.X = logged.X.multiply(1 / logged.X.sum(axis=1)).multiply(5000).tocsr()

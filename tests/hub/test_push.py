@@ -75,10 +75,12 @@ def test_the_card_and_the_numbers_name_the_commit_of_the_data(
 ):
     login(WRITER)
     push_dataset(screen_dataset, "evae/replogle")
-    done = run("push", trained_prior, REPO, "--result", result, "--dataset", "evae/replogle")
+    card = tmp_path / "card.md"
+    done = run("push", trained_prior, REPO, "--result", result, "--dataset", "evae/replogle", "--save-card", card)
     assert done.code == 0, done.err
     commit = HfApi().dataset_info("evae/replogle").sha
     files = hub.repo(REPO).files()
+    assert card.read_bytes() == files["README.md"]
     there = f"[evae/replogle](https://huggingface.co/datasets/evae/replogle) at commit [{commit[:8]}]"
     assert f"{there}(https://huggingface.co/datasets/evae/replogle/tree/{commit})" in files["README.md"].decode()
     (entry,) = yaml.safe_load(files[".eval_results/evae.yaml"])

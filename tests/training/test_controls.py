@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import evae
 from evae.data.format import DatasetInfo
 from evae.data.simulation.perturb_seq import simulate_perturb_seq
+from evae.hub import push_run
 from evae.models.contract_evae import EvaeError
 from evae.training.couplings import Cells, couple, without_control
 from evae.training.dry_run import dry_run
@@ -248,6 +249,9 @@ def test_the_other_priors(toy_screen, data, tokenizer, folder, tmp_path, kind, s
     assert getattr(pipe.model.config, "start_from", "source") == "source"  # of a flow
     predicted = pipe.predict(controls, name, "type_A", n_cells=20, progress=False)
     assert predicted.X.sum() > 0
+    sizes, commit = push_run(run, "me/model", dry_run=True)  # which draws cells, of a flow from controls
+    assert commit is None
+    assert dict(sizes)["model.safetensors"] > 0
 
 
 def controls_of(folder):

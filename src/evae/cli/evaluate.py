@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evae.cli.files import check_folder, fresh_folder, need_cells, need_file
-from evae.cli.options import OptionalCellTypeKey, Overwrite, PerturbationKey, check_known, check_model, in_options
+from evae.cli.options import (
+    OptionalCellTypeKey,
+    Overwrite,
+    PerturbationKey,
+    check_known,
+    check_model,
+    in_options,
+    names_of,
+)
 from evae.cli.terminal import console, quiet_transformers, say
 from evae.common.progress import watched
 from evae.models.contract_evae import EvaeError
@@ -46,7 +54,7 @@ def evaluate(
     predicted_cell_type_key: Annotated[
         str | None, typer.Option(help="The same of PRED.h5ad; if left out, the same name, else cell_type.")
     ] = None,
-    suite: Annotated[str, typer.Option(help=f"{', '.join(SUITES)}.")] = "robust",
+    suite: Annotated[str, typer.Option(help=f"{', '.join(SUITES)}; several with commas.")] = "robust",
     seeds: Annotated[int, typer.Option(help="How many seeds to average over.", min=1)] = 3,
     depth_matched: Annotated[
         bool | None,
@@ -87,7 +95,7 @@ def evaluate(
     check_folder(out, RESULT, overwrite)
     files = {"real": real, "train": train, "controls": controls, "control": control}
     _check(predicted, dataset, files)
-    check_known([suite], SUITES, "suite")
+    check_known(names_of(suite), SUITES, "suite")
     check_known([scale, real_scale], SCALES, "scale")
     check_known(baseline or [], BASELINES, "baseline")
     if features is not None:

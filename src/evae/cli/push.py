@@ -32,6 +32,9 @@ def push(
     controls: Annotated[
         Path | None, typer.Option(help="With --space: file of control cells that it offers, at most 2,000 of them.")
     ] = None,
+    save_card: Annotated[
+        Path | None, typer.Option(help="Write the model card to this file too, to read it before it goes.")
+    ] = None,
 ) -> None:
     """Publish a trained model on the Hub, or the app with it.
 
@@ -42,8 +45,8 @@ def push(
     Example: evae push runs/prior evae/replogle-app --space --controls cells.h5ad
     """
     if space:
-        if card or result or dataset:
-            raise EvaeError("--space has no card of numbers; leave --card, --result and --dataset out.")
+        if card or result or dataset or save_card:
+            raise EvaeError("--space has no card of numbers; leave --card, --result, --dataset and --save-card out.")
     elif controls is not None:
         raise EvaeError("--controls goes with --space alone.")
     if not (space and is_example(run_dir)):
@@ -60,8 +63,9 @@ def push(
         say_pushed([*shown, (f"evae/, the package, {len(own)} files", sum(own))], commit, repo_id)
         return
     files, commit = push_run(
-        run_dir, repo_id, private=private, dry_run=dry_run, card=card, result=result, dataset_id=dataset
-    )
+        run_dir, repo_id, private=private, dry_run=dry_run, card=card, result=result, dataset_id=dataset,
+        save_card=save_card,
+    )  # fmt: skip
     if result is not None:
         _say_numbers(result / "result.json" if result.is_dir() else result)
     say_pushed(files, commit, repo_id)

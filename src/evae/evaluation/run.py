@@ -106,7 +106,8 @@ def evaluate(
         suite: "paper" (as published), "robust", "perturbation" (pseudobulks and differential expression),
             "cell-eval" (the same, and cell-eval itself beside it; needs the extra `eval`), "extended" (metrics that
             tell models apart, and every metric as a score between controls), "vcc2026" (metrics and scores of the
-            Virtual Cell Challenge 2026; raw counts on both sides) or "full" (all but that).
+            Virtual Cell Challenge 2026; raw counts on both sides) or "full" (all but that); several with commas, such
+            as "paper,robust".
         seeds: of the draws and splits, one or several; the first alone serves where one draw is made.
         n_components: principal components of W2, MMD2 and FD.
         depth_matched: also compare model, controls and split half at one depth: both sides thinned, see
@@ -144,7 +145,7 @@ def evaluate(
         comparison = compare(
             predicted, real, train, controls, seed=seeds[0], progress=bar.track, rates=suite == "vcc2026", **keys
         )
-        groups = SUITES[suite]
+        groups = groups_of(suite)
         if depth_matched or (depth_matched is None and "robust" in groups and depths_differ(comparison)):
             groups = (*groups, "equal depth")
         plan = _Plan(groups, seeds, n_components, with_baselines, tuple(extra_baselines), vectors, tables, bar.track)
@@ -157,12 +158,27 @@ def evaluate(
     return EvaluationResult(to_frame(records), comparison, _stamp(comparison, settings, time.perf_counter() - started))
 
 
+def groups_of(suite: str) -> tuple[str, ...]:
+    """The groups of metrics of a suite, or of several that commas separate, in the order of "full".
+
+    Raises:
+        EvaeError: an unknown suite, or vcc2026 beside others.
+    """
+    names = [name.strip() for name in suite.split(",")]
+    for name in names:
+        if name not in SUITES:
+            raise EvaeError(f"unknown suite '{name}'. {near_matches(name, list(SUITES))}")
+    if len(names) > 1 and "vcc2026" in names:
+        raise EvaeError("the suite vcc2026 has systems of its own; evaluate with it alone.")
+    wanted = {group for name in names for group in SUITES[name]}
+    return SUITES[suite] if len(names) == 1 else tuple(group for group in SUITES["full"] if group in wanted)
+
+
 def _check(suite: str, seeds: Sequence[int]) -> None:
-    if suite not in SUITES:
-        raise EvaeError(f"unknown suite '{suite}'. {near_matches(suite, list(SUITES))}")
+    groups = groups_of(suite)
     if not seeds:
         raise EvaeError("seeds is empty; give at least one seed, for example seeds=(0,).")
-    if "cell-eval" in SUITES[suite]:
+    if "cell-eval" in groups:
         require("cell_eval", f"the suite {suite}")
 
 

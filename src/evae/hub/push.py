@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import yaml
 
+from evae.common.files import write_text
 from evae.data.format import TREATMENTS, Dataset
 from evae.data.streaming.loader import CellLoader
 from evae.evaluation.report.model_index import benchmark, eval_entries
@@ -44,6 +46,7 @@ def push_run(
     card: str | None = None,
     result: str | Path | None = None,
     dataset_id: str | Sequence[str] | None = None,
+    save_card: str | Path | None = None,
 ) -> tuple[list[tuple[str, int]], str | None]:
     """Put a finished model on the Hub: weights, processor, code, card, settings and numbers, in one commit.
 
@@ -55,6 +58,7 @@ def push_run(
         card: whose facts the card tells, one of `card_names()`; by default the one named as the repository.
         result: folder that `evae evaluate` wrote, or its result.json.
         dataset_id: Hub id of the training data; of several datasets one for each, in their order.
+        save_card: write the model card to this file too.
 
     Returns:
         What goes, as (path, bytes), and the address of the commit, None after a dry run.
@@ -90,6 +94,8 @@ def push_run(
     files["README.md"] = text.encode()
     bundle = Bundle(repo_id, "model", files, REPLACED_OF_MODEL)
     bundle.check()
+    if save_card is not None:
+        write_text(Path(save_card), text)
     return bundle.sizes(), None if dry_run else upload(bundle, private, f"Upload {repo_id.split('/')[1]} with evae")
 
 
@@ -152,14 +158,14 @@ def smoke_test(checkpoint: Checkpoint) -> None:
         raise EvaeError(f"{checkpoint.name} has weights that are NaN or infinite ({broken[0]}); train it anew.")
     pipe, processor = Pipeline(checkpoint, "cpu"), checkpoint.processor
     try:
-        if checkpoint.is_prior:
-            drawn = pipe.predict(None, processor.perturbations[0], processor.cell_types[0], 4, progress=False)
-        else:
-            import anndata as ad
+        import anndata as ad
 
-            counts = np.random.default_rng(0).poisson(2.0, (4, len(processor.genes))).astype(np.float32)
-            cells = ad.AnnData(counts)
-            cells.var_names = processor.genes
+        counts = np.random.default_rng(0).poisson(2.0, (4, len(processor.genes))).astype(np.float32)
+        cells = ad.AnnData(counts, var=pd.DataFrame(index=list(processor.genes)))
+        if checkpoint.is_prior:
+            controls = cells if reads_controls(checkpoint) else None
+            drawn = pipe.predict(controls, processor.perturbations[0], processor.cell_types[0], 4, progress=False)
+        else:
             drawn = pipe.reconstruct(cells, progress=False)
     except (RuntimeError, ValueError, IndexError, KeyError) as error:
         raise EvaeError(f"{checkpoint.name} loads but does not generate ({error}); train it anew.") from error

@@ -57,7 +57,7 @@ def run_study(study: Study) -> Path:
             failed.
         SystemExit: code 143 after SIGTERM, 130 after Ctrl-C, and a checkpoint.
     """
-    look_up([study.suite], list(SUITES), "suite")
+    look_up([name.strip() for name in study.suite.split(",")], list(SUITES), "suite")
     check_extra_baselines(study.extra_baselines, study.features or None, study.suite)
     ranks = PartialState(cpu=int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available())
     datasets = {"": study.dataset}

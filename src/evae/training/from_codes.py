@@ -106,9 +106,10 @@ def save_prior(
         scale, curve = choose_guidance(prior.eval(), cells, prior.config.control_id, settings.seed)
         prior.config.guidance_scale, prior.config.guidance_curve = scale, curve
         run.log(step=settings.max_steps, guidance_scale=scale, guidance_curve=curve)
+        distances = ", ".join(f"{name} {value:.3g}" for name, value in curve.items())
+        found = f"distance of the means on validation cells by scale: {distances}"
         LOG.info(
-            f"default guidance scale {scale:g}; distance of the means on validation cells by scale: "
-            + ", ".join(f"{name} {value:.3g}" for name, value in curve.items())
+            f"default guidance scale {scale:g}; {found if curve else 'too few validation cells to choose another'}"
         )
     save_with_processor(prior, folder, processor)
 
