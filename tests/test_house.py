@@ -56,7 +56,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "conversion": {"common", "data/reading", "models", "training"},
     "challenge": {"common", "data/reading", "evaluation", "evaluation/systems", "inference"},
-    "app": {"common", "data/reading", "data/preparing", "inference", "plot"},
+    "app": {"common", "data/reading", "data/preparing", "inference", "evaluation/cells", "plot"},
     "hub": {"app", "common", "data", "data/streaming", "inference", "evaluation/report"},
     "cli": {
         *("common", "data", "data/reading", "data/preparing", "data/simulation", "data/streaming", "models"),

@@ -1,5 +1,8 @@
 """Questions and answers of the app, without a browser: the cells of a pipeline, and words that hold any name."""
 
+import sys
+import types
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -8,7 +11,7 @@ import pytest
 import evae
 from evae.app.answer import Question, ask
 from evae.app.offered import Offered, choose, load_offered
-from evae.app.pictures import MAPS, maps, picture_of_cells, picture_of_changes, picture_of_gene
+from evae.app.pictures import MAPS, maps, picture_of_cells, picture_of_changes, picture_of_gene, pictures_of_cells
 from evae.app.words import about, said, taken, top_genes, trouble
 from evae.models.contract_evae import EvaeError
 
@@ -148,3 +151,39 @@ def test_a_model_is_offered_with_what_it_knows(offered):
     assert "non-targeting" not in model.perturbations()
     assert model.cell_types(model.controls) == (["rep_3"], "cell_type")
     assert np.isin(model.cell_types(None)[0], model.pipe.processor.cell_types).all()
+
+
+def test_principal_components_stand_in_while_umap_compiles_itself(answer, monkeypatch):
+    """UMAP itself is stood in for."""
+    shapes = []
+
+    class Map:
+        def __init__(self, **options):
+            pass
+
+        def fit_transform(self, places):
+            shapes.append(places.shape)
+            return places[:, :2]
+
+    monkeypatch.delitem(sys.modules, "umap", raising=False)
+    pictures = pictures_of_cells(answer, "UMAP")
+    first = next(pictures)
+    assert "UMAP is being prepared" in first
+    assert "Principal components of cells" in first
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Map))
+    (second,) = pictures
+    assert "UMAP of cells" in second
+    assert "being prepared" not in second
+    assert len(shapes) == 2  # it was prepared on some other cells
+    (only,) = pictures_of_cells(answer, "UMAP")
+    assert "UMAP of cells" in only
+
+
+def test_cells_without_a_type_are_left_out(offered):
+    cells = evae.example_controls()
+    kinds = cells.obs["cell_type"].astype(object)
+    kinds.iloc[:100] = None
+    cells.obs = pd.DataFrame({"cell_type": kinds})
+    model = offered["example"]
+    assert model.cell_types(cells) == (["rep_3"], "cell_type")
+    assert ask(model, cells, Question("JAK2", n_cells=20), quiet).controls.n_obs == 200

@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -163,6 +164,10 @@ def test_labels_are_found_by_the_names_that_are_usual(screen, tmp_path):
     for wrong in (LabelColumns(perturbation_key="target"), LabelColumns(cell_type_key="lines")):
         with pytest.raises(EvaeError, match=r"no obs column '(target|lines)'\. (Did|Known)"):
             controls_of(path, wrong, 2_000)
+    cells.obs["cell_line"] = cells.obs["cell_line"].astype(object).where(cells.obs["cell_line"] != "type_B")
+    cells.write_h5ad(path)
+    some, _ = controls_of(path, USUAL, 2_000)
+    assert set(unpacked(packed(some, []))[0].obs["cell_type"].dropna()) == {"type_A"}  # and no type without a name
     cells.obs = cells.obs[[]]
     cells.write_h5ad(path)
     everything, _ = controls_of(path, USUAL, 2_000)
@@ -193,3 +198,10 @@ def test_ports():
             free_port("127.0.0.1", port)
     with pytest.raises(EvaeError, match="cannot listen on"):
         free_port("203.0.113.7", None)
+
+
+def test_without_gradio_the_command_says_what_to_install(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    done = run("app")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "pip install 'evae[app]'" in done.err

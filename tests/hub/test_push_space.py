@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import anndata as ad
@@ -29,7 +30,7 @@ server.serve = serve
 runpy.run_path("app.py")
 """
 
-pytest.importorskip("gradio", reason="Gradio is in the extra app")
+pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="Gradio is in the extra app")
 
 
 def started(folder: str) -> list:

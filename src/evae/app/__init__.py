@@ -2,7 +2,8 @@
 
 Enters: names of checkpoints, a file of control cells, and what a browser or an agent asks and uploads. Leaves: a web
 page, pictures, tables, and h5ad and csv files to download. Needs the extra `app` (Gradio); what is worked out stands in
-files that do not. May import: `inference`, `plot`, `data/reading`, `data/preparing` (usual names of columns), `common`.
+files that do not. May import: `inference`, `plot`, `evaluation/cells` (maps), `data/reading`,
+`data/preparing` (usual names of columns), `common`.
 """
 
 from typing import TYPE_CHECKING

@@ -66,7 +66,7 @@ def controls_of(path: Path, columns: LabelColumns, most: int) -> tuple[ad.AnnDat
     cells, notes = read_controls(path, keys, control or "", named=columns.control is not None, layer="auto", most=most)
     obs = pd.DataFrame(index=[str(i) for i in range(cells.n_obs)])
     if keys[1] in cells.obs:
-        obs["cell_type"] = label_texts(cells.obs[keys[1]])
+        obs["cell_type"] = [text or None for text in label_texts(cells.obs[keys[1]])]
     genes = gene_columns([str(g) for g in cells.var_names], cells.var, str(path))
     var = pd.DataFrame({"ensembl_id": genes.ensembl_ids}, index=genes.names)
     return ad.AnnData(cells.X, obs=obs, var=var), notes

@@ -1,6 +1,5 @@
 """The page: what is asked stands on the left, what is seen on the right; on a phone one below the other."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,18 @@ import gradio as gr
 from evae.app.answer import LEAST_CELLS, MOST_CELLS, Answer, Question, ask
 from evae.app.controls import LabelColumns
 from evae.app.offered import Offered, choose
-from evae.app.pictures import MAPS, maps, picture_of_cells, picture_of_changes, picture_of_gene
+from evae.app.pictures import maps, picture_of_changes, picture_of_gene, pictures_of_cells
 from evae.app.tools import add_tools
 from evae.app.uploads import Bounds, take_upload
 from evae.app.words import FIELDS, about, said, taken, top_genes, trouble
 from evae.models.contract_evae import EvaeError
 
 TITLE = "evae"
-PENDING = "<b>UMAP is being prepared</b>; until then principal components."
 LEAD = "How do single cells respond to a perturbation? Choose one, and see predicted beside control cells."
 WAITING = "<p class='quiet'>Nothing is predicted yet: choose a perturbation, then press <b>Predict</b>.</p>"
 OWN, BUNDLED = "My own (.h5ad)", "Those of the model"
 STATE_SECONDS = 3_600  # how long the cells of a page that nobody looks at are kept in memory
-ONE_AT_A_TIME = "model"  # UMAP and the models take all cores, and UMAP is not safe beside itself
+ONE_AT_A_TIME = "model"  # one prediction takes all cores
 Progress = gr.Progress()
 
 
@@ -198,12 +196,7 @@ def _join_answers(
         ]
 
     def draw_cells(found: Answer | None, name: str) -> Iterator[str]:
-        if found is None:
-            yield ""
-            return
-        if MAPS[name] == "umap" and "umap" not in sys.modules:  # which compiles itself first
-            yield picture_of_cells(found, "Principal components", f"{PENDING} ")
-        yield picture_of_cells(found, name)
+        yield from [""] if found is None else pictures_of_cells(found, name)
 
     def draw_gene(found: Answer | None, name: str | None) -> str:
         try:
@@ -212,8 +205,9 @@ def _join_answers(
             return trouble(error)
 
     limits: dict[str, Any] = {"concurrency_id": ONE_AT_A_TIME, "concurrency_limit": 1, "api_visibility": "private"}
+    by_map = limits | {"concurrency_id": "map"}  # UMAP is not safe beside itself, and nothing else should wait for it
     done = button.click(predict, inputs, outputs, show_progress_on=[seen["said"]], scroll_to_output=True, **limits)
     done.then(draw_gene, [answer, seen["gene"]], seen["violin"], **limits)
-    done.then(draw_cells, [answer, seen["map"]], seen["cells"], show_progress="minimal", **limits)
+    done.then(draw_cells, [answer, seen["map"]], seen["cells"], show_progress="minimal", **by_map)
     seen["gene"].input(draw_gene, [answer, seen["gene"]], seen["violin"], **limits)
-    seen["map"].input(draw_cells, [answer, seen["map"]], seen["cells"], **limits)
+    seen["map"].input(draw_cells, [answer, seen["map"]], seen["cells"], **by_map)

@@ -2,24 +2,41 @@
 
 import base64
 import io
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from html import escape
 from importlib.util import find_spec
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from evae.app.answer import Answer
 from evae.common.figures import look, new_figure
+from evae.evaluation.cells.projection import neighbour_map
 from evae.plot import cells, gene, volcano
 
 MAPS = {"UMAP": "umap", "Principal components": "pca"}
 SIZE = (4.0, 3.6)  # inches; so large that text is readable in half a page
 DPI = 200
+PENDING = "<b>UMAP is being prepared</b>; until then principal components."
+_DRAWING = threading.Lock()
 
 
 def maps() -> list[str]:
     """The maps of cells that can be drawn here, the usual one first."""
     return [name for name, embedding in MAPS.items() if embedding == "pca" or find_spec("umap")]
+
+
+def pictures_of_cells(answer: Answer, name: str) -> Iterator[str]:
+    """The map that is asked for; the first time for UMAP, principal components while it compiles itself.
+
+    That is done before the picture is drawn, so that other pictures need not wait for it.
+    """
+    if MAPS.get(name) == "umap" and "umap" not in sys.modules:
+        yield picture_of_cells(answer, "Principal components", f"{PENDING} ")
+        neighbour_map(np.random.default_rng(0).normal(size=(30, 5)))
+    yield picture_of_cells(answer, name)
 
 
 def picture_of_cells(answer: Answer, name: str, before: str = "") -> str:
@@ -44,7 +61,7 @@ def picture_of_gene(answer: Answer, name: str) -> str:
 
 def _picture(draw: Callable[[Axes], Axes], title: str, words: str, before: str = "") -> str:
     figure, content = new_figure(*SIZE), io.BytesIO()
-    with look():
+    with _DRAWING, look():  # whose settings are those of the whole process
         draw(figure.add_subplot())
         figure.savefig(content, format="png", dpi=DPI)
     image = base64.b64encode(content.getvalue()).decode()

@@ -70,18 +70,18 @@ def serve(
             raise EvaeError(f"the app needs {error.name}, which is not installed: pip install 'evae[app]'") from error
         from evae.app.page import build
 
-        chosen = free_port(host, port)
+        chosen, shown = free_port(host, port), f"[{host}]" if ":" in host else host
         offered = load_offered(models, None if controls is None else Path(controls), device, bounds.cells)
         page = build(offered, bounds, Path(folder))
         look = gr.themes.Default(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["monospace"])
         with contextlib.redirect_stdout(io.StringIO()):  # Gradio prints lines of its own, asked to be quiet or not
             page.queue(max_size=32).launch(
-                server_name=host, server_port=chosen, prevent_thread_lock=True, quiet=True, inline=False, share=False,
+                server_name=shown, server_port=chosen, prevent_thread_lock=True, quiet=True, inline=False, share=False,
                 max_file_size=bounds.megabytes * 1_000_000, mcp_server=True, ssr_mode=False, run_history=False,
                 footer_links=[], show_error=False, enable_monitoring=False, pwa=False, theme=look,
                 css_paths=Path(__file__).with_name("page.css"), app_kwargs={"middleware": [Middleware(Policy)]},
             )  # fmt: skip
-        address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{chosen}/"
+        address = f"http://{'127.0.0.1' if host == '0.0.0.0' else shown}:{chosen}/"
         print(f"evae app: {address} (tools for agents: {address}{TOOLS}); Ctrl+C ends it", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was uploaded goes then too

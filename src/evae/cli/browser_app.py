@@ -28,10 +28,9 @@ def browser_app(
     """Serve an app in which one chooses a perturbation and sees predicted beside control cells.
 
     Pictures, the genes that change, and files to download; also as tools for agents (MCP). Whoever opens the page
-    may upload control cells: they are read with limits of time and memory, and not kept. Nothing is asked of other
+    may upload control cells: they are read with limits of time and memory, and not kept. The page asks nothing of other
     machines. Needs the extra `app`.
 
-    Example: evae app
     Example: evae app runs/prior example --controls cells.h5ad
     """
     places = models or ["example"]

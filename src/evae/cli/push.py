@@ -42,6 +42,7 @@ def push(
     goes unless the weights load again and generate cells. With --space the app goes, as `evae app` serves it here.
 
     Example: evae push runs/prior evae/replogle-ar --result predicted_held_out_evaluation
+
     Example: evae push runs/prior evae/replogle-app --space --controls cells.h5ad
     """
     if space:
