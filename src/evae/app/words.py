@@ -16,6 +16,7 @@ NAMED = 3  # genes of a sentence
 SUPPORT = {
     "seen together": "Training saw cells of this pair.",
     "seen apart": "Training saw the perturbation and the cell type, but never together.",
+    "seen otherwise": "Training saw the perturbation with another dose, time or kind.",
     "unseen": "Training never saw this pair, nor both of its parts.",
 }
 UNCALIBRATED = "not calibrated"  # the remark of such a model
