@@ -1,5 +1,6 @@
 """Dose-response curves of predicted cells, and of real ones beside them."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,11 +65,12 @@ def dose_response(
         for name in data
         if name != CONTROLS
     }
+    ends: dict[str, tuple[str, float, float]] = {}
     with axes(ax, width=5.4, height=3.8) as own:
         for colour, (name, points) in zip(_colours(), curves[PREDICTED].items(), strict=False):
             true = curves.get(REAL, {}).get(name, [])
             way = _direction(true or points) if gene is None else np.eye(len(genes))[genes.index(str(gene))]
-            _draw(own, name, colour, points, true, way)
+            ends[name] = (colour, *_draw(own, colour, points, true, way))
         base = 0.0 if gene is None else float(mean_of(values[CONTROLS])[genes.index(gene)])
         own.axhline(base, color=GUIDE, lw=1, ls=(0, (3, 3)), zorder=1)
         own.annotate(
@@ -78,6 +80,7 @@ def dose_response(
         height = f"mean of {gene}, log1p CP10K" if gene else "change of the mean along the curve,\nlog1p CP10K"
         own.set(xscale="log", xlabel=f"dose, {unit}" if unit else "dose", ylabel=height)
         own.margins(x=0.16)
+        _name(own, ends)
         if real is not None:
             own.scatter([], [], marker="x", color="grey", label="real")
             own.scatter([], [], marker="o", color="grey", label="predicted")
@@ -145,15 +148,23 @@ def _direction(points: list[Point]) -> np.ndarray:
     return way if (changes @ way).sum() >= 0 else -way
 
 
-def _draw(ax: Axes, name: str, colour: str, points: list[Point], real: list[Point], way: np.ndarray) -> None:
+def _draw(ax: Axes, colour: str, points: list[Point], real: list[Point], way: np.ndarray) -> tuple[float, float]:
+    """Draw one curve; where it ends."""
     doses, heights = [dose for dose, _, _ in points], [float(change @ way) for _, change, _ in points]
     ax.plot(doses, heights, color=colour, lw=1.4, zorder=2)
     faces = [colour if seen else "white" for _, _, seen in points]
     ax.scatter(doses, heights, s=28, c=faces, edgecolors=colour, linewidths=1.4, zorder=3)
     ax.scatter([dose for dose, _, _ in real], [float(change @ way) for _, change, _ in real], marker="x", color=colour)
-    ax.annotate(
-        name, (doses[-1], heights[-1]), (6, 0), textcoords="offset points", va="center", fontsize=8, color=colour
-    )
+    return doses[-1], heights[-1]
+
+
+def _name(ax: Axes, ends: dict[str, tuple[str, float, float]]) -> None:
+    """Write the names of curves, each with its colour, beside their ends, none over another."""
+    low, high = ax.get_ylim()
+    gap, place = (high - low) / 22, -math.inf
+    for name, (colour, dose, height) in sorted(ends.items(), key=lambda item: item[1][2]):
+        place = max(height, place + gap)
+        ax.annotate(name, (dose, place), (6, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
 
 
 def _colours() -> Iterator[str]:
