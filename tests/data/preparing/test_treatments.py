@@ -55,10 +55,13 @@ def test_scperturb_and_tahoe_columns(prepared, caplog):
 
 def test_combined_labels_are_read_where_that_is_asked_for(prepared, caplog):
     labels = ["DMSO_24h", "DMSO_6h", "DrugA_10uM_24h", "DrugA_100nM_6h", "DrugB_1uM_24h", "plain"]
+    labels += ["DrugB_1uM_24h+DrugC_5uM_24h"]
     info = prepared(cells(perturbation=labels), parse_labels=True)
     assert info.control == "DMSO"
-    assert set(info.perturbations[1:]) == {"DrugA 0.1 uM 6 h", "DrugA 10 uM 24 h", "DrugB 1 uM 24 h", "plain"}
-    assert "labels that say neither dose, time nor kind: plain" in caplog.text
+    alone = {"DrugA 0.1 uM 6 h", "DrugA 10 uM 24 h", "DrugB 1 uM 24 h"}
+    assert set(info.perturbations[1:]) == {*alone, "plain", "DrugB 1 uM 24 h+DrugC 5 uM 24 h"}
+    assert set(info.treatments) == {*alone, "DrugC 5 uM 24 h"}
+    assert "labels that say neither dose, time nor kind: plain\n" in caplog.text
     left = prepared(cells(perturbation=labels), "left", control="DMSO_24h")  # never by itself
     assert "DrugA_10uM_24h" in left.perturbations
     assert not left.treatments

@@ -140,6 +140,7 @@ class _Reader:
         if keys.parse_labels:
             self.names = names | {agent_of(name) for name in names}
         self.treatments: dict[str, Treatment] = {}
+        self.plain = set[str]()  # labels that are names alone
         self.read = dict[str, str]()  # label as it stood -> canonical label
         self._zero: list[bool] = []
         self._without: list[str] = []  # one each of the rows of the file that is read: its name, where it has no dose
@@ -168,6 +169,8 @@ class _Reader:
         if any(t.time == 0 for t in found):
             raise EvaeError(f"'{name}' is at time 0; leave these cells out with where, or name them as controls.")
         self.treatments |= {t.label: t for t in found if not t.is_plain}
+        if found and all(t.is_plain for t in found):
+            self.plain.add(name)
         return SIGN.join(t.label for t in found) or self.control
 
     def _is_zero(self, name: str, dose: str | None) -> bool:
@@ -206,9 +209,8 @@ class _Reader:
             raise EvaeError(f"{what}; labels are such as '{min(self.names)}'. Leave {', '.join(self.keys.used)} out.")
         found = [f"{counted} told apart" + (f", such as '{shown[0]}': {shown[1]}" if shown else "")]
         if self.keys.parse_labels:
-            whole = [name for name in self.names if name != self.control and _last(name).is_plain]
-            whole = sorted(name for name in whole if name not in {t.agent for t in self.treatments.values()})
-            found += [f"labels that say neither dose, time nor kind: {first_of(whole, 3)}"] if whole else []
+            plain = sorted(self.plain)
+            found += [f"labels that say neither dose, time nor kind: {first_of(plain, 3)}"] if plain else []
         if self.n_zero:
             found.append(f"{self.n_zero:,} cells of dose 0 count as controls ('{self.control}')")
         if self.without:
