@@ -58,6 +58,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield Served(f"http://127.0.0.1:{port}", next(temporary.glob("evae-app-*")), said)
     finally:
         process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)  # as programs do that stop a group of processes
         rest = process.communicate(timeout=30)[0]
     assert "KeyboardInterrupt" not in rest  # what Gradio says of requests that no page sends may stand there
     assert list(temporary.glob("evae-app-*")) == []  # uploads and downloads go with the server

@@ -84,10 +84,16 @@ def serve(
         address = f"http://{'127.0.0.1' if host == '0.0.0.0' else shown}:{chosen}/"
         print(f"evae app: {address} (tools for agents: {address}{TOOLS}); Ctrl+C ends it", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was uploaded goes then too
+            signal.signal(signal.SIGTERM, _end)
             while True:
                 time.sleep(SWEEP_SECONDS)
                 sweep(Path(folder), KEPT_SECONDS)
+
+
+def _end(number: int, frame: Any) -> None:
+    """A signal to end: what was uploaded goes too, undisturbed by a second signal, as some programs send it twice."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def sweep(folder: Path, seconds: float) -> None:
