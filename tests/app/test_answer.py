@@ -187,3 +187,11 @@ def test_cells_without_a_type_are_left_out(offered):
     model = offered["example"]
     assert model.cell_types(cells) == (["rep_3"], "cell_type")
     assert ask(model, cells, Question("JAK2", n_cells=20), quiet).controls.n_obs == 200
+
+
+def test_of_a_model_that_learned_doses_others_can_be_named(offered):
+    assert offered["example"].more_perturbations() == ""
+    processor = types.SimpleNamespace(treatments={"DrugA 1 uM": {}}, perturbations=["control", "DrugA 1 uM"])
+    processor.control = "control"
+    model = Offered("doses", types.SimpleNamespace(processor=processor), None)
+    assert "as in DrugA 1 uM" in model.more_perturbations()

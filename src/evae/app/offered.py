@@ -35,6 +35,10 @@ class Offered:
         """What it can predict, without the control."""
         return [str(p) for p in self.pipe.processor.perturbations if p != self.pipe.processor.control]
 
+    def more_perturbations(self) -> str:
+        """How to name what it can predict besides, for a model that learned doses or times; "" for others."""
+        return f"Other doses can be typed, as in {self.perturbations()[0]}." if self.pipe.processor.treatments else ""
+
     def cell_types(self, controls: ad.AnnData | None) -> tuple[list[str], str | None]:
         """The cell types that may be chosen for control cells, and the obs column that tells them.
 

@@ -51,11 +51,11 @@ def build(offered: dict[str, Offered], bounds: Bounds, folder: Path) -> gr.Block
 
 def _questions(offered: dict[str, Offered]) -> dict[str, Any]:
     first = next(iter(offered.values()))
-    names, kinds = first.perturbations(), first.cell_types(first.controls)[0]
+    kinds = first.cell_types(first.controls)[0]
     asked = {
         "model": gr.Dropdown(list(offered), value=first.name, label="Model", visible=len(offered) > 1, elem_id="model"),
         "about": gr.HTML(about(first), elem_id="about"),
-        "perturbation": gr.Dropdown(names, value=None, label="Perturbation", elem_id="perturbation"),
+        "perturbation": gr.Dropdown(label="Perturbation", elem_id="perturbation", **_perturbations(first)),
         "cell_type": gr.Dropdown(kinds, value=kinds[0], label="Cell type", elem_id="cell_type"),
         "n_cells": gr.Slider(LEAST_CELLS, MOST_CELLS, 300, step=10, label="Cells to predict", elem_id="n_cells"),
     }
@@ -63,6 +63,11 @@ def _questions(offered: dict[str, Offered]) -> dict[str, Any]:
         label = "Seed; the same gives the same cells"
         asked["seed"] = gr.Number(0, label=label, precision=0, minimum=0, elem_id="seed")
     return asked
+
+
+def _perturbations(model: Offered) -> dict[str, Any]:
+    more = model.more_perturbations()
+    return {"choices": model.perturbations(), "value": None, "info": more or None, "allow_custom_value": bool(more)}
 
 
 def _upload(bounds: Bounds) -> dict[str, Any]:
@@ -117,7 +122,7 @@ def _join_questions(
 
     def new_model(model: str, source: str, cells: ad.AnnData | None) -> tuple[Any, Any, str]:
         chosen = choose(offered, model)
-        return gr.Dropdown(chosen.perturbations(), value=None), cell_types(model, source, cells), about(chosen)
+        return gr.Dropdown(**_perturbations(chosen)), cell_types(model, source, cells), about(chosen)
 
     def read(
         file: str | None,

@@ -48,7 +48,7 @@ def said(answer: Answer) -> str:
     pair = f"{escape(answer.perturbation)} in {escape(answer.cell_type)}"
     return (
         f"<h2>{pair}</h2><p><b>{answer.predicted.n_obs:,} predicted cells</b> beside {answer.controls.n_obs:,} control "
-        f"cells. {genes}</p><p class='quiet'>{' '.join(notes)} {CAUTION}</p>"
+        f"cells. {genes}</p><p class='quiet'>{' '.join(filter(None, [*notes, CAUTION]))}</p>"
     )
 
 
