@@ -183,6 +183,10 @@ class EvaeConfig(PretrainedConfig):
         sizes = {"bins": N_COUNT_BINS, "vq": self.vq_codes, "lfq": 2**self.lfq_bits}
         return sizes.get(self.quantizer, math.prod(self.fsq_levels))
 
+    def get_text_config(self, *args: Any, **kwargs: Any) -> "EvaeConfig":
+        """Itself: transformers would take the field `decoder` for the configuration of one."""
+        return self
+
     @property
     def penalty_weight(self) -> float:
         """Weight in the loss of what the quantizer adds: KL divergence, distance to the codes, or entropies."""

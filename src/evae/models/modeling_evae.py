@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .alignment_evae import align_weights
 from .coders_evae import EvaeDecoder, EvaeEncoder, EvaeMLPDecoder, EvaeMLPEncoder, split_counts, to_dense, to_sparse
@@ -38,8 +38,7 @@ class EvaeOutput(ModelOutput):
 
     Args:
         loss: reconstruction loss; with a Gaussian quantizer, plus the weighted KL divergence.
-        reconstruction_loss: the head's loss.
-        kl_loss: KL divergence, nats a cell (Gaussian only).
+        reconstruction_loss, kl_loss: the head's loss; KL divergence, nats a cell (Gaussian only).
         codes: int64 (cells, latents) (not Gaussian).
         latents: the decoder's input, (cells, latents, latent_width).
         outputs: the decoder's output, the parameters of the head's distribution, (cells, genes, n_outputs). In
@@ -125,6 +124,7 @@ class EvaeModel(EvaePreTrainedModel):
         self.decoder = decoder(config, self.head.n_outputs)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         counts: Tensor,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
 
 # All files of the model are imported here, used or not: from a local folder, transformers up to 5.0 copies only the
 # files that this one imports itself.
@@ -52,6 +53,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         )  # fmt: skip
         self.train(self.training)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -238,7 +240,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         logits = self(
             None, perturbation_ids, cell_type_ids, library_size, codes=codes, context=context,
             source_latents=source_latents, source_library_size=source_library_size, effect=effect,
-            treatments=treatments, batch_ids=batch_ids,
+            treatments=treatments, batch_ids=batch_ids, return_dict=True,
         ).logits  # fmt: skip
         return -F.cross_entropy(logits.float().transpose(1, 2), codes, reduction="none").sum(1)
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.utils import can_return_tuple
 
 # All files of the model are imported here, used or not: from a local folder, transformers up to 5.0 copies only the
 # files that this one imports itself.
@@ -109,6 +110,7 @@ class EvaeFlowModel(EvaePrior):
         self.scale.mean.copy_(tokens.float().mean(0))
         self.scale.std.copy_(torch.where(std < 0.01 * usual, usual, std))
 
+    @can_return_tuple
     def forward(
         self,
         latents: Tensor,

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.utils import can_return_tuple
 
 # All files of the model are imported here, used or not: from a local folder, transformers up to 5.0 copies only the
 # files that this one imports itself.
@@ -57,6 +58,7 @@ class EvaeMDLMModel(EvaePrior):
         self.post_init()
         self.train(self.training)
 
+    @can_return_tuple
     def forward(
         self,
         codes: Tensor,
