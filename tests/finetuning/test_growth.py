@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from evae.data.format import DatasetInfo
+from evae.data.streaming.onto import Onto
 from evae.finetuning.growth import grown_prior, grown_processor, vocabulary_of
 from evae.models import EvaeARConfig, EvaeARForCausalLM, EvaeConfig, EvaeProcessor
 from evae.models.contract_evae import EvaeError
 from evae.models.treatments_evae import readings
 from evae.training.codes import EncodedCells
+from evae.training.conditions import check_learnable
 from evae.training.controls import known_effects
 from evae.training.library import extended
 
@@ -163,7 +165,14 @@ def test_new_doses_agents_and_kinds_grow_and_old_treatments_are_predicted_as_bef
     prior = EvaeARForCausalLM(config).eval()
     statistics = {"cell_counts": {"train": {"T": {"A 10 uM": 5, "S activation": 5}}}}
     labels = ["ctrl", "A 1 uM", "S interference", "A 10 uM", "B 2 uM", "S activation"]
-    info = DatasetInfo([], [], labels, ["T"], "ctrl", statistics, {}, {}, doses(*labels[3:]))
+    new = DatasetInfo([], [], ["ctrl", *labels[3:]], ["T"], "ctrl", statistics, {}, {}, doses(*labels[3:]))
+    info = Onto(former, "the checkpoint").grown(new)
+    assert info.perturbations == labels
+    check_learnable(info, {*former.known_units(), "B"}, "+", ["interference"])
+    with pytest.raises(EvaeError, match=r"without a training cell .* 1 \(S interference\)"):
+        check_learnable(info, {*former.known_units(), "B"}, "+")
+    plain = EvaeProcessor(former.genes, None, ["ctrl"], ["T"], control="ctrl")
+    assert not Onto(plain, "one without doses").grown(new).treatments  # then labels are names as any other
     grown_names = grown_processor(former, info)
     assert grown_names.perturbation_units == ["ctrl", "A", "S", "B"]
     grown = grown_prior(prior, grown_names)

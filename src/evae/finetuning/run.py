@@ -80,7 +80,9 @@ def finetune(
         [] if replay is None else [1 - replay_share, replay_share],
         Onto(before.processor, before.name),
     )
-    check_learnable(sources.info, set(before.processor.known_units()), before.processor.combination_sign)
+    known = before.processor.names().known
+    units, sign = set(before.processor.known_units()), before.processor.combination_sign
+    check_learnable(sources.info, units, sign, known.kinds())
     names = [str(dataset) for dataset in sources.datasets]
     own = {
         "checkpoint": str(checkpoint), "model_type": before.model.config.model_type, "output_dir": str(output_dir),

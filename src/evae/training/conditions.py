@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -107,7 +107,7 @@ def _kind(info: DatasetInfo, part: str) -> str:
     return info.treatments[part].kind if part in info.treatments else ""
 
 
-def check_learnable(info: DatasetInfo, featured: set[str], sign: str) -> None:
+def check_learnable(info: DatasetInfo, featured: set[str], sign: str, kinds: Collection[str] = ()) -> None:
     """Raise `EvaeError` for a perturbation that no training cell has and no feature vector describes.
 
     A prior would draw it from an embedding that stayed random.
@@ -116,15 +116,16 @@ def check_learnable(info: DatasetInfo, featured: set[str], sign: str) -> None:
         info: the dataset.
         featured: names that have a feature vector.
         sign: separator of the parts of a combination.
+        kinds: of perturbations, that the prior knows already.
     """
     parts = _parts_of_each(info, featured, sign)
     trained = {name for row in info.statistics["cell_counts"]["train"].values() for name, n in row.items() if n}
     learned = {_agent(info, part) for name in trained for part in parts[name]} | featured | {info.control}
-    kinds = {_kind(info, part) for name in trained for part in parts[name]} | {""}
+    learned_kinds = {_kind(info, part) for name in trained for part in parts[name]} | {"", *kinds}
     lacking = [
         name
         for name, own in parts.items()
-        if not all(_agent(info, part) in learned and _kind(info, part) in kinds for part in own)
+        if not all(_agent(info, part) in learned and _kind(info, part) in learned_kinds for part in own)
     ]
     if lacking:
         shown = first_of(lacking, 5)

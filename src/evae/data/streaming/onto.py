@@ -55,11 +55,12 @@ class Onto:
     def grown(self, info: DatasetInfo) -> DatasetInfo:
         """`info` with the model's names first, in their order."""
         own = self.processor
+        known = own.names().known.treatments
         return replace(
             info,
             perturbations=list(dict.fromkeys([*own.perturbations, *info.perturbations])),
             cell_types=list(dict.fromkeys([*own.cell_types, *info.cell_types])),
-            treatments=info.treatments if own.treatments else {},  # else labels are names as any other
+            treatments={**known, **info.treatments} if known else {},  # else labels are names as any other
         )
 
     def places(self, info: DatasetInfo) -> np.ndarray:
