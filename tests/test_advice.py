@@ -58,7 +58,7 @@ FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "model_c
 def test_every_option_that_a_message_names_exists():
     """In a command's own file, as an option of that command."""
     known = set().union(*COMMANDS.values()) | OF_LAUNCHERS | {"--version"}
-    scripts = {"published.py": {"--downloads", "--workers", "--licence"}}  # of scripts/prepare_*.py, which it serves
+    scripts = {"published.py": {"--downloads", "--dask", "--licence"}}  # of scripts/prepare_*.py, which it serves
     scripts["space.py"] = {"--extra-index-url"}  # of pip, in the requirements.txt that it writes
     for path in FILES:
         own = {

@@ -7,18 +7,21 @@ from typing import Annotated
 import typer
 
 from evae.cli.files import check_free, need_cells
-from evae.cli.options import EMBEDDINGS, Device, Layer, Model, Overwrite, check_known, check_model
+from evae.cli.options import EMBEDDINGS, Dask, Device, Layer, Model, Overwrite, check_known, check_model
 from evae.cli.terminal import quiet_transformers, say
+from evae.common.cluster import on_dask
 from evae.common.progress import watched
 
 
 def embed(
+    context: typer.Context,
     model: Model,
     file: Annotated[Path, typer.Argument(help="h5ad file of raw counts.", metavar="FILE.h5ad")],
     out: Annotated[Path, typer.Option(help="h5ad, zarr or parquet file to write.")],
     kind: Annotated[str, typer.Option(help="latents (before quantization), pooled or codes.")] = "latents",
     layer: Layer = None,
     device: Device = None,
+    dask: Dask = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Embed cells in a stream, whatever the size of the file.
@@ -41,6 +44,7 @@ def embed(
     from evae.inference.embedding_files import embed_file
 
     quiet_transformers()
+    context.with_resource(on_dask(dask))
     result = embed_file(
         load_checkpoint(model), file, out, kind, layer=layer, device=device, overwrite=overwrite, progress=watched()
     )

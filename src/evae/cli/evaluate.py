@@ -7,6 +7,7 @@ import typer
 
 from evae.cli.files import check_folder, fresh_folder, need_cells, need_file
 from evae.cli.options import (
+    Dask,
     OptionalCellTypeKey,
     Overwrite,
     PerturbationKey,
@@ -16,6 +17,7 @@ from evae.cli.options import (
     names_of,
 )
 from evae.cli.terminal import console, quiet_transformers, say
+from evae.common.cluster import on_dask
 from evae.common.progress import watched
 from evae.models.contract_evae import EvaeError
 
@@ -79,6 +81,7 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for report and plots; FILE_evaluation if left out.")] = None,
     plots: Annotated[bool, typer.Option(help="Write plots and a report.")] = True,
+    dask: Dask = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Compare predicted with real cells, beside baselines and the real cells' own split half.
@@ -115,6 +118,7 @@ def evaluate(
     how |= {"scale": scale, "real_scale": real_scale}
     how |= {"seeds": tuple(range(seeds)), "progress": watched()}
     how |= {"depth_matched": depth_matched}
+    context.with_resource(on_dask(dask))
     result = run_evaluation(predicted, **how, extra_baselines=baseline or (), features=features)
     alone = None if tokenizer is None else _tokenizer_alone(tokenizer, dataset, how)
     if alone is not None:

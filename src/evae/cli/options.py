@@ -27,6 +27,11 @@ RepoId = Annotated[str, typer.Argument(help="Where to, as name/repository.", met
 Private = Annotated[bool, typer.Option("--private", help="Make the repository private.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and list what would go.")]
 
+Dask = Annotated[
+    str | None,
+    typer.Option(help="Spread the work: local:4 starts 4 processes, tcp://HOST:8786 takes the workers of Dask there."),
+]
+
 EMBEDDINGS = ("latents", "pooled", "codes")
 # Arguments in Python -> options of another name.
 OTHER_NAMES = {

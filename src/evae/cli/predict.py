@@ -7,6 +7,7 @@ import typer
 
 from evae.cli.files import check_free, need_cells, write_h5ad
 from evae.cli.options import (
+    Dask,
     Device,
     Layer,
     Model,
@@ -18,6 +19,7 @@ from evae.cli.options import (
     numbers,
 )
 from evae.cli.terminal import quiet_transformers, say
+from evae.common.cluster import on_dask
 from evae.common.progress import watched
 from evae.models.contract_evae import EvaeError, split_names
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 
 def predict(
+    context: typer.Context,
     model: Model,
     out: Annotated[Path, typer.Option(help="h5ad file to write.")],
     controls: Annotated[
@@ -98,6 +101,7 @@ def predict(
     batch_size: Annotated[int, typer.Option(help="Cells drawn at once.")] = 256,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the prior: for many cells on a GPU.")] = False,
     device: Device = None,
+    dask: Dask = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Predict perturbed cells as an h5ad file of raw counts.
@@ -133,6 +137,7 @@ def predict(
 
     quiet_transformers()
     pipe = pipeline(model, device)
+    context.with_resource(on_dask(dask))
     if plot is not None and not source_cells(pipe.checkpoint):
         raise EvaeError(f"{model} reads no source cells, from which --plot leads; train it with model.source_cells=1.")
     options: dict[str, Any] = {"guidance_scale": guidance_scale, "num_steps": steps, "compile": compile or None}

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from evae.cli.files import need_cells, need_file
-from evae.cli.options import Layer, names_of
+from evae.cli.options import Dask, Layer, names_of
 from evae.cli.terminal import join_names, say
+from evae.common.cluster import on_dask
 from evae.common.progress import watched
 from evae.models.contract_evae import EvaeError, split_names
 
@@ -16,6 +17,7 @@ AUTO = "auto"
 
 
 def prepare(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Dataset folder to make.")],
     files: Annotated[
         list[Path] | None,
@@ -97,7 +99,7 @@ def prepare(
     seed: Annotated[int, typer.Option(help="Of the shuffle, the validation cells and what a split draws.")] = 0,
     min_coverage: Annotated[float, typer.Option(help="Least share of the panel every file must have.")] = 0.8,
     chunk_size: Annotated[int, typer.Option(help="Cells read at once; lower it to save memory.")] = 8192,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; the result is the same.")] = 1,
+    dask: Dask = None,
     aliases: Annotated[
         Path | None,
         typer.Option(help="Table of other gene names, tab-separated: symbol, alias_symbol, prev_symbol (as HGNC's)."),
@@ -147,6 +149,7 @@ def prepare(
     if named or split == AUTO:
         apart = TreatmentKeys(**treatments)
         held_out = _automatic_split(files, {**keys, "keys": apart}, hold_out_cell_type, hold_out_perturbations or "")
+    context.with_resource(on_dask(dask))
     folder = prepare_dataset(
         list(files),
         out,
@@ -162,7 +165,6 @@ def prepare(
         genes=genes,
         seed=seed,
         chunk_size=chunk_size,
-        n_workers=workers,
         aliases=aliases,
         min_coverage=min_coverage,
         progress=watched(),

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from evae.common.extras import require
 from evae.common.progress import progress_bar
 from evae.common.threads import in_threads
 from evae.effects.features import read_vectors
 from evae.evaluation.cells.comparison import Comparison, compare
-from evae.evaluation.cells.inputs import Data, Progress, require
+from evae.evaluation.cells.inputs import Data, Progress
 from evae.evaluation.protocols.cell_eval_adapter import cell_eval_protocol
 from evae.evaluation.protocols.challenge import challenge_protocol
 from evae.evaluation.protocols.depth import depth_protocol, depths_differ

@@ -5,7 +5,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from accelerate import PartialState
 from anndata.io import write_elem
 
+from evae.common.cluster import current_cluster
 from evae.common.digests import file_stamp, weights_digest
 from evae.common.files import atomic_write, check_room, explain_disk_errors, remove
 from evae.common.hdf5 import writable_hdf5
@@ -28,6 +29,7 @@ from evae.data.reading.file_counts import FileCounts
 from evae.inference.checkpoint import Checkpoint
 from evae.inference.embedding import CellEncoder
 from evae.inference.embedding_parts import MANIFEST, EmbeddingParts
+from evae.inference.workers import EmbeddedCells, ModelPlace, embed_on_worker
 from evae.models.contract_evae import EvaeError
 
 LOG = logger(__name__)
@@ -115,7 +117,7 @@ def embed_file(
             state.wait_for_everyone()
         own = range(len(parts) * rank // n_ranks, len(parts) * (rank + 1) // n_ranks)
         try:
-            n_resumed = _embed_parts(encoder, source, parts, own, progress and rank == 0)
+            n_resumed = _embed_parts(encoder, source, layer, parts, own, progress and rank == 0)
         except EvaeError:  # the file is at fault; once it is fixed these parts are of another file
             if n_ranks == 1:
                 remove(parts.folder)
@@ -130,15 +132,26 @@ def embed_file(
     return EmbeddedFile(out, source.n_cells, encoder.width, encoder.coverage, n_empty, n_resumed)
 
 
-def _embed_parts(encoder: CellEncoder, source: FileCounts, parts: EmbeddingParts, own: range, progress: bool) -> int:
+def _embed_parts(
+    encoder: CellEncoder, source: FileCounts, layer: str | None, parts: EmbeddingParts, own: range, progress: bool
+) -> int:
     """Embed the parts `own` that are not on disk yet; returns how many cells were."""
     missing = [part for part in own if not parts.is_done(part)]
     cells = {part: parts.bounds(part)[1] - parts.bounds(part)[0] for part in own}
+    cluster = current_cluster()
     with progress_bar(progress) as bar:
         advance = bar.start("embedding cells", sum(cells[part] for part in missing))
-        for part in missing:
-            blocks = [values for _, values in encoder.blocks(source, *parts.bounds(part), advance)]
-            parts.write(part, np.concatenate(blocks))
+        if cluster is None:
+            for part in missing:
+                blocks = [values for _, values in encoder.blocks(source, *parts.bounds(part), advance)]
+                parts.write(part, np.concatenate(blocks))
+        else:
+            elsewhere = replace(parts, folder=parts.folder.resolve())
+            asked = EmbeddedCells(source.path.resolve(), layer, elsewhere.folder, encoder.kind, elsewhere)
+            place = ModelPlace.of(encoder.checkpoint, encoder.device)
+            done = cluster.in_order(embed_on_worker, ((place, asked, part) for part in missing))
+            for part, _ in zip(missing, done, strict=True):
+                advance(cells[part])
     return sum(cells.values()) - sum(cells[part] for part in missing)
 
 

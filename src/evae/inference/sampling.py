@@ -1,6 +1,6 @@
 """Draw the cells of a prediction: what the controls tell, and one random stream for every cell."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,14 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from evae.common.cluster import current_cluster
 from evae.common.progress import progress_bar
 from evae.data.format import Pair
 from evae.data.reading.anndata_counts import AnnDataCounts
 from evae.data.reading.panel import over_panel
 from evae.inference.checkpoint import Checkpoint
-from evae.inference.request import whole_counts
 from evae.inference.treatments import batches_of, effect_of_treatment, treatments_asked
+from evae.inference.workers import ModelPlace, draw_batch, draw_on_worker
 from evae.models.contract_evae import look_up
 from evae.models.randomness_evae import CellStreams
 
@@ -251,13 +252,19 @@ def draw_cells(
     """Raw counts (cells, genes) of the cells with the conditions `asked`, see `conditions_of`."""
     n_cells = len(asked["library_size"])
     streams, blocks = CellStreams.spawn(torch.Generator().manual_seed(seed), n_cells), []
+    slices = [slice(start, start + batch_size) for start in range(0, n_cells, batch_size)]
+    # a stream a cell: cells do not depend on their batch
+    batches = (({name: values[rows] for name, values in asked.items()}, streams[rows]) for rows in slices)
+    cluster = current_cluster()
+    drawn: Iterable[sp.csr_matrix]
+    if cluster is None:
+        drawn = (draw_batch(checkpoint.model, *batch, device, sampling) for batch in batches)
+    else:
+        place = ModelPlace.of(checkpoint, device)
+        drawn = cluster.in_order(draw_on_worker, ((place, *batch, sampling) for batch in batches))
     with progress_bar(progress) as bar:
         advance = bar.start("predicting cells", n_cells)
-        for start in range(0, n_cells, batch_size):
-            rows = slice(start, start + batch_size)
-            own = streams[rows]  # a stream a cell: cells do not depend on their batch
-            conditions = {name: values[rows].to(device) for name, values in asked.items()}
-            counts = checkpoint.model.sample_cells(**conditions, generator=own, **sampling)
-            blocks.append(whole_counts(counts, own))
-            advance(len(counts))
+        for counts in drawn:
+            blocks.append(counts)
+            advance(counts.shape[0])
     return sp.vstack(blocks, format="csr")

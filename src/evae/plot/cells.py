@@ -13,9 +13,9 @@ import scipy.sparse as sp
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
+from evae.common.extras import require
 from evae.common.figures import GENERATED, GUIDE, bare
 from evae.data.reading.anndata_file import as_anndata
-from evae.evaluation.cells.inputs import require
 from evae.evaluation.cells.normalised import log1p_cp10k, mean_of
 from evae.evaluation.cells.projection import fit_projection, neighbour_map
 from evae.evaluation.cells.scale import RAW

@@ -184,17 +184,6 @@ def test_several_files_share_their_genes(simulated, tmp_path, keys):
     assert list(_all_cells(folder).obs["perturbation"]) == list(simulated.obs["perturbation"])
 
 
-def test_several_processes_make_the_same_folder(simulated, folder, contents, cross_split, keys, tmp_path):
-    adata = simulated.copy()
-    adata.X = sp.csc_matrix(adata.X)  # one process puts it by cell for all
-    adata.write_h5ad(tmp_path / "a.h5ad")
-    options = keys | {"split": cross_split, "chunk_size": 300, "n_workers": 2}
-    again = contents(prepare_dataset(tmp_path / "a.h5ad", tmp_path / "out", **options))
-    assert {k: v for k, v in again.items() if k.startswith("data/")} == {
-        k: v for k, v in contents(folder).items() if k.startswith("data/")
-    }
-
-
 def test_silent_without_progress_and_a_bar_with_it(h5ad, tmp_path, keys, capsys, monkeypatch):
     monkeypatch.setattr("evae.common.progress.watched", lambda: True)
     prepare_dataset(h5ad, tmp_path / "quiet", **keys)

@@ -39,7 +39,7 @@ from evae.data.preparing.shards import RowPlan, plan_rows
 from evae.data.preparing.splits import Split, parse_split
 from evae.data.preparing.treatments import TreatmentKeys
 from evae.data.preparing.work_folder import work_folder
-from evae.data.preparing.workers import open_sources, workers
+from evae.data.preparing.workers import open_sources, runner
 from evae.data.reading.file_counts import FileCounts
 from evae.data.reading.hub_cells import fetch_cells
 from evae.models.contract_evae import EvaeError
@@ -71,7 +71,6 @@ def prepare_dataset(
     layer: str | None = None,
     seed: int = 0,
     chunk_size: int = 8192,
-    n_workers: int = 1,
     aliases: str | Path | None = None,
     cell_types: Sequence[str] | None = None,
     where: Mapping[str, str | Sequence[str]] | None = None,
@@ -106,8 +105,6 @@ def prepare_dataset(
         layer: where the counts are: None for X, "raw", the name of a layer, or "auto" for whichever holds them.
         seed: of the shuffle, the validation cells and what a split draws.
         chunk_size: cells read at once.
-        n_workers: processes that read and write; the result is the same. More than one needs the caller's script
-            to be importable (`if __name__ == "__main__":`), as ever with `multiprocessing`.
         aliases: other names of genes (see `evae.data.preparing.genes.read_aliases`).
         cell_types: one for each file, instead of the obs column `cell_type_key`, which then only names them.
         where: keep the cells with this value, or one of these, in each of these obs columns; others are left out.
@@ -122,10 +119,8 @@ def prepare_dataset(
             goes on where it stopped.
     """
     paths = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
-    if bool(paths) == bool(hub) or chunk_size < 1 or n_workers < 1:
-        raise EvaeError(
-            "give at least one file, or else a Hub dataset, and a chunk size and a number of workers of at least 1."
-        )
+    if bool(paths) == bool(hub) or chunk_size < 1:
+        raise EvaeError("give at least one file, or else a Hub dataset, and a chunk size of at least 1.")
     check_given_once(paths)
     wanted = {key: [value] if isinstance(value, str) else list(value) for key, value in (where or {}).items()}
     out = Path(out)
@@ -174,7 +169,7 @@ def prepare_dataset(
             "obs": obs and file_stamp(Path(obs)), "drop": sorted(drop), "min_cells": min_cells, "guide_key": guide_key,
         }  # fmt: skip
         work.begin(job)
-        run = stack.enter_context(workers(n_workers, sources, layer, work.opened))
+        run = runner(sources, layer, work.opened)
         conversion = Conversion(sources, labels, kept, held_out, rule, panel, keys, chunk_size, work.path, run, bar)
         _convert(conversion, out.name, n_variable, checks, COPIES in drop)
     return out

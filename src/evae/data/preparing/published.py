@@ -15,6 +15,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from evae.common.cluster import on_dask
 from evae.common.digests import file_digest
 from evae.common.files import explain_disk_errors, put_in_place, write_json
 from evae.common.progress import Bar, progress_bar
@@ -150,11 +151,10 @@ def published_main(
     parser.add_argument("--downloads", type=Path, default=Path("downloads"), help="where the files are kept")
     parser.add_argument("--genes", default=genes, help="all, hvg:N or a panel file (default: %(default)s)")
     parser.add_argument("--split", type=Path, help="what to hold out: a JSON file; nothing if left out")
-    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--dask", help="workers of Dask: local:4, or tcp://HOST:8786")
     args = parser.parse_args(argv)
     try:
-        return prepare_published(
-            files, args.downloads, args.out, genes=args.genes, split=args.split, n_workers=args.workers, **options
-        )
+        with on_dask(args.dask):
+            return prepare_published(files, args.downloads, args.out, genes=args.genes, split=args.split, **options)
     except EvaeError as error:
         raise SystemExit(f"error: {error}") from None

@@ -5,7 +5,6 @@ log1p'd; log1p values are first taken back by expm1, so that everything is compa
 predicted it. Cells that come from a file are kept in a temporary file, so that memory does not grow with it.
 """
 
-import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -32,14 +31,6 @@ Data: TypeAlias = ad.AnnData | DatasetSplit | str | Path
 Progress: TypeAlias = Callable[[Iterable[Any], str], Iterable[Any]]
 BLOCK_ROWS = 4_096
 BLOCK_VALUES = 1 << 21  # rows x genes of a block at most: 16 MiB where a file is dense
-
-
-def require(module: str, what: str, extra: str = "eval") -> None:
-    """Raise `EvaeError` unless a package of an extra can be imported."""
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        raise EvaeError(f"{what} needs {module}, which is not installed: pip install 'evae[{extra}]'") from error
 
 
 def silent(work: Iterable[Any], description: str) -> Iterable[Any]:

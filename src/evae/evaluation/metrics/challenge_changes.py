@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from evae.common.threads import in_threads
+from evae.common.cluster import spread
 from evae.evaluation.cells.normalised import log1p_cp10k
 from evae.evaluation.metrics.differential import ControlRanks, false_discovery_rates
 
@@ -63,7 +63,7 @@ class ControlCells:
             batches: (raw counts (cells, genes), code of each cell, perturbations) of some perturbations at a time.
         """
         folds, p_values = [], []
-        for fold, p in in_threads(self._test, batches):
+        for fold, p in spread(ControlCells._test, self, batches):
             folds.append(fold)
             p_values.append(p)
         p_value = np.concatenate(p_values)
@@ -72,8 +72,7 @@ class ControlCells:
             fdr[:, self.tested] = false_discovery_rates(p_value[:, self.tested])
         return Changes(self.tested, np.concatenate(folds), p_value, fdr)
 
-    def _test(self, batch: tuple[sp.csr_matrix, np.ndarray, int]) -> tuple[np.ndarray, np.ndarray]:
-        counts, codes, n = batch
+    def _test(self, counts: sp.csr_matrix, codes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
         mean = counts_per_million(counts, codes, n)
         fold = np.where(self.tested, np.log2((mean + _TINY) / (self.mean + _TINY)), np.nan)
         p = np.ones_like(mean)

@@ -18,7 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.special import ndtr
 
-from evae.common.threads import in_threads
+from evae.common.cluster import spread
 from evae.evaluation.cells.normalised import mean_of
 from evae.models.contract_evae import EvaeError
 
@@ -143,16 +143,18 @@ def differential_expression(
     names: list[str] = []
     folds, p_values = [], []
 
-    def test(batch: tuple[list[str], sp.csr_matrix, np.ndarray]) -> tuple[list[str], np.ndarray, np.ndarray]:
-        names, cells, codes = batch
-        return names, *controls.test(cells, codes, len(names))
-
-    for batch_names, fold, p_value in in_threads(test, batches):
+    for batch_names, fold, p_value in spread(_test, controls, batches):
         names += batch_names
         folds.append(fold)
         p_values.append(p_value)
     p = np.concatenate(p_values)
     return DETable(np.array(names, dtype=object), genes, np.concatenate(folds), p, false_discovery_rates(p))
+
+
+def _test(
+    controls: ControlRanks, names: list[str], cells: sp.csr_matrix, codes: np.ndarray
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    return names, *controls.test(cells, codes, len(names))
 
 
 def false_discovery_rates(p_values: np.ndarray) -> np.ndarray:

@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from evae.common.extras import require
 from evae.evaluation.cells.comparison import Comparison
-from evae.evaluation.cells.inputs import Progress, require
+from evae.evaluation.cells.inputs import Progress
 from evae.evaluation.cells.normalised import Cells
 from evae.evaluation.metrics.differential import DETable
 from evae.evaluation.protocols.record import Record

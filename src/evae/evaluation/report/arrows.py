@@ -20,10 +20,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 from sklearn.cluster import KMeans
 
+from evae.common.extras import require
 from evae.common.figures import CONTROL, GENERATED, GUIDE, bare, look, new_figure, save
 from evae.data.reading.anndata_file import as_anndata
 from evae.evaluation.cells import Comparison
-from evae.evaluation.cells.inputs import require
 from evae.evaluation.cells.normalised import log1p_cp10k
 from evae.evaluation.cells.projection import fit_projection, neighbour_map
 from evae.evaluation.cells.scale import RAW

@@ -17,9 +17,9 @@ import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 
+from evae.common.extras import require
 from evae.evaluation.cells import Comparison, Pair
 from evae.evaluation.cells.comparison import group_rows
-from evae.evaluation.cells.inputs import require
 from evae.evaluation.cells.normalised import Cells, log1p_cp10k, mean_of
 from evae.evaluation.cells.training_cells import TrainingCells
 from evae.evaluation.systems.baselines import System

@@ -1,0 +1,13 @@
+"""Packages of the optional extras."""
+
+import importlib
+
+from evae.models.contract_evae import EvaeError
+
+
+def require(module: str, what: str, extra: str = "eval") -> None:
+    """Raise `EvaeError` unless a package of an extra can be imported."""
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise EvaeError(f"{what} needs {module}, which is not installed: pip install 'evae[{extra}]'") from error
