@@ -76,6 +76,15 @@ def test_every_command_that_a_message_names_exists():
                 assert name in COMMANDS, (path, text)
 
 
+def test_every_example_of_a_help_stands_by_itself():
+    """Lines without a blank one between them are shown as one paragraph."""
+    for path in (PACKAGE / "cli").glob("*.py"):
+        for text in messages(path):
+            lines = text.splitlines()
+            for before, line in zip(lines, lines[1:], strict=False):
+                assert not (line.lstrip().startswith("Example:") and before.strip()), (path, line)
+
+
 def test_every_setting_that_a_message_names_exists_and_takes_the_value():
     of_models = {field for config in CONFIGS for field in model_fields(config)}
     named = []

@@ -111,7 +111,9 @@ def predict(
     controls only. The model `example` comes with the package, and with control cells of its own.
 
     Example: evae predict example --perturbation STAT1 --out stat1.h5ad
+
     Example: evae predict runs/prior --controls cells.h5ad --perturbation STAT1,JAK2 --out predicted.h5ad
+
     Example: evae predict runs/drugs --controls cells.h5ad --perturbation DrugA --dose 0.5,1,10 --out doses.h5ad
     """
     check_free(out, overwrite)
