@@ -79,10 +79,9 @@ def test_every_command_that_a_message_names_exists():
 def test_every_example_of_a_help_stands_by_itself():
     """Lines without a blank one between them are shown as one paragraph."""
     for path in (PACKAGE / "cli").glob("*.py"):
-        for text in messages(path):
-            lines = text.splitlines()
-            for before, line in zip(lines, lines[1:], strict=False):
-                assert not (line.lstrip().startswith("Example:") and before.strip()), (path, line)
+        for function in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)):
+            for paragraph in (ast.get_docstring(function) or "").split("\n\n"):
+                assert "Example:" not in paragraph[1:], (path, paragraph)
 
 
 def test_every_setting_that_a_message_names_exists_and_takes_the_value():
