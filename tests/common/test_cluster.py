@@ -158,6 +158,15 @@ def test_a_place_without_workers_is_refused(where, message, monkeypatch):
         pass
 
 
+def test_workers_of_our_own_listen_on_this_machine_alone():
+    """distributed 2026.8.0: with dashboard_address=None its HTTP server listens on port 8787 of every interface."""
+    with on_dask("local:1"):
+        scheduler = current_cluster().client.cluster.scheduler
+        listening = {end.getsockname()[0] for end in scheduler.http_server._sockets.values()}
+        assert scheduler.address.startswith("tcp://127.0.0.1:")
+    assert listening == {"127.0.0.1"}
+
+
 def test_the_command_starts_processes_of_its_own(run, screen_file, tmp_path):
     done = run("prepare", screen_file, "--control", "control", "--out", tmp_path / "out", "--dask", "local:2")
     assert done.code == 0, done.err
