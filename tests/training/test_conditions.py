@@ -13,7 +13,8 @@ from evae.data.preparing.prepare import prepare_dataset
 from evae.data.simulation.perturb_seq import simulate_perturb_seq
 from evae.data.streaming.mixture import Sources
 from evae.models import EvaeError, EvaeModel
-from evae.training.conditions import N_SAMPLES, control_contexts, read_feature_table
+from evae.training.conditions import N_SAMPLES, control_contexts
+from evae.training.feature_tables import read_feature_table
 from evae.training.prior import train_prior
 from evae.training.settings import load_settings
 from evae.training.tokenizer import train_tokenizer
@@ -114,8 +115,9 @@ def test_an_unseen_perturbation_raises_with_learned_vectors_and_works_with_featu
 
 def test_features_are_projected_and_stored(featured, table, tmp_path):
     known = featured.model.condition.perturbation
-    raw = dict(zip(*read_feature_table(table), strict=True))["OTHER"]
-    every = read_feature_table(table)[1]
+    names, every, source = read_feature_table(table)
+    raw = every[names.index("OTHER")]
+    assert featured.model.config.perturbation_feature_source == source == f"{table.name}: {every.shape[1]} features"
     scaled = torch.from_numpy((raw - every.mean()) / every.std(ddof=1))
     torch.testing.assert_close(vector(featured, "OTHER")[0], known.projection(scaled), atol=1e-5, rtol=1e-4)
     featured.model.save_pretrained(tmp_path)
@@ -136,7 +138,7 @@ def test_feature_tables(tmp_path, kind):
         pq.write_table(pa.Table.from_pandas(frame), path)
     else:
         frame.to_csv(path, index=False, sep="\t" if kind == "tsv" else ",")
-    names, features = read_feature_table(path)
+    names, features, _ = read_feature_table(path)
     assert names == ["G1", "G2"]
     np.testing.assert_array_equal(features, values)
 

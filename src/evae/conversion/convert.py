@@ -162,10 +162,10 @@ def _control(names: Names, run: Run, control: str | None, needed: bool) -> str |
 def _feature_table(file: Path, run: Run) -> dict[str, Any]:
     if run.kind == VAE or not is_told_by_features(run.model):
         raise EvaeError("this run does not know perturbations by feature vectors; leave --features out.")
-    from evae.training.conditions import read_feature_table
+    from evae.training.feature_tables import read_feature_table
 
-    known, vectors = read_feature_table(file)
-    return dict(zip(known, vectors, strict=True))
+    table = read_feature_table(file)
+    return dict(zip(table.names, table.vectors, strict=True))
 
 
 def make_processor(names: Names, control: str | None, has_units: bool) -> EvaeProcessor:

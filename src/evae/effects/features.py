@@ -30,9 +30,10 @@ def read_vectors(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
         EvaeError: no such file, or a table that cannot be read.
     """
-    from evae.training.conditions import read_feature_table
+    from evae.training.feature_tables import read_feature_table
 
-    return dict(zip(*read_feature_table(Path(path)), strict=True))
+    table = read_feature_table(Path(path))
+    return dict(zip(table.names, table.vectors, strict=True))
 
 
 def told_by_features(

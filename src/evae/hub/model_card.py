@@ -60,7 +60,8 @@ def what_it_reads(config: Any) -> str:
     """What a prior of this configuration is told of the cells to write, and its guidance; nothing of a tokenizer."""
     if not hasattr(config, "n_perturbations"):
         return ""
-    told = ["the name of the perturbation" + (", or its feature vector" if config.n_perturbation_features else "")]
+    featured = f", or its feature vector ({config.perturbation_feature_source or 'of its own table'})"
+    told = ["the name of the perturbation" + (featured if config.n_perturbation_features else "")]
     told.append(
         "the mean embedding of the cell type's controls" if config.cell_type_context else "that of the cell type"
     )

@@ -21,6 +21,7 @@ class EvaePriorConfig(PretrainedConfig):
         n_perturbation_features: how many of the perturbations, the last ones, have a feature vector instead of a
             learned embedding.
         perturbation_feature_size: length of a feature vector.
+        perturbation_feature_source: what the feature vectors are, in words.
         perturbation_kinds: kinds of perturbation in the order of their ids, such as interference; none if empty.
         dose_unit: the unit of all doses, "" for none.
         dose_range: the lowest and the highest dose of training; None where perturbations have no doses.
@@ -73,6 +74,7 @@ class EvaePriorConfig(PretrainedConfig):
         n_perturbations: int = 1,
         n_perturbation_features: int = 0,
         perturbation_feature_size: int = 0,
+        perturbation_feature_source: str = "",
         perturbation_kinds: list[str] | None = None,
         dose_unit: str = "",
         dose_range: list[float] | None = None,
@@ -114,6 +116,7 @@ class EvaePriorConfig(PretrainedConfig):
         self.n_perturbations = n_perturbations
         self.n_perturbation_features = n_perturbation_features
         self.perturbation_feature_size = perturbation_feature_size
+        self.perturbation_feature_source = perturbation_feature_source
         self.perturbation_kinds = list(perturbation_kinds or [])
         self.dose_unit = dose_unit
         self.dose_range, self.time_range = (None if span is None else list(span) for span in (dose_range, time_range))

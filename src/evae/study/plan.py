@@ -35,7 +35,8 @@ from evae.data.format import Dataset, DatasetInfo
 from evae.models.configuration_evae import HEADS, EvaeConfig
 from evae.models.contract_evae import EvaeError, look_up, near_matches
 from evae.study.splits import as_file_name, named_splits
-from evae.training.conditions import check_learnable, read_feature_table
+from evae.training.conditions import check_learnable
+from evae.training.feature_tables import read_feature_table
 from evae.training.prior import FROM_DATASET as PRIOR_GIVEN
 from evae.training.prior import NO_TOKENIZER, PRIORS
 from evae.training.settings import PriorSettings, Settings, check_model_settings, config_path, load_settings

@@ -1,8 +1,6 @@
 """What a prior is conditioned on, from a dataset: the vocabulary of perturbations, feature vectors, contexts."""
 
-import csv
 import hashlib
-import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -13,13 +11,14 @@ import numpy as np
 import torch
 
 from evae.common.logs import logger
-from evae.common.messages import first_line, first_of
+from evae.common.messages import first_of
 from evae.data.format import DatasetInfo
 from evae.data.streaming.mixture import Sources
 from evae.models.contract_evae import EvaeError, parts_of
 from evae.models.processing_evae import EvaeProcessor
 from evae.models.treatments_evae import Treatment, one_family
 from evae.training.codes import EncodedCells
+from evae.training.feature_tables import FeatureTable, read_feature_table
 from evae.training.loop.stopping import StopCheck, checked_for_stop
 from evae.training.settings import PriorSettings
 
@@ -39,11 +38,13 @@ class Vocabulary:
         units: names of the prior's ids, the featured ones last; None where they are the dataset's perturbations.
         n_units: how many there are.
         features: vectors of the featured ones, float32 (featured, features).
+        source: what the features are; "" without any.
     """
 
     units: list[str] | None
     n_units: int
     features: np.ndarray
+    source: str = ""
 
     def digest(self) -> list[str]:
         """What must stay the same for a run to be resumed; nothing for a plain vocabulary."""
@@ -64,7 +65,7 @@ def perturbation_vocabulary(info: DatasetInfo, table: str = "", sign: str = "+")
         EvaeError: a table that cannot be read, or that names none of the perturbations; perturbations that are in no
             training cell and not in the table.
     """
-    names, features = read_feature_table(Path(table)) if table else ([], np.zeros((0, 0), dtype=np.float32))
+    names, features, source = read_feature_table(Path(table)) if table else FeatureTable.without_any()
     parts = list(dict.fromkeys(_agent(info, part) for part in _parts(info, set(names), sign)))
     check_learnable(info, set(names), sign)
     if not table:
@@ -79,7 +80,7 @@ def perturbation_vocabulary(info: DatasetInfo, table: str = "", sign: str = "+")
             f"{len(lacking)} of {len(parts) - 1} perturbations have no feature vector and get learned ones: "
             + first_of(lacking, 5)
         )  # fmt: skip
-    return Vocabulary([*learned, *names], len(learned) + len(names), features)
+    return Vocabulary([*learned, *names], len(learned) + len(names), features, source)
 
 
 def _parts(info: DatasetInfo, featured: set[str], sign: str) -> list[str]:
@@ -134,55 +135,6 @@ def check_learnable(info: DatasetInfo, featured: set[str], sign: str, kinds: Col
             f"{len(lacking)} ({shown}); give perturbation_features=FILE with their vectors, or prepare the dataset "
             "with a --split that leaves cells of each."
         )
-
-
-def read_feature_table(path: Path) -> tuple[list[str], np.ndarray]:
-    """Names and vectors, float32 (names, features).
-
-    Args:
-        path: npz with `genes` (names) and `emb` (vectors); or csv, tsv or parquet whose first column is the names.
-
-    Raises:
-        EvaeError: no such file, another format, names that stand twice, values that are not numbers.
-    """
-    if not path.is_file():
-        raise EvaeError(f"the feature table {path} does not exist; give an npz, csv, tsv or parquet file.")
-    readers = {".npz": _read_npz, ".csv": _read_text, ".tsv": _read_text, ".parquet": _read_parquet}
-    if path.suffix not in readers:
-        raise EvaeError(f"the feature table {path} is no npz, csv, tsv or parquet file; convert it.")
-    try:
-        names, values = readers[path.suffix](path)
-        features = np.asarray(values, dtype=np.float32)
-    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
-        reason = first_line(error)
-        raise EvaeError(f"the feature table {path} cannot be read ({reason}); fix the file.") from None
-    if features.ndim != 2 or len(names) != len(features) or not features.size or not np.isfinite(features).all():
-        raise EvaeError(f"the feature table {path} must hold one row of finite numbers for every name; fix the file.")
-    if len(set(names)) != len(names):
-        raise EvaeError(f"the feature table {path} names something twice; make its names unique.")
-    return names, features
-
-
-def _read_npz(path: Path) -> tuple[list[str], np.ndarray]:
-    with zipfile.ZipFile(path) as archive:  # numpy's own reader would unpickle
-        arrays = {}
-        for name in ("genes", "emb"):
-            with archive.open(f"{name}.npy") as stream:
-                arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
-    return [str(name) for name in arrays["genes"]], arrays["emb"]
-
-
-def _read_text(path: Path) -> tuple[list[str], list[list[float]]]:
-    with path.open(newline="") as stream:
-        rows = list(csv.reader(stream, delimiter="\t" if path.suffix == ".tsv" else ","))[1:]
-    return [row[0] for row in rows], [[float(value) for value in row[1:]] for row in rows]
-
-
-def _read_parquet(path: Path) -> tuple[list[str], np.ndarray]:
-    import pyarrow.parquet as pq
-
-    columns = pq.read_table(path).columns
-    return [str(name) for name in columns[0].to_pylist()], np.stack([c.to_numpy() for c in columns[1:]], axis=1)
 
 
 def treatment_fields(info: DatasetInfo, processor: EvaeProcessor) -> dict[str, Any]:

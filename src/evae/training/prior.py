@@ -40,6 +40,7 @@ PRIORS: dict[str, tuple[Any, Any]] = {
 }
 FROM_DATASET = (
     *("tokenizer_config", "n_perturbations", "n_perturbation_features", "perturbation_feature_size", "n_cell_types"),
+    "perturbation_feature_source",
     *("control_id", "n_effects", "guidance_curve", "perturbation_kinds", "dose_unit", "dose_range", "time_range"),
     "n_batches",
 )
@@ -136,6 +137,7 @@ def build_config(
         n_perturbations=vocabulary.n_units,
         n_perturbation_features=len(vocabulary.features),
         perturbation_feature_size=vocabulary.features.shape[1],
+        perturbation_feature_source=vocabulary.source,
         **treatment_fields(info, processor),
         n_batches=len(processor.batches or []),
         n_cell_types=len(info.cell_types),
