@@ -14,6 +14,7 @@ from evae.app.pictures import maps, picture_of_changes, picture_of_gene, picture
 from evae.app.tools import add_tools
 from evae.app.uploads import Bounds, take_upload
 from evae.app.words import FIELDS, about, said, taken, top_genes, trouble
+from evae.inference.example import STRONG, is_example
 from evae.models.contract_evae import EvaeError
 
 TITLE = "evae"
@@ -67,7 +68,9 @@ def _questions(offered: dict[str, Offered]) -> dict[str, Any]:
 
 def _perturbations(model: Offered) -> dict[str, Any]:
     more = model.more_perturbations()
-    return {"choices": model.perturbations(), "value": None, "info": more or None, "allow_custom_value": bool(more)}
+    names = model.perturbations()
+    first = STRONG if STRONG in names and is_example(model.name) else names[0]
+    return {"choices": names, "value": first, "info": more or None, "allow_custom_value": bool(more)}
 
 
 def _upload(bounds: Bounds) -> dict[str, Any]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # the command line asks for the name alone, and starts withou
 
 NAME = "example"
 FOLDER = Path(__file__).resolve().parents[1] / "example"
+STRONG = "STAT1"  # a knock-out with a strong effect, to begin with
 CONTROLS = "controls.h5ad"
 
 
