@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from evae.common.cluster import current_cluster
+from evae.common.files import explain_disk_errors
 from evae.common.progress import progress_bar
 from evae.data.format import Pair
 from evae.data.reading.anndata_counts import AnnDataCounts
 from evae.data.reading.panel import over_panel
 from evae.inference.checkpoint import Checkpoint
+from evae.inference.drawn_counts import DrawnCounts
 from evae.inference.treatments import batches_of, effect_of_treatment, treatments_asked
 from evae.inference.workers import ModelPlace, draw_batch, draw_on_worker
 from evae.models.contract_evae import look_up
@@ -249,9 +251,12 @@ def draw_cells(
     progress: bool,
     sampling: Mapping[str, Any],
 ) -> sp.csr_matrix:
-    """Raw counts (cells, genes) of the cells with the conditions `asked`, see `conditions_of`."""
+    """Raw counts (cells, genes) of the cells with the conditions `asked`, see `conditions_of`.
+
+    Those of many cells lie in temporary files, see `DrawnCounts`.
+    """
     n_cells = len(asked["library_size"])
-    streams, blocks = CellStreams.spawn(torch.Generator().manual_seed(seed), n_cells), []
+    streams, found = CellStreams.spawn(torch.Generator().manual_seed(seed), n_cells), DrawnCounts()
     slices = [slice(start, start + batch_size) for start in range(0, n_cells, batch_size)]
     # a stream a cell: cells do not depend on their batch
     batches = (({name: values[rows] for name, values in asked.items()}, streams[rows]) for rows in slices)
@@ -262,9 +267,9 @@ def draw_cells(
     else:
         place = ModelPlace.of(checkpoint, device)
         drawn = cluster.in_order(draw_on_worker, ((place, *batch, sampling) for batch in batches))
-    with progress_bar(progress) as bar:
+    with progress_bar(progress) as bar, explain_disk_errors("the temporary folder", "set TMPDIR to a larger disk"):
         advance = bar.start("predicting cells", n_cells)
         for counts in drawn:
-            blocks.append(counts)
+            found.append(counts)
             advance(counts.shape[0])
-    return sp.vstack(blocks, format="csr")
+    return found.matrix()
