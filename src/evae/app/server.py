@@ -8,13 +8,16 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from evae.app.offered import load_offered
 from evae.app.uploads import Bounds
+from evae.common.logs import logger
 from evae.models.contract_evae import EvaeError
+
+LOG = logger(__name__)
 
 # Read by Gradio when it is imported, so it is imported in `serve`, behind them.
 QUIET = {
@@ -42,6 +45,7 @@ def serve(
     port: int | None = None,
     device: str | None = None,
     bounds: Bounds | None = None,
+    tell: Callable[[str], object] = LOG.info,
 ) -> None:
     """Serve the app until it is interrupted.
 
@@ -52,6 +56,7 @@ def serve(
         port: the port; the first free one from 7860 on if None.
         device: where to compute; a GPU if there is one, if None.
         bounds: what an upload may take.
+        tell: is told the address, once, when the app answers there; the log of evae if left out.
 
     Raises:
         EvaeError: Gradio is not installed, a checkpoint that does not load or does not predict, a file that cannot be
@@ -82,7 +87,7 @@ def serve(
                 css_paths=Path(__file__).with_name("page.css"), app_kwargs={"middleware": [Middleware(Policy)]},
             )  # fmt: skip
         address = f"http://{'127.0.0.1' if host == '0.0.0.0' else shown}:{chosen}/"
-        print(f"evae app: {address} (tools for agents: {address}{TOOLS}); Ctrl+C ends it", flush=True)
+        tell(f"evae app: {address} (tools for agents: {address}{TOOLS}); Ctrl+C ends it")
         with contextlib.suppress(KeyboardInterrupt):
             signal.signal(signal.SIGTERM, _end)
             while True:

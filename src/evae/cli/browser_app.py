@@ -42,4 +42,5 @@ def browser_app(
     from evae.app import serve
     from evae.app.uploads import Bounds
 
-    serve(places, controls=controls, host=host, port=port, device=device, bounds=Bounds(megabytes=max_upload))
+    bounds = Bounds(megabytes=max_upload)
+    serve(places, controls=controls, host=host, port=port, device=device, bounds=bounds, tell=typer.echo)

@@ -131,9 +131,12 @@ def test_two_at_once_into_one_folder(h5ad, tmp_path, keys, monkeypatch):
     assert (tmp_path / "out.partial").is_dir()
 
 
-def test_a_worker_opens_the_files_with_its_first_task(tmp_path, monkeypatch):
-    """One that starts when the work is done finds the scratch folder gone, and must not make it anew."""
-    monkeypatch.setattr(workers, "_opened", [])
-    workers._remember([tmp_path / "gone.h5ad"], None, tmp_path / "gone")
+def test_a_worker_opens_the_files_with_its_first_task(tmp_path, h5ad):
+    """They stay open for the next ones, and are closed for the task of another conversion."""
+    how = ([h5ad], None, tmp_path / "scratch")
+    (first,) = workers._call(how, list, ())
+    assert workers._call(how, list, ()) == [first]
+    (other,) = workers._call((*how[:2], tmp_path / "elsewhere"), list, ())
+    assert other is not first
     with pytest.raises(EvaeError, match="no such file"):
-        workers._call(len, ())
+        workers._call(([tmp_path / "gone.h5ad"], None, tmp_path / "gone"), len, ())

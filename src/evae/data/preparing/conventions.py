@@ -143,12 +143,23 @@ def _control(known: Sequence[str], labels: Labels, key: str) -> tuple[str, str]:
     raise EvaeError(f"obs column '{key}': {what}{more}; say which is: control=\"{(found or names)[0]}\".")
 
 
+def _unasked(labels: Labels, column: str) -> tuple[np.ndarray, Sequence[str]]:
+    """Codes and names of a column that nobody asked for; none where it cannot be read, which then is no error."""
+    try:
+        return labels(column)
+    except EvaeError:
+        return np.zeros(0, dtype=int), []
+
+
 def _also(known: Sequence[str], labels: Labels, key: str, told_apart: set[str]) -> list[str]:
     """What a user of these columns should know: treatments that are put together, combinations of another sign."""
     notes = []
     for what, columns in TREATMENT.items():
         column = next((c for c in columns if c in known), None)
-        if column is None or told_apart & {*columns, "labels"} or len(found := labels(column)[1]) < 2:
+        if column is None or told_apart & {*columns, "labels"}:
+            continue
+        _, found = _unasked(labels, column)
+        if len(found) < 2:
             continue
         notes.append(
             f"{column} holds {len(found)} {what}s; cells of all {what}s count as one perturbation: tell them apart "
@@ -156,7 +167,8 @@ def _also(known: Sequence[str], labels: Labels, key: str, told_apart: set[str]) 
         )
     if "nperts" in known and key in known:
         codes, names = labels(key)
-        counted, numbers = labels("nperts")
+        counted, numbers = _unasked(labels, "nperts")
+        codes = codes[: len(counted)]
         several = np.isin(counted, [i for i, n in enumerate(numbers) if n not in ("0", "0.0", "1", "1.0")])
         combined = [names[c] for c in np.unique(codes[several]) if c >= 0 and "+" not in names[c]]
         if combined:
