@@ -1,5 +1,6 @@
 """Dataset folders and datasets on the Hub, read by `datasets` itself: all rows, named labels, exact resume."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +92,23 @@ def test_polars_reads_the_shards(screen_dataset):
     counts = np.frombuffer(row["counts"], info.statistics["count_dtype"])
     assert len(genes) == len(counts)
     assert counts.sum() <= row["library_size"]
+
+
+def test_duckdb_reads_the_shards(screen_dataset):
+    duckdb = pytest.importorskip("duckdb", reason="duckdb is in the extra dev")
+    info = Dataset.open(screen_dataset).info
+    shards, names = screen_dataset / "data" / "train-*.parquet", screen_dataset / "perturbations.parquet"
+    query = f"""
+        select name, count(*) from '{shards}' cells
+        join (select row_number() over () - 1 as id, name from '{names}') on cells.perturbation = id group by name
+    """
+    expected = Counter()
+    for row in info.statistics["cell_counts"]["train"].values():
+        expected.update(row)
+    assert dict(duckdb.sql(query).fetchall()) == {name: n for name, n in expected.items() if n}
+    (row,) = duckdb.sql(f"select genes, counts from '{shards}' limit 1").fetchall()
+    genes, counts = (
+        np.frombuffer(value, info.statistics[f"{name}_dtype"])
+        for value, name in zip(row, ("gene", "count"), strict=True)
+    )
+    assert len(genes) == len(counts) > 0
