@@ -58,7 +58,7 @@ def read_feature_table(path: Path) -> FeatureTable:
     if path.suffix in PICKLES:
         raise EvaeError(
             f"the feature table {path} is a pickle, which can run code when it is read. Where you trust it, convert it "
-            "once: np.savez('features.npz', genes=names, emb=vectors)."
+            "once to an npz file with numpy.savez: the names as the array genes, the vectors as emb."
         )
     if path.suffix not in NAMED:
         raise EvaeError(f"the feature table {path} is no npz, csv, tsv or parquet file; convert it.")
