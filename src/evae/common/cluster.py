@@ -4,7 +4,8 @@
         prepare_dataset("cells.h5ad", "data/screen")
 
 Inside the block preparing, embedding, predicting and the differential expression of evaluations send their blocks of
-cells to the workers; the results come in their order, so that the output is that of one process. A worker that dies
+cells to the workers; the results come in their order, so that the output is that of one process (of a model's
+sums, with as many threads as a worker has). A worker that dies
 costs the blocks that it had, which others do again. The workers see the same files under the same paths, and have the
 same version of evae.
 """
@@ -121,10 +122,12 @@ def _local(where: str) -> Any:
     number = where.removeprefix(LOCAL)
     if not number.isdigit() or not int(number):
         raise EvaeError(f"{where} names no number of processes; give for example local:4, or tcp://HOST:8786.")
-    return LocalCluster(
-        n_workers=int(number), threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0",
-        memory_limit=0, silence_logs=logging.ERROR,
-    )  # fmt: skip
+    how: dict[str, Any] = {"n_workers": int(number), "threads_per_worker": 1, "processes": True, "memory_limit": 0}
+    how |= {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.ERROR}
+    try:
+        return LocalCluster(**how)
+    except AssertionError:  # its event loop has 10 s to start, which a busy machine may not grant; once more
+        return LocalCluster(**how)
 
 
 def spread(work: Callable[..., Any], shared: Any, tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
