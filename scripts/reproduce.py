@@ -21,12 +21,12 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 from evae.common.progress import progress_bar
-from evae.data.preparing.prepare import prepare_dataset
-from evae.data.preparing.published import fetch
+from evae.data.preparing.published import RemoteFile, fetch, prepare_published
 from evae.data.preparing.published_sets import SETS, PublishedSet
 from evae.models.contract_evae import EvaeError
 
@@ -94,11 +94,9 @@ def _benchmark(args: argparse.Namespace, published: PublishedSet, out: Path, dow
     """Dataset, two trainings, prediction, numbers, card, Hub."""
     dataset, tokenizer, prior = out / "dataset", out / "tokenizer", out / "prior"
     if not dataset.exists():
-        paths, split = _fetched(published, downloads)
-        kinds = [file.cell_type for file in published.files if file.cell_type is not None]
-        prepare_dataset(
-            paths, dataset, cell_types=kinds or None, genes=str(split), split=split, seed=args.seed, **published.options
-        )
+        (split,) = _fetched([published.split] if published.split else [], downloads)
+        how = {"genes": str(split), "split": split, "seed": args.seed, **published.options}
+        prepare_published(published.files, downloads, dataset, **how)
     preset = args.preset or ("tiny" if args.rehearse else "base")
     common = ["--config", preset, f"dataset={dataset}", f"seed={args.seed}", "resume=true"]
     common += SHORT if args.rehearse else []
@@ -127,9 +125,8 @@ def _benchmark(args: argparse.Namespace, published: PublishedSet, out: Path, dow
 
 def _screen(args: argparse.Namespace, published: PublishedSet, out: Path, downloads: Path) -> None:
     """The reversion screen, ranked with a frozen encoder."""
-    if args.url and not args.rehearse:
-        published.files[0] = type(published.files[0])(published.files[0].name, args.url)
-    (screen,), _ = _fetched(published, downloads)
+    files = published.files if args.rehearse else [replace(file, url=args.url) for file in published.files]
+    (screen,) = _fetched(files, downloads)
     names = [] if args.rehearse else ["--preset", "telohaec"]
     positives = ["--positive", ",".join(_rehearsal().reverters(screen))] if args.rehearse else []
     _evae(
@@ -138,11 +135,10 @@ def _screen(args: argparse.Namespace, published: PublishedSet, out: Path, downlo
     )  # fmt: skip
 
 
-def _fetched(published: PublishedSet, downloads: Path) -> tuple[list[Path], Path | None]:
-    """The files of the set, and its panel and split, on this disk."""
+def _fetched(files: list[RemoteFile], downloads: Path) -> list[Path]:
+    """The files on this disk."""
     with progress_bar(True, "B") as bar:
-        split = None if published.split is None else fetch(published.split, downloads, bar)
-        return [fetch(file, downloads, bar) for file in published.files], split
+        return [fetch(file, downloads, bar) for file in files]
 
 
 def _launch(*arguments: object) -> None:

@@ -29,7 +29,7 @@ from evae.data.reading.file_counts import FileCounts
 from evae.inference.checkpoint import Checkpoint
 from evae.inference.embedding import CellEncoder
 from evae.inference.embedding_parts import MANIFEST, EmbeddingParts
-from evae.inference.workers import EmbeddedCells, ModelPlace, embed_on_worker
+from evae.inference.workers import EmbeddedCells, ModelPlace, embed_on_worker, embed_part
 from evae.models.contract_evae import EvaeError
 
 LOG = logger(__name__)
@@ -143,8 +143,7 @@ def _embed_parts(
         advance = bar.start("embedding cells", sum(cells[part] for part in missing))
         if cluster is None:
             for part in missing:
-                blocks = [values for _, values in encoder.blocks(source, *parts.bounds(part), advance)]
-                parts.write(part, np.concatenate(blocks))
+                embed_part(encoder, source, parts, part, advance)
         else:
             elsewhere = replace(parts, folder=parts.folder.resolve())
             asked = EmbeddedCells(source.path.resolve(), layer, elsewhere.folder, encoder.kind, elsewhere)

@@ -10,6 +10,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from evae.common.progress import Advance, no_progress
 from evae.data.reading.file_counts import FileCounts
 from evae.inference.checkpoint import Checkpoint, load_checkpoint
 from evae.inference.embedding import CellEncoder
@@ -61,15 +62,16 @@ def draw_on_worker(
     return draw_batch(_loaded(place).model, conditions, streams, torch.device(place.device), sampling)
 
 
-def embed_on_worker(place: ModelPlace, cells: EmbeddedCells, part: int) -> None:
+def embed_part(encoder: CellEncoder, source: FileCounts, parts: EmbeddingParts, part: int, advance: Advance) -> None:
     """Embed the cells of a part and write it."""
+    blocks = [values for _, values in encoder.blocks(source, *parts.bounds(part), advance)]
+    parts.write(part, np.concatenate(blocks))
+
+
+def embed_on_worker(place: ModelPlace, cells: EmbeddedCells, part: int) -> None:
+    """The same on a worker."""
     source, encoder = _encoder(place, cells)
-    blocks = [values for _, values in encoder.blocks(source, *cells.parts.bounds(part), _silent)]
-    cells.parts.write(part, np.concatenate(blocks))
-
-
-def _silent(n: int, note: str = "") -> None:
-    """The caller shows how far it is."""
+    embed_part(encoder, source, cells.parts, part, no_progress)
 
 
 @lru_cache(maxsize=1)

@@ -1,6 +1,7 @@
 """What a report says in words: its main numbers with what they mean, what was compared, and how it was made."""
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -12,10 +13,9 @@ from evae.evaluation.systems.names import (
     CONTROL_COPY,
     MEANINGS,
     MODEL,
-    OF_THE_MODEL,
-    REAL_AGAIN,
     SPLIT_HALF,
     TOKENIZER_ALONE,
+    rivals,
 )
 
 HEADINGS = ("metric", MODEL, "best baseline", CONTROL_COPY, SPLIT_HALF, "what it says")
@@ -31,14 +31,29 @@ READING = (
 
 def brief(summary: pd.DataFrame) -> list[list[str]]:
     """The main numbers, one row each with the columns `HEADINGS`."""
-    found = []
+    return [_row(metric, rows) for metric, rows in main_numbers(summary)]
+
+
+def main_numbers(summary: pd.DataFrame) -> Iterator[tuple[Metric, dict[str, pd.Series]]]:
+    """Every main metric that the model has, with its rows of the summary by system; those of no number are left out."""
     for table, metrics in shown("brief"):
         part = summary[(summary["group"] == table.group) & (summary["level"] == table.level)]
         for metric in metrics:
             rows = {row["system"]: row for _, row in part[part["metric"] == metric.name].iterrows()}
             if MODEL in rows and not all(math.isnan(row["value"]) for row in rows.values()):
-                found.append(_row(metric, rows))
-    return found
+                yield metric, rows
+
+
+def best_rival(metric: Metric, rows: Mapping[str, pd.Series]) -> str | None:
+    """The baseline with the best value of a metric; None where no baseline has one."""
+    values = {system: float(rows[system]["value"]) for system in rivals(rows)}
+    defined = {system: metric.badness(value) for system, value in values.items() if not math.isnan(value)}
+    return min(defined, key=lambda system: defined[system], default=None)
+
+
+def pairs_in_words(n: int) -> str:
+    """How many pairs of cell type and perturbation."""
+    return "1 pair" if n == 1 else f"{n:,} pairs"
 
 
 def verdict(summary: pd.DataFrame) -> str | None:
@@ -50,7 +65,7 @@ def verdict(summary: pd.DataFrame) -> str | None:
     values = summary.set_index(["group", "level", "metric", "system"])["value"].dropna()
     for key in JUDGED_BY:
         found = {system: float(value) for (*own, system), value in values.items() if tuple(own) == key}
-        others = {s: v for s, v in found.items() if s not in (*OF_THE_MODEL, *REAL_AGAIN)}
+        others = {system: found[system] for system in rivals(found)}
         if MODEL in found and others:
             return _verdict(BY_NAME[key[2]].title, found, others)
     return None
@@ -88,9 +103,7 @@ def explained(summary: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _row(metric: Metric, rows: dict[str, pd.Series]) -> list[str]:
-    values = {s: row["value"] for s, row in rows.items() if s not in (*OF_THE_MODEL, *REAL_AGAIN)}
-    defined = {s: metric.badness(float(value)) for s, value in values.items() if not math.isnan(value)}
-    best = min(defined, key=lambda s: defined[s], default=None)
+    best = best_rival(metric, rows)
     named = UNDEFINED if best is None else f"{cell_text(rows[best])} ({best})"
     model, copy, floor = (cell_text(rows.get(s)) for s in (MODEL, CONTROL_COPY, SPLIT_HALF))
     return [metric.heading, model, named, copy, floor, metric.meaning]
@@ -98,10 +111,9 @@ def _row(metric: Metric, rows: dict[str, pd.Series]) -> list[str]:
 
 def lead(stamp: dict[str, Any]) -> str:
     """One sentence on what was compared."""
-    n, n_pairs = stamp["n_cells"], stamp["n_pairs"]
-    counted_pairs = "1 pair" if n_pairs == 1 else f"{n_pairs:,} pairs"
+    n = stamp["n_cells"]
     return (
-        f"{n['predicted']:,} predicted against {n['real']:,} real cells, {counted_pairs} of "
+        f"{n['predicted']:,} predicted against {n['real']:,} real cells, {pairs_in_words(stamp['n_pairs'])} of "
         f"cell type and perturbation, {stamp['n_genes']:,} genes; suite {stamp['settings']['suite']}."
     )
 

@@ -11,7 +11,7 @@ from evae.evaluation.cells import Pair
 from evae.evaluation.metrics.facts import BY_NAME, Metric
 from evae.evaluation.report.figures_pair import plot_pair
 from evae.evaluation.report.tables import EvaluationNumbers, in_order
-from evae.evaluation.systems.names import MODEL, OF_THE_MODEL, REAL_AGAIN, SPLIT_HALF
+from evae.evaluation.systems.names import MODEL, SPLIT_HALF, rivals
 
 # What pairs are told apart by, the first that there is also ranks them.
 COLUMNS = (
@@ -108,8 +108,7 @@ def pair_table(numbers: EvaluationNumbers) -> PairTable | None:
 
 def _best_rival(table: pd.DataFrame, metric: Metric) -> list[str]:
     """The baseline with the best mean over pairs, none where there is no number."""
-    others = table.drop(columns=[s for s in (*OF_THE_MODEL, *REAL_AGAIN) if s in table])
-    means = metric.badness(others.mean()).dropna()
+    means = metric.badness(table[rivals(table.columns)].mean()).dropna()
     return [] if means.empty else [str(means.idxmin())]
 
 

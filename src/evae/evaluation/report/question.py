@@ -1,6 +1,6 @@
 """What an evaluation asked of the model, and who answered best, in words."""
 
-from collections.abc import Iterable
+import math
 
 import pandas as pd
 
@@ -8,9 +8,9 @@ from evae.common.numbers import format_number
 from evae.evaluation.cells import Pair
 from evae.evaluation.cells.comparison import Comparison
 from evae.evaluation.cells.training_cells import TrainingCells
-from evae.evaluation.metrics.facts import Metric, shown
+from evae.evaluation.report.brief import best_rival, main_numbers, pairs_in_words
 from evae.evaluation.report.tables import cell_text
-from evae.evaluation.systems.names import LATENT_ADDITIVE, MODEL, OF_THE_MODEL, REAL_AGAIN, SCVI_SHIFT
+from evae.evaluation.systems.names import LATENT_ADDITIVE, MODEL, SCVI_SHIFT
 
 TRAINED = (SCVI_SHIFT, LATENT_ADDITIVE)  # baselines that are trained networks; all others are arithmetic
 NO_TRAINING_CELLS = (
@@ -38,8 +38,8 @@ def question(comparison: Comparison) -> str:
     counts = pd.Series([_regime(pair, training) for pair in comparison.pairs]).value_counts()
     total = len(comparison.pairs)
     if len(counts) == 1:
-        return f"The question: {counts.index[0]} ({_pairs(total)})."
-    parts = "; ".join(f"{n:,} of {_pairs(total)}, {text}" for text, n in counts.items())
+        return f"The question: {counts.index[0]} ({pairs_in_words(total)})."
+    parts = "; ".join(f"{n:,} of {pairs_in_words(total)}, {text}" for text, n in counts.items())
     return f"Several questions in one: {parts}."
 
 
@@ -52,25 +52,20 @@ def _regime(pair: Pair, training: TrainingCells) -> str:
     return REGIMES[False, type_known, any(p == perturbation for _, p in perturbed)]
 
 
-def _pairs(n: int) -> str:
-    return "1 pair" if n == 1 else f"{n:,} pairs"
-
-
 def standing(summary: pd.DataFrame) -> list[str]:
     """Sentences on the main numbers: where the model is ahead of all baselines, and which are ahead of it elsewhere."""
     ahead, level, behind = [], [], []
-    for name, metric, rows in _main_numbers(summary):
-        own = metric.badness(float(rows.at[MODEL, "value"]))
-        others = metric.badness(rows.loc[_rivals(rows.index), "value"].astype(float)).dropna()
-        if others.empty:
+    for metric, rows in main_numbers(summary):
+        value, best = float(rows[MODEL]["value"]), best_rival(metric, rows)
+        if best is None or math.isnan(value):
             continue
-        best = str(others.idxmin())
-        if own < others[best]:
-            ahead.append(name)
-        elif own == others[best]:
-            level.append(name)
+        own, other = metric.badness(value), metric.badness(float(rows[best]["value"]))
+        if own < other:
+            ahead.append(metric.title)
+        elif own == other:
+            level.append(metric.title)
         else:
-            behind.append((name, best, cell_text(rows.loc[best]), format_number(float(rows.at[MODEL, "value"]))))
+            behind.append((metric.title, best, cell_text(rows[best]), format_number(value)))
     if not (ahead or level or behind):
         return []
     total = len(ahead) + len(level) + len(behind)
@@ -83,20 +78,6 @@ def standing(summary: pd.DataFrame) -> list[str]:
         if chosen:
             found.append(f"{who} in {'; '.join(f'{n} ({s}: {v}, model {o})' for n, s, v, o in chosen)}.")
     return found
-
-
-def _main_numbers(summary: pd.DataFrame) -> Iterable[tuple[str, Metric, pd.DataFrame]]:
-    """(title, metric, rows by system) of every main number that the model has."""
-    for table, metrics in shown("brief"):
-        part = summary[(summary["group"] == table.group) & (summary["level"] == table.level)]
-        for metric in metrics:
-            rows = part[part["metric"] == metric.name].set_index("system")
-            if MODEL in rows.index and pd.notna(rows.at[MODEL, "value"]):
-                yield metric.title, metric, rows
-
-
-def _rivals(systems: Iterable[str]) -> list[str]:
-    return [s for s in systems if s not in (*OF_THE_MODEL, *REAL_AGAIN)]
 
 
 def _listed(names: list[str]) -> str:

@@ -60,6 +60,10 @@ class EvaluationNumbers:
 
     def summary(self) -> pd.DataFrame:
         """Means per table, system and metric, see `summarise`."""
+        return self._summary
+
+    @cached_property
+    def _summary(self) -> pd.DataFrame:
         return summarise(self.records)
 
     def value(self, metric: str, system: str = MODEL, group: str = "robust", level: str = "pooled") -> float:

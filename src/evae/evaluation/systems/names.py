@@ -1,5 +1,7 @@
 """How the systems of an evaluation are called in tables and in result.json."""
 
+from collections.abc import Iterable
+
 MODEL = "model"
 SPLIT_HALF = "real split half"
 CONTROL_COPY = "control copy"
@@ -27,6 +29,12 @@ OF_THE_MODEL = (MODEL, COLLAPSED, TOKENIZER_ALONE)
 # These know nothing of the perturbation, and these are its real cells again.
 UNINFORMED = (CONTROL_COPY, OVERALL_MEAN, MEAN_SHIFT)
 REAL_AGAIN = (SPLIT_HALF, INTERPOLATED)
+
+
+def rivals(systems: Iterable[str]) -> list[str]:
+    """The baselines among systems: what is neither the model's nor the real cells again."""
+    return [system for system in systems if system not in (*OF_THE_MODEL, *REAL_AGAIN)]
+
 
 MEANINGS = {
     MODEL: "the predictions themselves",
