@@ -162,7 +162,7 @@ def worker(tool: str, folder: Path) -> None:
 def start(tool: str, args: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Run a worker and print what it measured."""
     if tool == "evae first":
-        for table in (folder / "cache").glob("**/*.parquet"):
+        for table in (folder / "cache").glob("**/*.safetensors"):
             table.unlink()
     python = args.cell_eval2_python if tool.startswith("cell-eval2") else sys.executable
     launch = ["-c", AS_COMMAND, __file__] if tool.startswith("evae") else [__file__]

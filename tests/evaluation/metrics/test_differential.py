@@ -8,7 +8,9 @@ import scipy.sparse as sp
 from scipy.stats import false_discovery_control, mannwhitneyu
 
 from evae.evaluation.metrics.differential import ControlRanks, differential_expression
+from evae.evaluation.protocols import differential as protocol
 from evae.evaluation.protocols.differential import cached, read_table, write_table
+from evae.evaluation.systems.baselines import System
 from evae.models.contract_evae import EvaeError
 
 GENES = np.array([f"g{i}" for i in range(12)], dtype=object)
@@ -101,8 +103,8 @@ def test_no_controls_raise():
 
 
 def test_stored_tables_come_back_exactly(table, tmp_path):
-    write_table(table, tmp_path / "deep" / "t.parquet")
-    back = read_table(tmp_path / "deep" / "t.parquet")
+    write_table(table, tmp_path / "deep" / "t.safetensors")
+    back = read_table(tmp_path / "deep" / "t.safetensors")
     for name in ("perturbations", "genes", "log2_fold_change", "p_value", "fdr"):
         np.testing.assert_array_equal(getattr(back, name), getattr(table, name))
     assert not list(tmp_path.rglob("*.partial*"))
@@ -126,5 +128,24 @@ def test_one_perturbation_survives_storing(cells, tmp_path):
     values, _, controls = cells
     batch = (["x"], sp.csr_matrix(values[:9]), np.zeros(9, dtype=int))
     table = differential_expression([batch], ControlRanks(sp.csr_matrix(controls)), GENES)
-    write_table(table, tmp_path / "t.parquet")
-    assert read_table(tmp_path / "t.parquet").p_value.shape == (1, len(GENES))
+    write_table(table, tmp_path / "t.safetensors")
+    assert read_table(tmp_path / "t.safetensors").p_value.shape == (1, len(GENES))
+
+
+def test_a_perturbation_of_empty_cells_is_tested_too(cells):
+    _, _, controls = cells
+    empty = sp.csr_matrix((6, len(GENES)), dtype=np.float32)
+    table = differential_expression(
+        [(["x"], empty, np.zeros(6, dtype=int))], ControlRanks(sp.csr_matrix(controls)), GENES
+    )
+    np.testing.assert_allclose(table.p_value[0], scipy_p(empty.toarray(), controls), rtol=1e-9)
+
+
+def test_no_batch_holds_more_perturbations_than_a_key_can_name(cells, monkeypatch):
+    values = sp.csr_matrix(cells[0])
+    names = [f"p{i}" for i in range(7)]
+    rows = {("t", name): np.array([i]) for i, name in enumerate(names)}
+    system = System("s", lambda *_: values, lambda _: values, list(rows), stored=lambda pair: values[rows[pair]])
+    monkeypatch.setattr(protocol, "MOST_GROUPS", 3)
+    batches = list(protocol._batches(system, "t", names, dict.fromkeys(rows, 1), seed=0))
+    assert [batch for batch, _, _ in batches] == [names[:3], names[3:6], names[6:]]

@@ -162,16 +162,15 @@ def _check_numbers(block: Any, name: str) -> None:
 def _judge(block: Any) -> _Judged:
     """Of each cell: whether it holds a fraction, whether it holds anything, its total after expm1; (cells,) each."""
     block = sp.csr_matrix(block)
-    values = block.data
+    values, found = block.data, np.diff(block.indptr) > 0
+    starts = block.indptr[:-1][found]  # of the cells that store anything
     exact = np.expm1(np.minimum(values, _LARGEST, dtype=np.float64))
-    fractional, filled, totals = (_row_sums(block, own) for own in (values != np.floor(values), values > 0, exact))
-    return fractional > 0, filled > 0, totals
-
-
-def _row_sums(block: sp.csr_matrix, values: np.ndarray) -> np.ndarray:
-    """Sums over the cells, (cells,), of other values in the places of a block's."""
-    values = values.astype(np.float64, copy=False)
-    return sp.csr_matrix((values, block.indices, block.indptr), block.shape) @ np.ones(block.shape[1])
+    fractional, filled, totals = (np.zeros(len(found), dtype=kind) for kind in (bool, bool, np.float64))
+    if len(starts):
+        fractional[found] = np.logical_or.reduceat(values != np.floor(values), starts)
+        filled[found] = np.maximum.reduceat(values, starts) > 0
+        totals[found] = np.add.reduceat(exact, starts)
+    return fractional, filled, totals
 
 
 def _values(block: Any) -> np.ndarray:

@@ -22,7 +22,10 @@ from evae.common.cluster import spread
 from evae.evaluation.cells.normalised import mean_of
 from evae.models.contract_evae import EvaeError
 
-_BITS = (1 << 32) - 1  # of a value within a key
+_VALUE_BITS = 31  # of a float32 that is not negative
+_GROUP_BITS = 12
+_GENES = 1 << 63 - _VALUE_BITS - _GROUP_BITS  # that fit above the value and the group of a key
+MOST_GROUPS = 1 << _GROUP_BITS
 
 
 @dataclass(frozen=True)
@@ -57,17 +60,19 @@ class ControlRanks:
             raise EvaeError("differential expression needs control cells; pass controls=... or name their label.")
         self.n_cells, self.n_genes = controls.shape
         self.geometric_mean = np.expm1(mean_of(controls))
-        keys = np.sort(_keys(controls.indices.astype(np.int64), controls.data))
+        if self.n_genes > _GENES:
+            raise EvaeError(f"differential expression of {self.n_genes:,} genes; at most {_GENES:,} can be tested.")
+        keys = np.sort(_keys(controls))
         first = np.flatnonzero(np.diff(keys, prepend=-1))  # one entry for each distinct value of a gene
         n_values = np.bincount(controls.indices, minlength=self.n_genes)
         self._keys = np.append(keys[first], np.iinfo(np.int64).max)
         self._count = np.diff(first, append=[len(keys), len(keys)])
-        self._first = np.append(first, len(keys))
+        self._first = np.append(first, len(keys)).astype(np.float64)
         self._zeros = (self.n_cells - n_values).astype(np.float64)
         self._start = np.cumsum(n_values) - n_values
         # sum of t^3 - t over the groups of tied nonzero controls
         tied = _cubed(self._count.astype(np.float64))
-        self._ties = np.bincount((self._keys[:-1] >> 32), weights=tied[:-1], minlength=self.n_genes)
+        self._ties = np.bincount(self._keys[:-1] >> _VALUE_BITS, weights=tied[:-1], minlength=self.n_genes)
 
     def test(self, cells: sp.csr_matrix, codes: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray]:
         """Compare groups of cells with the controls.
@@ -75,55 +80,54 @@ class ControlRanks:
         Args:
             cells: log1p expression, sparse (cells, genes).
             codes: group of each cell, 0 .. n_groups - 1.
-            n_groups: number of groups; each needs at least one cell.
+            n_groups: number of groups, at most `MOST_GROUPS`; each needs at least one cell.
 
         Returns:
             log2 fold change and p-value, (n_groups, genes) each.
         """
         sizes = np.bincount(codes, minlength=n_groups)
-        places = cells.indices.astype(np.int64) * n_groups + np.repeat(codes, np.diff(cells.indptr))
-        keys = np.sort(_keys(places, cells.data))  # by gene, group and value
-        places = keys >> 32
-        n_values = np.bincount(places, minlength=self.n_genes * n_groups).reshape(self.n_genes, n_groups)
-        bits = keys & _BITS
-        sums = np.bincount(places, weights=bits.astype(np.uint32).view(np.float32), minlength=n_values.size)
-        u, ties = self._statistics(keys, bits, places, n_values)
+        keys = _keys(cells) << _GROUP_BITS
+        keys |= np.repeat(codes, np.diff(cells.indptr))
+        keys.sort()  # by gene, value and group, so that those looked up one after the other stand side by side
+        places = (keys >> _VALUE_BITS + _GROUP_BITS) * n_groups + (keys & MOST_GROUPS - 1)
+        values = (keys >> _GROUP_BITS).astype(np.uint32) & np.uint32((1 << _VALUE_BITS) - 1)
+        shape = self.n_genes, n_groups
+        n_values = np.bincount(places, minlength=self.n_genes * n_groups).reshape(shape)
+        sums = np.bincount(places, weights=values.view(np.float32), minlength=n_values.size).reshape(shape)
+        u, ties = self._statistics(keys, places, n_values)
         own_zeros = sizes - n_values
         u = u + 0.5 * self._zeros[:, None] * own_zeros
         ties = ties + self._ties[:, None] + _cubed(self._zeros[:, None] + own_zeros)
         with np.errstate(divide="ignore", invalid="ignore"):
-            means = sums.reshape(self.n_genes, n_groups) / sizes
-            fold = np.log2(np.expm1(means) / self.geometric_mean[:, None])
+            fold = np.log2(np.expm1(sums / sizes) / self.geometric_mean[:, None])
         fold[np.isnan(fold)] = 0.0  # neither side expresses the gene
         return fold.T, _p_values(u, ties, sizes, self.n_cells).T
 
-    def _statistics(
-        self, keys: np.ndarray, bits: np.ndarray, places: np.ndarray, n_values: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _statistics(self, keys: np.ndarray, places: np.ndarray, n_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of the nonzero values of all groups: how often they win over a control, and how much they add to the sums of
         tied nonzero controls; (genes, groups) each.
 
         Args:
-            keys: place and value, sorted.
-            bits: of the values alone.
+            keys: gene, value and group, sorted.
             places: gene * groups + group of each.
             n_values: how many there are, (genes, groups).
         """
-        genes = np.repeat(np.arange(self.n_genes) << 32, n_values.sum(axis=1))
-        wanted = bits | genes
+        wanted = keys >> _GROUP_BITS
         found = np.searchsorted(self._keys, wanted)
         below = np.bincount(places, weights=self._first[found], minlength=n_values.size).reshape(n_values.shape)
         below = below + n_values * (self._zeros - self._start)[:, None]
-        equal = np.flatnonzero(self._keys[found] == wanted)  # few, as cells have totals of their own
-        there = np.zeros(len(keys))
-        there[equal] = self._count[found[equal]]
-        half = np.bincount(places[equal], weights=0.5 * there[equal], minlength=n_values.size)
-        first = np.flatnonzero(np.diff(keys, prepend=-1))  # one entry for each distinct value of a group
-        count = np.diff(first, append=len(keys))
-        tied = (count > 1) | (there[first] > 0)
-        first, count = first[tied], count[tied].astype(np.float64)
-        grown = _cubed(there[first] + count) - _cubed(there[first])
-        ties = np.bincount(places[first], weights=grown, minlength=n_values.size)
+        # few values are those of a control or of another cell of their group, as cells have totals of their own
+        known = self._keys[found] == wanted
+        repeated = np.flatnonzero(keys[1:] == keys[:-1])
+        shared = known.copy()
+        shared[repeated] = shared[repeated + 1] = True
+        tied = np.flatnonzero(shared)
+        controls = np.where(known[tied], self._count[found[tied]], 0.0)  # that have the value, (tied values,)
+        half = np.bincount(places[tied], weights=0.5 * controls, minlength=n_values.size)
+        first = np.flatnonzero(np.diff(keys[tied], prepend=-1))  # one entry for each distinct value of a group
+        own = np.diff(first, append=len(tied))
+        grown = _cubed(controls[first] + own) - _cubed(controls[first])
+        ties = np.bincount(places[tied[first]], weights=grown, minlength=n_values.size)
         return below + half.reshape(n_values.shape), ties.reshape(n_values.shape)
 
 
@@ -171,9 +175,12 @@ def false_discovery_rates(p_values: np.ndarray) -> np.ndarray:
     return found
 
 
-def _keys(places: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Place and value as one number: the bits of non-negative float32 values sort as the values do."""
-    return (places << 32) | values.astype(np.float32, copy=False).view(np.uint32)
+def _keys(matrix: sp.csr_matrix) -> np.ndarray:
+    """Gene and value of every stored value as one number: the bits of non-negative float32 values sort as they do."""
+    keys = matrix.indices.astype(np.int64)
+    keys <<= _VALUE_BITS
+    keys |= matrix.data.astype(np.float32, copy=False).view(np.uint32)
+    return keys
 
 
 def _cubed(count: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Differential expression of real and predicted cells by cell type, with a cache for the real tables."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,16 +9,16 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import scipy.sparse as sp
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from evae.common.files import atomic_write
 from evae.evaluation.cells import Comparison, Pair
 from evae.evaluation.cells.inputs import Progress
 from evae.evaluation.metrics.agreement import agreement_metrics
 from evae.evaluation.metrics.calibration import MATCHED
-from evae.evaluation.metrics.differential import ControlRanks, DETable, differential_expression
+from evae.evaluation.metrics.differential import MOST_GROUPS, ControlRanks, DETable, differential_expression
 from evae.evaluation.metrics.recovery import de_metrics
 from evae.evaluation.protocols.distribution import split_halves
 from evae.evaluation.protocols.record import Record
@@ -25,7 +26,8 @@ from evae.evaluation.systems.baselines import System, real_system, sampled
 from evae.evaluation.systems.names import SPLIT_HALF
 
 GROUP = "differential expression"
-_METHOD = "evae mann-whitney-asymptotic bh geometric-mean 2"  # raise the number when the tables change
+_METHOD = "evae mann-whitney-asymptotic bh geometric-mean 3"  # raise the number when the tables change
+_NAMES, _VALUES = ("perturbations", "genes"), ("log2_fold_change", "p_value", "fdr")
 _BATCH_VALUES = 1 << 18  # stored values that a core works on at a time
 
 
@@ -141,7 +143,7 @@ def _batches(
         parts.append(system.all_cells(pair, sizes[pair], rng))
         batch.append(name)
         n_values += parts[-1].nnz
-        if n_values >= _BATCH_VALUES or i == len(names) - 1:
+        if n_values >= _BATCH_VALUES or len(batch) == MOST_GROUPS or i == len(names) - 1:
             codes = np.repeat(np.arange(len(batch)), [part.shape[0] for part in parts])
             yield batch, sp.vstack(parts, format="csr"), codes
             batch, parts, n_values = [], [], 0
@@ -153,10 +155,10 @@ def default_cache() -> Path:
 
 
 def cached(folder: Path | None, key: str, compute: Callable[[], DETable]) -> DETable:
-    """The table stored under `key`, else computed and stored as Parquet; None as folder stores nothing."""
+    """The table stored under `key`, else computed and stored; None as folder stores nothing."""
     if folder is None:
         return compute()
-    path = folder / f"{key}.parquet"
+    path = folder / f"{key}.safetensors"
     if path.exists():
         return read_table(path)
     table = compute()
@@ -165,27 +167,18 @@ def cached(folder: Path | None, key: str, compute: Callable[[], DETable]) -> DET
 
 
 def write_table(table: DETable, path: Path) -> None:
-    """Write a table of differential expression as Parquet, one row per perturbation and gene."""
-    n, g = table.p_value.shape
-    codes = np.arange(n, dtype=np.int32).repeat(g), np.tile(np.arange(g, dtype=np.int32), n)
-    columns = {
-        "perturbation": pa.DictionaryArray.from_arrays(codes[0], table.perturbations.astype(str)),
-        "gene": pa.DictionaryArray.from_arrays(codes[1], table.genes.astype(str)),
-        "log2_fold_change": table.log2_fold_change.ravel(),
-        "p_value": table.p_value.ravel(),
-        "fdr": table.fdr.ravel(),
-    }
+    """Write a table of differential expression as safetensors, with the names as metadata."""
+    names = {name: json.dumps(getattr(table, name).tolist()) for name in _NAMES}
+    values = {name: np.ascontiguousarray(getattr(table, name)) for name in _VALUES}
     with atomic_write(path) as temporary:
-        pq.write_table(pa.table(columns), temporary, use_dictionary=["perturbation", "gene"], compression="none")
+        save_file(values, temporary, names)
 
 
 def read_table(path: Path) -> DETable:
     """Read a table written by `write_table`."""
-    columns = pq.read_table(path)
-    perturbations, genes = (columns[name].unify_dictionaries().combine_chunks() for name in ("perturbation", "gene"))
-    names = [np.asarray(column.dictionary.to_pylist(), dtype=object) for column in (perturbations, genes)]
-    arrays = (columns[name].to_numpy().reshape(-1, len(names[1])) for name in ("log2_fold_change", "p_value", "fdr"))
-    return DETable(*names, *arrays)
+    with safe_open(path, "numpy") as stored:
+        names = (np.array(json.loads(stored.metadata()[name]), dtype=object) for name in _NAMES)
+        return DETable(*names, *(stored.get_tensor(name) for name in _VALUES))
 
 
 def _subset(table: DETable, names: list[str]) -> DETable:
