@@ -68,6 +68,10 @@ def evaluate(
             help="One more baseline, trained here for minutes: latent-additive, scvi (extra scvi). May be repeated."
         ),
     ] = None,
+    other: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FILE.h5ad, another model's predictions: one more row. May be repeated."),
+    ] = None,
     features: Annotated[
         Path | None,
         typer.Option(
@@ -93,6 +97,8 @@ def evaluate(
     Example: evae evaluate predicted.h5ad --dataset data/screen --tokenizer runs/tokenizer
 
     Example: evae evaluate predicted.h5ad real.h5ad --train training.h5ad --control non-targeting
+
+    Example: evae evaluate predicted.h5ad --dataset data/screen --other scGen=scgen.h5ad --other CPA=cpa.h5ad
     """
     out = out or predicted.with_name(f"{predicted.stem}_evaluation")
     check_folder(out, RESULT, overwrite)
@@ -101,6 +107,7 @@ def evaluate(
     check_known(names_of(suite), SUITES, "suite")
     check_known([scale, real_scale], SCALES, "scale")
     check_known(baseline or [], BASELINES, "baseline")
+    others = dict(_other(text) for text in other or [])
     if features is not None:
         need_file(features)
     if tokenizer is not None:
@@ -119,7 +126,7 @@ def evaluate(
     how |= {"seeds": tuple(range(seeds)), "progress": watched()}
     how |= {"depth_matched": depth_matched}
     context.with_resource(on_dask(dask))
-    result = run_evaluation(predicted, **how, extra_baselines=baseline or (), features=features)
+    result = run_evaluation(predicted, **how, extra_baselines=baseline or (), features=features, others=others)
     alone = None if tokenizer is None else _tokenizer_alone(tokenizer, dataset, how)
     if alone is not None:
         result = result.with_tokenizer_alone(alone)
@@ -148,6 +155,15 @@ def _check(predicted: Path, dataset: str | None, files: dict[str, Any]) -> None:
     for name in ("real", "train", "controls"):
         if files[name] is not None:
             need_cells(files[name])
+
+
+def _other(text: str) -> tuple[str, Path]:
+    """The name and the file of NAME=FILE.h5ad."""
+    name, _, file = text.partition("=")
+    if not name or not file:
+        raise EvaeError(f"--other {text} names no model and file; write for example scGen=scgen.h5ad.")
+    need_cells(Path(file))
+    return name, Path(file)
 
 
 def _tokenizer_alone(model: str, dataset: str | None, how: dict[str, Any]) -> "EvaluationResult":

@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -31,6 +31,7 @@ from evae.evaluation.protocols.extended import extended_protocol
 from evae.evaluation.protocols.record import Record, to_frame
 from evae.evaluation.result import EvaluationResult
 from evae.evaluation.systems.baselines import System, baselines, model_system
+from evae.evaluation.systems.others import other_models
 from evae.evaluation.systems.scvi_baseline import scvi_shift
 from evae.models.contract_evae import EvaeError, near_matches
 
@@ -79,6 +80,7 @@ def evaluate(
     with_baselines: bool = True,
     extra_baselines: Sequence[str] = (),
     features: str | Path | None = None,
+    others: Mapping[str, Data] | None = None,
     cache: str | Path | None = "default",
     progress: bool = True,
 ) -> EvaluationResult:
@@ -119,6 +121,7 @@ def evaluate(
             or "scvi" (extra `scvi`).
         features: npz, csv, tsv or parquet of feature vectors by perturbation: baselines for perturbations that no
             training cell has, see `evae.effects.features`.
+        others: name of another model -> its predictions, in the same form as `predicted`: more rows of the tables.
         cache: folder that keeps the differential expression of real cells, by a hash of data and method, for
             the next prediction; "default" is ~/.cache/evae, None keeps nothing.
         progress: show progress bars.
@@ -132,6 +135,8 @@ def evaluate(
     seeds = (seeds,) if isinstance(seeds, int) else tuple(seeds)
     _check(suite, seeds)
     vectors = check_extra_baselines(extra_baselines, features, suite)
+    if suite == "vcc2026" and others:
+        raise EvaeError("the suite vcc2026 has systems of its own; evaluate each model with it alone.")
     if train is None and (extra_baselines or features is not None):
         names = ", ".join([*extra_baselines, *([] if features is None else ["of features"])])
         raise EvaeError(f"the baseline {names} is trained on training cells; give them as train, or name a dataset.")
@@ -149,13 +154,18 @@ def evaluate(
         groups = groups_of(suite)
         if depth_matched or (depth_matched is None and "robust" in groups and depths_differ(comparison)):
             groups = (*groups, "equal depth")
-        plan = _Plan(groups, seeds, n_components, with_baselines, tuple(extra_baselines), vectors, tables, bar.track)
+        beside = other_models(comparison, others or {}, (perturbation_key, cell_type_key), bar.track)
+        plan = _Plan(
+            groups, seeds, n_components, with_baselines, tuple(extra_baselines), vectors, beside, tables, bar.track
+        )
         records = _run(comparison, plan)
     settings = {**keys, "suite": suite, "seeds": list(seeds), "n_components": n_components}
     if extra_baselines:
         settings["extra_baselines"] = list(extra_baselines)
     if features is not None:
         settings["features"] = str(features)
+    if others:
+        settings["others"] = list(others)
     return EvaluationResult(to_frame(records), comparison, _stamp(comparison, settings, time.perf_counter() - started))
 
 
@@ -210,6 +220,7 @@ class _Plan:
     with_baselines: bool
     extra_baselines: tuple[str, ...]
     features: dict[str, np.ndarray] | None
+    others: list[System]
     cache: Path | None
     bar: Progress
 
@@ -217,7 +228,8 @@ class _Plan:
 def _run(comparison: Comparison, plan: _Plan) -> list[Record]:
     groups, seeds, n_components, bar = plan.groups, plan.seeds, plan.n_components, plan.bar
     with_baselines = plan.with_baselines and groups != SUITES["vcc2026"]  # which has its own
-    systems = [model_system(comparison), *(baselines(comparison, plan.features) if with_baselines else [])]
+    systems = [model_system(comparison), *plan.others]
+    systems += baselines(comparison, plan.features) if with_baselines else []
     names = bar(plan.extra_baselines, "training baselines") if plan.extra_baselines else ()
     for name in names:
         system = EXTRA_BASELINES[name](comparison, seeds[0])

@@ -33,6 +33,7 @@ class Comparison:
         notes: what was dropped or assumed, in sentences for the report.
         sources: row of `controls` that each predicted cell started from, (predicted cells,); None where the
             predictions do not say so or started from other cells.
+        panel: the genes as the real cells' source names them, with their Ensembl ids; None where it is not known.
     """
 
     real: Cells
@@ -43,6 +44,7 @@ class Comparison:
     control: str
     notes: list[str] = field(default_factory=list)
     sources: np.ndarray | None = None
+    panel: GeneColumns | None = None
 
     @property
     def genes(self) -> np.ndarray:
@@ -188,7 +190,7 @@ def _read(
         if training.n_held_out:
             notes.append(f"{training.n_held_out} held-out cells were found among the training cells and left out there")
     sources = _sources(generated, rows, home, control_rows)
-    comparison = Comparison(truth, prediction, control_cells, training, pairs, control, notes, sources)
+    comparison = Comparison(truth, prediction, control_cells, training, pairs, control, notes, sources, genes)
     single = sum(n < 2 for n in comparison.n_real.values())
     if single:
         notes.append(

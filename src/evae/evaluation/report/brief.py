@@ -99,7 +99,7 @@ def _verdict(title: str, found: dict[str, float], others: dict[str, float]) -> s
 def explained(summary: pd.DataFrame) -> list[tuple[str, str]]:
     """The systems of a result in the order of its tables, each with what it is."""
     systems = sorted(dict.fromkeys(summary["system"]), key=in_order)
-    return [(system, MEANINGS.get(system, "")) for system in systems]
+    return [(system, MEANINGS.get(system, "another model's cells of the same pairs")) for system in systems]
 
 
 def _row(metric: Metric, rows: dict[str, pd.Series]) -> list[str]:

@@ -10,9 +10,11 @@ from evae.evaluation.cells.comparison import Comparison
 from evae.evaluation.cells.training_cells import TrainingCells
 from evae.evaluation.report.brief import best_rival, main_numbers, pairs_in_words
 from evae.evaluation.report.tables import cell_text
-from evae.evaluation.systems.names import LATENT_ADDITIVE, MODEL, SCVI_SHIFT
+from evae.evaluation.systems.names import LATENT_ADDITIVE, MEANINGS, MODEL, SCVI_SHIFT
 
-TRAINED = (SCVI_SHIFT, LATENT_ADDITIVE)  # baselines that are trained networks; all others are arithmetic
+# Who may be ahead of the model: of the other systems, those that are simple arithmetic, and those that are trained.
+TRAINED = (SCVI_SHIFT, LATENT_ADDITIVE)
+ARITHMETIC = tuple(name for name in MEANINGS if name not in TRAINED)
 NO_TRAINING_CELLS = (
     "No training cells were given, so what the model had seen is not known here, and the baselines that carry effects "
     "over from other cell types are missing."
@@ -69,11 +71,14 @@ def standing(summary: pd.DataFrame) -> list[str]:
     if not (ahead or level or behind):
         return []
     total = len(ahead) + len(level) + len(behind)
+    others = any(system not in MEANINGS for _, rows in main_numbers(summary) for system in rows)
+    rival = "baseline and other model" if others else "baseline"
     also = f", level with the best in {len(level)}{_listed(level)}" if level else ""
-    found = [f"The model is ahead of every baseline in {len(ahead)} of {total} main numbers{_listed(ahead)}{also}."]
+    found = [f"The model is ahead of every {rival} in {len(ahead)} of {total} main numbers{_listed(ahead)}{also}."]
     for who, chosen in (
-        ("Simple arithmetic, or real cells taken from elsewhere, is ahead", [b for b in behind if b[1] not in TRAINED]),
+        ("Simple arithmetic, or real cells taken from elsewhere, is ahead", [b for b in behind if b[1] in ARITHMETIC]),
         ("A trained baseline is ahead", [b for b in behind if b[1] in TRAINED]),
+        ("Another model is ahead", [b for b in behind if b[1] not in MEANINGS]),
     ):
         if chosen:
             found.append(f"{who} in {'; '.join(f'{n} ({s}: {v}, model {o})' for n, s, v, o in chosen)}.")

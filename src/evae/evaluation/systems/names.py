@@ -32,7 +32,7 @@ REAL_AGAIN = (SPLIT_HALF, INTERPOLATED)
 
 
 def rivals(systems: Iterable[str]) -> list[str]:
-    """The baselines among systems: what is neither the model's nor the real cells again."""
+    """The baselines and other models among systems: what is neither the model's nor the real cells again."""
     return [system for system in systems if system not in (*OF_THE_MODEL, *REAL_AGAIN)]
 
 
