@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from evae.evaluation import EvaluationResult
 
 SUITES = ("paper", "robust", "perturbation", "extended", "cell-eval", "vcc2026", "full")
-BASELINES = ("latent-additive", "scvi")
+BASELINES = ("latent-additive", "scvi", "scgen")
 TOKENIZER_ALONE = "tokenizer_alone.json"
 RESULT = "result.json"
 SCALES = ("auto", "counts", "log1p")
@@ -65,7 +65,8 @@ def evaluate(
     baseline: Annotated[
         list[str] | None,
         typer.Option(
-            help="One more baseline, trained here for minutes: latent-additive, scvi (extra scvi). May be repeated."
+            help="One more baseline, trained here for minutes: latent-additive, scvi, scgen (extras "
+            "of these names). May be repeated."
         ),
     ] = None,
     other: Annotated[

@@ -10,4 +10,8 @@ def require(module: str, what: str, extra: str = "eval") -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:
+        if not (isinstance(error, ModuleNotFoundError) and error.name == module):
+            raise EvaeError(
+                f"{what} needs {module}, which is installed but does not load ({error}): pip install 'evae[{extra}]'"
+            ) from error
         raise EvaeError(f"{what} needs {module}, which is not installed: pip install 'evae[{extra}]'") from error

@@ -32,6 +32,7 @@ from evae.evaluation.protocols.record import Record, to_frame
 from evae.evaluation.result import EvaluationResult
 from evae.evaluation.systems.baselines import System, baselines, model_system
 from evae.evaluation.systems.others import other_models
+from evae.evaluation.systems.scgen_baseline import scgen_shift
 from evae.evaluation.systems.scvi_baseline import scvi_shift
 from evae.models.contract_evae import EvaeError, near_matches
 
@@ -55,9 +56,10 @@ def _latent_additive(comparison: Comparison, seed: int) -> System:
 EXTRA_BASELINES: dict[str, Callable[[Comparison, int], System]] = {
     "latent-additive": _latent_additive,
     "scvi": scvi_shift,
+    "scgen": scgen_shift,
 }
-_LIBRARIES = ("scvi",)  # baselines that are named after a library and its extra
-_STAMPED = ("evae", "anndata", "numpy", "scipy", "scikit-learn", "POT", "cell-eval", "scvi-tools")
+_LIBRARIES = {"scvi": "scvi", "scgen": "pertpy"}  # which library a baseline needs; the extra has the baseline's name
+_STAMPED = ("evae", "anndata", "numpy", "scipy", "scikit-learn", "POT", "cell-eval", "scvi-tools", "pertpy")
 
 
 def evaluate(
@@ -118,7 +120,7 @@ def evaluate(
             whose median depths differ by more than 1.5 times.
         with_baselines: compute the baselines too.
         extra_baselines: more of them, which are trained on the training cells: "latent-additive", a small network,
-            or "scvi" (extra `scvi`).
+            "scvi" or "scgen" (extras of these names).
         features: npz, csv, tsv or parquet of feature vectors by perturbation: baselines for perturbations that no
             training cell has, see `evae.effects.features`.
         others: name of another model -> its predictions, in the same form as `predicted`: more rows of the tables.
@@ -208,7 +210,7 @@ def check_extra_baselines(
         if name not in EXTRA_BASELINES:
             raise EvaeError(f"unknown baseline '{name}'. {near_matches(name, list(EXTRA_BASELINES))}")
         if name in _LIBRARIES:
-            require(name, f"the baseline {name}", extra=name)
+            require(_LIBRARIES[name], f"the baseline {name}", extra=name)
     return None if features is None else read_vectors(features)
 
 

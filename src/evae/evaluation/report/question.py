@@ -10,10 +10,10 @@ from evae.evaluation.cells.comparison import Comparison
 from evae.evaluation.cells.training_cells import TrainingCells
 from evae.evaluation.report.brief import best_rival, main_numbers, pairs_in_words
 from evae.evaluation.report.tables import cell_text
-from evae.evaluation.systems.names import LATENT_ADDITIVE, MEANINGS, MODEL, SCVI_SHIFT
+from evae.evaluation.systems.names import LATENT_ADDITIVE, MEANINGS, MODEL, SCGEN_SHIFT, SCVI_SHIFT
 
 # Who may be ahead of the model: of the other systems, those that are simple arithmetic, and those that are trained.
-TRAINED = (SCVI_SHIFT, LATENT_ADDITIVE)
+TRAINED = (SCVI_SHIFT, SCGEN_SHIFT, LATENT_ADDITIVE)
 ARITHMETIC = tuple(name for name in MEANINGS if name not in TRAINED)
 NO_TRAINING_CELLS = (
     "No training cells were given, so what the model had seen is not known here, and the baselines that carry effects "

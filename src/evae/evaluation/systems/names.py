@@ -14,6 +14,7 @@ MARGINAL_RESAMPLE = "marginal resample"
 COLLAPSED = "mean-collapsed model"
 OTHER_CONTEXTS = "other contexts"
 SCVI_SHIFT = "scVI latent shift"
+SCGEN_SHIFT = "scGen latent shift"
 CONTEXT_MEAN = "mean of other contexts"
 SHRUNKEN_TRANSFER = "shrunken transfer"
 TOKENIZER_ALONE = "tokenizer alone"
@@ -58,6 +59,7 @@ MEANINGS = {
     CONTEXT_MEAN: "real controls, scaled by the mean response of other cell types or batches to all perturbations",
     SHRUNKEN_TRANSFER: "real controls, changed by a part of the perturbation's effect in other cell types or batches",
     SCVI_SHIFT: "controls, shifted by the perturbation's mean effect in scVI's latent space",
+    SCGEN_SHIFT: "controls, shifted by the perturbation's mean effect in scGen's latent space; decoded means",
     LATENT_ADDITIVE: "real controls, moved by a neural network's latent vector of the perturbation",
     TOKENIZER_ALONE: "the real cells, encoded and drawn back: no prior over these codes gets closer",
     INTERPOLATED: "mean of the other half of the real cells where genes surely change, else the mean of all "

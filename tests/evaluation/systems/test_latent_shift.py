@@ -1,4 +1,4 @@
-"""The baseline in a latent space: its arithmetic with a plain model, its wiring, and scVI where it is installed."""
+"""Baselines in a latent space: their arithmetic with a plain model, their wiring, scVI and scGen where installed."""
 
 import sys
 from types import ModuleType
@@ -12,7 +12,9 @@ from evae.evaluation import evaluate
 from evae.evaluation.cells.comparison import compare
 from evae.evaluation.cells.normalised import log1p_cp10k
 from evae.evaluation.cells.projection import dense
+from evae.evaluation.systems.latent_shift import latent_shift
 from evae.evaluation.systems.names import SCVI_SHIFT
+from evae.evaluation.systems.scgen_baseline import scgen_shift
 from evae.evaluation.systems.scvi_baseline import scvi_shift
 from evae.models.contract_evae import EvaeError
 
@@ -49,7 +51,7 @@ def test_the_model_is_trained_on_the_raw_counts_of_training_cells(screen, real, 
         seen.update(counts=counts, seed=seed)
         return Plain()
 
-    scvi_shift(compare(perfect, real, screen), 7, fit)
+    latent_shift(SCVI_SHIFT, compare(perfect, real, screen), 7, fit)
     assert seen["seed"] == 7
     np.testing.assert_array_equal(seen["counts"].toarray(), screen.X.toarray())  # all of them, in their order
 
@@ -66,7 +68,7 @@ def test_counts_come_back_from_files_too(real, tmp_path, screen, perfect):
 
 def test_controls_move_by_the_mean_shift_over_training_cell_types(three_types):
     model = Plain()
-    found = scvi_shift(three_types, 0, lambda counts, seed: model)
+    found = latent_shift(SCVI_SHIFT, three_types, 0, lambda counts, seed: model)
     means = three_types.training.means
     shift = np.mean([means[(c, "G1")] - means[(c, "control")] for c in "AC"], axis=0)  # each type of one weight
     controls = three_types.controls
@@ -81,7 +83,7 @@ def test_controls_move_by_the_mean_shift_over_training_cell_types(three_types):
 
 def test_a_perturbation_that_training_never_saw_has_no_answer(screen, real, perfect):
     train = screen[screen.obs.perturbation != "G2"].copy()
-    found = scvi_shift(compare(perfect, real, train), 0, lambda counts, seed: Plain())
+    found = latent_shift(SCVI_SHIFT, compare(perfect, real, train), 0, lambda counts, seed: Plain())
     assert found.pairs == [("B", "G0"), ("B", "G1")]
 
 
@@ -107,14 +109,15 @@ def test_what_it_lacks_is_named(screen, real, perfect, monkeypatch):
     logged = screen.copy()
     logged.X = log1p_cp10k(screen.X, "raw counts")
     with pytest.raises(EvaeError, match="the training cells came as log1p"):
-        scvi_shift(compare(perfect, real, logged), 0, lambda counts, seed: Plain())
+        latent_shift(SCVI_SHIFT, compare(perfect, real, logged), 0, lambda counts, seed: Plain())
 
 
 @pytest.mark.slow
-def test_scvi_itself_recovers_known_effects(screen, real, perfect):
-    pytest.importorskip("scvi", reason="scvi-tools is in the extra scvi")
+@pytest.mark.parametrize(("library", "baseline"), [("scvi", scvi_shift), ("pertpy", scgen_shift)])
+def test_the_libraries_themselves_recover_known_effects(screen, real, perfect, library, baseline):
+    pytest.importorskip(library, reason=f"{library} is in an extra", exc_type=ImportError)
     comparison = compare(perfect, real, screen)
-    found = scvi_shift(comparison)
+    found = baseline(comparison)
     cells = found.draw(PAIR, 200, np.random.default_rng(0))
     assert cells.shape == (200, 60)
     assert (cells != found.draw(PAIR, 200, np.random.default_rng(0))).nnz == 0
@@ -123,3 +126,11 @@ def test_scvi_itself_recovers_known_effects(screen, real, perfect):
         for c in (comparison.real.take(comparison.real.perturbation == "G1"), comparison.controls)
     )
     assert np.corrcoef(found.mean(PAIR) - control, truth - control)[0, 1] > 0.3  # it saw 324 cells
+
+
+def test_a_library_that_does_not_load_is_named_with_the_reason(screen, real, perfect, monkeypatch, tmp_path):
+    (tmp_path / "pertpy.py").write_text("from json import no_such_name\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pertpy", raising=False)
+    with pytest.raises(EvaeError, match=r"pertpy, which is installed but does not load .*no_such_name.*evae\[scgen\]"):
+        evaluate(perfect, real, screen, extra_baselines=("scgen",), progress=False)
