@@ -87,10 +87,11 @@ def read_as(published, counts):
 def write_vae(published, runs, tmp_path_factory):
     """A function that draws a published VAE and writes its run folder; gives both."""
 
-    def write(head="cross_entropy", quantizer="fsq", folder=None, **run):
+    def write(head="cross_entropy", quantizer="fsq", folder=None, counts="mlp", **run):
         levels = LEVELS if quantizer == "fsq" else None
         n_vectors = {"vq": 20, "lfq": "lfq"}.get(quantizer, 0)
-        vae = published.draw_weights(published.PublishedVAE(SIZE, GENES, LATENTS, head, levels, n_vectors=n_vectors))
+        built = published.PublishedVAE(SIZE, GENES, LATENTS, head, levels, n_vectors=n_vectors, counts=counts)
+        vae = published.draw_weights(built)
         kinds = {
             "fsq": {"type": "fsq", "fsq_level": LEVELS, "codebook_size": 20},
             "vq": {"type": "vq", "codebook_size": 20, "codebook_dim": 4, "commitment_weight": 1.0},
@@ -101,7 +102,7 @@ def write_vae(published, runs, tmp_path_factory):
             "type": "vae", "num_genes": GENES, "num_latent_tokens": LATENTS,
             "encoder": runs.sizes_of(SIZE, "cross_attention"), "decoder": runs.sizes_of(SIZE, "cross_attention"),
             "quantizer": kinds[quantizer],
-            "input_head": {"type": "mlp"},
+            "input_head": {"type": counts, "scale": 2.0},
             "output_head": {"type": head, **({"temperature": 1.5} if head == "nb" else {})},
         }  # fmt: skip
         folder = folder or tmp_path_factory.mktemp("runs") / "vae"

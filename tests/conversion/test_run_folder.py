@@ -75,7 +75,7 @@ REFUSED = {
     "unknown part": ({}, changed("adapter.weight", torch.zeros(2)), r"no counterpart here \(adapter\.weight\)"),
     "told decoder": ({}, changed("pert_proj_dec.weight", torch.zeros(3, 16)), "decoder is told the perturbation"),
     "another activation": ({"model.encoder.activation": "relu"}, None, r"model\.encoder\.activation .*'relu'.*'gelu'"),
-    "another count input": ({"model.input_head.type": "embedding"}, None, r"input_head\.type .*'embedding'.*'mlp'"),
+    "another count input": ({"model.input_head.type": "table"}, None, r"input_head\.type .*'table'.*'mlp'"),
     "another quantizer": ({"model.quantizer.type": "rvq"}, None, "rvq"),
     "another model": ({"model.type": "scvi"}, None, "scvi"),
     "other data": ({"dataset.use_binning": "none"}, None, "the run reads counts; the head ce-quantile .* bins only"),

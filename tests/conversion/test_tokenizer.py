@@ -45,6 +45,18 @@ class TestEveryHead:
         torch.testing.assert_close(sampled, expected, **EXACT)
 
 
+@pytest.mark.parametrize(
+    ("counts_function", "head"), [("embedding", "cross_entropy"), ("sinusoidal", "mse"), ("sinusoidal", "nb")]
+)
+def test_every_function_of_the_count(counts_function, head, write_vae, converted, read_as, counts):
+    """Their tokens of zeros are not 0, so the encoder must attend to all genes."""
+    vae, folder = write_vae(head, counts=counts_function)
+    model, theirs = converted(folder), vae(read_as(READS[head]))
+    torch.testing.assert_close(model.embed(counts, kind="pooled"), vae.tokens(read_as(READS[head])).mean(1), **EXACT)
+    torch.testing.assert_close(model(counts).loss, theirs.loss, **EXACT)
+    assert torch.equal(model.encode(counts), theirs.codes)
+
+
 BIN_VALUES = torch.tensor(
     [0, 1, 2, 3, 4, 5, 6, 7, 8.5, 10.5, 13.5, 19.5, 27.5, 39.5, 55.5, 76.5, 109.3, 154.3, 219.9, 360.8]
 )

@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evae.models.layers_evae import Attention, CountEmbedding, CrossBlock, ModulatedBlock, Perceptron
+from evae.models import EvaeConfig
+from evae.models.count_embedding_evae import CountEmbedding
+from evae.models.layers_evae import Attention, CrossBlock, ModulatedBlock, Perceptron
 
 
 @pytest.fixture
@@ -118,13 +120,34 @@ def test_final_modulation_of_the_prior(tiny_prior):
 
 def test_count_embedding():
     """gene embedding * W2 silu(W1 log1p(count)), and exactly zero where the count is zero."""
-    embedding = drawn(CountEmbedding(9, 16))
+    embedding = drawn(CountEmbedding(EvaeConfig(n_genes=9, hidden_size=16, num_attention_heads=2)))
     genes, counts = torch.tensor([[4, 0, 8]]), torch.tensor([[3.0, 0.0, 250.0]], dtype=torch.float64)
     hidden = torch.log(1 + counts).unsqueeze(-1) * embedding.up.weight.squeeze(1)
     features = (hidden / (1 + (-hidden).exp())) @ embedding.down.weight.T
     expected = embedding.gene_embedding.weight[genes] * features
     torch.testing.assert_close(embedding(genes, counts), expected, atol=1e-12, rtol=0)
     assert (embedding(genes, counts)[0, 1] == 0).all()
+
+
+@pytest.mark.parametrize("function", ["sinusoidal", "embedding"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_other_functions_of_the_count(function, sparse, tiny_config):
+    """gene embedding * f(count); with sparse encoding f(count) - f(0), so that zeros have one token."""
+    fields = {"count_embedding": function, "count_input": "bins", "count_scale": 0.5, "sparse_encoding": sparse}
+    embedding = drawn(CountEmbedding(tiny_config(**fields)))
+    genes, bins = torch.tensor([[4, 0, 8]]), torch.tensor([[3.0, 0.0, 19.0]], dtype=torch.float64)
+
+    def f(bins):
+        if function == "embedding":
+            return embedding.bins.weight[bins.long()]
+        angles = [0.5 * bins / 10_000 ** (i / 8) for i in range(8)]
+        waves = torch.stack([a.sin() for a in angles] + [a.cos() for a in angles], dim=-1)
+        return waves @ embedding.waves.weight.T + (0 if sparse else embedding.waves.bias)
+
+    features = f(bins) - (f(torch.zeros_like(bins)) if sparse else 0)
+    expected = embedding.gene_embedding.weight[genes] * features
+    torch.testing.assert_close(embedding(genes, bins), expected, atol=1e-6, rtol=0)  # angles are float32
+    assert (embedding(genes, bins)[0, 1] == 0).all() == sparse
 
 
 def test_perceptron():

@@ -106,6 +106,9 @@ class CountWaves(nn.Module):
         return self.proj(torch.cat([angles.sin(), angles.cos()], -1))
 
 
+FUNCTIONS = {"embedding": CountTable, "mlp": CountPerceptron, "sinusoidal": lambda width: CountWaves(width, 2.0)}
+
+
 class Counts(nn.Module):
     """Token of a gene: its vector times a function of its value, which is log1p first where values are counts."""
 
@@ -198,15 +201,17 @@ class PublishedVAE(nn.Module):
         n_genes, n_latents: as they say.
         head: cross_entropy, hurdle, mse or nb.
         levels: of FSQ; None for a Gaussian of `latent_dim`, or for `n_vectors` learned vectors, or "lfq".
+        counts: the function of the count: embedding, mlp or sinusoidal.
     """
 
-    def __init__(self, size, n_genes, n_latents, head, levels=None, latent_dim=4, n_vectors=0):
+    def __init__(self, size, n_genes, n_latents, head, levels=None, latent_dim=4, n_vectors=0, counts="mlp"):
         super().__init__()
         d, k = size.width, latent_dim if levels is None else len(levels)
         self.register_buffer("log_lib_prior_mu", torch.tensor(4.0))
         self.register_buffer("log_lib_prior_std", torch.tensor(0.5))
         self.gene_tokens, self.latent_tokens = nn.Embedding(n_genes, d), nn.Embedding(n_latents, d)
-        self.count_proj_in = Counts(CountPerceptron(d), takes_log=head in ("cross_entropy", "nb"))
+        takes_log = counts == "mlp" and head in ("cross_entropy", "nb")
+        self.count_proj_in = Counts(FUNCTIONS[counts](d), takes_log)
         self.encoder, self.decoder = Stack(size, crosses=True), Stack(size, crosses=True)
         self.quantizer_proj_in, self.quantizer_proj_out = nn.Linear(d, k), nn.Linear(k, d)
         self.quantizer = Quantizer(levels, latent_dim, n_vectors)
@@ -261,9 +266,8 @@ class PublishedPrior(nn.Module):
                 self.pos_embed = nn.Embedding(n_latents, d)
         else:
             self.gene_tokens = nn.Embedding(n_genes, d)
-            functions = {"embedding": CountTable, "mlp": CountPerceptron, "sinusoidal": lambda d: CountWaves(d, 2.0)}
             takes_log = kind != "flow_matching" and counts == "mlp"
-            self.count_proj_in = Counts(functions[counts](d), takes_log)
+            self.count_proj_in = Counts(FUNCTIONS[counts](d), takes_log)
             if kind == "masked_diffusion":
                 self.mask_embed = nn.Parameter(torch.empty(d))
         if kind == "flow_matching":

@@ -338,7 +338,7 @@ def test_the_stored_studies_are_whole(path, screen_dataset):
     study = read_study(path, [f"dataset={screen_dataset}"])
     trainings, _ = plan(study)
     assert {t.labels.get("prior") for t in trainings} - {None} == set(study.priors)
-    if len(study.heads) > 1:  # the design space as published
+    if len(study.heads) > 1 and not path.stem.startswith("claim"):  # the design space as published
         assert set(study.priors) >= {"AR", "MDLM", "flow"}
         assert {t.labels["head"] for t in trainings} == {"ce-quantile", "hurdle", "mse", "nb"}
     assert len(study.seeds) >= 2

@@ -27,6 +27,7 @@ from evae.common.mixed_poisson import dispersions
 from evae.common.progress import progress_bar
 from evae.evaluation.systems.transfer import MAX_FOLD, shifted_counts
 from evae.inference.checkpoint import Checkpoint
+from evae.inference.decoder_labels import told_to_decoder
 from evae.inference.effects import effects_on_controls, log_fold_changes
 from evae.inference.library import choose_library_sizes
 from evae.inference.pipeline import Pipeline
@@ -214,6 +215,7 @@ class _ContextSource:
         chosen, rng = np.concatenate(rows), np.random.default_rng((seed, 1))
         obs["library_size"] = choose_library_sizes(None, it.pipe.processor, obs, self.facts, chosen, rng)[0]
         conditions = conditions_of(it.checkpoint, obs, self.facts, chosen, seed, self.shifts)
+        conditions |= told_to_decoder(it.checkpoint, obs)
         panel = draw_cells(
             it.checkpoint, conditions, seed=seed, batch_size=it.batch_size, device=it.pipe.device,
             progress=False, sampling=it.sampling,

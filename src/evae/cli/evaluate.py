@@ -181,5 +181,6 @@ def _tokenizer_alone(model: str, dataset: str | None, how: dict[str, Any]) -> "E
         how = how | {"perturbation_key": "perturbation", "cell_type_key": how["cell_type_key"] and "cell_type"}
     needed = (how["perturbation_key"], how["cell_type_key"])
     cells = read_h5ad(how["real"], needed=needed) if dataset is None else read_split(dataset, "test")
-    drawn = pipeline(model).reconstruct(cells, progress=how["progress"])
+    keys = {name: how[name] for name in ("perturbation_key", "cell_type_key") if how[name]}
+    drawn = pipeline(model).reconstruct(cells, progress=how["progress"], **keys)
     return run_evaluation(drawn, **how, with_baselines=False)

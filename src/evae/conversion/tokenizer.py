@@ -86,7 +86,7 @@ def tokenizer_fields(run: Run, n_genes: int) -> dict[str, Any]:
                 f"the encoder's {field} is {one}, the decoder's {other} in config.yaml, which has no counterpart here; "
                 "convert a run where they are equal."
             )
-    settings.part("input_head").only("type", "mlp")
+    function = settings.part("input_head").only("type", "mlp", "embedding", "sinusoidal")
     head = HEADS[settings.part("output_head").only("type", *HEADS) if "output_head" in settings.values else "mse"]
     return {
         "n_genes": n_genes,
@@ -96,6 +96,9 @@ def tokenizer_fields(run: Run, n_genes: int) -> dict[str, Any]:
         "dropout": encoder.dropout,
         "n_latents": settings.get("num_latent_tokens", 64),
         "count_input": count_input(run, INPUTS[head], f"the head {head}"),
+        "count_embedding": function,
+        "count_scale": settings.part("input_head").get("scale", 1.0),
+        "sparse_encoding": function == "mlp",  # theirs attends to the zeros too, whose tokens are 0 with "mlp" only
         "encoder_layers": encoder.n_layers,
         "decoder_layers": decoder.n_layers,
         "head": head,
@@ -177,8 +180,7 @@ def tokenizer_state(weights: Weights, config: EvaeConfig, settings: Settings) ->
     genes = weights.take("gene_tokens.weight", config.n_genes, width)
     state = {
         "encoder.embedding.gene_embedding.weight": genes,
-        "encoder.embedding.up.weight": weights.take("count_proj_in.count_proj.mlp.0.weight", width, 1),
-        "encoder.embedding.down.weight": weights.take("count_proj_in.count_proj.mlp.2.weight", width, width),
+        **_count_function(weights.under("count_proj_in.count_proj."), config),
         "encoder.latent_tokens": weights.take("latent_tokens.weight", config.n_latents, width),
         "decoder.gene_queries": genes,
         "decoder.positions": torch.zeros(config.n_latents, width),
@@ -197,6 +199,16 @@ def tokenizer_state(weights: Weights, config: EvaeConfig, settings: Settings) ->
     state |= named("to_latent", latent)
     state |= named("decoder.from_latent", weights.linear("quantizer_proj_out", width, config.latent_width))
     return state | _head(weights, config, settings.part("output_head"))
+
+
+def _count_function(weights: Weights, config: EvaeConfig) -> dict[str, Tensor]:
+    width, ours = config.hidden_size, "encoder.embedding"
+    if config.count_embedding == "embedding":
+        return {f"{ours}.bins.weight": weights.take("embedding.weight", N_COUNT_BINS, width)}
+    if config.count_embedding == "sinusoidal":
+        return named(f"{ours}.waves", weights.linear("proj", width, width))
+    up, down = weights.take("mlp.0.weight", width, 1), weights.take("mlp.2.weight", width, width)
+    return {f"{ours}.up.weight": up, f"{ours}.down.weight": down}
 
 
 def _codebook(weights: Weights, config: EvaeConfig) -> dict[str, Tensor]:

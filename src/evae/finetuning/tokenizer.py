@@ -12,6 +12,7 @@ from evae.finetuning.settings import FinetuneSettings
 from evae.inference.checkpoint import Checkpoint
 from evae.models.configuration_evae import COUNTS
 from evae.models.contract_evae import EvaeError
+from evae.training.labels import check_same_labels
 from evae.training.loop.claim import claimed_folder
 from evae.training.loop.stopping import stopping_together
 from evae.training.resume.run_folder import FINISHED
@@ -32,6 +33,7 @@ def finetune_tokenizer(
     """
     if before.tokenizer.config.quantizer in COUNTS:
         raise EvaeError(f"{before.name} works on the counts and has no tokenizer to train; leave tokenizer out.")
+    check_same_labels(before.tokenizer, sources.info, before.name)
     shared = {f.name: getattr(settings, f.name) for f in fields(Settings)}
     out = Path(settings.output_dir)
     own = TokenizerSettings(**shared | {"output_dir": str(out.with_name(f"{out.name}_tokenizer"))})

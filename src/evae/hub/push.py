@@ -20,6 +20,7 @@ from evae.hub.revisions import revision
 from evae.hub.upload import Bundle, upload
 from evae.inference.adapter import ADAPTER
 from evae.inference.checkpoint import Checkpoint, load_checkpoint
+from evae.inference.decoder_labels import some_labels
 from evae.inference.pipeline import Pipeline
 from evae.inference.sampling import knows_by_context, reads_controls
 from evae.models.contract_evae import EvaeError
@@ -161,10 +162,12 @@ def smoke_test(checkpoint: Checkpoint) -> None:
         import anndata as ad
 
         counts = np.random.default_rng(0).poisson(2.0, (4, len(processor.genes))).astype(np.float32)
-        cells = ad.AnnData(counts, var=pd.DataFrame(index=list(processor.genes)))
+        labels = some_labels(checkpoint)
+        obs = pd.DataFrame([labels] * len(counts), columns=["perturbation", "cell_type"]).rename(str)
+        cells = ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=list(processor.genes)))
         if checkpoint.is_prior:
             controls = cells if reads_controls(checkpoint) else None
-            drawn = pipe.predict(controls, processor.perturbations[0], processor.cell_types[0], 4, progress=False)
+            drawn = pipe.predict(controls, *labels, 4, progress=False)
         else:
             drawn = pipe.reconstruct(cells, progress=False)
     except (RuntimeError, ValueError, IndexError, KeyError) as error:

@@ -65,7 +65,14 @@ class LoadedModel:
         return adata
 
     def reconstruct(
-        self, adata: ad.AnnData | str | Path, *, seed: int = 0, layer: str | None = None, progress: bool = True
+        self,
+        adata: ad.AnnData | str | Path,
+        *,
+        seed: int = 0,
+        layer: str | None = None,
+        perturbation_key: str = "perturbation",
+        cell_type_key: str = "cell_type",
+        progress: bool = True,
     ) -> ad.AnnData:
         """Encode cells and draw them back from their codes: what the tokenizer alone keeps and loses.
 
@@ -73,13 +80,15 @@ class LoadedModel:
             adata: cells of raw counts, or the path of their h5ad file.
             seed: of the draws from the output head.
             layer: the layer that holds raw counts, or "raw"; X if None.
+            perturbation_key, cell_type_key: obs columns of the labels, needed where the decoder is told them.
             progress: show a progress bar.
 
         Returns:
             AnnData of the same cells and obs, raw counts over the gene panel, genes named as in `adata`. Unlike a
             prediction, each cell keeps its own library size.
         """
-        return reconstruct_cells(self.checkpoint, adata, seed, layer, self.device, progress)
+        keys = (perturbation_key, cell_type_key)
+        return reconstruct_cells(self.checkpoint, adata, seed, layer, self.device, progress, *keys)
 
     def gene_coverage(self, adata: ad.AnnData) -> float:
         """Share of the model's gene panel, 0 to 1, that `adata` measures."""

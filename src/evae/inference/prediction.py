@@ -14,6 +14,7 @@ import torch
 from evae.data.format import Pair
 from evae.data.reading.anndata_file import as_anndata
 from evae.inference.checkpoint import Checkpoint
+from evae.inference.decoder_labels import told_to_decoder
 from evae.inference.effects import effects_on_controls, log_fold_changes
 from evae.inference.embedding import said_coverage
 from evae.inference.library import choose_library_sizes, compare_with_controls
@@ -228,7 +229,7 @@ def _draw(
             obs["source"] = read.found.names[sources]
     if controls is not None:
         facts["gene_coverage"] = said_coverage(prior.processor, controls, "the controls")
-    conditions = conditions_of(prior, obs, found, sources, seed, shifts)
+    conditions = conditions_of(prior, obs, found, sources, seed, shifts) | told_to_decoder(prior, obs)
     how: dict[str, Any] = {"batch_size": asked.batch_size, "progress": asked.progress, "sampling": asked.sampling}
     X = draw_cells(prior, conditions, seed=seed, device=device, **how)
     if asked.match_effects and read is not None:

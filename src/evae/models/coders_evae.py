@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_evae import EvaeConfig
+from .count_embedding_evae import CountEmbedding
 from .device_evae import in_precision, most_numbers, on_accelerator
-from .layers_evae import CountEmbedding, CrossBlock, KeysValues, Perceptron
+from .layers_evae import CrossBlock, KeysValues, Perceptron
 from .randomness_evae import CellStreams, draw_binomial
 
 try:  # transformers >= 5 skips what is already loaded
@@ -22,7 +23,6 @@ except ImportError:
     from torch.nn import init  # type: ignore[no-redef]
 
 BUCKET_TOKENS = 2**17  # tokens, with padding, that a bucket may have; 134 MB at width 256
-GENE_SCALE = 4.0  # standard deviation of the gene embedding at the start
 
 
 class EvaeEncoder(nn.Module):
@@ -31,7 +31,7 @@ class EvaeEncoder(nn.Module):
     def __init__(self, config: EvaeConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = CountEmbedding(config.n_genes, config.hidden_size)
+        self.embedding = CountEmbedding(config)
         self.latent_tokens = nn.Parameter(torch.empty(config.n_latents, config.hidden_size))
         shared = config.share_keys_values  # the first layer's keys and values serve all layers
         self.layers = nn.ModuleList(
@@ -42,10 +42,7 @@ class EvaeEncoder(nn.Module):
     def init_weights(self) -> None:
         # Similar latent tokens make similar queries, and all codes of a cell would be the same for hundreds of steps.
         init.normal_(self.latent_tokens, std=1.0)
-        # A latent token averages over all genes. With small gene features, cells would hardly differ at the start.
-        init.normal_(self.embedding.up.weight, std=1.0)
-        # Not in CountEmbedding: transformers skips modules without parameters of their own.
-        init.normal_(self.embedding.gene_embedding.weight, std=GENE_SCALE)
+        self.embedding.init_weights()
 
     def forward(self, counts: Tensor, gene_ids: Tensor) -> Tensor:
         """Encode counts and genes, (cells, tokens) each; in sparse encoding entries with count 0 are padding."""

@@ -18,6 +18,8 @@ COUNTS = ("bins", "log1p")  # instead of a quantizer: there is no tokenizer, the
 N_COUNT_BINS = 20
 CODERS = ("attention", "mlp")
 COUNT_INPUTS = ("counts", "bins", "normalized")
+COUNT_EMBEDDINGS = ("mlp", "sinusoidal", "embedding")
+DECODER_CONDITIONS = ("none", "perturbation", "cell-type", "both")
 
 
 def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
@@ -47,6 +49,11 @@ class EvaeConfig(PretrainedConfig):
         count_input: what the encoder reads, each as log1p: "counts", "bins" (the number of the count's bin), or
             "normalized" (counts scaled to `median_library_size`). Published: the values that the head is compared
             with, which are bins for "ce-quantile", normalized counts for "hurdle" and "mse", counts for "nb".
+        count_embedding: function of what the encoder reads that scales a gene's vector: "mlp", "sinusoidal" (of log1p
+            values with `count_input` "normalized", else of the values themselves) or "embedding" (a learned vector a
+            bin, with `count_input` "bins"). The last two, which only an attention encoder has, count from their value
+            at 0 unless `sparse_encoding` is false (published).
+        count_scale: factor of what "sinusoidal" reads.
         encoder: "attention" (learned latent tokens attend to the expressed genes) or "mlp".
         encoder_layers: layers of the encoder.
         decoder: "attention" (gene queries attend to the latent tokens) or "mlp".
@@ -77,6 +84,14 @@ class EvaeConfig(PretrainedConfig):
         zero_loss_weight: weight of the hurdle head's zero/nonzero cross-entropy.
         sample_within_bins: whether the ce-quantile head draws an integer count uniformly from a bin, instead of giving
             the bin's published representative value.
+        decoder_conditions: what the decoder is told of a cell besides its codes: "none", its "perturbation",
+            "cell-type" or "both". Cells can then be decoded for labels of the training cells only.
+        classification_weight: weight in the loss of the cross-entropy of a linear classifier of perturbations over the
+            encoder's mean latent token; 0 for no classifier.
+        regression_weight: weight of 1 - cosine between a linear function of the same and the feature vector of the
+            perturbation; 0 for none. Cells whose perturbation has no vector do not count.
+        perturbation_names, cell_type_names: in the order of their ids; taken from the dataset where labels are used.
+        n_features: values of a perturbation's feature vector; taken from the feature table.
         count_splitting: train the encoder to reconstruct one random part of a cell's molecules from the other
             (published: no). The two parts have independent noise, so the codes learn the cell's state and not the
             noise of single genes. This is done to half of each batch; the other half trains the decoder on whole
@@ -99,6 +114,8 @@ class EvaeConfig(PretrainedConfig):
         dropout: float = 0.1,
         n_latents: int = 64,
         count_input: str = "counts",
+        count_embedding: str = "mlp",
+        count_scale: float = 1.0,
         encoder: str = "attention",
         encoder_layers: int = 4,
         decoder: str = "attention",
@@ -119,6 +136,12 @@ class EvaeConfig(PretrainedConfig):
         head: str = "ce-quantile",
         zero_loss_weight: float = 0.1,
         sample_within_bins: bool = False,
+        decoder_conditions: str = "none",
+        classification_weight: float = 0.0,
+        regression_weight: float = 0.0,
+        perturbation_names: list[str] | tuple[str, ...] = (),
+        cell_type_names: list[str] | tuple[str, ...] = (),
+        n_features: int = 0,
         count_splitting: bool = False,
         condition_on_library: bool = False,
         sparse_encoding: bool = True,
@@ -132,6 +155,8 @@ class EvaeConfig(PretrainedConfig):
         self.dropout = dropout
         self.n_latents = n_genes if quantizer in COUNTS else n_latents
         self.count_input = count_input
+        self.count_embedding = count_embedding
+        self.count_scale = count_scale
         self.encoder = encoder
         self.encoder_layers = encoder_layers
         self.decoder = decoder
@@ -152,30 +177,51 @@ class EvaeConfig(PretrainedConfig):
         self.head = head
         self.zero_loss_weight = zero_loss_weight
         self.sample_within_bins = sample_within_bins
+        self.decoder_conditions = decoder_conditions
+        self.classification_weight = classification_weight
+        self.regression_weight = regression_weight
+        self.perturbation_names = list(perturbation_names)
+        self.cell_type_names = list(cell_type_names)
+        self.n_features = n_features
         self.count_splitting = count_splitting
         self.condition_on_library = condition_on_library
         self.sparse_encoding = sparse_encoding
         self.median_library_size = median_library_size
         self.head_width = kwargs.pop("head_width", hidden_size // max(num_attention_heads, 1))  # see check_size
         super().__init__(**kwargs)
-        check_choice("count_input", count_input, COUNT_INPUTS)
-        check_choice("encoder", encoder, CODERS)
-        check_choice("decoder", decoder, CODERS)
-        check_choice("quantizer", quantizer, QUANTIZERS + COUNTS)
-        check_choice("head", head, HEADS)
+        self._check()
+
+    def _check(self) -> None:
+        check_choice("count_input", self.count_input, COUNT_INPUTS)
+        check_choice("count_embedding", self.count_embedding, COUNT_EMBEDDINGS)
+        check_choice("encoder", self.encoder, CODERS)
+        check_choice("decoder", self.decoder, CODERS)
+        check_choice("quantizer", self.quantizer, QUANTIZERS + COUNTS)
+        check_choice("head", self.head, HEADS)
+        check_choice("decoder_conditions", self.decoder_conditions, DECODER_CONDITIONS)
         check_positive(self, "n_genes", "hidden_size", "num_attention_heads", "intermediate_size", "n_latents")
         layered = [f"{coder}_layers" for coder in ("encoder", "decoder") if getattr(self, coder) == "attention"]
         check_positive(self, "latent_dim", "vq_codes", "lfq_bits", *layered)
-        if hidden_size % num_attention_heads:
-            raise EvaeError(f"hidden_size {hidden_size} must be a multiple of num_attention_heads.")
-        if not isinstance(loss_genes, int) or loss_genes < 0:
-            raise EvaeError(f"loss_genes must be a whole number of at least 0, not {loss_genes!r}.")
-        if loss_genes and decoder == "attention" and decoder_self_attention:
+        if self.hidden_size % self.num_attention_heads:
+            raise EvaeError(f"hidden_size {self.hidden_size} must be a multiple of num_attention_heads.")
+        if not isinstance(self.loss_genes, int) or self.loss_genes < 0:
+            raise EvaeError(f"loss_genes must be a whole number of at least 0, not {self.loss_genes!r}.")
+        if self.loss_genes and self.decoder == "attention" and self.decoder_self_attention:
             raise EvaeError("loss_genes needs decoder_self_attention: false, or decoder: mlp.")
-        if count_splitting and not condition_on_library:
+        if self.count_splitting and not self.condition_on_library:
             raise EvaeError("count_splitting needs condition_on_library: true.")
         if not self.fsq_levels or min(self.fsq_levels) < 3:
             raise EvaeError(f"fsq_levels must be whole numbers of at least 3, not {self.fsq_levels}.")
+        if self.count_embedding != "mlp" and self.encoder == "mlp":
+            raise EvaeError(f"count_embedding '{self.count_embedding}' needs encoder: attention.")
+        if self.count_embedding == "embedding" and self.count_input != "bins":
+            raise EvaeError("count_embedding 'embedding' has a vector a bin; it needs count_input: bins.")
+        if self.count_embedding == "sinusoidal" and self.hidden_size % 2:
+            raise EvaeError(f"count_embedding 'sinusoidal' needs an even hidden_size, not {self.hidden_size}.")
+        for weight in ("classification_weight", "regression_weight"):
+            value = getattr(self, weight)
+            if not isinstance(value, int | float) or not value >= 0:
+                raise EvaeError(f"{weight} is {value!r}; give a number of 0 or more.")
 
     @property
     def codebook_size(self) -> int:
@@ -207,8 +253,16 @@ class EvaeConfig(PretrainedConfig):
 
     @property
     def decoder_context_width(self) -> int:
-        """Number of the decoder's further inputs: the log library size, and whether the cell is whole."""
-        return int(self.condition_on_library) + int(self.count_splitting)
+        """Values of the decoder's further inputs: the log library size, whether the cell is whole, its labels."""
+        told = self.hidden_size if self.decoder_conditions != "none" else 0
+        return int(self.condition_on_library) + int(self.count_splitting) + told
+
+    @property
+    def training_labels(self) -> tuple[str, ...]:
+        """The names of the labels that a training batch must hold."""
+        told, has_heads = self.decoder_conditions, self.classification_weight or self.regression_weight
+        perturbation = ("perturbation_ids",) if has_heads or told in ("perturbation", "both") else ()
+        return perturbation + (("cell_type_ids",) if told in ("cell-type", "both") else ())
 
 
 EvaeConfig.register_for_auto_class()

@@ -1,4 +1,4 @@
-"""Layers shared by the tokenizer and the priors: attention, pre-norm and adaLN-Zero blocks, count embedding."""
+"""Layers shared by the tokenizer and the priors: attention, pre-norm and adaLN-Zero blocks, perceptron."""
 
 from typing import Any
 
@@ -51,7 +51,9 @@ def parameters_at_least(config: Any) -> int:
     decoder += layers[1] * ((1 + bool(config.decoder_self_attention)) * attention + feed_forward)
     if config.decoder == "mlp":
         decoder = (n_genes + latents * config.latent_width + layers[1] * inner) * inner
-    return encoder + decoder + width * config.latent_width
+    labels = (len(config.perturbation_names) + len(config.cell_type_names)) * width
+    labels += config.n_features * (len(config.perturbation_names) + width)
+    return encoder + decoder + width * config.latent_width + labels
 
 
 def check_ids(ids: Tensor, size: int, kind: str, training: bool) -> None:
@@ -256,24 +258,6 @@ def log_library(library_size: Tensor, median: float) -> Tensor:
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift
-
-
-class CountEmbedding(nn.Module):
-    """Token of a gene: `gene_embedding[g] * f(count)` with f(0) = 0.
-
-    f is log1p, linear, SiLU, linear. Neither layer has a bias, so a gene with count 0 has the zero vector as its token.
-    """
-
-    def __init__(self, n_genes: int, width: int) -> None:
-        super().__init__()
-        self.gene_embedding = nn.Embedding(n_genes, width)
-        self.up = nn.Linear(1, width, bias=False)
-        self.down = nn.Linear(width, width, bias=False)
-
-    def forward(self, gene_ids: Tensor, counts: Tensor) -> Tensor:
-        """Genes and counts (cells, tokens) -> tokens (cells, tokens, width)."""
-        magnitude = torch.log1p(counts.to(self.up.weight.dtype)).unsqueeze(-1)
-        return self.gene_embedding(gene_ids) * self.down(F.silu(self.up(magnitude)))
 
 
 class Perceptron(nn.Module):

@@ -11,23 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .alignment_evae import align_weights
+from .alignment_evae import align_weights  # noqa: F401  (the Hub copies only what this file imports)
 from .coders_evae import EvaeDecoder, EvaeEncoder, EvaeMLPDecoder, EvaeMLPEncoder, split_counts, to_dense, to_sparse
 from .configuration_evae import COUNTS, EvaeConfig
 from .contract_evae import EvaeError
+from .count_embedding_evae import CountEmbedding  # noqa: F401
 from .device_evae import most_numbers
-from .heads_evae import HEAD_CLASSES, NegativeBinomialHead, encoder_input, with_gradient_of
-from .layers_evae import check_ids, check_size, log_library
-from .quantization_evae import QUANTIZER_CLASSES, LatentStandardizer, VectorQuantizer
+from .heads_evae import HEAD_CLASSES, encoder_input, with_gradient_of
+from .labels_evae import AuxiliaryHeads, DecoderConditions
+from .layers_evae import check_ids, log_library
+from .pretrained_evae import EvaePreTrainedModel
+from .quantization_evae import QUANTIZER_CLASSES, LatentStandardizer
 from .randomness_evae import CellStreams, Randomness
-
-try:  # transformers >= 5 skips what is already loaded
-    from transformers import initialization as init
-except ImportError:
-    from torch.nn import init  # type: ignore[no-redef]
 
 DECODED_NUMBERS = 2**25  # largest activation of a decoder layer, in numbers, when counts are drawn
 
@@ -37,8 +34,10 @@ class EvaeOutput(ModelOutput):
     """Output of `EvaeModel`.
 
     Args:
-        loss: reconstruction loss; with a Gaussian quantizer, plus the weighted KL divergence.
+        loss: reconstruction loss; with a Gaussian quantizer, plus the weighted KL divergence; with auxiliary heads and
+            labels, plus theirs.
         reconstruction_loss, kl_loss: the head's loss; KL divergence, nats a cell (Gaussian only).
+        auxiliary_loss: weighted loss of the auxiliary heads.
         codes: int64 (cells, latents) (not Gaussian).
         latents: the decoder's input, (cells, latents, latent_width).
         outputs: the decoder's output, the parameters of the head's distribution, (cells, genes, n_outputs). In
@@ -48,58 +47,10 @@ class EvaeOutput(ModelOutput):
     loss: Tensor | None = None
     reconstruction_loss: Tensor | None = None
     kl_loss: Tensor | None = None
+    auxiliary_loss: Tensor | None = None
     codes: Tensor | None = None
     latents: Tensor | None = None
     outputs: Tensor | None = None
-
-
-class EvaePreTrainedModel(PreTrainedModel):
-    """Initialisation and loading shared by the tokenizer and the priors."""
-
-    config_class: Any = EvaeConfig
-    base_model_prefix = "evae"
-    main_input_name = "counts"
-    _supports_sdpa = True
-    _supports_attention_backend = True
-    accepts_loss_kwargs = False  # losses are means; else Trainer leaves those of accumulated batches added up
-    _no_split_modules = ["CrossBlock", "ModulatedBlock", "Perceptron"]  # noqa: RUF012
-
-    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        check_size(config)
-        super().__init__(config, *args, **kwargs)
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As in transformers, but reads safetensors only, and raises `EvaeError` if weights are missing."""
-        kwargs.setdefault("use_safetensors", True)
-        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        model, report = loaded
-        if missing := sorted(report["missing_keys"]):
-            raise EvaeError(
-                f"the weights lack {len(missing)} tensors of the model (first: {missing[0]}); download them again, or "
-                "train the model anew."
-            )
-        align_weights(model, is_own_file=kwargs.get("state_dict") is None)
-        return loaded if output_loading_info else model
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=0.02)
-        elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        if isinstance(module, EvaeEncoder | EvaeDecoder | LatentStandardizer | NegativeBinomialHead | VectorQuantizer):
-            module.init_weights()
-
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """Save weights, configuration and code, so that the folder loads without this package."""
-        own = f"{type(self).__module__.rsplit('.', 1)[-1]}.{type(self).__name__}"
-        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), "AutoModel": own}
-        super().save_pretrained(save_directory, **kwargs)
 
 
 class EvaeModel(EvaePreTrainedModel):
@@ -122,6 +73,9 @@ class EvaeModel(EvaePreTrainedModel):
         self.head = HEAD_CLASSES[config.head](config)
         decoder = EvaeDecoder if config.decoder == "attention" else EvaeMLPDecoder
         self.decoder = decoder(config, self.head.n_outputs)
+        self.conditions = DecoderConditions(config) if config.decoder_conditions != "none" else None
+        has_heads = config.classification_weight or config.regression_weight
+        self.auxiliary = AuxiliaryHeads(config) if has_heads else None
         self.post_init()
 
     @can_return_tuple
@@ -131,6 +85,8 @@ class EvaeModel(EvaePreTrainedModel):
         gene_ids: Tensor | None = None,
         library_size: Tensor | None = None,
         generator: Randomness = None,
+        perturbation_ids: Tensor | None = None,
+        cell_type_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> EvaeOutput:
         """Encode, quantize, decode, and compare.
@@ -141,6 +97,8 @@ class EvaeModel(EvaePreTrainedModel):
             library_size: total counts over the panel, (cells,); the row sum of `counts` if None.
             generator: source of randomness in training, except for dropout. With `CellStreams` a cell's random numbers
                 do not depend on its batch.
+            perturbation_ids, cell_type_ids: labels of the cells, (cells,), by their places in the configuration's
+                names; needed where the decoder is told them, and in training with an auxiliary head.
         """
         target, whole = counts, None
         streams = CellStreams.of(generator, len(counts)) if self.training else None
@@ -148,21 +106,26 @@ class EvaeModel(EvaePreTrainedModel):
             counts, target, whole = split_counts(counts, streams.branch(0))
             library_size = target.sum(1)
         library_size = counts.sum(1) if library_size is None else library_size
-        latents, codes, penalty = self._bottleneck(self._latent_parameters(counts, gene_ids), streams)
+        tokens = self._encoder_tokens(counts, gene_ids)
+        latents, codes, penalty = self._bottleneck(self._parameters_of(tokens), streams)
+        told = self._told(latents, perturbation_ids, cell_type_ids)
         if whole is not None:  # no gradient to the encoder from whole cells: it would learn to memorise noise
             latents = torch.where(whole[:, None, None], latents.detach(), latents)
         genes = self._draw_loss_genes(streams, counts.device)
-        outputs = self._decode(latents, library_size, whole, genes)
+        outputs = self._decode(latents, library_size, told, whole, genes)
         if genes is not None and self.head.needs_all_genes:
             with torch.no_grad():
-                outputs_of_all = self._decode(latents, library_size, whole)
+                outputs_of_all = self._decode(latents, library_size, told, whole)
             outputs = with_gradient_of(outputs_of_all, outputs, genes)
         reconstruction = self.head.loss(outputs, to_dense(target, gene_ids, self.config.n_genes), library_size, genes)
         loss = reconstruction if penalty is None else reconstruction + self.config.penalty_weight * penalty.mean()
+        auxiliary = self._auxiliary_loss(tokens, perturbation_ids)
+        loss = loss if auxiliary is None else loss + auxiliary
         return EvaeOutput(
             loss=loss,
             reconstruction_loss=reconstruction.detach(),
             kl_loss=penalty.mean().detach() if codes is None else None,
+            auxiliary_loss=None if auxiliary is None else auxiliary.detach(),
             codes=codes,
             latents=latents,
             outputs=outputs,
@@ -202,52 +165,80 @@ class EvaeModel(EvaePreTrainedModel):
             return self._bottleneck(parameters)[0].flatten(1)
         raise EvaeError(f"embedding '{kind}' does not exist; choose latents, pooled or codes.")
 
-    def decode(self, codes: Tensor, library_size: Tensor | None = None) -> Tensor:
+    def decode(
+        self,
+        codes: Tensor,
+        library_size: Tensor | None = None,
+        perturbation_ids: Tensor | None = None,
+        cell_type_ids: Tensor | None = None,
+    ) -> Tensor:
         """Parameters of the head's distribution, (cells, genes, n_outputs).
 
         Args:
             codes: codes (cells, latents), or latents (cells, latents, latent_width).
             library_size: total counts over the panel, (cells,); needed with `condition_on_library`.
+            perturbation_ids, cell_type_ids: as in `forward`; needed where the decoder is told them.
         """
         if codes.dim() == 2:
             check_ids(codes, self.config.codebook_size, "code", self.training)
         latents = self.codes_to_latents(codes) if codes.dim() == 2 else codes
         if self.config.condition_on_library and library_size is None:
             raise EvaeError("this tokenizer decodes with a library size; give library_size (cells,).")
-        return self._decode(latents, library_size)
+        return self._decode(latents, library_size, self._told(latents, perturbation_ids, cell_type_ids))
+
+    def _told(self, latents: Tensor, perturbation_ids: Tensor | None, cell_type_ids: Tensor | None) -> Tensor | None:
+        """What the decoder is told of the labels, (cells, hidden_size); None where it is told nothing."""
+        return None if self.conditions is None else self.conditions(perturbation_ids, cell_type_ids).to(latents.dtype)
+
+    def _auxiliary_loss(self, tokens: Tensor, perturbation_ids: Tensor | None) -> Tensor | None:
+        if self.auxiliary is None or (perturbation_ids is None and not self.training):
+            return None
+        if perturbation_ids is None:
+            raise EvaeError("this tokenizer is trained with an auxiliary head; give perturbation_ids.")
+        return self.auxiliary(tokens, perturbation_ids)
 
     def _decode(
-        self, latents: Tensor, library_size: Tensor | None, whole: Tensor | None = None, genes: Tensor | None = None
-    ) -> Tensor:
-        """`decode` of `genes`, int64 (some,), all if None; `whole`, bool (cells,), marks cells that were not split."""
+        self, latents: Tensor, library_size: Tensor | None, told: Tensor | None, whole: Tensor | None = None,
+        genes: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """`decode` of `genes`, int64 (some,), all if None.
+
+        `told` is of `_told`; `whole`, bool (cells,), marks cells that were not split.
+        """
         context = latents.new_zeros(len(latents), 0)
         if self.config.condition_on_library and library_size is not None:
             context = log_library(library_size, self.config.median_library_size).to(latents.dtype)
         if self.config.count_splitting:
             is_whole = torch.ones_like(context[:, :1]) if whole is None else whole.to(context).unsqueeze(1)
             context = torch.cat([context, is_whole], dim=1)
-        return self.decoder(latents, context, genes)
+        return self.decoder(latents, context if told is None else torch.cat([context, told], dim=1), genes)
 
     def codes_to_latents(self, codes: Tensor) -> Tensor:
         """Codes (cells, latents) to latents (cells, latents, latent_width)."""
         return self.quantizer.codes_to_values(codes).to(self.dtype)
 
-    def sample_counts(self, codes: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
-        """Draw counts, float32 (cells, genes), from the head's distribution given codes or latents."""
+    def sample_counts(
+        self, codes: Tensor, library_size: Tensor, generator: Randomness = None, **labels: Tensor
+    ) -> Tensor:
+        """Draw counts, float32 (cells, genes), from the head's distribution given codes or latents.
+
+        `labels` are those of `decode`, where the decoder is told them.
+        """
         widest = self.config.intermediate_size if self.config.decoder == "attention" else self.head.n_outputs
         at_once = max(1, most_numbers(codes.device, DECODED_NUMBERS) // (self.config.n_genes * widest))
         streams, drawn = generator, []
         for start in range(0, len(codes), at_once):
             rows = slice(start, start + at_once)
             streams = generator.fork(rows) if isinstance(generator, CellStreams) else generator
-            drawn.append(self.head.sample(self.decode(codes[rows], library_size[rows]), library_size[rows], streams))
+            outputs = self.decode(codes[rows], library_size[rows], **{name: ids[rows] for name, ids in labels.items()})
+            drawn.append(self.head.sample(outputs, library_size[rows], streams))
         if isinstance(generator, CellStreams) and isinstance(streams, CellStreams):
             generator.join(streams)
         return torch.cat(drawn)
 
-    def mean_counts(self, codes: Tensor, library_size: Tensor) -> Tensor:
-        """Mean of the head's distribution, float32 (cells, genes), given codes or latents."""
-        return self.head.mean(self.decode(codes, library_size), library_size)
+    def mean_counts(self, codes: Tensor, library_size: Tensor, **labels: Tensor) -> Tensor:
+        """Mean of the head's distribution, float32 (cells, genes), given codes or latents; see `sample_counts`."""
+        return self.head.mean(self.decode(codes, library_size, **labels), library_size)
 
     @torch.no_grad()
     def calibrate(self, counts: Tensor, gene_ids: Tensor | None = None, **kwargs: Any) -> None:
@@ -286,7 +277,11 @@ class EvaeModel(EvaePreTrainedModel):
             raise EvaeError(f"dense counts have {counts.shape[1]} genes, the panel has {n_genes}; give gene_ids.")
 
     def _latent_parameters(self, counts: Tensor, gene_ids: Tensor | None) -> Tensor:
-        parameters = self.to_latent(self._encoder_tokens(counts, gene_ids))
+        return self._parameters_of(self._encoder_tokens(counts, gene_ids))
+
+    def _parameters_of(self, tokens: Tensor) -> Tensor:
+        """What the quantizer reads of latent tokens (cells, latents, hidden_size)."""
+        parameters = self.to_latent(tokens)
         return parameters if self.standardizer is None else self.standardizer(parameters)
 
     def _bottleneck(self, parameters: Tensor, generator: Randomness = None) -> tuple[Tensor, Any, Any]:

@@ -24,11 +24,14 @@ from .conditions_evae import ConditionEmbedding  # noqa: F401
 from .configuration_evae import EvaeConfig  # noqa: F401
 from .configuration_evae_prior import EvaeARConfig
 from .contract_evae import EvaeError
+from .count_embedding_evae import CountEmbedding  # noqa: F401
 from .device_evae import on_accelerator
 from .heads_evae import HEAD_CLASSES  # noqa: F401
+from .labels_evae import DecoderConditions  # noqa: F401
 from .layers_evae import check_ids
 from .modeling_evae import EvaeModel  # noqa: F401
 from .no_tokenizer_evae import NoTokenizer  # noqa: F401
+from .pretrained_evae import EvaePreTrainedModel  # noqa: F401
 from .prior_evae import EvaePrior
 from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
 from .randomness_evae import CellStreams, Randomness

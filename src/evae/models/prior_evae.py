@@ -25,8 +25,9 @@ from .conditions_evae import ConditionEmbedding, TimeEmbedding, init_condition_b
 from .configuration_evae import COUNTS
 from .contract_evae import EvaeError, near_matches
 from .layers_evae import ModulatedBlock, modulate
-from .modeling_evae import EvaeModel, EvaePreTrainedModel
+from .modeling_evae import EvaeModel
 from .no_tokenizer_evae import NoTokenizer
+from .pretrained_evae import EvaePreTrainedModel
 from .randomness_evae import CellStreams, Randomness
 from .sampling_evae import cells_asked_for, check_compiler, conditions_with_nulls
 from .source_evae import SourceEmbedding, init_source_buffers
@@ -244,6 +245,8 @@ class EvaePrior(EvaePreTrainedModel):
         cell_type_ids: Tensor | None = None,
         library_size: Tensor | None = None,
         generator: Randomness = None,
+        decoder_perturbation_ids: Tensor | None = None,
+        decoder_cell_type_ids: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
         """Draw cells: codes or latents from the prior, then counts from the tokenizer's head.
@@ -253,6 +256,8 @@ class EvaePrior(EvaePreTrainedModel):
             library_size: total counts over the panel of every cell to draw, (cells,).
             generator: source of randomness: a torch generator, or `CellStreams`. With these a cell does not depend on
                 the batch it is drawn in.
+            decoder_perturbation_ids, decoder_cell_type_ids: (cells,), places in `perturbation_names` and
+                `cell_type_names` of the tokenizer's configuration, where its decoder is told them.
             **options: further arguments of `sample`: `context`, `source_latents`, `source_library_size`, `effect`,
                 `treatments`, `batch_ids`, `guidance_scale`, `guide`, the prior's own.
 
@@ -267,4 +272,6 @@ class EvaePrior(EvaePreTrainedModel):
             perturbation_ids=perturbation_ids, cell_type_ids=cell_type_ids, library_size=library_size,
             n_cells=len(library_size), generator=streams, **options,
         )  # fmt: skip
-        return self.tokenizer.sample_counts(tokens, library_size, streams)
+        labels = {"perturbation_ids": decoder_perturbation_ids, "cell_type_ids": decoder_cell_type_ids}
+        told = {name: ids.to(self.device) for name, ids in labels.items() if ids is not None}
+        return self.tokenizer.sample_counts(tokens, library_size, streams, **told)

@@ -11,6 +11,7 @@ from evae.training import prior as prior_stage
 from evae.training import tokenizer as tokenizer_stage
 from evae.training.batches import batch_names
 from evae.training.conditions import perturbation_vocabulary
+from evae.training.labels import table_of
 from evae.training.loop.setup import make_accelerator
 from evae.training.resume.run_folder import RunFolder
 from evae.training.settings import PriorSettings, Settings, check_model_settings, model_fields
@@ -38,12 +39,13 @@ def dry_run(settings: Settings) -> dict[str, Any]:
     return settings.to_dict() | {"model": model}
 
 
-def _tokenizer(settings: Settings, processes: int) -> tuple[Any, tuple[str, ...]]:
+def _tokenizer(settings: Any, processes: int) -> tuple[Any, tuple[str, ...]]:
     """The configuration, and the fields of it that are no settings."""
     fields = check_model_settings(settings.model, EvaeConfig, tokenizer_stage.FROM_DATASET)
     sources = Sources(settings.datasets, settings.dataset_weights)
     sources.training_batches(settings.batch_size, settings.seed, 0, processes)
-    return tokenizer_stage.build_config(sources.info, fields), tokenizer_stage.FROM_DATASET
+    config = tokenizer_stage.build_config(sources.info, fields, table_of(settings, fields))
+    return config, tokenizer_stage.FROM_DATASET
 
 
 def _prior(settings: Any) -> tuple[Any, tuple[str, ...]]:

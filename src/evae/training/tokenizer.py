@@ -21,6 +21,9 @@ from evae.models.configuration_evae import EvaeConfig
 from evae.models.modeling_evae import EvaeModel
 from evae.models.processing_evae import EvaeProcessor
 from evae.training.batch_cells import named_cells
+from evae.training.feature_tables import FeatureTable
+from evae.training.labels import FROM_DATASET as LABELS_GIVEN
+from evae.training.labels import label_fields, set_targets, table_of
 from evae.training.loop.claim import claimed_folder
 from evae.training.loop.setup import make_accelerator, say_where
 from evae.training.loop.stage import Stage
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
 
 INPUTS = ("counts", "gene_ids", "library_size")
-FROM_DATASET = ("n_genes", "median_library_size")
+FROM_DATASET = ("n_genes", "median_library_size", *LABELS_GIVEN)
 
 
 def train_tokenizer(settings: TokenizerSettings, cells: "IterableDataset | None" = None) -> Path:
@@ -57,6 +60,7 @@ def train_tokenizer(settings: TokenizerSettings, cells: "IterableDataset | None"
         SystemExit: code 143 after SIGTERM, 130 after Ctrl-C, with a checkpoint or before the first step.
     """
     fields = check_model_settings(settings.model, EvaeConfig, FROM_DATASET)
+    table = table_of(settings, fields)
     accelerator = make_accelerator(settings)
     with claimed_folder(settings, accelerator) as run:
         if run.status == FINISHED:
@@ -64,20 +68,21 @@ def train_tokenizer(settings: TokenizerSettings, cells: "IterableDataset | None"
         with stopping_together(run, accelerator, settings.compile) as check_stop:
             datasets, weights = settings.datasets, settings.dataset_weights
             sources = Sources(datasets, weights) if cells is None else StreamedSources(datasets, cells)
-            return _train_on(settings, sources, fields, accelerator, run, check_stop)
+            return _train_on(settings, sources, fields, table, accelerator, run, check_stop)
 
 
 def _train_on(
-    settings: TokenizerSettings, sources: Sources, fields: dict[str, Any], accelerator: Accelerator, run: RunFolder,
-    check_stop: StopCheck,
+    settings: TokenizerSettings, sources: Sources, fields: dict[str, Any], table: FeatureTable,
+    accelerator: Accelerator, run: RunFolder, check_stop: StopCheck,
 ) -> Path:  # fmt: skip
     """Build the tokenizer, set its bottleneck's scale and train."""
     info = sources.info
     set_seed(settings.seed)
-    model = EvaeModel(build_config(info, fields))
+    model, processor = EvaeModel(build_config(info, fields, table)), make_processor(info)
+    set_targets(model, processor, table)
     if run.latest_checkpoint() is None or settings.overwrite:
         calibrate(model.to(accelerator.device), sources, settings)
-    return train_from(model, make_processor(info), sources, settings, accelerator, run, check_stop)
+    return train_from(model, processor, sources, settings, accelerator, run, check_stop)
 
 
 def train_from(
@@ -91,7 +96,7 @@ def train_from(
     )
     stage = Stage(
         title="tokenizer",
-        inputs=INPUTS,
+        inputs=INPUTS + model.config.training_labels,
         validation=validation_cells(sources, settings),
         save=lambda trained, folder: save_with_processor(trained, folder, processor),
         tally=tally_codes(model.config.codebook_size if model.config.quantizer != "gaussian" else None),
@@ -104,10 +109,17 @@ def train_from(
     return train(model, loader, settings, accelerator=accelerator, run=run, stage=stage)
 
 
-def build_config(info: DatasetInfo, fields: dict[str, Any]) -> EvaeConfig:
-    """The configuration of a tokenizer of a dataset; `fields` are those that the settings name."""
+def build_config(info: DatasetInfo, fields: dict[str, Any], table: FeatureTable | None = None) -> EvaeConfig:
+    """The configuration of a tokenizer of a dataset.
+
+    Args:
+        info: the dataset.
+        fields: those that the settings name.
+        table: of feature vectors of perturbations, for the auxiliary head that learns them.
+    """
     median = float(info.statistics["median_library_size"])
-    return EvaeConfig(n_genes=len(info.genes), median_library_size=median, **fields)
+    labels = label_fields(info, fields, FeatureTable.without_any() if table is None else table)
+    return EvaeConfig(n_genes=len(info.genes), median_library_size=median, **fields | labels)
 
 
 def report_finished(run: RunFolder) -> Path:

@@ -112,6 +112,7 @@ class TokenizerSettings(Settings):
     """Settings of stage 1; `model` holds fields of `EvaeConfig`. The defaults are the published values."""
 
     calibration_cells: int = 2_048  # training cells that set the bottleneck's scale before the first step
+    perturbation_features: str = ""  # npz, csv, tsv or parquet of vectors by name, for model.regression_weight
 
 
 @dataclass
