@@ -69,6 +69,33 @@ def test_true_reverters_are_found_by_pca_and_differential_expression(result):
     assert table.loc["evae latents"].notna().all()
 
 
+def test_null_screens_are_chance(stressed, names):
+    """Shuffled anew by hand, one null screen has the same AUC; over many the mean is 0.5."""
+    vectors = fit_projection(log1p_cp10k(stressed.X, "raw counts"), 6)(log1p_cp10k(stressed.X, "raw counts"))
+    fast = FAST | {"n_shuffles": 40}
+    method = reversion.run(stressed, names, embeddings={"mine": vectors}, **fast).methods["mine"]
+    for null, real in ((method.null["auc"], method.enrichment.auc), (method.null["selectivity_auc"], 0.5)):
+        assert len(null) == 40
+        assert abs(null.mean() - 0.5) < 4 * null.std() / 40**0.5
+        assert null.std() > 0.03
+        assert real >= 0.5
+    assert method.enrichment.auc > method.null["auc"].max()
+    shuffled = stressed.copy()
+    rng = np.random.default_rng(0)  # of the first shuffle, as `ScreenSums` draws it: untreated cells first
+    labels = shuffled.obs["gene_target"].astype(str).to_numpy()
+    known = sorted(set(labels))
+    codes = np.array([known.index(label) for label in labels])
+    for arm in (names.untreated, names.treated):
+        rows = np.flatnonzero(shuffled.obs["condition"] == arm)
+        codes[rows] = rng.permutation(codes[rows])
+        for _ in range(39):
+            rng.permutation(rows)
+    shuffled.obs["gene_target"] = pd.Categorical(np.array(known)[codes])
+    again = reversion.run(shuffled, names, embeddings={"mine": vectors}, **FAST).methods["mine"]
+    assert again.enrichment.auc == pytest.approx(method.null["auc"][0])
+    assert again.selectivity.auc == pytest.approx(method.null["selectivity_auc"][0])
+
+
 def test_reverted_cells_lie_between_stress_and_rest(result, names):
     for name in ("pca", "de"):
         method = result.methods[name]

@@ -26,7 +26,7 @@ def reversion(
         str | None, typer.Option(help="Encoder: folder of a trained tokenizer or prior, or a Hub id.")
     ] = None,
     kind: Annotated[
-        str, typer.Option(help="Of its embeddings: latents, pooled, codes; or several with commas.")
+        str, typer.Option(help="Of its embeddings: latents, pooled, codes; several with commas, or all.")
     ] = "latents",
     embedding: Annotated[
         list[str] | None,
@@ -51,7 +51,9 @@ def reversion(
     layer: Layer = None,
     min_cells: Annotated[int, typer.Option(help="Groups of fewer cells are not ranked.", min=1)] = 1,
     permutations: Annotated[int, typer.Option(help="For the p-values.", min=1)] = 10_000,
-    shuffles: Annotated[int, typer.Option(help="Of labels, for the Calinski-Harabasz ratios.", min=0)] = 30,
+    shuffles: Annotated[
+        int, typer.Option(help="Of labels, for null screens and Calinski-Harabasz ratios.", min=0)
+    ] = 30,
     components: Annotated[int, typer.Option(help="Of PCA.", min=1)] = 50,
     seed: Seed = 0,
     device: Device = None,
@@ -67,7 +69,10 @@ def reversion(
     """
     out = out or file.with_name(f"{file.stem}_reversion")
     check_folder(out, RESULT, overwrite)
-    kinds, compared = names_of(kind), () if baselines == "none" else names_of(baselines)
+    kinds, compared = (
+        EMBEDDINGS if kind == "all" else names_of(kind),
+        () if baselines == "none" else names_of(baselines),
+    )
     check_known(kinds, EMBEDDINGS, "kind of embedding")
     check_known(compared, BASELINES, "baseline")
     check_known([preset] if preset else [], PRESETS, "preset")

@@ -20,7 +20,7 @@ from evae.reversion.baselines import BASELINES, Expression, differential_profile
 from evae.reversion.enrichment import agreement, enrichment
 from evae.reversion.names import ScreenNames
 from evae.reversion.numbers import MethodResult, stamp
-from evae.reversion.ranking import control_distances, rank_targets
+from evae.reversion.ranking import control_distances, null_aucs, rank_targets
 from evae.reversion.reference import read_reference
 from evae.reversion.result import ReversionResult
 from evae.reversion.screen import Screen
@@ -65,7 +65,7 @@ def run(
         min_cells: groups of fewer cells have no distance.
         n_permutations: for the p-values of the AUCs.
         n_bootstrap: for their intervals.
-        n_shuffles: of the labels, for the Calinski-Harabasz ratios.
+        n_shuffles: of the labels, for the Calinski-Harabasz ratios and the null screens.
         n_components: principal components of the PCA baseline, and those that UMAP sees.
         umap_components: dimensions of the UMAP baseline.
         seed: of everything random.
@@ -120,6 +120,7 @@ def place_groups(
         embedding.name,
         sums.centroids(),
         sums.sizes,
+        sums.null_distances(),
         sums.separation(),
         embedding.width,
         int((screen.codes >= 0).sum() - sums.sizes.sum()),
@@ -181,4 +182,5 @@ def _judge(
         enrichment(-ranking["selectivity"].to_numpy(), positive, **chance),
         control_distances(screen, place.centroids),
         agreement(ranked, order) if order else {},
+        null_aucs(screen, place.null_distances, place.sizes, min_cells),
     )

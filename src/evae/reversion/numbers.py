@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from evae.common.files import write_json
@@ -20,6 +21,8 @@ FORMAT_VERSION = 1
 HEADINGS = {
     "auc": "enrichment AUC ↑",
     "selectivity_auc": "selectivity AUC ↑",
+    "null_auc": "AUC of null screens →0.5",
+    "null_selectivity_auc": "selectivity AUC of null screens →0.5",
     "ch_condition": "CH condition ↑",
     "ch_target_treated": "CH target, treated ↑",
     "ch_target_untreated": "CH target, untreated ↑",
@@ -30,8 +33,9 @@ HEADINGS = {
 READING = (
     "AUC: area under recovered positive controls against rank, 0.5 is chance; in brackets the 95 % bootstrap interval "
     "over the positives and the one-sided permutation p-value. Selectivity: how much nearer to rest the treated arm "
-    "is than the untreated one. CH: Calinski-Harabasz score over its mean under shuffled labels, 1 is chance. "
-    "Spearman and overlap: agreement with the reference ranking."
+    "is than the untreated one. Null screens: the same where targets were shuffled among the cells of each arm, mean "
+    "± standard deviation and highest of all shuffles. CH: Calinski-Harabasz score over its mean under shuffled "
+    "labels, 1 is chance. Spearman and overlap: agreement with the reference ranking."
 )
 
 
@@ -46,6 +50,7 @@ class MethodResult:
         selectivity: of the positives in the ranking by selectivity.
         controls: distance of the treated cells of each control target: where unreverted cells stand.
         agreement: with the reference ranking; empty without one.
+        null: AUCs of screens with shuffled targets, `auc` and `selectivity_auc`, (shuffles,) each.
     """
 
     place: Place
@@ -54,6 +59,7 @@ class MethodResult:
     selectivity: Enrichment
     controls: dict[str, float]
     agreement: dict[str, float]
+    null: dict[str, np.ndarray]
 
     @property
     def name(self) -> str:
@@ -99,6 +105,7 @@ class ReversionNumbers:
         for name, method in self.methods.items():
             values = _row(method)
             texts = {c: _text(values.get(c, math.nan)) for c in shown}
+            texts |= {f"null_{kind}": _null_text(aucs) for kind, aucs in method.null.items()}
             texts["auc"], texts["selectivity_auc"] = _auc_text(method.enrichment), _auc_text(method.selectivity)
             rows.append([name, *[texts[c] for c in shown]])
         return ["method", *[HEADINGS[c] for c in shown]], rows
@@ -125,6 +132,7 @@ class ReversionNumbers:
                 "selectivity": asdict(m.selectivity),
                 "separation": m.place.separation,
                 "agreement": m.agreement,
+                "null_screens": {kind: values.tolist() for kind, values in m.null.items()},
                 "treated_controls": m.controls,
                 "ranking": m.ranking.reset_index(),
             }
@@ -159,6 +167,11 @@ def _row(method: MethodResult) -> dict[str, float]:
     for prefix, e in (("", method.enrichment), ("selectivity_", method.selectivity)):
         row |= {f"{prefix}auc": e.auc, f"{prefix}p_value": e.p_value}
         row |= {f"{prefix}low": e.low, f"{prefix}high": e.high}
+    for kind, aucs in method.null.items():
+        known = aucs[np.isfinite(aucs)]
+        row |= {f"null_{kind}": float(known.mean()) if len(known) else math.nan}
+        row |= {f"null_{kind}_sd": float(known.std(ddof=1)) if len(known) > 1 else math.nan}
+        row |= {f"null_{kind}_highest": float(known.max()) if len(known) else math.nan}
     row |= method.place.separation | method.agreement
     return row | {"n_targets": method.enrichment.n_targets, "width": method.place.width}
 
@@ -168,6 +181,14 @@ def _auc_text(e: Enrichment) -> str:
         return UNDEFINED
     p = f"p={e.p_value:.1g}" if e.p_value < 0.01 else f"p={e.p_value:.2f}"
     return f"{e.auc:.3f} ({e.low:.2f}–{e.high:.2f}, {p})"
+
+
+def _null_text(aucs: np.ndarray) -> str:
+    known = aucs[np.isfinite(aucs)]
+    if not len(known):
+        return UNDEFINED
+    spread = f" ±{known.std(ddof=1):.2f}" if len(known) > 1 else ""
+    return f"{known.mean():.2f}{spread}, highest {known.max():.2f}"
 
 
 def _text(value: float) -> str:

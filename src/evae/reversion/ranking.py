@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 
 from evae.models.contract_evae import EvaeError
-from evae.reversion.enrichment import ranks_of
+from evae.reversion.enrichment import enrichment_auc, ranks_of
 from evae.reversion.screen import TREATED, UNTREATED, Screen
-from evae.reversion.sums import unit
+from evae.reversion.sums import cosine_distances
 
 
 def rank_targets(screen: Screen, centroids: np.ndarray, sizes: np.ndarray, min_cells: int = 1) -> pd.DataFrame:
@@ -59,6 +59,26 @@ def control_distances(screen: Screen, centroids: np.ndarray) -> dict[str, float]
     return {t: float(d) for t, d, c in zip(screen.targets, treated, screen.is_control(), strict=True) if c}
 
 
-def cosine_distances(vectors: np.ndarray, anchor: np.ndarray) -> np.ndarray:
-    """1 - cosine of the vectors on the last axis with the anchor (width,); 1 for a vector of zeros, NaN for NaN."""
-    return 1 - unit(vectors) @ unit(anchor)
+def null_aucs(screen: Screen, distances: np.ndarray, sizes: np.ndarray, min_cells: int = 1) -> dict[str, np.ndarray]:
+    """Enrichment AUCs of screens whose targets were shuffled among the cells of an arm: what is left by chance.
+
+    Args:
+        screen: the labels.
+        distances: to the anchor, (shuffles, 2, targets).
+        sizes: cells of the groups, (2, targets).
+        min_cells: as in `rank_targets`.
+
+    Returns:
+        `auc`, of the positives by distance, and `selectivity_auc`, (shuffles,) each; NaN where no positive is ranked.
+    """
+    kept = ~screen.is_control()
+    distances = np.where(sizes < max(1, min_cells), np.nan, distances)[..., kept]
+    positive = np.isin(screen.targets, screen.names.positives)[kept]
+    scores = {"auc": distances[:, TREATED], "selectivity_auc": distances[:, TREATED] - distances[:, UNTREATED]}
+    return {name: np.array([_auc(row, positive) for row in rows]) for name, rows in scores.items()}
+
+
+def _auc(scores: np.ndarray, positive: np.ndarray) -> float:
+    ranks = ranks_of(scores)
+    own = ranks[positive & np.isfinite(ranks)]
+    return float(enrichment_auc(own, int(np.isfinite(ranks).sum()))) if len(own) else float("nan")

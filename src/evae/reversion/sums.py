@@ -27,6 +27,8 @@ class Place:
         name: of the embedding.
         centroids: of every (arm, target), (2, targets, width); NaN where there is no cell.
         sizes: cells that they are of, int64 (2, targets).
+        null_distances: cosine distances to the anchor of every (arm, target) of the shuffled screens, (shuffles, 2,
+            targets); empty where there are no single cells.
         separation: Calinski-Harabasz ratios, see `ScreenSums.separation`; NaN where there are no single cells.
         width: numbers of a cell.
         n_skipped: cells of the two arms that have no embedding, or were left out of a sample.
@@ -37,6 +39,7 @@ class Place:
     name: str
     centroids: np.ndarray
     sizes: np.ndarray
+    null_distances: np.ndarray
     separation: dict[str, float]
     width: int
     n_skipped: int
@@ -99,6 +102,19 @@ class ScreenSums:
             means = self._sums[0] / self._counts[0][:, None]
         return means.reshape(2, -1, means.shape[1])
 
+    def null_distances(self) -> np.ndarray:
+        """Cosine distances of every group to the anchor's untreated one in each screen whose targets were shuffled.
+
+        Returns:
+            (shuffles, 2, targets); NaN where a group has no cell.
+        """
+        anchor = self.screen.group(UNTREATED, self.screen.names.anchor)
+        found = np.full((len(self._sums) - 1, self.screen.n_groups), np.nan)
+        for row, (sums, counts) in zip(found, zip(self._sums[1:], self._counts[1:], strict=True), strict=True):
+            if counts[anchor]:
+                row[:] = np.where(counts > 0, cosine_distances(sums, sums[anchor]), np.nan)  # as those of the means
+        return found.reshape(len(found), 2, -1)
+
     def separation(self) -> dict[str, float]:
         """Calinski-Harabasz score of the labels over the mean of that of the shuffles; 1 is chance.
 
@@ -118,6 +134,11 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     """Rows scaled to length one; a row of zeros stays."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(norms == 0, 1.0, norms)
+
+
+def cosine_distances(vectors: np.ndarray, anchor: np.ndarray) -> np.ndarray:
+    """1 - cosine of the vectors on the last axis with the anchor (width,); 1 for a vector of zeros, NaN for NaN."""
+    return 1 - unit(vectors) @ unit(anchor)
 
 
 def calinski_harabasz(sums: np.ndarray, counts: np.ndarray, squares: float) -> np.ndarray:
