@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py                       # published size; minutes on a CPU thread
     python scripts/benchmark.py --rows encode,sample  # some rows
+    python scripts/benchmark.py --rows design         # every option beside plain modules; --genes 500 is enough
     python scripts/benchmark.py --quick               # toy size, to see that it runs
     python scripts/benchmark.py --operations          # how many operations an accelerator is given; seconds
 
@@ -25,9 +26,11 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmark_design import design
 from benchmark_operations import NoCard, count_row, operations_table
 from benchmark_rows import ROWS, Bench, Row
 
+DESIGN = "design"  # many rows
 NOTE = (
     "Medians of {repeats} interleaved repeats on {device}; cells with {genes:,} genes, {nonzero:.0%} of them expressed."
 )
@@ -175,7 +178,7 @@ def markdown(records: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     timed = [r for r in records if "seconds" in r]
     for r, previous in zip(timed, [None, *timed], strict=False):
         title = "" if previous and previous["row"] == r["row"] else r["row"]
-        ratio = "" if r["ours_is_faster_by"] is None else f"{r['ours_is_faster_by']:.1f} x"
+        ratio = "" if r["ours_is_faster_by"] is None else f"{r['ours_is_faster_by']:.3g} x"
         rate = r["cells_per_second"]
         cells = [
             title,
@@ -190,7 +193,7 @@ def markdown(records: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     if held:
         lines += ["", "| | | peak MB | ours is smaller by |", "| --- | --- | --- | --- |"]
     for r in held:
-        ratio = "" if r["ours_is_smaller_by"] is None else f"{r['ours_is_smaller_by']:.1f} x"
+        ratio = "" if r["ours_is_smaller_by"] is None else f"{r['ours_is_smaller_by']:.3g} x"
         lines.append(f"| {r['row']} | {r['contender']} | {r['peak_mb']:,.0f} | {ratio} |")
     return "\n".join(lines) + "\n"
 
@@ -202,7 +205,7 @@ def three_digits(number: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {', '.join(ROWS)}")
+    parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {', '.join([*ROWS, DESIGN])}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--genes", type=int, default=2000)
@@ -212,8 +215,9 @@ def main() -> None:
     parser.add_argument("--operations", action="store_true", help="count operations instead of time; needs no GPU")
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder for JSON and Markdown")
     args = parser.parse_args()
-    if unknown := set(args.rows.split(",")) - set(ROWS):
-        parser.error(f"unknown rows {', '.join(sorted(unknown))}; choose from {', '.join(ROWS)}")
+    names = args.rows.split(",")
+    if unknown := set(names) - {*ROWS, DESIGN}:
+        parser.error(f"unknown rows {', '.join(sorted(unknown))}; choose from {', '.join([*ROWS, DESIGN])}")
     if args.device == "cpu":
         torch.set_num_threads(1)
     if args.operations:
@@ -224,8 +228,8 @@ def main() -> None:
     repeats = 2 if args.quick else args.repeats
     bench = Bench(machine.device, 60 if args.quick else args.genes, args.nonzero, args.quick, args.cells)
     records: list[dict[str, Any]] = []
-    for name in args.rows.split(","):
-        row = ROWS[name](bench)
+    rows = (row for name in names for row in (design(bench) if name == DESIGN else [ROWS[name](bench)]))
+    for row in rows:
         records += run_row(row, machine, repeats)
         if row.title.endswith("training step") or row.title.startswith("generated cells"):
             records += measure_memory(row, machine)
@@ -244,7 +248,7 @@ def count_operations(args: argparse.Namespace) -> None:
             torch.device(args.device), 60 if args.quick else args.genes, args.nonzero, args.quick, args.cells, card
         )
         for name in args.rows.split(","):
-            if name != "pair":  # NumPy does it
+            if name in ROWS and name != "pair":  # NumPy does it
                 row = ROWS[name](bench)
                 records += count_row(f"{row.title}, {row.cells:,} cells", row.contenders)
     print(operations_table(records))
