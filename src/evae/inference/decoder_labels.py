@@ -18,9 +18,11 @@ KEYS = {"perturbation_ids": "perturbation", "cell_type_ids": "cell_type"}
 def told_labels(checkpoint: Checkpoint) -> dict[str, list[str]]:
     """What the decoder is told, as argument of `EvaeModel.decode` -> its names in the order of their ids."""
     config = checkpoint.tokenizer.config
+    told = getattr(config, "decoder_conditions", "none")  # a prior of one's own may stand over something else
+    if told == "none":
+        return {}
     names = {"perturbation": config.perturbation_names, "cell-type": config.cell_type_names}
-    told = list(names) if config.decoder_conditions == "both" else [config.decoder_conditions]
-    return {f"{kind.replace('-', '_')}_ids": list(names[kind]) for kind in told if kind != "none"}
+    return {f"{k.replace('-', '_')}_ids": list(names[k]) for k in (names if told == "both" else [told])}
 
 
 def decoder_ids(checkpoint: Checkpoint, labels: pd.DataFrame) -> dict[str, Tensor]:
