@@ -1,10 +1,15 @@
 """The in-memory stream of codes: order, ranks, resume."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from evae.models.contract_evae import EvaeError
@@ -81,15 +86,66 @@ def test_encoding_keeps_order_and_large_codes():
             "cell_type_ids": ids,
         }
 
-    encoded = encode_cells(FirstGenes(), [batch(0), batch(2)], torch.device("cpu"))
+    encoded = encode_cells(FirstGenes(), [batch(0), batch(2)], Accelerator(cpu=True))
     assert encoded.codes.dtype == np.uint16
     assert encoded.codes[:, 0].tolist() == [65_000, 65_001, 65_002, 65_003]
     assert encoded.perturbation_ids.tolist() == [0, 1, 2, 3]
 
 
+RANKS = """
+import sys
+import numpy as np
+import torch
+from accelerate import Accelerator
+from evae.training.codes import encode_cells
+from toy_run import fork_ranks
+
+class Doubled(torch.nn.Module):
+    calls = 0
+
+    def tokens_and_latents(self, counts, gene_ids):
+        self.calls += 1
+        return (2 * counts[:, :3]).long(), counts[:, :3, None] / 3
+
+def batches():
+    for start in range(0, 23, 4):  # six batches, the last of three cells
+        ids = torch.arange(start, min(start + 4, 23))
+        counts = ids[:, None] + torch.arange(5.0)
+        yield {"counts": counts, "gene_ids": counts.long(), "library_size": counts.sum(1)} | dict.fromkeys(
+            ("perturbation_ids", "cell_type_ids"), ids)
+
+def work(folder, ranks):
+    accelerator, tokenizer = Accelerator(cpu=True), Doubled()
+    found = encode_cells(tokenizer, batches(), accelerator, with_latents=True)
+    labels = np.stack([found.perturbation_ids, found.cell_type_ids, found.library_size])
+    name = f"{folder}/{ranks}-{accelerator.process_index}.npz"
+    np.savez(name, codes=found.codes, latents=found.latents, labels=labels, calls=tokenizer.calls)
+
+for world in (1, 2, 4):
+    codes = fork_ranks(world, {}, work, folder=sys.argv[1], ranks=world)
+    assert codes == [0] * world, codes
+"""
+
+
+def test_ranks_share_the_encoding_and_have_the_same_cells(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    command = [sys.executable, "-c", RANKS, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    alone = np.load(tmp_path / "1-0.npz")
+    assert alone["calls"] == 6
+    for world in (2, 4):
+        for rank in range(world):
+            shared = np.load(tmp_path / f"{world}-{rank}.npz")
+            assert shared["calls"] == -(-6 // world)
+            for name in ("codes", "latents", "labels"):
+                np.testing.assert_array_equal(shared[name], alone[name])
+
+
 def test_no_cells_is_an_error():
     with pytest.raises(EvaeError, match="no cells"):
-        encode_cells(FirstGenes(), [], torch.device("cpu"))
+        encode_cells(FirstGenes(), [], Accelerator(cpu=True))
 
 
 def test_thinning_takes_whole_molecules_away_and_nothing_else():

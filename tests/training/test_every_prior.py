@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-import torch
+from accelerate import Accelerator
 
 import evae
 from evae.data.streaming.loader import CellLoader
@@ -74,7 +74,7 @@ def test_validation_is_logged(runs, kind):
 def test_latents_are_standardised_with_the_training_cells(runs, dataset):
     tokenizer, prior = runs["evae_flow"]
     cells = CellLoader(dataset, "train", batch_size=500, shuffle=False, epochs=1, drop_last=False)
-    encoded = encode_cells(EvaeModel.from_pretrained(tokenizer), cells, torch.device("cpu"))
+    encoded = encode_cells(EvaeModel.from_pretrained(tokenizer), cells, Accelerator(cpu=True))
     assert encoded.codes.dtype == np.float32
     assert encoded.codes.shape[1:] == (4, 3)
     batch = encoded.batch(np.array([2, 0]))

@@ -67,7 +67,7 @@ def test_codebook_use_is_that_of_the_validation_cells(dataset, tokenizer):
     final = [line for line in lines(tokenizer) if "validation_loss" in line][-1]
     model = EvaeModel.from_pretrained(tokenizer).eval()
     cells = CellLoader(dataset, "validation", batch_size=500, shuffle=False, epochs=1, drop_last=False)
-    codes = encode_cells(model, cells, torch.device("cpu")).codes
+    codes = encode_cells(model, cells, Accelerator(cpu=True)).codes
     counts = np.bincount(codes.ravel(), minlength=16)
     share = counts[counts > 0] / counts.sum()
     assert final["validation_codebook_use"] == pytest.approx((counts > 0).mean())
@@ -110,7 +110,7 @@ def test_the_prior_learns_on_every_training_cell(dataset, tokenizer, prior):
     """Its reported loss is that of the saved model on the validation cells' codes."""
     final = [line for line in lines(prior) if "validation_loss" in line][-1]
     cells = CellLoader(dataset, "validation", batch_size=500, shuffle=False, epochs=1, drop_last=False)
-    encoded = encode_cells(EvaeModel.from_pretrained(tokenizer), cells, torch.device("cpu"))
+    encoded = encode_cells(EvaeModel.from_pretrained(tokenizer), cells, Accelerator(cpu=True))
     model = EvaeARForCausalLM.from_pretrained(prior).eval()
     with torch.no_grad():
         loss = model(**encoded.batch(np.arange(len(encoded)))).loss.item()

@@ -6,10 +6,12 @@ are, 8 kB for 64 x 32 numbers.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from evae.models.contract_evae import EvaeError
@@ -93,39 +95,49 @@ class EncodedCells:
 
 @torch.no_grad()
 def encode_cells(
-    tokenizer: Any, batches: Iterable[Batch], device: torch.device, with_latents: bool = False
+    tokenizer: Any, batches: Iterable[Batch], accelerator: Accelerator, with_latents: bool = False
 ) -> EncodedCells:
-    """Encode all cells of `batches` (sparse batches) in float32.
+    """Encode all cells of `batches` (sparse batches) in float32; each rank encodes its part of the batches.
 
     Args:
         tokenizer: a trained tokenizer.
-        batches: the cells.
-        device: where to compute.
+        batches: the cells, on every rank the same; all of one size but the last.
+        accelerator: the device, and the ranks that share the work.
         with_latents: keep the latents before quantization too.
 
     Raises:
         EvaeError: there are no cells, or more than 65,536 codes.
     """
-    tokenizer.to(device).eval()
+    tokenizer.to(accelerator.device).eval()
     parts: list[Columns] = []
-    for batch in batches:
-        counts, gene_ids = batch["counts"].to(device), batch["gene_ids"].to(device)
+    cells = iter(batches)
+    while share := list(islice(cells, accelerator.num_processes)):  # a batch for each rank
+        own = share[min(accelerator.process_index, len(share) - 1)]  # at the end some do what another does too
+        counts, gene_ids = own["counts"].to(accelerator.device), own["gene_ids"].to(accelerator.device)
         if with_latents:
             codes, latents = tokenizer.tokens_and_latents(counts, gene_ids)
         else:
             codes, latents = tokenizer.encode(counts, gene_ids=gene_ids), counts.new_zeros(len(counts), 0)
-        parts.append(
-            (
-                codes.cpu().numpy().astype(np.float32 if codes.is_floating_point() else np.uint16),
-                batch["perturbation_ids"].numpy().astype(np.int32),
-                batch["cell_type_ids"].numpy().astype(np.int32),
-                batch["library_size"].numpy().astype(np.float32),
-                latents.float().cpu().numpy(),
-            )
-        )
+        sizes = [len(batch["library_size"]) for batch in share]
+        of_ranks = [_of_ranks(found, sizes, accelerator) for found in (codes, latents.float())]
+        for batch, tokens, before in zip(share, *of_ranks, strict=True):
+            labels = [batch[name].numpy() for name in ("perturbation_ids", "cell_type_ids", "library_size")]
+            kinds = (np.int32, np.int32, np.float32)
+            columns = (label.astype(kind) for label, kind in zip(labels, kinds, strict=True))
+            parts.append((tokens.astype(np.float32 if codes.is_floating_point() else np.uint16), *columns, before))
     if not parts:
         raise EvaeError("the dataset has no cells in this split; prepare it again with another --split.")
     return EncodedCells(*_joined(parts))
+
+
+def _of_ranks(found: Tensor, sizes: list[int], accelerator: Accelerator) -> list[np.ndarray]:
+    """What the first ranks found, each (its size, ...); `found` is this rank's."""
+    if accelerator.num_processes == 1:
+        return [found.cpu().numpy()]
+    largest = max(sizes)
+    padded = torch.cat([found, found.new_zeros(largest - len(found), *found.shape[1:])])
+    gathered = accelerator.gather(padded).cpu().numpy()
+    return [gathered[i * largest : i * largest + size] for i, size in enumerate(sizes)]
 
 
 def thinned(batches: Iterable[Batch], seed: int) -> Iterator[Batch]:

@@ -26,7 +26,7 @@ class Encoder:
         sources: the datasets.
         tokenizer: frozen.
         with_latents: keep the latents before quantization too.
-        accelerator: device, and whether this rank shows progress.
+        accelerator: device, the ranks that share the encoding, and whether this one shows progress.
         check_stop: called at every batch.
     """
 
@@ -73,4 +73,4 @@ class Encoder:
         self, number: int, split: str, title: str, change: Callable[[Iterator[Batch]], Iterator[Batch]] = iter
     ) -> EncodedCells:
         cells = change(self.read(number, split, title))
-        return encode_cells(self.tokenizer, cells, self.accelerator.device, self.with_latents)
+        return encode_cells(self.tokenizer, cells, self.accelerator, self.with_latents)

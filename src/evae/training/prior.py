@@ -50,8 +50,7 @@ NO_TOKENIZER = "counts"  # in the place of a tokenizer's folder: the prior works
 def train_prior(settings: PriorSettings) -> Path:
     """Train a prior and save it, tokenizer and processor included.
 
-    The dataset is encoded once, by every rank in full, so that all ranks hold the same cells in the same
-    order.
+    The dataset is encoded once: the ranks share the work, and each then holds all cells in the same order.
 
     Args:
         settings: see `evae.training.settings`; `dataset`, `tokenizer` and `output_dir` must be set.
