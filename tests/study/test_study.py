@@ -16,6 +16,7 @@ from evae.data.preparing.prepare import prepare_dataset
 from evae.study import read_study, run_study
 from evae.study import run as study_run
 from evae.study.figures import scaled_over_heads
+from evae.study.heads import head_ranks, rank_lines
 from evae.study.plan import plan
 from evae.study.results import training_numbers
 from evae.training.resume.folder_lock import FolderLock
@@ -342,6 +343,25 @@ def test_the_stored_studies_are_whole(path, screen_dataset):
         assert set(study.priors) >= {"AR", "MDLM", "flow"}
         assert {t.labels["head"] for t in trainings} == {"ce-quantile", "hurdle", "mse", "nb"}
     assert len(study.seeds) >= 2
+
+
+def test_ranks_of_heads_along_their_axis():
+    """Richer heads are better by spread and worse by the mean; a seed without all heads is out."""
+    rows = []
+    values = {"mse": (0.2, 0.1), "nb": (0.8, 0.2), "ce-quantile": (1.0, 0.3)}
+    for seed in (0, 1):
+        for head, (ratio, error) in values.items():
+            rows.append(("diversity", "pooled", "variance_ratio", seed, head, ratio))
+            rows.append(("perturbation", "pair", "mse", seed, head, error))
+    rows.append(("perturbation", "pair", "mse", 2, "mse", 9.0))
+    table = pd.DataFrame(rows, columns=["group", "level", "metric", "seed", "head", "value"])
+    table = table.assign(split="", system="FSQ + AR", prior="AR", tokenizer="FSQ")
+    ranks = head_ranks(table).set_index(["group", "metric"])
+    assert ranks.loc[("spread", "mean")].tolist() == [3, 2, 1]
+    assert ranks.loc[("mean effect", "mean")].tolist() == [1, 2, 3]
+    lines = rank_lines(head_ranks(table))
+    assert [line.split("|")[-2].strip() for line in lines[2:]] == ["-1.00", "-1.00", "1.00", "1.00"]
+    assert head_ranks(table[table["head"] == "mse"]).empty
 
 
 def test_scores_over_heads():

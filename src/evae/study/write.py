@@ -13,6 +13,7 @@ from evae.evaluation.metrics.facts import Metric, MetricTable, shown
 from evae.evaluation.systems.names import SPLIT_HALF, TOKENIZER_ALONE
 from evae.study.compare import paired_tests
 from evae.study.figures import plot_head_axis, plot_radars
+from evae.study.heads import RANKS, head_ranks, rank_lines
 from evae.study.over_splits import TESTS, over_splits, test_lines
 from evae.study.plan import Study
 from evae.study.results import Results
@@ -68,6 +69,8 @@ def markdown(
         about = f"Caution, {split}" if split else "Caution"
         lines += [line for sentence in sentences for line in ("", f"{about}: {sentence}.")]
     lines += tested if splits == [""] else []
+    if len(numbers) and len(ranks := head_ranks(numbers)):
+        lines += ["", "## Ranks of heads", "", RANKS, "", *rank_lines(ranks)]
     lines += ["", "## Plots"] if figures else []
     for path in figures:
         lines += ["", f"![{path}]({path})"]
