@@ -52,7 +52,7 @@ ROOMS: dict[str, set[str]] = {
     "study": {
         *("common", "data", "data/preparing", "data/streaming"),
         *("training", "training/loop", "training/resume", "training/settings"),
-        *("inference", "evaluation", "evaluation/metrics", "evaluation/systems", "models"),
+        *("inference", "effects", "evaluation", "evaluation/metrics", "evaluation/systems", "models"),
     },
     "conversion": {"common", "data/reading", "models", "training"},
     "challenge": {"common", "data/reading", "evaluation", "evaluation/systems", "inference"},

@@ -13,6 +13,7 @@ import pytest
 import evae
 from evae.data.simulation.perturb_seq import simulate_perturb_seq
 from evae.data.streaming.split_anndata import read_split
+from evae.effects.features import read_vectors, told_by_features
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +108,27 @@ def test_simulate_writes_cells_with_their_truth(run, tmp_path):
     stressed = ad.read_h5ad(tmp_path / "stress.h5ad")
     assert set(stressed.obs["condition"]) == {"Treated", "Untreated"}
     assert len(stressed.uns["simulation"]["reverters"]) == 6
+
+
+def test_simulated_vectors_tell_effects(run, tmp_path):
+    sizes = ("--cells", 4000, "--genes", 100, "--perturbations", 40, "--cell-types", 1)
+    vectors = tmp_path / "vectors.csv"
+    outcome = run("simulate", tmp_path / "cells.h5ad", *sizes, "--features", vectors)
+    assert outcome.code == 0, outcome.err
+    cells = ad.read_h5ad(tmp_path / "cells.h5ad")
+    truth = cells.uns["simulation"]
+    names = [str(name) for name in truth["perturbations"][1:]]
+    effects = dict(zip(names, np.asarray(truth["log_fold_change"], dtype=float)[1:], strict=True))
+    told = told_by_features({name: effects[name] for name in names[:30]}, read_vectors(vectors), names[30:], "ridge")
+    strong = [name for name in names[30:] if np.abs(effects[name]).max() > 0]
+    correlation = [np.corrcoef(told[name], effects[name])[0, 1] for name in strong]
+    assert np.mean(correlation) > 0.5
+    assert max(correlation) < 0.999  # with noise
+    for more in (("--features", vectors), ("--screen", "doses", "--features", tmp_path / "a.csv")):
+        refused = run("simulate", tmp_path / "other.h5ad", *more)
+        assert refused.code == 2
+        assert "exists" in refused.err or "have no feature vectors" in refused.err
+    assert not (tmp_path / "other.h5ad").exists()
 
 
 def test_train_both_stages(run, screen_dataset, small_settings, tmp_path):

@@ -4,6 +4,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 
 from evae.data.format import DatasetInfo
 from evae.data.preparing.prepare import prepare_dataset
@@ -180,3 +181,16 @@ def test_a_dataset_without_controls_in_any_cell_type(tmp_path):
     folder = prepare_dataset(tmp_path / "cells.h5ad", tmp_path / "dataset", split="random:0.1", **KEYS)
     with pytest.raises(EvaeError, match="both perturbed training cells and controls"):
         estimate_effects(folder)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_gene_without_a_molecule_has_no_effect_and_changes_no_other(screen, tmp_path):
+    def effects(cells, name):
+        cells.write_h5ad(tmp_path / f"{name}.h5ad")
+        dataset = prepare_dataset(tmp_path / f"{name}.h5ad", tmp_path / name, genes="all", **KEYS)
+        return estimate_effects(dataset).log2_fold_changes
+
+    silent = ad.AnnData(sp.csr_matrix((screen.n_obs, 1), dtype=np.int32), screen.obs, pd.DataFrame(index=["SILENT"]))
+    alone, beside = effects(screen, "alone"), effects(ad.concat([screen, silent], axis=1, merge="same"), "beside")
+    assert (beside["SILENT"] == 0).all()
+    pd.testing.assert_frame_equal(beside.drop(columns="SILENT"), alone)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,15 @@ import yaml
 
 from evae.data.format import DatasetInfo
 from evae.data.preparing.prepare import prepare_dataset
+from evae.data.simulation.perturb_seq import simulate_perturb_seq
+from evae.data.simulation.vectors import simulated_vectors
+from evae.effects import estimate_effects
 from evae.study import read_study, run_study
 from evae.study import run as study_run
 from evae.study.figures import scaled_over_heads
 from evae.study.heads import head_ranks, rank_lines
 from evae.study.plan import plan
+from evae.study.questions import question_of
 from evae.study.results import training_numbers
 from evae.training.resume.folder_lock import FolderLock
 
@@ -205,6 +210,7 @@ def test_what_is_wrong_is_said_before_anything_is_trained(written, content, tmp_
         ({"tokenizer": {"config": "smal"}}, "no preset 'smal'"),
         ({"dataset": str(tmp_path)}, "not a dataset folder"),
         ({"suite": "robst"}, "unknown suite 'robst'"),
+        ({"sampling": {"told": {"effects_by": "rige"}}}, "unknown effects_by 'rige'. Did you mean 'ridge'"),
     ):
         outcome = run("study", written(**changes))
         assert outcome.code == 2, changes
@@ -335,7 +341,10 @@ def test_keys_of_keys_are_changed_on_the_command_line(written):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "studies").glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_stored_studies_are_whole(path, screen_dataset):
+def test_the_stored_studies_are_whole(path, screen_dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # with the feature tables that studies name
+    pd.DataFrame(np.eye(2), index=["KO-A", "KO-B"]).to_csv("vectors.csv")
+    np.savez("gene_features.npz", genes=np.array(["A", "B"]), emb=np.eye(2))
     study = read_study(path, [f"dataset={screen_dataset}"])
     trainings, _ = plan(study)
     assert {t.labels.get("prior") for t in trainings} - {None} == set(study.priors)
@@ -372,3 +381,51 @@ def test_scores_over_heads():
     # B lacks heads, so it is left out; distances from 1 are 0.8, 0.5, 0
     np.testing.assert_allclose(scaled_over_heads(table, key, ["mse", "nb", "ce-quantile"]), [0, 0.375, 1], atol=1e-9)
     assert np.isnan(scaled_over_heads(table, key, ["mse", "hurdle"])).all()
+
+
+def test_three_questions_of_one_split_with_effects_told_by_features(written, tmp_path, monkeypatch):
+    cells = simulate_perturb_seq(n_cells=1600, n_genes=50, n_cell_types=2, n_perturbations=8, n_without_effect=0)
+    cells.write_h5ad(tmp_path / "screen.h5ad")
+    vectors = simulated_vectors(cells)
+    vectors.to_csv(tmp_path / "vectors.csv")
+    unseen = vectors.index[0]
+    told = []
+    draw = study_run.predict_held_out
+    monkeypatch.setattr(
+        study_run, "predict_held_out", lambda *a, **k: (told.append(k.get("effects")), draw(*a, **k))[1]
+    )
+    changes = {
+        "dataset": "", "heads": ["mse"], "suite": "robust", "output_dir": str(tmp_path / "out"),
+        "prepare": {"files": str(tmp_path / "screen.h5ad"), "control": "control"},
+        "splits": {"all three": f"unseen-each:type_B:{unseen}"}, "features": str(tmp_path / "vectors.csv"),
+        "priors": {"AR": {"perturbation_features": str(tmp_path / "vectors.csv"), "model.condition_on_effect": True}},
+        "sampling": {"plain": {}, "told": {"effects_by": "ridge"}},
+    }  # fmt: skip
+    out = run_study(read_study(written(**changes)))
+    plain, table = told
+    assert plain is None
+    expected = estimate_effects(next(out.glob("datasets/[!.]*")), list(table.index), features=tmp_path / "vectors.csv")
+    pd.testing.assert_frame_equal(table, expected.log2_fold_changes)
+    assert expected.source[unseen] == "ridge"
+    pairs = pd.read_csv(out / "pairs.csv")
+    asked = pairs[["cell_type", "perturbation", "question"]].drop_duplicates().set_index(["cell_type", "perturbation"])
+    assert asked["question"]["type_A", unseen] == "unseen perturbation"
+    assert asked["question"]["type_B", unseen] == "both unseen"
+    assert (asked["question"] == "unseen cell type").sum() == 7
+    text = (out / "study.md").read_text().split("## By what training has seen")[1]
+    heading, _, *rows = [line for line in text.split("### ")[1].splitlines() if line.startswith("|")]
+    assert "unseen cell type (7 pairs) | unseen perturbation (1 pairs) | both unseen (1 pairs)" in heading
+    fd = pairs[(pairs["group"] == "robust") & (pairs["metric"] == "fd") & (pairs["system"] == "FSQ + AR (told)")]
+    shown = next(row for row in rows if row.startswith("| FSQ + AR (told)")).split(" | ")
+    assert float(shown[1]) == pytest.approx(fd[fd["question"] == "unseen cell type"]["value"].mean(), rel=5e-3)
+
+
+def test_what_training_lacks_of_a_pair(screen_dataset):
+    info = DatasetInfo.load(screen_dataset)
+    table = {"A": {"control": 9, "X": 9, "Y": 9}, "B": {"control": 9, "X": 0}, "C": {"control": 9, "X": 9}}
+    info = replace(info, control="control", statistics={**info.statistics, "cell_counts": {"train": table}})
+    asked = [("C", "Y"), ("B", "X"), ("A", "X+Y"), ("A", "Z"), ("B", "Z"), ("A", "X+Z")]
+    assert [question_of(info, *pair) for pair in asked] == [
+        *("unseen pair", "unseen cell type", "unseen combination"),
+        *("unseen perturbation", "both unseen", "unseen perturbation"),
+    ]

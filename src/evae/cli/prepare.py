@@ -79,8 +79,8 @@ def prepare(
         str | None,
         typer.Option(
             help="What to hold out for testing: a JSON file, auto, random:0.1, unseen-cell-type:NAME, "
-            "unseen-perturbation:0.2 (or names), unseen-dose, unseen-both:NAME:0.2, doubles:0,1,2-seen, "
-            "donors:COLUMN:NAMES or k-fold:1/5. Nothing if left out."
+            "unseen-perturbation:0.2 (or names), unseen-dose, unseen-both:NAME:0.2, unseen-each:NAME:0.2, "
+            "doubles:0,1,2-seen, donors:COLUMN:NAMES or k-fold:1/5. Nothing if left out."
         ),
     ] = None,
     hold_out_cell_type: Annotated[

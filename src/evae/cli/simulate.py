@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from evae.cli.files import check_free, write_h5ad
+from evae.cli.files import check_free, write_h5ad, write_table
 from evae.cli.options import Overwrite, Seed, check_known, numbers
 from evae.cli.terminal import say
 from evae.models.contract_evae import EvaeError
@@ -35,6 +35,10 @@ def simulate(
     ] = None,
     doses: Annotated[str | None, typer.Option(help="Of a screen of doses, uM: 0.01,0.1,1,10,100 if left out.")] = None,
     times: Annotated[str | None, typer.Option(help="Of a screen of doses, hours: 24 if left out.")] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="csv or parquet file to write: vectors that tell the perturbations' effects, noisily."),
+    ] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -50,6 +54,7 @@ def simulate(
     """
     check_free(out, overwrite)
     check_known([screen], SCREENS, "screen")
+    _check_features(features, screen, overwrite)
     if context_dependence is not None and screen != "perturbation":
         raise EvaeError(f"cells of a screen '{screen}' do not answer by their state; leave --context-dependence out.")
     if (doses or times) and screen != "doses":
@@ -72,6 +77,23 @@ def simulate(
         given |= {"n_cell_types": cell_types, "n_perturbations": perturbations}
         given["context_dependence"] = context_dependence
     drawn = draw(**{name: value for name, value in given.items() if value is not None})
+    vectors = None
+    if features is not None:
+        from evae.data.simulation.vectors import simulated_vectors
+
+        vectors = simulated_vectors(drawn, seed=seed)
     write_h5ad(drawn, out)
+    if vectors is not None and features is not None:
+        write_table(vectors.reset_index(), features)
     labels = ", ".join(f"{drawn.obs[key].nunique()} of {key}" for key in drawn.obs.columns)
     say(f"{drawn.n_obs:,} simulated cells, {drawn.n_vars:,} genes; labels: {labels}: {out}")
+
+
+def _check_features(features: Path | None, screen: str, overwrite: bool) -> None:
+    if features is None:
+        return
+    check_free(features, overwrite, "--features")
+    if screen != "perturbation":
+        raise EvaeError(f"perturbations of a screen '{screen}' have no feature vectors; leave --features out.")
+    if features.suffix not in (".csv", ".parquet"):
+        raise EvaeError(f"{features} is no csv or parquet file; name one.")

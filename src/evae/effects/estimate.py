@@ -107,7 +107,9 @@ def _measured(dataset: Dataset, leave_out: list[str]) -> dict[str, np.ndarray]:
     found = {}
     for p in np.unique(shifts.perturbation[used]):
         own = used & (shifts.perturbation == p)
-        found[names[p]] = shrink(*combine(shifts.change[own], shifts.variance[own]))
+        found[names[p]] = np.zeros(shifts.change.shape[1])
+        counted = (shifts.variance[own] > 0).all(0)  # the others have no molecule in any training cell
+        found[names[p]][counted] = shrink(*combine(shifts.change[own][:, counted], shifts.variance[own][:, counted]))
     if not found:
         raise EvaeError(
             f"no cell type of {dataset} has both perturbed training cells and controls, so that no effect is known; "

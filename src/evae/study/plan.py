@@ -16,6 +16,7 @@
     sampling:                                       # ways to draw from each prior; one plain way if left out
       plain: {}
       guidance 2: {guidance_scale: 2}
+      told: {effects_by: ridge}                     # the effects that `evae effects --method ridge` estimates
 
 A prior goes with every tokenizer that it can read: codes or Gaussian latents. Without `priors:` the tokenizers are
 compared alone. In the place of `dataset:` a study may name several splits, see `evae.study.splits`.
@@ -32,6 +33,7 @@ import yaml
 
 from evae.common.messages import first_line
 from evae.data.format import Dataset, DatasetInfo
+from evae.effects.features import METHODS
 from evae.models.configuration_evae import HEADS, EvaeConfig
 from evae.models.contract_evae import EvaeError, look_up, near_matches
 from evae.study.splits import as_file_name, named_splits
@@ -49,6 +51,7 @@ WITHOUT_EFFECT = (
     *("log_every", "save_every", "keep_checkpoints", "report_to"),
 )
 PLACES = ("dataset", "output_dir", "tokenizer", "seed", "resume", "overwrite", "model.head")
+EFFECTS_BY = "effects_by"  # way of sampling
 SAMPLING_IS_PLAIN: Mapping[str, dict[str, Any]] = {"": {}}
 
 
@@ -64,7 +67,8 @@ class Study:
         heads: output heads of the tokenizers.
         seeds: of the trainings and of the drawn cells.
         tokenizer, prior: settings that all share; `config` names a preset or a file.
-        sampling: name -> options of the priors' `sample`.
+        sampling: name -> options of the priors' `sample`, and `effects_by`: a method of `evae.effects`, by which the
+            effects of the held-out perturbations are estimated (with `features` those of unseen ones) and told.
         prepare, splits: what is held out in turn, see `evae.study.splits`.
         suite: of `evae.evaluation.evaluate`.
         extra_baselines: of the same, such as scvi.
@@ -106,6 +110,7 @@ class Study:
                 raise EvaeError(f"{axis} must hold lines `name: {{setting: value}}`; fix the study's YAML file.")
             setattr(self, axis, {str(name): dict(own or {}) for name, own in value.items()})
         look_up(self.heads, HEADS, "head")
+        look_up([own[EFFECTS_BY] for own in self.sampling.values() if EFFECTS_BY in own], METHODS, EFFECTS_BY)
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,13 @@ from evae.common.logs import logger
 from evae.data.format import Dataset
 from evae.data.streaming.leakage import leakage
 from evae.data.streaming.split_anndata import read_split
+from evae.effects import estimate_effects
 from evae.evaluation import SUITES, check_extra_baselines, evaluate
 from evae.inference.held_out import dataset_cells, held_out_cells, predict_held_out
 from evae.inference.pipeline import pipeline
 from evae.models.contract_evae import EvaeError, look_up
-from evae.study.plan import Study, Training, plan
+from evae.study.plan import EFFECTS_BY, Study, Training, plan
+from evae.study.questions import with_questions
 from evae.study.results import Evaluated, Results, keep_result, read_results, result_name, result_path
 from evae.study.splits import split_datasets
 from evae.study.write import write_study
@@ -115,12 +117,18 @@ class _Part:
     def cells(self) -> dict[str, Any]:
         return dataset_cells(self.dataset)
 
-    def draw(self, evaluated: Evaluated) -> ad.AnnData:
+    def draw(self, evaluated: Evaluated, features: str) -> ad.AnnData:
         """One cell for every held-out cell; of a tokenizer alone the held-out cells themselves, passed through it."""
         pipe, seed = pipeline(evaluated.folder), int(evaluated.labels["seed"])
         if evaluated.options is None:
             return pipe.reconstruct(read_split(self.dataset, "test"), seed=seed, progress=False)
-        return predict_held_out(pipe, self.dataset, seed=seed, progress=False, **evaluated.options)
+        options = dict(evaluated.options)
+        method = options.pop(EFFECTS_BY, None)
+        if method is not None:
+            names = dict.fromkeys(p for _, p in held_out_cells(self.dataset.info))
+            found = estimate_effects(self.dataset, names, features=features or None, method=method)
+            options["effects"] = found.log2_fold_changes
+        return predict_held_out(pipe, self.dataset, seed=seed, progress=False, **options)
 
 
 @dataclass
@@ -163,7 +171,7 @@ class _Run:
             wanted = [e for t in part.trainings for e in part.asked_of(t, self.study.sampling)]
             found = read_results(self.out, wanted, part.baselines)
             numbers.append(found.numbers.assign(split=part.name))
-            pairs.append(found.pairs.assign(split=part.name))
+            pairs.append(with_questions(found.pairs.assign(split=part.name), part.dataset.info))
         leaks = {part.name: part.leaks for part in self.parts}
         results = Results(*(pd.concat(frames, ignore_index=True) for frames in (numbers, pairs)))
         write_study(self.study, results, leaks, self.out)
@@ -210,7 +218,7 @@ class _Run:
             self._say(f"evaluating {evaluated.name}")
             first = self.ranks.is_main_process and not result_path(self.out, part.baselines).is_file()
             found = evaluate(
-                part.draw(evaluated), **part.cells, suite=self.study.suite, with_baselines=first,
+                part.draw(evaluated, self.study.features), **part.cells, suite=self.study.suite, with_baselines=first,
                 seeds=tuple(range(self.study.evaluation_seeds)), progress=False,
                 extra_baselines=self.study.extra_baselines if first else (),
                 features=(self.study.features or None) if first else None,

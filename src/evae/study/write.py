@@ -16,6 +16,7 @@ from evae.study.figures import plot_head_axis, plot_radars
 from evae.study.heads import RANKS, head_ranks, rank_lines
 from evae.study.over_splits import TESTS, over_splits, test_lines
 from evae.study.plan import Study
+from evae.study.questions import question_lines
 from evae.study.results import Results
 from evae.study.splits import as_file_name
 
@@ -50,11 +51,16 @@ def write_study(study: Study, results: Results, leaks: dict[str, list[str]], out
                 if figure is not None:
                     figures.append(save(figure, out / "plots" / f"{name}{more}.png"))
     places = [f"plots/{path.name}" for path in figures]
-    write_text(out / "study.md", markdown(study, numbers, tests, leaks, places))
+    write_text(out / "study.md", markdown(study, numbers, tests, leaks, places, question_lines(results.pairs)))
 
 
 def markdown(
-    study: Study, numbers: pd.DataFrame, tests: pd.DataFrame, leaks: dict[str, list[str]], figures: list[str]
+    study: Study,
+    numbers: pd.DataFrame,
+    tests: pd.DataFrame,
+    leaks: dict[str, list[str]],
+    figures: list[str],
+    questions: list[str],
 ) -> str:
     """The study as Markdown: all systems, means over heads and over systems, and what holds over splits and pairs."""
     splits = list(leaks)
@@ -68,7 +74,7 @@ def markdown(
         lines += _of_split(part, split) if len(part) or not split else []
         about = f"Caution, {split}" if split else "Caution"
         lines += [line for sentence in sentences for line in ("", f"{about}: {sentence}.")]
-    lines += tested if splits == [""] else []
+    lines += questions + (tested if splits == [""] else [])
     if len(numbers) and len(ranks := head_ranks(numbers)):
         lines += ["", "## Ranks of heads", "", RANKS, "", *rank_lines(ranks)]
     lines += ["", "## Plots"] if figures else []

@@ -49,6 +49,17 @@ def test_unseen_both_leaves_the_rest_of_row_and_column_out():
     assert hold_out("unseen-both", _known())["cell_types"] == ("B",)
 
 
+def test_unseen_each_holds_out_row_and_column():
+    found = hold_out("unseen-each:NK, bright:KLF1", _known())
+    held_out, left_out = set(found["pairs"]), set(found["left_out"])
+    trained = {(c, p) for c in TYPES for p in NAMES} - held_out - left_out
+    assert {("NK, bright", "KLF1"), ("NK, bright", "SGK1"), ("B", "KLF1")} <= held_out
+    assert {p for c, p in trained if c == "NK, bright"} == {"ctrl"}
+    assert not any("KLF1" in p.split("+") for _, p in trained)
+    assert left_out == {(c, p) for c in TYPES for p in DOUBLES if "KLF1" in p}
+    assert len(trained) == len(TYPES) + 2 * (len(NAMES) - 2 - 3)  # controls; the rest of the other two
+
+
 @pytest.mark.parametrize("wanted", ["2", "1", "0,1", "0,1,2"])
 def test_doubles_are_held_out_by_how_many_of_the_two_are_seen(wanted):
     for seed in range(5):
@@ -95,6 +106,7 @@ def test_what_a_study_makes_of_one_text():
         ("unseen-perturbation:KLF2", "unknown perturbation 'KLF2'"),
         ("unseen-perturbation:ctrl", "is the control"),
         ("unseen-both:B:KLF2", "unknown perturbation 'KLF2'"),
+        ("unseen-each:C:0.2", "unknown cell type 'C'"),
         ("doubles:3-seen", "write how many of the two"),
         ("donors:patient", "write the obs column and its values"),
         ("k-fold:5", "say which part to hold out, as k-fold:1/5"),

@@ -4,6 +4,7 @@
     unseen-perturbation:0.2           a random fifth of the perturbations, or named ones, in every cell type
     unseen-dose:DrugA,DrugB           the middle one of three or more doses, of these agents or of all
     unseen-both:CD14 Mono:0.2         perturbations that training sees nowhere, in a cell type without perturbed cells
+    unseen-each:CD14 Mono:0.2         the perturbed cells of the cell type, and the perturbations everywhere
     doubles:0,1,2-seen                combinations of two, of which training sees so many single perturbations
     donors:patient:P1,P2              the perturbed cells with these values in an obs column
     k-fold:2/5                        the second of five parts of all (cell type, perturbation) pairs
@@ -91,6 +92,23 @@ def _unseen_perturbation(rest: str, known: Known) -> dict[str, Any]:
 
 
 def _unseen_both(rest: str, known: Known) -> dict[str, Any]:
+    cell_type, chosen, relatives = _row_and_column(rest, known)
+    others = [c for c in known.cell_types if c != cell_type]
+    row = known.pairs([cell_type], [p for p in known.perturbed if p not in chosen])
+    column = known.pairs(others, [*chosen, *relatives])
+    return _product([cell_type], chosen) | {"left_out": tuple(dict.fromkeys([*row, *column]))}
+
+
+def _unseen_each(rest: str, known: Known) -> dict[str, Any]:
+    cell_type, chosen, relatives = _row_and_column(rest, known)
+    others = [c for c in known.cell_types if c != cell_type]
+    row = known.pairs([cell_type], [p for p in known.perturbed if p not in relatives])
+    left_out = known.pairs(known.cell_types, relatives)
+    return {"pairs": (*row, *known.pairs(others, chosen)), "left_out": tuple(left_out)}
+
+
+def _row_and_column(rest: str, known: Known) -> tuple[str, list[str], list[str]]:
+    """A cell type, that with most perturbed cells if none is named, then as `_unseen_names`."""
     cell_type, which = rest, DEFAULT_FRACTION
     if rest and rest not in known.cell_types:
         cell_type, _, which = next(
@@ -99,11 +117,7 @@ def _unseen_both(rest: str, known: Known) -> dict[str, Any]:
     controls = known.cells[:, list(known.perturbations).index(known.control)]
     cell_type = cell_type or known.cell_types[int((known.cells.sum(axis=1) - controls).argmax())]
     look_up([cell_type], known.cell_types, "cell type")
-    chosen, relatives = _unseen_names(which or DEFAULT_FRACTION, known)
-    others = [c for c in known.cell_types if c != cell_type]
-    row = known.pairs([cell_type], [p for p in known.perturbed if p not in chosen])
-    column = known.pairs(others, [*chosen, *relatives])
-    return _product([cell_type], chosen) | {"left_out": tuple(dict.fromkeys([*row, *column]))}
+    return cell_type, *_unseen_names(which or DEFAULT_FRACTION, known)
 
 
 def _unseen_names(rest: str, known: Known) -> tuple[list[str], list[str]]:
@@ -246,6 +260,7 @@ _REGIMES: dict[str, Callable[[str, Known], dict[str, Any]]] = {
     "unseen-perturbation": _unseen_perturbation,
     "unseen-dose": _unseen_dose,
     "unseen-both": _unseen_both,
+    "unseen-each": _unseen_each,
     "doubles": _doubles,
     "donors": _donors,
     "k-fold": _fold,
