@@ -14,6 +14,7 @@ from huggingface_hub import HfApi
 import evae
 from evae.data.format import DatasetInfo
 from evae.data.preparing.prepare import prepare_dataset
+from evae.data.reading.hub_cells import _Reader
 from evae.data.streaming.split_anndata import read_split
 from evae.models.contract_evae import EvaeError
 
@@ -157,3 +158,23 @@ def test_what_is_not_there(tahoe, hub, tmp_path):
         prepare_dataset([], tmp_path / "data", hub="evae/other", **keys)
     with pytest.raises(evae.EvaeError, match="no dataset of that name on the Hub"):
         prepare_dataset([], tmp_path / "data", hub="evae/none", **keys)
+
+
+def test_a_later_file_is_not_opened_once_more_for_its_columns(tahoe, hub, tmp_path):
+    prepare_dataset([], tmp_path / "data", hub=REPO, control="DMSO_TF", where={"plate": "plate1"}, progress=False)
+    names = [f"/data/train-{i:05d}-of-00003.parquet" for i in range(3)]
+    opened = [sum(method == "GET" and path.endswith(name) for method, path in hub.requests) for name in names]
+    assert opened[1] == opened[2] == opened[0] - 1
+
+
+def test_a_later_file_without_a_wanted_column_is_named(tmp_path):
+    folder = tmp_path / "cells"
+    folder.mkdir()
+    for i in range(2):
+        table, _ = rows(i, 30)
+        pq.write_table(table.drop_columns(["plate"][:i]), folder / f"{i}.parquet")
+    doses = pd.DataFrame(SAMPLES, columns=["sample", "dose_value", "dose_unit"])
+    reader = _Reader(pd.DataFrame({"token_id": range(3, 3 + N_GENES)}), doses, {"plate": ["plate1"]})
+    reader.keep(str(folder / "0.parquet"), tmp_path / "0.arrow")
+    with pytest.raises(EvaeError, match=r"1\.parquet has no column plate"):
+        reader.keep(str(folder / "1.parquet"), tmp_path / "1.arrow")

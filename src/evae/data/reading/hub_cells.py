@@ -91,6 +91,7 @@ class _Reader:
         self.place = np.full(int(genes["token_id"].max()) + 1, -1, dtype=np.int64)
         self.place[genes["token_id"]] = np.arange(len(genes))
         self.samples, self.where, self.unknown = samples, dict(where), 0
+        self.filters: list[tuple[str, str, Any]] | None = None  # told by the columns of the first file
 
     def keep(self, file: str, target: Path) -> None:
         """Write the wanted cells of one file, unless they are there."""
@@ -112,14 +113,17 @@ class _Reader:
     def _batches(self, file: str) -> Iterator[pa.RecordBatch]:
         from datasets import load_dataset
 
-        stream = load_dataset("parquet", data_files=[file], split="train", streaming=True)
+        stream = load_dataset("parquet", data_files=[file], split="train", streaming=True, filters=self.filters or None)
         columns = list(stream.features)
-        lacking = [name for name in ("genes", "expressions", "sample") if name not in columns]
+        needed = ("genes", "expressions", "sample", *(column for column, *_ in self.filters or ()))
+        lacking = [name for name in needed if name not in columns]
         if lacking:
             raise EvaeError(f"{file} has no column {lacking[0]}; it is not in {LAYOUT}.")
-        filters = self._filters(columns)
-        if filters:
-            stream = load_dataset("parquet", data_files=[file], split="train", streaming=True, filters=filters)
+        if self.filters is None:
+            self.filters = self._filters(columns)
+            if self.filters:
+                yield from self._batches(file)
+                return
         for table in stream.with_format("arrow").iter(batch_size=BATCH):
             if table.num_rows:
                 yield self._cells(table.combine_chunks())

@@ -15,7 +15,8 @@ marginal resample          each gene drawn by itself from the perturbation's tra
 mean-collapsed model       every cell is the model's own mean: keeps Pearson delta and MAE, and nothing else
 other contexts             the perturbation's real cells in other cell types or batches
 
-What was never seen, see `unseen`: sum of singles, nearest in features, kernel ridge on features, bilinear.
+What was never seen, see `unseen`: sum of singles, nearest in features, kernel ridge on features, bilinear. A dose that
+was never seen, see `nearest_dose`: nearest dose.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,12 +37,14 @@ from evae.evaluation.systems.names import (
     MARGINAL_RESAMPLE,
     MEAN_SHIFT,
     MODEL,
+    NEAREST_DOSE,
     OTHER_CONTEXTS,
     OVERALL_MEAN,
     PERTURBATION_MEAN,
     SHRUNKEN_TRANSFER,
     SUM_OF_SINGLES,
 )
+from evae.evaluation.systems.nearest_dose import shifts_at_nearest_dose
 from evae.evaluation.systems.transfer import ContextShifts, shrunken_shifts
 from evae.evaluation.systems.unseen import sums_of_singles, unseen_shifts
 
@@ -153,6 +156,7 @@ def baselines(comparison: Comparison, features: Mapping[str, np.ndarray] | None 
         shifted(MEAN_SHIFT, comparison, _known({pair: shift_of[pair[0]] for pair in pairs})),
         shifted(SHRUNKEN_TRANSFER, comparison, shrunken_transfer(comparison)),
         shifted(SUM_OF_SINGLES, comparison, sums_of_singles(comparison)),
+        shifted(NEAREST_DOSE, comparison, shifts_at_nearest_dose(comparison)),
         *(shifted(name, comparison, own) for name, own in unseen_shifts(comparison, features).items()),
         repeated(LINEAR, linear_predictions(comparison)),
         _marginal_resample(training.elsewhere, seen),

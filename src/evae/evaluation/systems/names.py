@@ -23,6 +23,7 @@ SUM_OF_SINGLES = "sum of singles"
 NEAREST = "nearest in features"
 KERNEL_RIDGE = "kernel ridge on features"
 BILINEAR = "bilinear"
+NEAREST_DOSE = "nearest dose"
 LATENT_ADDITIVE = "latent additive"
 
 # These change with the model that is evaluated; all others are of the data.
@@ -56,6 +57,8 @@ MEANINGS = {
     "feature vectors predicts",
     BILINEAR: "for a perturbation that was never seen: real controls, shifted by a linear model over components of "
     "genes and of perturbations (feature vectors, or the target genes' own components)",
+    NEAREST_DOSE: "for a dose that was never seen: real controls, shifted by the effect of the same agent at the "
+    "nearest dose in training, on the log scale",
     CONTEXT_MEAN: "real controls, scaled by the mean response of other cell types or batches to all perturbations",
     SHRUNKEN_TRANSFER: "real controls, changed by a part of the perturbation's effect in other cell types or batches",
     SCVI_SHIFT: "controls, shifted by the perturbation's mean effect in scVI's latent space",
