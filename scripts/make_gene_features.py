@@ -28,6 +28,7 @@ from evae.data.preparing.published import RemoteFile, fetch
 from evae.models.contract_evae import EvaeError
 
 ADDRESS = "https://current.geneontology.org/annotations/goa_human.gaf.gz"
+SOURCE = "annotations of the Gene Ontology (CC BY 4.0)"
 SYMBOL, RELATION, TERM, EVIDENCE, COLUMNS = 2, 3, 4, 6, 15  # of GAF: at least so many columns
 LEAST_GENES = 3  # of a term, to say that two genes are alike
 
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     except EvaeError as error:
         raise SystemExit(f"error: {error}") from None
     with atomic_write(args.out) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, genes=np.array(genes), emb=vectors)
+        np.savez_compressed(file, genes=np.array(genes), emb=vectors, source=np.array(f"{SOURCE}, {path.name}"))
     print(f"{len(genes):,} genes, {vectors.shape[1]} features: {args.out}")
 
 

@@ -45,9 +45,10 @@ def read_feature_table(path: Path) -> FeatureTable:
     """Read a feature table.
 
     Args:
-        path: npz with `genes` (names) and `emb` (vectors); or csv, tsv or parquet whose first column is the names.
-            Where a column is called `smiles`, its structures become Morgan fingerprints (radius 2, 2,048 bits, by
-            RDKit, extra `drugs`; Rogers and Hahn 2010, doi:10.1021/ci100050t) and other columns are left out.
+        path: npz with `genes` (names), `emb` (vectors) and, if wanted, `source` (what they are, in words); or csv, tsv
+            or parquet whose first column is the names. Where a column is called `smiles`, its structures become Morgan
+            fingerprints (radius 2, 2,048 bits, by RDKit, extra `drugs`; Rogers and Hahn 2010, doi:10.1021/ci100050t)
+            and other columns are left out.
 
     Raises:
         EvaeError: no such file, another format, names that stand twice, values that are not numbers, a structure that
@@ -58,7 +59,7 @@ def read_feature_table(path: Path) -> FeatureTable:
     if path.suffix in PICKLES:
         raise EvaeError(
             f"the feature table {path} is a pickle, which can run code when it is read. Where you trust it, convert it "
-            "once to an npz file with numpy.savez: the names as the array genes, the vectors as emb."
+            "once to an npz file with numpy.savez: the names as the array genes, the vectors as emb. " + _mend(path)
         )
     if path.suffix not in NAMED:
         raise EvaeError(f"the feature table {path} is no npz, csv, tsv or parquet file; convert it.")
@@ -77,10 +78,21 @@ def read_feature_table(path: Path) -> FeatureTable:
     return FeatureTable(names, vectors, f"{path.name}: {source}")
 
 
+def _mend(path: Path) -> str:
+    """How a pickle is read that may be trusted: by what is mostly kept in files with this ending."""
+    if path.suffix in (".pkl", ".pickle"):  # GenePT, scELMo: a dictionary of lists
+        return (
+            f"A dictionary of vectors by name: d = pickle.load(open('{path.name}', 'rb')), list(d), list(d.values())."
+        )
+    return (  # ESM2 as STATE has it: a dictionary of tensors; scGPT: weights, whose names stand in a file of their own
+        "Of d = torch.load(FILE, map_location='cpu') they are list(d) and torch.stack(list(d.values())); of "
+        "scGPT's weights the keys of vocab.json in the order of their numbers, and d['encoder.embedding.weight']."
+    )
+
+
 def _read(path: Path) -> tuple[list[str], Sequence[Sequence[float]] | np.ndarray, str]:
     if path.suffix == ".npz":
-        names, vectors = _read_npz(path)
-        return names, vectors, f"{vectors.shape[-1]} features"
+        return _read_npz(path)
     header, columns = _read_parquet(path) if path.suffix == ".parquet" else _read_text(path)
     names = [str(name) for name in columns[0]]
     drawn = [i for i, name in enumerate(header) if name.strip().lower() == SMILES]
@@ -91,13 +103,15 @@ def _read(path: Path) -> tuple[list[str], Sequence[Sequence[float]] | np.ndarray
     return names, vectors, f"{len(columns) - 1} features"
 
 
-def _read_npz(path: Path) -> tuple[list[str], np.ndarray]:
+def _read_npz(path: Path) -> tuple[list[str], np.ndarray, str]:
     with zipfile.ZipFile(path) as archive:  # numpy's own reader would unpickle
         arrays = {}
-        for name in ("genes", "emb"):
-            with archive.open(f"{name}.npy") as stream:
-                arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
-    return [str(name) for name in arrays["genes"]], arrays["emb"]
+        for name in ("genes", "emb", "source"):
+            if name != "source" or "source.npy" in archive.namelist():
+                with archive.open(f"{name}.npy") as stream:
+                    arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+    vectors = arrays["emb"]
+    return [str(name) for name in arrays["genes"]], vectors, str(arrays.get("source", f"{vectors.shape[-1]} features"))
 
 
 def _read_text(path: Path) -> tuple[list[str], list[tuple[str, ...]]]:
