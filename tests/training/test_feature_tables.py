@@ -57,7 +57,7 @@ def test_a_pickle_is_refused_unread(tmp_path):
         def __reduce__(self):
             return (Path.touch, (tmp_path / "was run",))
 
-    for name, mend in (("GenePT.pickle", "pickle.load"), ("esm2.pt", "torch.load.*scGPT.*vocab.json")):
+    for name, mend in (("GenePT.pickle", "as pickle loads it"), ("esm2.pt", "torch.load.*scGPT.*vocab.json")):
         (tmp_path / name).write_bytes(pickle.dumps(Loud()))
         with pytest.raises(EvaeError, match=rf"is a pickle.*numpy\.savez.*{mend}") as caught:
             read_feature_table(tmp_path / name)

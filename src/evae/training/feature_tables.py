@@ -81,11 +81,9 @@ def read_feature_table(path: Path) -> FeatureTable:
 def _mend(path: Path) -> str:
     """How a pickle is read that may be trusted: by what is mostly kept in files with this ending."""
     if path.suffix in (".pkl", ".pickle"):  # GenePT, scELMo: a dictionary of lists
-        return (
-            f"A dictionary of vectors by name: d = pickle.load(open('{path.name}', 'rb')), list(d), list(d.values())."
-        )
+        return "Of d, a dictionary of vectors by name as pickle loads it, they are list(d) and list(d.values())."
     return (  # ESM2 as STATE has it: a dictionary of tensors; scGPT: weights, whose names stand in a file of their own
-        "Of d = torch.load(FILE, map_location='cpu') they are list(d) and torch.stack(list(d.values())); of "
+        "Of d, as torch.load reads it, they are list(d) and torch.stack(list(d.values())); of "
         "scGPT's weights the keys of vocab.json in the order of their numbers, and d['encoder.embedding.weight']."
     )
 
