@@ -113,7 +113,7 @@ class ScreenSums:
         for row, (sums, counts) in zip(found, zip(self._sums[1:], self._counts[1:], strict=True), strict=True):
             if counts[anchor]:
                 row[:] = np.where(counts > 0, cosine_distances(sums, sums[anchor]), np.nan)  # as those of the means
-        return found.reshape(len(found), 2, -1)
+        return found.reshape(len(found), 2, len(self.screen.targets))
 
     def separation(self) -> dict[str, float]:
         """Calinski-Harabasz score of the labels over the mean of that of the shuffles; 1 is chance.
