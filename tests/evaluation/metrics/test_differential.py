@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 from scipy.stats import false_discovery_control, mannwhitneyu
 
-from evae.evaluation.metrics.differential import ControlRanks, differential_expression
+from evae.evaluation.metrics.differential import MOST_GROUPS, ControlRanks, differential_expression
 from evae.evaluation.protocols import differential as protocol
 from evae.evaluation.protocols.differential import cached, read_table, write_table
 from evae.evaluation.systems.baselines import System
@@ -149,3 +149,10 @@ def test_no_batch_holds_more_perturbations_than_a_key_can_name(cells, monkeypatc
     monkeypatch.setattr(protocol, "MOST_GROUPS", 3)
     batches = list(protocol._batches(system, "t", names, dict.fromkeys(rows, 1), seed=0))
     assert [batch for batch, _, _ in batches] == [names[:3], names[3:6], names[6:]]
+
+
+def test_more_groups_than_a_key_can_name_are_refused(cells):
+    values, _, controls = cells
+    codes = np.zeros(len(values), dtype=int)
+    with pytest.raises(EvaeError, match="at most 4,096 can be tested"):
+        ControlRanks(sp.csr_matrix(controls)).test(sp.csr_matrix(values), codes, MOST_GROUPS + 1)

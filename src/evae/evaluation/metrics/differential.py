@@ -84,7 +84,12 @@ class ControlRanks:
 
         Returns:
             log2 fold change and p-value, (n_groups, genes) each.
+
+        Raises:
+            EvaeError: more groups than a key can name.
         """
+        if n_groups > MOST_GROUPS:
+            raise EvaeError(f"{n_groups:,} groups of cells; at most {MOST_GROUPS:,} can be tested at once.")
         sizes = np.bincount(codes, minlength=n_groups)
         keys = _keys(cells) << _GROUP_BITS
         keys |= np.repeat(codes, np.diff(cells.indptr))

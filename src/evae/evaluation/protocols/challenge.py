@@ -16,6 +16,7 @@ from evae.evaluation.cells import Comparison
 from evae.evaluation.cells.inputs import Progress
 from evae.evaluation.metrics.challenge import SCALES, Bulks, bulk_of, discrimination_cosine, expression_error, scaled
 from evae.evaluation.metrics.challenge_changes import Changes, ControlCells, change_metrics, replicate_fold_error
+from evae.evaluation.metrics.differential import MOST_GROUPS
 from evae.evaluation.protocols.distribution import split_halves
 from evae.evaluation.protocols.record import Record
 from evae.evaluation.systems.counted import CountSystem, count_systems, stored_counts
@@ -62,7 +63,8 @@ class _Controls:
                 bulks.append(bulk)
                 noise.append(variance)
                 sizes.append(held[-1].shape[0])
-                if sum(block.nnz for block in held) >= _BATCH_VALUES or i == len(perturbations) - 1:
+                full = sum(block.nnz for block in held) >= _BATCH_VALUES or len(held) == MOST_GROUPS
+                if full or i == len(perturbations) - 1:
                     codes = np.repeat(np.arange(len(held)), [block.shape[0] for block in held])
                     yield sp.vstack(held, format="csr"), codes, len(held)
                     held.clear()
