@@ -1,6 +1,9 @@
 """Files of this folder as modules, for tests in this process."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,23 @@ def toy():
 @pytest.fixture(scope="session")
 def toy_screen():
     return beside("toy_screen")
+
+
+@pytest.fixture
+def run_with_ranks(tmp_path):
+    """Run a script that forks ranks, and may import the files of this folder, in a process of its own.
+
+    It gets `tmp_path` as its argument, and must end well.
+    """
+
+    def run(script):
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+
+    return run
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,10 +1,6 @@
 """The in-memory stream of codes: order, ranks, resume."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,12 +123,8 @@ for world in (1, 2, 4):
 """
 
 
-def test_ranks_share_the_encoding_and_have_the_same_cells(tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    command = [sys.executable, "-c", RANKS, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def test_ranks_share_the_encoding_and_have_the_same_cells(run_with_ranks, tmp_path):
+    run_with_ranks(RANKS)
     alone = np.load(tmp_path / "1-0.npz")
     assert alone["calls"] == 6
     for world in (2, 4):

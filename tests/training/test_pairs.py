@@ -1,12 +1,8 @@
 """Pairs of a training: kept in the run's folder, made anew when what they depend on changed, one for all ranks."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -177,15 +173,11 @@ assert codes == [0, 0], codes
 """
 
 
-def test_all_ranks_have_the_pairs_of_the_main_one(tmp_path):
+def test_all_ranks_have_the_pairs_of_the_main_one(run_with_ranks, tmp_path):
     """Where ranks compute otherwise, or see the file later."""
     (tmp_path / "kept").mkdir()
     keep_pairs(tmp_path / "kept", "key", {split: np.full((3, 2), 7, dtype=np.int32) for split in pairs.SPLITS})
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    command = [sys.executable, "-c", RANKS, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_with_ranks(RANKS)
     for rank in "01":
         for name, expected in (("kept", 7), ("not kept", 10)):
             found = load_pairs(tmp_path / f"{name} {rank}", "key")
