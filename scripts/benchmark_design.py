@@ -4,7 +4,7 @@ The plain modules are those of tests/reference/published.py, written to the publ
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmark_rows import TOY, Bench, Row, training_step
+from benchmark_rows import TOY, Bench, Row
+from benchmark_steps import training_step, update_step
 from evae.models import EvaeFlowConfig, EvaeFlowModel
-from evae.training.resume.state import build_optimizer
 
 REFERENCE = Path(__file__).resolve().parents[1] / "tests" / "reference" / "published.py"
 PERTURBATIONS, CELL_TYPES, FEATURES = 90, 18, 1280
@@ -79,7 +79,7 @@ def _tokenizer_row(bench: Bench, published: ModuleType, name: str, fields: dict[
 
     contenders = {
         "ours": training_step(ours, counts=values, gene_ids=genes, **told),
-        "plain modules": plain_step(plain, loss),
+        "plain modules": update_step(plain, loss),
     }
     return Row(f"{name}: tokenizer training step", n, contenders)
 
@@ -132,20 +132,6 @@ class PlainTokenizer(nn.Module):
         return loss
 
 
-def plain_step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
-    """One update of AdamW of the plain modules."""
-    model.train()
-    optimizer = build_optimizer(model, 1e-4, 1e-3)
-
-    def step() -> None:
-        loss().backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
 def _prior_row(bench: Bench, published: ModuleType, kind: str) -> Row:
     n = bench.size(16, 256)
     fields = {"quantizer": "gaussian", "latent_dim": WIDTH_OF_LATENT} if kind == "flow" else {}
@@ -185,6 +171,6 @@ def _prior_row(bench: Bench, published: ModuleType, kind: str) -> Row:
     given = {"latents": drawn} if kind == "flow" else {"codes": codes}
     contenders = {
         "ours": training_step(ours, **given, perturbation_ids=ids[0], cell_type_ids=ids[1]),
-        "plain modules": plain_step(plain, loss),
+        "plain modules": update_step(plain, loss),
     }
     return Row(f"{kind}: prior training step", n, contenders)

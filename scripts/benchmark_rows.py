@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from benchmark_operations import NoCard
 from benchmark_reference import reference_tokenizer, sample_by_hand, sample_by_masking, sample_recomputing
+from benchmark_steps import training_step
 from evae.models import EvaeARConfig, EvaeARForCausalLM, EvaeConfig, EvaeMDLMConfig, EvaeMDLMModel, EvaeModel
 from evae.models.coders_evae import to_sparse
 from evae.models.device_evae import on_accelerator
 from evae.models.randomness_evae import CellStreams
 from evae.training.couplings import Cells, couple
-from evae.training.resume.state import build_optimizer
 
 TOY = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "n_latents": 6}
 # The published width, without what costs most: attention between genes, two layers, keys and values of every layer.
@@ -115,21 +115,6 @@ class Bench:
 def frozen(model: Any) -> Any:
     """The model in evaluation mode, without gradients."""
     return model.eval().requires_grad_(False)
-
-
-def training_step(model: nn.Module, **inputs: Tensor) -> Callable[[], None]:
-    """One update of AdamW as in training."""
-    model.train()
-    optimizer = build_optimizer(model, 1e-4, 1e-3)
-
-    def step() -> None:
-        draws = CellStreams(0, range(len(next(iter(inputs.values())))))
-        model(**inputs, generator=draws).loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
 
 
 def train_tokenizer(bench: Bench) -> Row:

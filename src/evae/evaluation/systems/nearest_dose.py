@@ -50,7 +50,8 @@ def _nearest(wanted: Treatment, known: dict[str, Treatment]) -> list[str]:
         for name, said in known.items()
         if said.dose and _but_dose(said) == _but_dose(wanted)
     }
-    return [name for name, step in steps.items() if step <= min(steps.values()) + SAME]
+    least = min(steps.values(), default=0.0)
+    return [name for name, step in steps.items() if step <= least + SAME]
 
 
 def _but_dose(said: Treatment) -> tuple[str, str, float | None, str]:
