@@ -10,10 +10,11 @@ costs the blocks that it had, which others do again. The workers see the same fi
 same version of evae.
 """
 
+import gc
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -100,12 +101,15 @@ def on_dask(where: str | None) -> Iterator[None]:
         if where.startswith(LOCAL):
             client = stack.enter_context(Client(stack.enter_context(_local(where))))
         else:
-            try:
+            client = None
+            with suppress(OSError, ValueError):
                 client = stack.enter_context(Client(where, timeout=WAIT))
-            except (OSError, ValueError) as error:
+            if client is None:
+                # What is left of it closes itself when it is collected, and waits for ever if another starts meanwhile.
+                gc.collect()
                 raise EvaeError(
                     f"no Dask scheduler answers at {where}; start one with `dask scheduler`, or give local:4."
-                ) from error
+                )
             if not client.nthreads():
                 raise EvaeError(f"the scheduler at {where} has no workers; start some with `dask worker {where}`.")
         token = _current.set(Cluster(client))
