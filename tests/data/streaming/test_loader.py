@@ -4,6 +4,7 @@ import shutil
 import huggingface_hub
 import numpy as np
 import pytest
+import torch
 
 import evae.data.streaming.loader as module
 from evae.data.preparing.prepare import prepare_dataset
@@ -53,10 +54,34 @@ def _stored(folder, split) -> list[tuple]:
     ]
 
 
-@pytest.mark.parametrize("long_row", [0, 1_000])
-def test_a_sparse_batch_is_what_the_cells_are(folder, monkeypatch, long_row):
-    """Copied row by row as where many genes are expressed, or in blocks."""
-    monkeypatch.setattr(batches, "LONG_ROW", long_row)
+def _plain_batch(cells, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """A sparse batch of these rows, made cell by cell."""
+    width = max(8, -(-int(np.diff(cells.X.indptr)[rows].max()) // 8) * 8)
+    genes, counts = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.float32)
+    for i, row in enumerate(rows):
+        begin, end = cells.X.indptr[row : row + 2]
+        genes[i, : end - begin], counts[i, : end - begin] = cells.X.indices[begin:end], cells.X.data[begin:end]
+    names = ("perturbation", "cell_type")
+    labels = {f"{name}_ids": cells.obs[name].cat.codes.to_numpy(np.int64)[rows] for name in names}
+    return {"gene_ids": genes, "counts": counts, "library_size": counts.sum(1), **labels}
+
+
+@pytest.mark.parametrize("together", [1, 1 << 20])
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_batches_are_what_a_plain_loop_makes(folder, small_windows, monkeypatch, together, world_size):
+    """Bit for bit, however many are laid out together."""
+    monkeypatch.setattr(batches, "TOGETHER_BYTES", together)
+    cells = read_split(folder, "train")
+    loader = CellLoader(folder, batch_size=24, epochs=1, rank=world_size - 1, world_size=world_size, prefetch=0)
+    for batch in loader:
+        plain = _plain_batch(cells, loader.rows_of(1))
+        assert {name: column.numpy().tobytes() for name, column in batch.items()} == {
+            name: column.tobytes() for name, column in plain.items()
+        }
+        assert all(batch[name].dtype == torch.from_numpy(column).dtype for name, column in plain.items())
+
+
+def test_a_sparse_batch_is_what_the_cells_are(folder):
     cells = read_split(folder, "train")
     start = 0
     for batch in CellLoader(folder, batch_size=100, shuffle=False, epochs=1, drop_last=False):

@@ -11,6 +11,7 @@ A sparse batch is a dict of torch tensors:
 max_expressed is the largest number of expressed genes in the batch, rounded up to a multiple of 8.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,17 +23,21 @@ from evae.data.rows import RowFormat, flat_values
 from evae.data.streaming.order import EpochOrder, Window
 from evae.data.streaming.row_groups import RowGroups
 
-LONG_ROW = 1_000  # values
+TOGETHER_BYTES = 1 << 20  # of rows that are gathered together: they stay in a cache
 
 
 def window_tables(groups: RowGroups, order: EpochOrder, batch: int) -> Iterator[pa.Table]:
     """The rows of this rank's windows, lane after lane, from the one that holds batch number `batch` on.
 
-    The shard that a lane reads next is fetched while it reads the one before.
+    The shard that a lane reads next is fetched while it reads the one before. A row group in which one lane ends and
+    the next begins stays in memory for the other of the two, so that none is read twice.
     """
-    upcoming = [order.shards_from(lane, batch) for lane in order.lanes]
+    places = [order.places_from(lane, batch) for lane in order.lanes]
+    upcoming = [list(dict.fromkeys(shard for shard, _ in own)) for own in places]
     for shards in upcoming:
         groups.store.expect(shards[0] if shards else None)
+    lanes_left = Counter(place for own in places for place in own)
+    waiting: dict[tuple[str, int], pa.Table] = {}
     current: list[tuple[tuple[str, int], pa.Table] | None] = [None] * len(upcoming)
     for window in order.windows_from(batch):
         parts = []
@@ -40,7 +45,12 @@ def window_tables(groups: RowGroups, order: EpochOrder, batch: int) -> Iterator[
             for piece in pieces:
                 place, held = (piece.shard, piece.row_group), current[lane]
                 if held is None or held[0] != place:
-                    held = current[lane] = place, groups.read(*place, piece.rows)
+                    table = waiting.pop(place, None)
+                    table = groups.read(*place, piece.rows) if table is None else table
+                    lanes_left[place] -= 1
+                    if lanes_left[place]:
+                        waiting[place] = table
+                    held = current[lane] = place, table
                 if piece.shard == next(iter(upcoming[lane]), None):
                     upcoming[lane].pop(0)
                     groups.store.expect(next(iter(upcoming[lane]), None))
@@ -51,10 +61,10 @@ def window_tables(groups: RowGroups, order: EpochOrder, batch: int) -> Iterator[
 def keep_freed_memory() -> None:
     """Keep the C library from giving the memory of every batch back to the system.
 
-    Once a large array (a page short of 32 MiB, never touched) was freed, glibc serves arrays up to that size from
-    memory that it has already; page faults take a fifth of the loader's time otherwise. Elsewhere without effect.
+    Once a large array (never touched; one of 32 MiB would not count) was freed, glibc serves arrays up to that size
+    from memory that it has already; page faults take a third of the loader's time otherwise. Elsewhere without effect.
     """
-    np.empty((32 << 20) - 4096, np.uint8)
+    np.empty(31 << 20, np.uint8)
 
 
 def window_batches(
@@ -66,19 +76,20 @@ def window_batches(
         table: the window's rows, lane after lane.
     """
     order = np.arange(table.num_rows) if window.permutation is None else window.permutation
-    cells = CellRows(table, rows)
-    labels = {f"{name}_ids": table[name].to_numpy() for name in ("perturbation", "cell_type")}
-    for start in range((first - window.first_batch) * batch_size, table.num_rows, batch_size):
-        chosen = order[start : start + batch_size]
-        batch = {**cells.padded(chosen), **{name: column[chosen] for name, column in labels.items()}}
-        yield {name: torch.from_numpy(column) for name, column in batch.items()}
+    order = order[(first - window.first_batch) * batch_size :]
+    columns = {f"{name}_ids": table[name].to_numpy()[order] for name in ("perturbation", "cell_type")}
+    labels = {name: torch.from_numpy(column).split(batch_size) for name, column in columns.items()}
+    for i, (genes, counts) in enumerate(CellRows(table, rows).rectangles(order, batch_size)):
+        batch = {"gene_ids": torch.from_numpy(genes), "counts": torch.from_numpy(counts)}
+        batch["library_size"] = batch["counts"].sum(1)  # exact below 2^24 counts a cell
+        yield {**batch, **{name: parts[i] for name, parts in labels.items()}}
 
 
 class CellRows:
     """The expressed genes and counts of the cells of a table, laid out as rectangles on demand.
 
-    Long rows are copied one after another, from where they lie; short ones, for which the steps of such a loop would
-    take longest, in blocks.
+    A rectangle is copied row by row from where the cells lie end to end, each row as long as the longest; what follows
+    a cell is copied along and then erased. That is a few calls of numpy for several batches.
 
     Args:
         table: the cells.
@@ -88,46 +99,34 @@ class CellRows:
     def __init__(self, table: pa.Table, rows: RowFormat):
         columns = (("genes", rows.gene_dtype), ("counts", rows.count_dtype))
         parts = [[flat_values(chunk, dtype) for chunk in table[name].chunks] for name, dtype in columns]
-        ends = [ends for _, ends in parts[1]]
-        self._sizes = np.concatenate([np.diff(e) for e in ends])
-        values = [[v for v, _ in part] for part in parts]
-        if self._sizes.mean() < LONG_ROW:
-            widest = padded_width(self._sizes)
-            joined = [np.concatenate([*v, np.zeros(widest, v[0].dtype)]) for v in values]
-            self._blocks = [as_strided(v, (len(v) - widest + 1, widest), v.strides * 2) for v in joined]
-            self._starts = np.cumsum(self._sizes) - self._sizes
-            self._copy = self._copy_blocks
-        else:
-            self._parts = list(zip(*values, strict=True))
-            self._part = np.repeat(np.arange(len(ends)), [len(e) - 1 for e in ends])
-            self._starts = np.concatenate([e[:-1] for e in ends])
-            self._copy = self._copy_rows
+        self._sizes = np.concatenate([np.diff(ends) for _, ends in parts[1]])
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        widest = padded_width(self._sizes)
+        joined = [np.concatenate([*(v for v, _ in part), np.zeros(widest, part[0][0].dtype)]) for part in parts]
+        self._genes, self._counts = (_runs(values, widest) for values in joined)
+        edge = np.repeat(np.array([-1, 0], np.int8), widest)
+        self._inside = {a.dtype: _runs(edge.astype(a.dtype), widest) for a in joined}  # row i: all bits set before i
 
-    def padded(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
-        """`gene_ids`, `counts`, `library_size` of a sparse batch of the chosen cells."""
-        shape = len(chosen), padded_width(self._sizes[chosen])
-        genes, counts = np.empty(shape, np.int32), np.empty(shape, np.float32)
-        self._copy(chosen, genes, counts)
-        return {"gene_ids": genes, "counts": counts, "library_size": counts.sum(1)}  # exact below 2^24 counts a cell
+    def rectangles(self, chosen: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """`gene_ids` and `counts` of the sparse batches of the chosen cells, in their order."""
+        row_bytes = self._genes.shape[1] * self._genes.itemsize
+        together = max(1, TOGETHER_BYTES // (row_bytes * batch_size)) * batch_size
+        for some in np.split(chosen, range(together, len(chosen), together)):
+            starts, sizes = self._starts[some], self._sizes[some]
+            width = padded_width(sizes)
+            # row n of the mask has so many set
+            inside = {dtype: masks[:, :width][-1 - sizes] for dtype, masks in self._inside.items()}
+            genes, counts = (source[:, :width][starts] for source in (self._genes, self._counts))
+            for block in (genes, counts):
+                block &= inside[block.dtype]
+            for start in range(0, len(some), batch_size):
+                own = np.s_[start : start + batch_size, : padded_width(sizes[start : start + batch_size])]
+                yield genes[own].astype(np.int32), counts[own].astype(np.float32)
 
-    def _copy_rows(self, chosen: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> None:
-        places = (column[chosen].tolist() for column in (self._part, self._starts, self._sizes))
-        for own_genes, own_counts, part, start, size in zip(genes, counts, *places, strict=True):
-            stored_genes, stored_counts = self._parts[part]
-            own_genes[:size] = stored_genes[start : start + size]
-            own_genes[size:] = 0
-            own_counts[:size] = stored_counts[start : start + size]
-            own_counts[size:] = 0
 
-    def _copy_blocks(self, chosen: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> None:
-        width = genes.shape[1]
-        columns = np.arange(width, dtype=np.min_scalar_type(width))  # numbers of few bytes are compared faster
-        inside = columns < self._sizes[chosen].astype(columns.dtype)[:, None]
-        for target, blocks in zip((genes, counts), self._blocks, strict=True):
-            # whatever follows a row is copied along and then erased
-            block = blocks[:, :width][self._starts[chosen]]
-            block *= inside
-            target[...] = block
+def _runs(values: np.ndarray, width: int) -> np.ndarray:
+    """(len(values) - width + 1, width): the values from each place on, without a copy."""
+    return as_strided(values, (len(values) - width + 1, width), values.strides * 2)
 
 
 def padded_width(sizes: np.ndarray) -> int:

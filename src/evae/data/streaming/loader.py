@@ -25,8 +25,8 @@ class CellLoader:
     """Sparse batches of cells, streamed from the shards; resumes exactly; each rank gets its own rows.
 
     The shards' row groups are the unit of reading; decoded ones are kept from epoch to epoch while they fit in
-    `KEPT_BYTES` (512 MiB, about 500,000 cells of 200 expressed genes). Beside these a loader holds a window and a row
-    group of each lane, so its memory does not grow with the number of cells.
+    `KEPT_BYTES` (512 MiB, about 500,000 cells of 200 expressed genes). Beside these a loader holds a window and two
+    row groups of each lane, so its memory does not grow with the number of cells.
 
     The order of an epoch is: shards and the row groups in them permuted by (seed, epoch); that sequence cut into lanes
     (see `evae.data.streaming.order`), each rank reading its own; windows of about 8,192 rows over all lanes permuted

@@ -147,10 +147,11 @@ class EpochOrder:
         """Rows of a window of this rank; the last one of an epoch may be smaller."""
         return self._order.window_batches * self._order.batch_size
 
-    def shards_from(self, lane: int, batch: int) -> list[str]:
-        """The shards that a lane reads, in order, from the window with batch number `batch` on."""
+    def places_from(self, lane: int, batch: int) -> list[tuple[str, int]]:
+        """The row groups, as (shard, number in it), that a lane reads from the window with batch number `batch` on."""
         first = self._order.window_start(batch)
-        return list(dict.fromkeys(p.shard for p in self._pieces(*self._rows(lane, first, self._order.n_batches))))
+        pieces = self._pieces(*self._rows(lane, first, self._order.n_batches))
+        return [(piece.shard, piece.row_group) for piece in pieces]
 
     def windows_from(self, batch: int) -> Iterator[Window]:
         """The windows of this rank, from the one with batch number `batch` on."""
