@@ -10,8 +10,13 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from evae.common.progress import progress_bar
 from evae.data.format import DatasetInfo
+from evae.data.preparing.describe import CellLabels
+from evae.data.preparing.knock_down import REMAINING, without_knock_down
 from evae.data.preparing.prepare import prepare_dataset
+from evae.data.preparing.workers import runner
+from evae.data.reading.file_counts import FileCounts
 from evae.models.contract_evae import EvaeError
 
 KEYS = {"perturbation_key": "perturbation", "cell_type_key": "cell_type", "control": "control", "progress": False}
@@ -164,3 +169,44 @@ def test_the_command_line(screen, run, tmp_path):
     refused = run("prepare", tmp_path / "bare.h5ad", *asked[:2], "--out", tmp_path / "other")
     assert "names no cell of" in refused.err
     assert "(there 'x', here 'c0')" in refused.err
+
+
+def test_knock_down_against_dense_sums_over_two_files(tmp_path):
+    """Two cell types, files with the genes in another order, a pair whose parts both count, and cells left out."""
+    drawn = np.random.default_rng(1)
+    genes, names = ["A", "B", "C", "D", "E"], ["control", "A", "B", "C", "A+B"]
+    sources, labels, dense, kept = [], [], [], []
+    for i, order in enumerate(([0, 1, 2, 3, 4], [4, 2, 1, 0])):  # the second lacks D
+        n = 400
+        obs = pd.DataFrame({"perturbation": drawn.choice(names, n), "cell_type": drawn.choice(["x", "y"], n)})
+        obs.index = [f"{i}-{j}" for j in range(n)]
+        counts = drawn.poisson(np.array([2.0, 1.0, 3.0, 1.0, 2.0])[order], (n, len(order))).astype(np.float32)
+        for gene, left in (("A", 0.2), ("B", 0.9)):
+            fell = obs["perturbation"].str.split("+").map(lambda parts, gene=gene: gene in parts).to_numpy()
+            where = [genes[g] for g in order].index(gene)
+            counts[fell, where] = drawn.binomial(counts[fell, where].astype(int), left)
+        var = pd.DataFrame(index=[genes[g] for g in order])
+        ad.AnnData(sp.csr_matrix(counts), obs=obs, var=var).write_h5ad(tmp_path / f"{i}.h5ad", compression="gzip")
+        sources.append(FileCounts(tmp_path / f"{i}.h5ad", scratch=tmp_path / f"scratch-{i}"))
+        labels.append(obs)
+        dense.append(pd.DataFrame(counts, columns=var.index).reindex(columns=genes, fill_value=0))
+        kept.append(drawn.random(n) < 0.8)
+    obs, dense, kept = pd.concat(labels), pd.concat(dense).to_numpy(), np.concatenate(kept)
+    codes = [obs[key].map(own.index).to_numpy() for key, own in (("perturbation", names), ("cell_type", ["x", "y"]))]
+    missed, told = [], 0
+    for p, name in enumerate(names[1:], 1):
+        for gene in name.split("+"):
+            expected = observed = 0.0
+            for kind in (0, 1):
+                rest, own = (kept & (codes[1] == kind) & (codes[0] == q) for q in (0, p))
+                expected += dense[rest, genes.index(gene)].sum() / dense[rest].sum() * dense[own].sum()
+                observed += dense[own, genes.index(gene)].sum()
+            told += 1
+            missed += [name] if observed > REMAINING * expected else []
+    wanted = list(dict.fromkeys(missed)), told
+    assert wanted == (["B", "C", "A+B"], 5)
+    cells = CellLabels(*codes, names, ["x", "y"])
+    run = runner(sources, None, tmp_path)
+    with progress_bar(False) as bar:
+        for chunk_size in (1_000, 37):
+            assert without_knock_down(sources, cells, kept, chunk_size, run, bar) == wanted

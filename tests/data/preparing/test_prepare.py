@@ -8,7 +8,9 @@ import pytest
 import scipy.sparse as sp
 from datasets import load_dataset
 
+from evae.data.preparing import convert
 from evae.data.preparing.prepare import prepare_dataset
+from evae.data.reading.file_counts import FileCounts
 from evae.data.simulation.perturb_seq import simulate_perturb_seq
 from evae.data.streaming.loader import DatasetInfo
 from evae.data.streaming.split_anndata import read_split
@@ -106,6 +108,32 @@ def test_the_result_does_not_depend_on_the_chunk_size_or_the_storage(
         }
     other = prepare_dataset(h5ad, tmp_path / "other", split=cross_split, seed=1, **keys)
     assert list(read_split(other, "train").obs_names) != list(read_split(folder, "train").obs_names)
+
+
+def test_a_file_is_read_once_and_threads_change_nothing(simulated, tmp_path, keys, contents, monkeypatch):
+    """By the check of knock-downs, twice for variable genes, to measure and to write; whatever the threads do."""
+    adata = simulated.copy()
+    adata.obs["perturbation"] = adata.obs["perturbation"].astype(str).str.removeprefix("KO-")
+    adata.write_h5ad(tmp_path / "cells.h5ad", compression="gzip")
+    read: list[tuple[int, int]] = []
+    real = FileCounts.values
+
+    def values(source, start, stop):
+        read.append((start, stop))
+        return real(source, start, stop)
+
+    monkeypatch.setattr(FileCounts, "values", values)
+    options = keys | {"genes": "hvg:30", "chunk_size": 200}
+    made = {}
+    for name, threads, held in (("one", "1", 1), ("four", "4", 1 << 23), ("two", "2", 9_000)):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        monkeypatch.setattr(convert, "SCATTERED", held)
+        folder = prepare_dataset(tmp_path / "cells.h5ad", tmp_path / name / "out", **options)
+        made[name] = contents(folder)
+        assert sorted(read) == [(i, min(1500, i + 200)) for i in range(0, 1500, 200)]
+        assert json.loads(made[name]["dataset.json"])["checks"][3]["found"] is not None
+        read.clear()
+    assert made["one"] == made["four"] == made["two"]
 
 
 def test_rows_are_shuffled_over_all_shards(folder):

@@ -46,6 +46,8 @@ def _counted(calls: dict[str, int], name: str):
 )
 def test_a_killed_run_goes_on(h5ad, contents, tmp_path, keys, monkeypatch, step, pieces, genes):
     """The folder is that of a run that was left alone, and what was done is not done again."""
+    monkeypatch.setattr(convert, "SCATTERED", 1)  # every block is sorted by itself
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     options = keys | {"split": "random:0.1", "genes": genes, "chunk_size": 300}
     whole = prepare_dataset(h5ad, tmp_path / "whole", **options)
     with monkeypatch.context() as patched:

@@ -17,4 +17,9 @@ def test_against_columns_of_the_dense_matrix():
     wanted[:, columns[chosen]] = dense[:, chosen]
     found = over_panel(sp.csr_matrix(dense), columns, 15)
     assert found.has_sorted_indices
+    counts = sp.csr_matrix(dense)
+    backwards = over_panel(counts, np.arange(30)[::-1], 30)
+    np.testing.assert_array_equal(backwards.toarray(), dense[:, ::-1])
+    np.testing.assert_array_equal(counts.toarray(), dense)  # whose values the other must not order anew
+    assert over_panel(counts, np.arange(30), 30) is counts
     np.testing.assert_array_equal(found.toarray(), wanted)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse as sp
@@ -20,6 +21,7 @@ from evae.common.progress import Bar
 from evae.data.preparing.describe import CellLabels, Totals
 from evae.data.preparing.genes import Panel
 from evae.data.preparing.hvg import Sums, block_sums, scores_of_sums
+from evae.data.preparing.kept_blocks import Block, all_blocks, kept_counts, let_go, row_totals
 from evae.data.preparing.shards import RowPlan, gather_shard, scatter_rows
 from evae.data.preparing.splits import Split
 from evae.data.preparing.workers import Run
@@ -28,35 +30,7 @@ from evae.data.reading.panel import over_panel
 from evae.data.rows import binary_rows, cell_features, shard_schema
 from evae.models.contract_evae import EvaeError
 
-
-@dataclass(frozen=True)
-class Block:
-    """A run of cells of one file: start..stop there, first.. over all files."""
-
-    number: int
-    source: int
-    start: int
-    stop: int
-    first: int
-
-    @property
-    def rows(self) -> slice:
-        return slice(self.first, self.first + self.stop - self.start)
-
-    def file(self, folder: Path) -> Path:
-        """Where this block's result of a step lies."""
-        return folder / f"{self.number:06d}"
-
-
-def all_blocks(sources: list[FileCounts], chunk_size: int) -> list[Block]:
-    blocks: list[Block] = []
-    first = 0
-    for i, source in enumerate(sources):
-        blocks += [
-            Block(len(blocks) + n, i, *ends, first + ends[0]) for n, ends in enumerate(source.ranges(chunk_size))
-        ]
-        first += source.n_cells
-    return blocks
+SCATTERED = 1 << 23  # counts that are sorted by shard at once
 
 
 @dataclass(frozen=True)
@@ -106,20 +80,21 @@ class Conversion:
 
 @dataclass(frozen=True)
 class BlockRows:
-    """How the cells of a block become rows of shards.
+    """How the cells of neighbouring blocks become rows of shards.
 
     Attributes:
-        block: the cells.
+        blocks: the cells, all of one file.
         position: of the panel's genes in the file, (panel,).
         schema: of the shards.
         gene_dtype, count_dtype: of the two binary columns.
-        perturbation, cell_type, batch: codes of the labels, (cells of the block,).
-        shard: where each cell goes, -1 for cells to drop, (cells of the block,).
-        place: of each cell within its split, (cells of the block,).
+        perturbation, cell_type, batch: codes of the labels, (cells,).
+        full: totals over all genes of the file, (cells,).
+        shard: where each cell goes, -1 for cells to drop, (cells,).
+        place: of each cell within its split, (cells,).
         path: the file to write.
     """
 
-    block: Block
+    blocks: list[Block]
     position: np.ndarray
     schema: pa.Schema
     gene_dtype: np.dtype
@@ -127,17 +102,18 @@ class BlockRows:
     perturbation: np.ndarray
     cell_type: np.ndarray
     batch: np.ndarray | None
+    full: np.ndarray
     shard: np.ndarray
     place: np.ndarray
     path: Path
 
 
-def panel_counts(source: FileCounts, position: np.ndarray, block: Block) -> tuple[sp.csr_matrix, np.ndarray]:
-    """Counts over the panel (cells, panel) CSR int64, and totals over all genes (cells,) int64."""
-    counts = source.block(block.start, block.stop)
-    column = np.full(source.n_genes, -1, dtype=np.int64)
+def panel_counts(sources: list[FileCounts], position: np.ndarray, block: Block) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+    """Counts over the panel (cells, panel), and over all genes (cells, genes), CSR of unsigned integers."""
+    counts = kept_counts(sources, block)
+    column = np.full(counts.shape[1], -1, dtype=np.int64)
     column[position] = np.arange(len(position))
-    return over_panel(counts, column, len(position)), np.asarray(counts.sum(1)).ravel()
+    return over_panel(counts, column, len(position)), counts
 
 
 def with_variable_genes(conversion: Conversion, n_variable: int) -> Conversion:
@@ -175,7 +151,7 @@ def _variability(conversion: Conversion) -> np.ndarray:
 def _sums(
     sources: list[FileCounts], block: Block, position: np.ndarray, training: np.ndarray, limit: np.ndarray | None
 ) -> Sums:
-    counts, _ = panel_counts(sources[block.source], position, block)
+    counts, _ = panel_counts(sources, position, block)
     return block_sums(counts[np.flatnonzero(training)], limit)
 
 
@@ -183,7 +159,7 @@ def measure(conversion: Conversion) -> Totals:
     """Check the counts of all cells and add them up."""
     blocks, folder = conversion.blocks, conversion.scratch / "measured"
     n = blocks[-1].rows.stop
-    totals = Totals(np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int32), 0)
+    totals = Totals.empty(n)
     advance = conversion.bar.start("checking counts", n)
     missing = [b for b in blocks if not b.file(folder).is_file()]
     done = conversion.run(_measure, ((b, conversion.position(b), b.file(folder)) for b in missing))
@@ -192,7 +168,7 @@ def measure(conversion: Conversion) -> Totals:
         if block.number not in ready:
             next(done)
         found = pq.read_table(block.file(folder))
-        for name in ("panel", "full", "expressed"):
+        for name in ("panel", "full", "expressed", "name"):
             getattr(totals, name)[block.rows] = found[name].to_numpy()
         totals.max_count = max(totals.max_count, int(found["largest"][0].as_py()))
         advance(found.num_rows)
@@ -202,22 +178,25 @@ def measure(conversion: Conversion) -> Totals:
 
 
 def _measure(sources: list[FileCounts], block: Block, position: np.ndarray, path: Path) -> None:
-    counts, full = panel_counts(sources[block.source], position, block)
+    counts, whole = panel_counts(sources, position, block)
+    full, names = row_totals(whole), sources[block.source].cell_ids(block.start, block.stop)
     columns = {
-        "panel": np.asarray(counts.sum(1)).ravel(),
+        "panel": full if counts is whole else row_totals(counts),
         "full": full,
         "expressed": np.diff(counts.indptr).astype(np.int32),
-        "largest": np.full(len(full), counts.data.max(initial=0)),
+        "name": pd.util.hash_array(names.astype(object), categorize=False),
+        "largest": np.full(len(full), int(counts.data.max(initial=0))),
     }
     with atomic_write(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
 
 
-def write_cells(conversion: Conversion, plan: RowPlan, meta: dict[str, Any]) -> None:
-    """Write the shards: sort the cells of every block by shard, then bring the rows of every shard together.
+def write_cells(conversion: Conversion, totals: Totals, plan: RowPlan, meta: dict[str, Any]) -> None:
+    """Write the shards: sort the cells of some blocks by shard, then bring the rows of every shard together.
 
     Args:
         conversion: what is converted.
+        totals: of all cells.
         plan: where every cell goes.
         meta: the content of dataset.json.
     """
@@ -225,8 +204,7 @@ def write_cells(conversion: Conversion, plan: RowPlan, meta: dict[str, Any]) -> 
     genes = conversion.panel.genes
     features = cell_features(genes, labels.perturbations, labels.cell_types, labels.batches)
     schema = shard_schema(features, genes)
-    _scatter_blocks(conversion, plan, meta, schema)
-    files = [b.file(conversion.scratch / "scattered") for b in conversion.blocks]
+    files = _scatter_blocks(conversion, totals, plan, meta, schema)
     shards = [(i, n, conversion.folder / name) for i, (name, n) in enumerate(plan.shards)]
     left = [(i, n, path) for i, n, path in shards if not path.is_file()]
     n_left, n_all = (sum(n for _, n, _ in some) for some in (left, shards))
@@ -237,38 +215,74 @@ def write_cells(conversion: Conversion, plan: RowPlan, meta: dict[str, Any]) -> 
         advance(n)
 
 
-def _scatter_blocks(conversion: Conversion, plan: RowPlan, meta: dict[str, Any], schema: pa.Schema) -> None:
+def _scatter_blocks(
+    conversion: Conversion, totals: Totals, plan: RowPlan, meta: dict[str, Any], schema: pa.Schema
+) -> list[Path]:
+    """Sort the cells of neighbouring blocks by shard; returns the files."""
     folder, labels = conversion.scratch / "scattered", conversion.labels
-    missing = [b for b in conversion.blocks if not b.file(folder).is_file()]
-    n_left = sum(b.stop - b.start for b in missing)
-    advance = conversion.bar.start("writing cells", len(plan.split), len(plan.split) - n_left)
+    runs = _runs(conversion.blocks, totals.expressed)
+    files = [folder / f"{i:06d}" for i in range(len(runs))]
+    missing = [(run, file) for run, file in zip(runs, files, strict=True) if not file.is_file()]
+    sizes = [run[-1].rows.stop - run[0].first for run, _ in missing]
+    advance = conversion.bar.start("writing cells", len(plan.split), len(plan.split) - sum(sizes))
     shard = np.where(plan.split >= 0, plan.shard, -1)
     tasks = (
         BlockRows(
-            block=b,
-            position=conversion.position(b),
+            blocks=run,
+            position=conversion.position(run[0]),
             schema=schema,
             gene_dtype=np.dtype(meta["gene_dtype"]),
             count_dtype=np.dtype(meta["count_dtype"]),
-            perturbation=labels.perturbation[b.rows],
-            cell_type=labels.cell_type[b.rows],
-            batch=None if labels.batch is None else labels.batch[b.rows],
-            shard=shard[b.rows],
-            place=plan.place[b.rows],
-            path=b.file(folder),
+            perturbation=labels.perturbation[rows],
+            cell_type=labels.cell_type[rows],
+            batch=None if labels.batch is None else labels.batch[rows],
+            full=totals.full[rows],
+            shard=shard[rows],
+            place=plan.place[rows],
+            path=file,
         )
-        for b in missing
+        for run, file in missing
+        for rows in [slice(run[0].first, run[-1].rows.stop)]
     )
-    for block, _ in zip(missing, conversion.run(_scatter, ((task,) for task in tasks)), strict=True):
-        advance(block.stop - block.start)
+    for size, _ in zip(sizes, conversion.run(_scatter, ((task,) for task in tasks)), strict=True):
+        advance(size)
+    return files
+
+
+def _runs(blocks: list[Block], expressed: np.ndarray) -> list[list[Block]]:
+    """Neighbouring blocks of one file, of at most `SCATTERED` counts together: fewer files for every shard to look in.
+
+    Args:
+        blocks: all cells.
+        expressed: genes of every cell over the panel, (cells,).
+    """
+    runs: list[list[Block]] = []
+    held = 0
+    for block in blocks:
+        own = int(expressed[block.rows].sum())
+        if runs and runs[-1][0].source == block.source and held + own <= SCATTERED:
+            runs[-1].append(block)
+            held += own
+        else:
+            runs.append([block])
+            held = own
+    return runs
 
 
 def _scatter(sources: list[FileCounts], to: BlockRows) -> None:
-    source = sources[to.block.source]
-    counts, full = panel_counts(source, to.position, to.block)
-    columns = [to.perturbation, to.cell_type, full, source.cell_ids(to.block.start, to.block.stop)]
-    columns += [] if to.batch is None else [to.batch]
-    rows = pa.record_batch(
+    rows = pa.Table.from_batches([_rows(sources, block, to) for block in to.blocks]).combine_chunks().to_batches()[0]
+    scatter_rows(rows, to.shard, to.place, to.path)
+    for block in to.blocks:
+        let_go(sources, block)
+
+
+def _rows(sources: list[FileCounts], block: Block, to: BlockRows) -> pa.RecordBatch:
+    counts, _ = panel_counts(sources, to.position, block)
+    first = block.first - to.blocks[0].first
+    own = slice(first, first + block.stop - block.start)
+    columns = [to.perturbation[own], to.cell_type[own], to.full[own]]
+    columns += [sources[block.source].cell_ids(block.start, block.stop), *([] if to.batch is None else [to.batch[own]])]
+    return pa.record_batch(
         [
             binary_rows(counts.indices.astype(to.gene_dtype), counts.indptr),
             binary_rows(counts.data.astype(to.count_dtype), counts.indptr),
@@ -276,7 +290,6 @@ def _scatter(sources: list[FileCounts], to: BlockRows) -> None:
         ],
         schema=to.schema,
     )
-    scatter_rows(rows, to.shard, to.place, to.path)
 
 
 def _gather(

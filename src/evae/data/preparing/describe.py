@@ -36,12 +36,20 @@ class CellLabels:
 
 @dataclass
 class Totals:
-    """What the first reading found: totals over the panel and over all genes, numbers of expressed genes."""
+    """What the first reading found: totals over the panel and over all genes, numbers of expressed genes, and hashes of
+    the names of the cells."""
 
     panel: np.ndarray  # (cells,) int64
     full: np.ndarray  # (cells,) int64
     expressed: np.ndarray  # (cells,) int32
+    name: np.ndarray  # (cells,) uint64
     max_count: int
+
+    @classmethod
+    def empty(cls, n: int) -> "Totals":
+        kinds = (np.int64, np.int64, np.int32, np.uint64)
+        panel, full, expressed, name = (np.zeros(n, kind) for kind in kinds)
+        return cls(panel, full, expressed, name, 0)
 
 
 def describe(labels: CellLabels, panel: Panel, totals: Totals, plan: RowPlan, control: str) -> dict[str, Any]:

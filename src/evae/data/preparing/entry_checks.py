@@ -23,6 +23,7 @@ from evae.data.preparing.conventions import Named
 from evae.data.preparing.describe import CellLabels
 from evae.data.preparing.knock_down import without_knock_down
 from evae.data.preparing.labelling import joined, read_labels
+from evae.data.preparing.workers import Run
 from evae.data.reading.file_counts import FileCounts
 from evae.models.contract_evae import EvaeError, look_up, parts_of
 
@@ -103,7 +104,7 @@ class _Checks:
 
 
 def check_entry(
-    sources: list[FileCounts], asked: Asked, kept: np.ndarray, bar: Bar
+    sources: list[FileCounts], asked: Asked, kept: np.ndarray, chunk_size: int, run: Run, bar: Bar
 ) -> tuple[np.ndarray, CellLabels, list[Check]]:
     """Make all checks but that of copies, which needs the counts.
 
@@ -111,6 +112,8 @@ def check_entry(
         sources: the files.
         asked: what to look at, and what to leave out.
         kept: which cells are wanted, (cells,) bool.
+        chunk_size: cells read at once.
+        run: does the work on them (see `evae.data.preparing.workers`).
         bar: shows how far it is.
 
     Returns:
@@ -127,7 +130,7 @@ def check_entry(
     few = [n for n, times in zip(labels.perturbations[1:], counts[1:], strict=True) if times < asked.min_cells]
     what = f"perturbations with fewer than {asked.min_cells} cells"
     checks.groups("few", what, few, labels.perturbations, labels.perturbation)
-    missed, told = without_knock_down(sources, labels, checks.kept, bar)
+    missed, told = without_knock_down(sources, labels, checks.kept, chunk_size, run, bar)
     what = f"perturbations whose gene did not fall, of {told:,} that can be told"
     checks.groups("no-knock-down", what, missed if told else None, labels.perturbations, labels.perturbation)
     _batches(checks, labels)

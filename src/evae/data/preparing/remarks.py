@@ -72,10 +72,9 @@ def copied_cells(sources: list[FileCounts], totals: Totals, kept: np.ndarray) ->
         totals: of all cells.
         kept: which of them are wanted, (cells,) bool.
     """
-    names = [pd.util.hash_array(np.asarray(s.cell_ids(0, s.n_cells), dtype=object).astype(str)) for s in sources]
     file = np.repeat(np.arange(len(sources)), [s.n_cells for s in sources])
     cells = pd.DataFrame(
-        {"name": np.concatenate(names), "full": totals.full, "panel": totals.panel, "expressed": totals.expressed}
+        {"name": totals.name, "full": totals.full, "panel": totals.panel, "expressed": totals.expressed}
     )[kept]
     again = np.zeros(len(kept), dtype=bool)
     again[kept] = cells.duplicated().to_numpy()

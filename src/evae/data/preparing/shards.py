@@ -22,7 +22,7 @@ from evae.models.contract_evae import EvaeError
 MANY_ROWS = 1 << 18
 SHARD_BYTES = 256 << 20  # before compression
 MAX_SHARDS = 768
-SHARDS_KEY = b"shards"  # in the schema of a scattered block: the shard of each of its batches
+SHARDS_KEY = b"shards"  # in the schema of scattered rows: where the rows of each shard begin, and how many there are
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def row_group_rows(n_genes: int) -> int:
 
 
 def scatter_rows(rows: pa.RecordBatch, shard: np.ndarray, place: np.ndarray, path: Path) -> None:
-    """Write cells sorted by shard: an Arrow file with one batch for each shard that they go to.
+    """Write cells sorted by shard: an Arrow file that says which shards they go to.
 
     Args:
         rows: (cells,) the columns of a shard.
@@ -106,11 +106,14 @@ def scatter_rows(rows: pa.RecordBatch, shard: np.ndarray, place: np.ndarray, pat
     kept = np.flatnonzero(shard >= 0)
     order = kept[np.argsort(shard[kept], kind="stable")]
     targets, starts = np.unique(shard[order], return_index=True)
-    ordered = rows.take(pa.array(order))
-    schema = rows.schema.with_metadata({SHARDS_KEY: json.dumps(targets.tolist())})
-    with atomic_write(path) as temporary, pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, schema) as out:
-        for start, end in pairwise([*starts, len(order)]):
-            out.write_batch(ordered.slice(int(start), int(end - start)).replace_schema_metadata(schema.metadata))
+    runs = {int(t): [int(a), int(b - a)] for t, (a, b) in zip(targets, pairwise([*starts, len(order)]), strict=True)}
+    ordered = rows.take(pa.array(order)).replace_schema_metadata({SHARDS_KEY: json.dumps(runs)})
+    with (
+        atomic_write(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as file,
+        pa.ipc.new_file(file, ordered.schema) as out,
+    ):
+        out.write_batch(ordered)
 
 
 def gather_shard(scattered: Sequence[Path], shard: int, schema: pa.Schema, group_rows: int, target: Path) -> int:
@@ -125,10 +128,10 @@ def gather_shard(scattered: Sequence[Path], shard: int, schema: pa.Schema, group
     """
     batches = []
     for path in scattered:
-        with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
-            held = json.loads(reader.schema.metadata[SHARDS_KEY])
-            if shard in held:
-                batches.append(reader.get_batch(held.index(shard)))
+        with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
+            runs = json.loads(reader.schema.metadata[SHARDS_KEY])
+            if str(shard) in runs:
+                batches.append(reader.get_batch(0).slice(*runs[str(shard)]))
     table = pa.Table.from_batches(batches).combine_chunks()
     order = pc.sort_indices(table["place"])
     table = table.drop_columns(["place"]).replace_schema_metadata(schema.metadata)

@@ -1,4 +1,5 @@
-"""Work on files of cells, in this process or on the workers of Dask; the results come in the order of the tasks."""
+"""Work on files of cells, in threads of this process or on the workers of Dask; the results come in the order of the
+tasks."""
 
 import hashlib
 import threading
@@ -8,11 +9,13 @@ from typing import Any
 
 from evae.common.cluster import current_cluster
 from evae.common.digests import file_stamp
+from evae.common.threads import in_threads, usable_cores
 from evae.data.reading.file_counts import FileCounts
 
 Task = tuple[Any, ...]
 Run = Callable[[Callable[..., Any], Iterable[Task]], Iterator[Any]]
 How = tuple[list[Path], str | None, Path]  # of `open_sources`
+THREADS = 4  # of one process, each of which holds a block of cells
 _opened = threading.local()  # of a worker's thread: how its files were opened, and the files
 
 
@@ -34,7 +37,8 @@ def runner(sources: list[FileCounts], layer: str | None, scratch: Path) -> Run:
     """
     cluster = current_cluster()
     if cluster is None:
-        return lambda function, tasks: (function(sources, *task) for task in tasks)
+        threads = min(THREADS, usable_cores())
+        return lambda function, tasks: in_threads(lambda task: function(sources, *task), tasks, threads)
     how = ([source.path.resolve() for source in sources], layer, scratch.resolve())
     return lambda function, tasks: cluster.in_order(_call, ((how, function, task) for task in tasks))
 

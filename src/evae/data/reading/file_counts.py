@@ -17,7 +17,8 @@ from evae.data.reading.formats import open_parts
 from evae.data.reading.joined_frame import with_table
 from evae.data.reading.labels import label_codes
 from evae.data.reading.parts import Frame
-from evae.models.contract_evae import EvaeError, check_raw_counts, near_matches
+from evae.data.reading.raw_counts import narrowest
+from evae.models.contract_evae import EvaeError, near_matches
 from evae.models.genes_evae import GeneColumns, gene_columns
 
 
@@ -30,16 +31,16 @@ class FileCounts:
         scratch: folder for what has to be converted or unpacked, of this file and layer alone; in memory, or in a
             temporary folder, if None.
 
-    Attributes: `kind` (the format), `title` (what to call it), `name` (file and layer, for messages), `n_cells`,
-    `n_genes`, `encoding` of the matrix, `obs` and `var`, of which each column is read when it is asked for, `notes` on
-    what was left out, and, read when first asked for, `gene_columns` and `genes`, their names.
+    Attributes: `path`, `scratch`, `kind` (the format), `title` (what to call it), `name` (file and layer, for
+    messages), `n_cells`, `n_genes`, `encoding` of the matrix, `obs` and `var`, of which each column is read when it is
+    asked for, `notes` on what was left out, and, read when first asked for, `gene_columns` and `genes`, their names.
 
     Raises:
         EvaeError: no such file or layer, no known format or not a whole file, no cells or genes.
     """
 
     def __init__(self, path: str | Path, layer: str | None = None, scratch: Path | None = None):
-        self.path = Path(path)
+        self.path, self.scratch = Path(path), scratch
         self._parts = open_parts(self.path, layer, scratch)
         self.title = self._parts.title or str(self.path)
         self.name = f"the counts in {self._parts.where} of {self.title}"
@@ -128,17 +129,23 @@ class FileCounts:
         Raises:
             EvaeError: the values are not raw counts, or cannot be read.
         """
+        block = self.narrow_block(start, stop)
+        block.data = block.data.astype(np.int64)
+        return block
+
+    def narrow_block(self, start: int, stop: int) -> sp.csr_matrix:
+        """`block` in the narrowest unsigned integers that hold its counts."""
         block = self.values(start, stop)
         try:
-            check_raw_counts(block.data, self.name)
+            block.data = narrowest(block.data, self.name)
         except EvaeError as error:
             others = [layer for layer in self._parts.counts_in() if layer != self._parts.layer]
             if not others:
                 raise
             hint = f'Whole numbers stand in {", ".join(others)}: layer="{others[0]}".'
             raise EvaeError(f"{error} {hint}") from None
-        block.data = block.data.astype(np.int64)
-        block.eliminate_zeros()
+        if not block.data.all():
+            block.eliminate_zeros()
         return block
 
     def values(self, start: int, stop: int) -> sp.csr_matrix:

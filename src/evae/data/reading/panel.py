@@ -13,11 +13,16 @@ def over_panel(counts: sp.csr_matrix, columns: np.ndarray, n_panel: int) -> sp.c
         n_panel: genes of the panel.
 
     Returns:
-        (cells, panel) CSR of the same values, indices sorted.
+        (cells, panel) CSR of the same values, indices sorted; `counts` themselves where they are that.
     """
-    place = columns[counts.indices]
-    inside = place >= 0
-    ends = np.concatenate([[0], np.cumsum(inside)])[counts.indptr]
-    kept = sp.csr_matrix((counts.data[inside], place[inside], ends), shape=(counts.shape[0], n_panel))
-    kept.sort_indices()
-    return kept
+    shape = counts.shape[0], n_panel
+    if np.array_equal(columns, np.arange(n_panel)) and counts.has_sorted_indices:
+        return counts
+    place = columns.astype(counts.indices.dtype)[counts.indices]
+    if (columns >= 0).all():
+        kept = sp.csr_matrix((counts.data, place, counts.indptr), shape=shape)
+    else:
+        inside = place >= 0
+        ends = np.concatenate([[0], np.cumsum(inside)])[counts.indptr]
+        kept = sp.csr_matrix((counts.data[inside], place[inside], ends), shape=shape)
+    return kept if kept.has_sorted_indices else kept.sorted_indices()  # a copy: the values may be those of `counts`

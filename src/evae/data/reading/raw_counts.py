@@ -54,6 +54,27 @@ def choose_counts(samples: Mapping[str, Sample], path: Path | str) -> tuple[str,
     return chosen[0], f"raw counts of {path}: {others}"
 
 
+def narrowest(values: np.ndarray, source: str) -> np.ndarray:
+    """Raw counts in the narrowest unsigned integers that hold the largest of them.
+
+    Args:
+        values: stored values of any type.
+        source: what to call them in a message.
+
+    Raises:
+        EvaeError: they are no raw counts.
+    """
+    largest = values.max(initial=0) if values.dtype.kind in "uifb" else np.inf
+    fitting = next((kind for kind in (np.uint8, np.uint16, np.uint32) if largest <= np.iinfo(kind).max), None)
+    if fitting is not None:
+        with np.errstate(invalid="ignore"):  # NaN, which equals nothing
+            narrow: np.ndarray = values.astype(fitting)
+        if np.array_equal(narrow, values):
+            return narrow
+    check_raw_counts(values, source)
+    return values.astype(np.int64)
+
+
 def refuse_layer(layer: str | None, what: str) -> None:
     """Raise `EvaeError` for the name of a layer where `what` has none."""
     if layer not in (None, "X", AUTO):

@@ -9,6 +9,7 @@ import scipy.sparse as sp
 
 from evae.data.reading.csc_to_csr import csc_to_csr
 from evae.data.reading.stored_frame import as_text
+from evae.data.reading.whole_chunks import read_run
 from evae.models.contract_evae import EvaeError
 
 MAX_BLOCK_ENTRIES = 1 << 21  # stored values held at once, whatever the chunk size says
@@ -56,13 +57,22 @@ class StoredMatrix:
 
     def block_end(self, start: int, chunk_size: int) -> int:
         """Where a block ends that begins at `start`: at most `chunk_size` rows, and a bounded number of values."""
-        n_cells, n_genes = self._stored_shape
+        n_cells = self._stored_shape[0]
         if self.encoding == "dense":
-            return min(n_cells, start + max(1, min(chunk_size, MAX_BLOCK_ENTRIES // n_genes)))
+            return min(n_cells, start + self._dense_rows(chunk_size, start))
         stop = min(n_cells, start + chunk_size)
         ends = self._csr_parts()[0][start : stop + 1]
         bound = start + int(np.searchsorted(ends, ends[0] + MAX_BLOCK_ENTRIES, side="right")) - 1
         return max(start + 1, min(stop, bound))
+
+    def _dense_rows(self, chunk_size: int, start: int) -> int:
+        """Rows of a dense matrix that are read at once: whole chunks of the file where they are not too tall, since
+        every one that is cut is read and decompressed twice."""
+        rows = max(1, min(chunk_size, MAX_BLOCK_ENTRIES // self._stored_shape[1]))
+        tall = (getattr(self._stored, "chunks", None) or (1,))[0]
+        most = max(1, min(chunk_size, 8 * MAX_BLOCK_ENTRIES // self._stored_shape[1]))
+        ends = (start + max(rows, min(tall, most))) // tall * tall
+        return ends - start if ends > start else min(tall, most)
 
     def rows(self, start: int, stop: int) -> sp.csr_matrix:
         """The values of the rows start..stop, (rows, genes) CSR without repeated entries.
@@ -94,12 +104,13 @@ class StoredMatrix:
             values = self._stored[start:stop]
             return sp.csr_matrix(_wide(values))  # NaN counts as a stored value, so that a check sees it
         indptr, indices, data = self._csr_parts()
-        ends = np.array(indptr[start : stop + 1])
+        ends = np.asarray(indptr[start : stop + 1])
         low, high = int(ends[0]), int(ends[-1])
-        return sp.csr_matrix(
-            (_wide(np.array(data[low:high])), np.array(indices[low:high]), ends - low),
-            shape=(stop - start, self._stored_shape[1]),
-        )
+        values, columns = read_run(data, low, high), read_run(indices, low, high)
+        if isinstance(data, np.ndarray):  # of which these are views, and sorting them would change it
+            values, columns = values.copy(), columns.copy()
+        values, columns = (np.require(part, requirements="W") for part in (_wide(values), columns))
+        return sp.csr_matrix((values, columns, ends - low), shape=(stop - start, self._stored_shape[1]))
 
     def _csr_parts(self) -> tuple[Any, Any, Any]:
         """indptr, indices and data by row; in the file, in memory-mapped files, or in memory."""
