@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evae.models import EvaeARConfig, EvaeARForCausalLM, EvaeError
+from evae.models import EvaeARConfig, EvaeARForCausalLM, EvaeError, code_writer_evae, device_evae
 from evae.models.code_writer_evae import CodeWriter
 from evae.models.randomness_evae import CellStreams
 
@@ -93,30 +93,26 @@ class TestCacheAndAttention:
 
     @pytest.mark.parametrize("bfloat16", [False, True])
     @pytest.mark.parametrize("at", [int, lambda position: torch.tensor([position])], ids=["number", "tensor"])
-    @pytest.mark.parametrize("layout", ["uneven", "in parts", "as on a GPU"])
+    @pytest.mark.parametrize("layout", ["few positions", "many positions", "as on a GPU"])
     def test_the_writer_equals_the_network(self, tiny_prior, bfloat16, at, layout, monkeypatch):
         """Code by code, for conditions that differ; in bfloat16 as near as that format is."""
-        prior = tiny_prior(intermediate_size=24 if layout == "uneven" else 32)
-        if layout == "as on a GPU":  # no product is taken in parts
-            room = CodeWriter._empty_product
-            shape = lambda x: torch.empty(1, x.shape[1], x.shape[0] * x.shape[2], dtype=x.dtype)  # noqa: E731
-            monkeypatch.setattr(
-                CodeWriter, "_empty_product", lambda own, linears: (room(own, linears)[0], shape(room(own, linears)[1]))
-            )
+        prior = tiny_prior()
+        monkeypatch.setattr(code_writer_evae, "FEW_POSITIONS", 0 if layout == "many positions" else 32)
+        monkeypatch.setattr(device_evae, "_forced", layout == "as on a GPU")
         prior = prior if bfloat16 else prior.double()
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             expected = prior(codes=CODES, **CONDITIONS).logits[..., :BOS]
             writer, found = CodeWriter(prior, 3, is_guided=False, n_modulations=3), []
             writer.begin(prior, prior.condition_modulation(3, **CONDITIONS), torch.zeros(3, 4), 1.0, 1.0)
-            for kept in writer.keys_values:
+            for kept in writer.caches:
                 kept.zero_()
             for position, tokens in enumerate(with_bos(CODES[:, :-1]).unbind(1)):
                 x = prior.token_embedding(tokens) + prior.position_embedding.weight[position]
-                found.append(writer._logits(x, at(position)))
+                found.append(writer._logits(x.to(writer.tokens.dtype), at(position)))
         largest = float(expected.abs().max())
         tolerance = {"rtol": 0, "atol": 0.03 * largest if bfloat16 else 1e-12 * largest}
         torch.testing.assert_close(torch.stack(found, dim=1), expected, **tolerance)
-        assert writer.keys_values[0].dtype == (torch.bfloat16 if bfloat16 else torch.float64)
+        assert writer.caches[0].dtype == (torch.bfloat16 if bfloat16 else torch.float64)
 
     def test_eager_equals_sdpa(self, tiny_prior):
         prior = tiny_prior().double()

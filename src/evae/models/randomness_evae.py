@@ -186,10 +186,19 @@ def draw_negative_binomial(mu: Tensor, theta: Tensor, source: Randomness) -> Ten
 
 def categorical(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Draw a category, int64 (...), from `probabilities` (..., categories) with `uniform` numbers (...) on [0, 1)."""
+    return places_drawn(probabilities, uniform).clamp_max(probabilities.shape[-1] - 1)
+
+
+def places_drawn(probabilities: Tensor, uniform: Tensor, out: Tensor | None = None) -> Tensor:
+    """As `categorical`, but where probabilities are NaN the place may be that after the last.
+
+    A uniform number below 1 times the sum is below the sum in floating point, too, so no other place is too large.
+    """
     last = probabilities.shape[-1] - 1
     if last < FEW and on_accelerator(probabilities.device):  # a sum along short rows leaves most of the device idle
         columns = probabilities.movedim(-1, 0).contiguous().cumsum(0)
-        return (columns <= uniform * columns[-1]).sum(0).clamp_max(last)
+        return torch.sum(columns <= uniform * columns[-1], 0, out=out)
     cumulative = probabilities.contiguous().cumsum(-1)
     point = uniform.unsqueeze(-1) * cumulative[..., -1:]  # the sum is 1 up to rounding
-    return torch.searchsorted(cumulative, point, right=True).squeeze(-1).clamp_max(last)
+    places = None if out is None else out.unsqueeze(-1)
+    return torch.searchsorted(cumulative, point, right=True, out=places).squeeze(-1)
