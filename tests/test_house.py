@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "training/resume": {"training/settings", "common", "data/streaming", "models"},
     "training/loop": {"training/settings", "training/resume", "common", "models"},
     "training": {"training/settings", "training/loop", "training/resume", "common", "data", "data/streaming", "models"},
-    "effects": {"common", "data", "data/streaming", "training", "models"},
+    "effects": {"common", "data", "training", "models"},
     "finetuning": {
         *("training", "training/loop", "training/resume", "training/settings"),
         *("common", "data", "data/streaming", "models", "inference", "evaluation/cells"),

@@ -6,14 +6,14 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from evae.common.shrinkage import combine, shrink
 from evae.data.format import DatasetInfo
 from evae.data.preparing.prepare import prepare_dataset
 from evae.data.simulation.perturb_seq import simulate_perturb_seq
 from evae.effects import estimate_effects
-from evae.effects.profiles import read_shifts
-from evae.effects.shrink import combine, shrink
 from evae.inference.effects import read_table
 from evae.models.contract_evae import EvaeError
+from evae.training.shifts import read_shifts
 
 KEYS = {"perturbation_key": "perturbation", "cell_type_key": "cell_type", "control": "control", "progress": False}
 

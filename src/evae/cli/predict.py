@@ -73,6 +73,12 @@ def predict(
     match_effects: Annotated[
         bool, typer.Option("--match-effects", help="Change the drawn cells until their mean follows --effects exactly.")
     ] = False,
+    effect_transfer: Annotated[
+        float | None,
+        typer.Option(
+            help="How far to move means towards those of other cell types, 0 to 1; what training found if left out."
+        ),
+    ] = None,
     library_size: Annotated[
         str | None,
         typer.Option(help="Molecules of the predicted cells: predicted, controls, training; the best if left out."),
@@ -146,7 +152,7 @@ def predict(
     options |= {"library_size": library_size}
     how: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": watched()}
     how |= {name: value for name, value in options.items() if value is not None}
-    how |= {"effects": effects, "match_effects": match_effects}
+    how |= {"effects": effects, "match_effects": match_effects, "effect_transfer": effect_transfer}
     if held_out is not None:
         predicted = predict_held_out(pipe, held_out, n_cells, **how)
     else:
@@ -239,6 +245,12 @@ def _say_predicted(predicted: "ad.AnnData", out: Path) -> None:
     say(f"library sizes: {facts['library_size_source']}; guidance scale: {facts['guidance_scale']:g}")
     if "matched_effects" in facts:
         say(_said_match(facts["matched_effects"]))
+    if facts.get("effect_transfer"):
+        moved = "the pair" if len(pairs) == 1 else f"{facts['effect_transfer_pairs']} of them"
+        say(
+            f"effect transfer: the mean of {moved} is moved by {facts['effect_transfer']:.0%} towards what other "
+            "cell types show"
+        )
     coverage = facts.get("gene_coverage", 1.0)
     if coverage < 1:
         say(f"the controls measure {coverage:.0%} of the model's gene panel", style="yellow")

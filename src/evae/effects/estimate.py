@@ -13,11 +13,11 @@ from typing import TypeAlias
 import numpy as np
 import pandas as pd
 
+from evae.common.shrinkage import combine, shrink
 from evae.data.format import AnyDataset, Dataset
 from evae.effects.features import METHODS, read_vectors, told_by_features
-from evae.effects.profiles import read_shifts
-from evae.effects.shrink import combine, shrink
 from evae.models.contract_evae import EvaeError, near_matches, parts_of
+from evae.training.shifts import read_shifts
 
 Known: TypeAlias = tuple[np.ndarray, str]  # an effect, (genes,), and where it comes from
 

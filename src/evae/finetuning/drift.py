@@ -40,7 +40,11 @@ def measure_drift(before: Checkpoint, after: Checkpoint, dataset: Dataset, n_cel
         names = [names[i * len(names) // MOST_NAMES] for i in range(MOST_NAMES)]
     kinds = before.processor.cell_types if controls is None else controls.obs["cell_type"].unique().tolist()
     pairs = {(kind, name): n_cells for kind in kinds[:MOST_KINDS] for name in names}
-    options: dict[str, Any] = {"n_cells": pairs, "library_size": "training" if controls is None else "controls"}
+    options: dict[str, Any] = {
+        "effect_transfer": 0.0,
+        "n_cells": pairs,
+        "library_size": "training" if controls is None else "controls",
+    }
     pipes = [Pipeline(checkpoint, checkpoint.model.device) for checkpoint in (before, before, after)]
     first, second, moved = (
         _means(pipe.predict(controls, seed=s, progress=False, **options), pairs)

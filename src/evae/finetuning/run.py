@@ -25,7 +25,7 @@ from evae.models.contract_evae import EvaeError
 from evae.models.modeling_evae import EvaeModel
 from evae.models.processing_evae import EvaeProcessor
 from evae.training.conditions import check_learnable
-from evae.training.from_codes import Beginning, train_from
+from evae.training.from_codes import Beginning, keep_effects, train_from
 from evae.training.loop.claim import claimed_folder
 from evae.training.loop.setup import make_accelerator
 from evae.training.loop.stopping import stopping_together
@@ -151,6 +151,8 @@ class _Work:
         if self.adapters:
             facts["base_digest"] = weights_digest(self.before.model)
         save_with_processor(prior, folder, self.processor, lambda place: self._write(prior, place))
+        known = self.before.effects  # those of the dataset that is replayed among them
+        keep_effects(self.datasets if known is None else self.datasets[:1], self.processor, folder, known)
         write_json(folder / FACTS, facts)
 
     def _write(self, prior: Any, folder: Path) -> None:

@@ -27,7 +27,7 @@ from evae.models.contract_evae import EvaeError
 
 MODEL_FILES = (
     *("config.json", "generation_config.json", "preprocessor_config.json", "*_evae*.py"),
-    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "effects.safetensors"),
 )
 EVAL_RESULTS = ".eval_results/evae.yaml"
 REPLACED_OF_MODEL = (*MODEL_FILES, "training/*", "evaluation/*", EVAL_RESULTS)

@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from evae.common.hub import explain_hub_errors
+from evae.common.known_effects import FILE as EFFECTS
+from evae.common.known_effects import KnownEffects
 from evae.common.messages import first_line
 from evae.inference.adapter import ADAPTER, base_of, merged
 from evae.inference.example import FOLDER, is_example
@@ -32,12 +34,14 @@ class Checkpoint:
         processor: its `EvaeProcessor`.
         name: the folder or Hub id it was asked for by.
         revision: the Hub commit it came from, "" for a folder.
+        effects: what perturbations do in the cell types of training; None where the folder has no such file.
     """
 
     model: Any
     processor: Any
     name: str
     revision: str
+    effects: KnownEffects | None = None
 
     @property
     def tokenizer(self) -> Any:
@@ -86,7 +90,7 @@ def load_checkpoint(path_or_id: str | Path, revision: str | None = None) -> Chec
         raise EvaeError(f"{path_or_id} cannot be loaded: {error}") from error
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise EvaeError(f"{path_or_id} cannot be loaded ({first_line(error).rstrip('.')}); {MEND}.") from error
-    checkpoint = Checkpoint(model.eval(), processor, str(path_or_id), commit)
+    checkpoint = Checkpoint(model.eval(), processor, str(path_or_id), commit, _read_effects(folder, processor))
     _check_sizes(checkpoint)
     return checkpoint
 
@@ -102,7 +106,8 @@ def _with_adapter(folder: Path, name: str, commit: str) -> Checkpoint:
         raise EvaeError(f"the adapter {name} stands on {path}, which is a tokenizer; fine-tune a prior.")
     _read_json(folder, PROCESSOR, name)
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    checkpoint = Checkpoint(merged(base.model, folder, name), processor, name, commit)
+    effects = _read_effects(folder, processor)
+    checkpoint = Checkpoint(merged(base.model, folder, name), processor, name, commit, effects)
     _check_sizes(checkpoint)
     return checkpoint
 
@@ -154,6 +159,22 @@ def _check_shapes(config: Any, shapes: dict[str, list[int]], name: str) -> None:
     for key, tensor in wanted.items():
         if list(tensor.shape) != shapes[key]:
             raise EvaeError(f"{key} is {shapes[key]} in the weights, {list(tensor.shape)} by {CONFIG}; {MEND}.")
+
+
+def _read_effects(folder: Path, processor: Any) -> KnownEffects | None:
+    """What the folder holds of known effects, if it holds any."""
+    path = folder / EFFECTS
+    if not path.is_file():
+        return None
+    try:
+        known = KnownEffects.load(path)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise EvaeError(f"{path} is truncated or damaged ({first_line(error).rstrip('.')}); {MEND}.") from None
+    if known.change.shape[1] != len(processor.genes):
+        raise EvaeError(
+            f"{path} is over {known.change.shape[1]} genes, {PROCESSOR} lists {len(processor.genes)}; {MEND}."
+        )
+    return known
 
 
 def _read_json(folder: Path, file: str, name: str) -> dict[str, Any]:

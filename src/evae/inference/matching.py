@@ -44,11 +44,7 @@ class Wanted:
 
     def totals(self, n_molecules: float) -> np.ndarray:
         """Wanted molecules of each gene, int64 (genes,), of as many in all (largest remainders)."""
-        exact = n_molecules * self.shares()
-        whole = np.floor(exact).astype(np.int64)
-        left = round(n_molecules) - int(whole.sum())
-        whole[np.argsort(whole - exact, kind="stable")[:left]] += 1
-        return whole
+        return whole_totals(self.shares(), n_molecules)
 
     def report(self, drawn: np.ndarray, matched: np.ndarray) -> dict[str, float]:
         """How far the totals of each gene, (genes,), are from the wanted ones, before and after.
@@ -73,6 +69,15 @@ class Wanted:
             "offset": float(-np.log2(max(share @ np.exp2(self.folds), 1e-12))),
             "genes_without_controls": int(((self.controls == 0) & (self.folds != 0)).sum()),
         }
+
+
+def whole_totals(parts: np.ndarray, n_molecules: float) -> np.ndarray:
+    """As many molecules divided among the genes in proportion to `parts`, int64 (genes,) (largest remainders)."""
+    exact = n_molecules * parts / max(parts.sum(), 1e-12)
+    whole = np.floor(exact).astype(np.int64)
+    left = round(n_molecules) - int(whole.sum())
+    whole[np.argsort(whole - exact, kind="stable")[:left]] += 1
+    return whole
 
 
 def wanted_of(

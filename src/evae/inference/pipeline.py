@@ -66,6 +66,7 @@ class Pipeline(LoadedModel):
         requests: pd.DataFrame | str | Path | None = None,
         effects: pd.DataFrame | str | Path | None = None,
         match_effects: bool = False,
+        effect_transfer: float | None = None,
         library_size: str | Any | None = None,
         seed: int = 0,
         batch_size: int = 256,
@@ -104,6 +105,10 @@ class Pipeline(LoadedModel):
             match_effects: change the drawn cells, as whole counts, until the pseudobulk of each pair has the fold
                 changes of `effects` over that of its controls (`evae.inference.matching` says how). Any prior will do.
                 A perturbation that it knows is drawn as it knows it; it is told the effects of others only.
+            effect_transfer: how far the mean of the drawn cells is moved towards the effect that the perturbation has
+                in the cell types of training, those most like the controls first: 0 leaves them as drawn, 1 gives them
+                that mean. None takes the weight that training found, where the model has one. Only pairs of 20 cells
+                or more are moved, whose perturbation some cell type of training has and whose effects are not given.
             library_size: total counts of the predicted cells: "predicted" from the control's, the perturbation and the
                 cell type, those of the "controls", some of the "training" cells, or numbers (cells,). None takes what
                 training found best on left-out pairs.
@@ -126,7 +131,7 @@ class Pipeline(LoadedModel):
             for), and `agent`, `dose` and `time` of a model that knows doses. var: genes are named as the controls name
             them. Where the controls call the label columns otherwise, obs has them under those names too.
             uns["evae"]: model, seed, share of the panel that the controls cover, versions, with `match_effects` how
-            close it came.
+            close it came, with `effect_transfer` its weight and how many pairs were moved.
 
         Raises:
             EvaeError: the checkpoint is a tokenizer only, a name or an option that it does not know, controls
@@ -134,8 +139,8 @@ class Pipeline(LoadedModel):
         """
         request = Request(
             perturbation=perturbation, cell_type=cell_type, n_cells=n_cells, dose=dose, dose_unit=dose_unit, time=time,
-            requests=requests, effects=effects, batch_key=batch_key,
-            match_effects=match_effects, library_size=library_size, seed=seed, batch_size=batch_size,
+            requests=requests, effects=effects, batch_key=batch_key, match_effects=match_effects,
+            effect_transfer=effect_transfer, library_size=library_size, seed=seed, batch_size=batch_size,
             cell_type_key=cell_type_key, perturbation_key=perturbation_key, control=control, layer=layer,
             progress=progress, sampling=sampling,
         )  # fmt: skip

@@ -122,7 +122,11 @@ def _confidence(processor: Any, cells: ad.AnnData, resting: ad.AnnData, measured
 def _as_drawn(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The options by which cells were predicted, as far as they tell."""
     origin = {"training cells": "training"}.get(facts.get("library_size_source", ""), facts.get("library_size_source"))
-    how = {"library_size": origin if origin in CHOICES else None, "guidance_scale": facts.get("guidance_scale")}
+    how = {
+        "library_size": origin if origin in CHOICES else None,
+        "guidance_scale": facts.get("guidance_scale"),
+        "effect_transfer": facts.get("effect_transfer", 0.0),
+    }
     return {name: value for name, value in how.items() if value is not None}
 
 

@@ -40,6 +40,7 @@ from evae.inference.sampling import (
     source_cells,
     takes_effects,
 )
+from evae.inference.transfer import move_to_known, profiles_of
 from evae.inference.treatments import Amounts, add_treatments, treated, warn_beyond
 from evae.models.contract_evae import EvaeError, near_matches
 
@@ -59,6 +60,7 @@ class Request(CellOptions):
     time: Amounts = None
     effects: pd.DataFrame | str | Path | None = None
     match_effects: bool = False
+    effect_transfer: float | None = None
     library_size: Any = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
@@ -161,6 +163,24 @@ def _read_folds(prior: Checkpoint, controls: ad.AnnData | None, asked: Request) 
     return log_fold_changes(asked.effects, prior.processor)
 
 
+def _transfer_weight(prior: Checkpoint, asked: Request) -> float:
+    """How far the drawn cells are moved towards the effects in other cell types, from 0 to 1."""
+    given = asked.effect_transfer
+    if given is None:
+        return 0.0 if prior.effects is None or asked.match_effects else prior.effects.weight
+    if not 0 <= given <= 1:
+        raise EvaeError(
+            f"effect_transfer is {given}; give a number from 0 (as drawn) to 1 (the mean of other cell types)."
+        )
+    if given and asked.match_effects:
+        raise EvaeError("effect_transfer and match_effects both set the mean of the cells; give one of them.")
+    if given and prior.effects is None:
+        raise EvaeError(
+            f"{prior.name} keeps no effects of training cells; set effect_transfer=0, give effects, or train it anew."
+        )
+    return float(given)
+
+
 def _told(prior: Checkpoint, folds: Mapping[str, np.ndarray], asked: Request) -> Mapping[str, np.ndarray]:
     """The effects that the prior is told.
 
@@ -218,6 +238,7 @@ def _draw(
     facts["library_size_median"] = compare_with_controls(obs, found)
     default = getattr(prior.model.config, "guidance_scale", 1.0)
     facts["guidance_scale"] = float(asked.sampling.get("guidance_scale", default))
+    weight = _transfer_weight(prior, asked)
     shifts = {}
     pairs = list(obs.groupby(["cell_type", "perturbation"], observed=True).indices)
     if read is not None:
@@ -235,6 +256,10 @@ def _draw(
     if asked.match_effects and read is not None:
         wanted = wanted_of(prior.processor, read.cells, read.found, folds, pairs)
         X, facts["matched_effects"] = match_effects(X, obs, wanted, seed)
+    elif weight and prior.effects is not None and read is not None:
+        profiles = profiles_of(prior.processor, read.cells, read.found)
+        X, moved = move_to_known(X, obs, prior.effects, profiles, folds, weight, seed)
+        facts |= {"effect_transfer": weight if moved else 0.0, "effect_transfer_pairs": len(moved)}
     keep_own_columns(obs, controls, {asked.cell_type_key: "cell_type", asked.perturbation_key: "perturbation"})
     var = planned_genes(prior.processor, controls)
     return ad.AnnData(X=X, obs=obs, var=var, uns={"evae": facts | prior.provenance()})

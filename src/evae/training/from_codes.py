@@ -1,6 +1,6 @@
 """The training of a prior on codes: a new one, or one that was trained before and goes on with other cells."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -12,7 +12,9 @@ import torch
 from accelerate import Accelerator
 
 from evae.common.digests import weights_digest
+from evae.common.known_effects import KnownEffects
 from evae.common.logs import logger
+from evae.data.format import Dataset
 from evae.data.streaming.mixture import Mixture, Sources
 from evae.models.processing_evae import EvaeProcessor
 from evae.training.batch_cells import named_cells
@@ -22,6 +24,7 @@ from evae.training.conditions import Vocabulary, set_conditions
 from evae.training.controls import set_prompts
 from evae.training.encoder import Encoder
 from evae.training.guidance import choose_guidance
+from evae.training.known_effects import measure_effects
 from evae.training.library import extended, fit_library_sizes
 from evae.training.loop.setup import say_where
 from evae.training.loop.stage import Stage
@@ -83,7 +86,14 @@ def train_from(
     check_stop()
     cell_type = "context" if prior.config.cell_type_context else "cell_type_ids"
     more = _further_inputs(prior.config)
-    save = partial(save_prior, processor=processor, cells=cells["validation"], run=run, settings=settings)
+    save = partial(
+        save_prior,
+        processor=processor,
+        cells=cells["validation"],
+        datasets=sources.datasets,
+        run=run,
+        settings=settings,
+    )
     digests = [start.weights] * trained + start.vocabulary.digest()
     stage = Stage(
         title="prior",
@@ -99,9 +109,17 @@ def train_from(
 
 
 def save_prior(
-    prior: Any, folder: Path, *, processor: EvaeProcessor, cells: EncodedCells, run: RunFolder, settings: PriorSettings
+    prior: Any,
+    folder: Path,
+    *,
+    processor: EvaeProcessor,
+    cells: EncodedCells,
+    datasets: Sequence[Dataset],
+    run: RunFolder,
+    settings: PriorSettings,
 ) -> None:
-    """Write the finished prior; one that reads controls gets its default guidance scale first."""
+    """Write the finished prior and the effects that its training cells show; one that reads controls gets its default
+    guidance scale first."""
     if prior.config.reads_controls and prior.config.control_id >= 0:
         scale, curve = choose_guidance(prior.eval(), cells, prior.config.control_id, settings.seed)
         prior.config.guidance_scale, prior.config.guidance_curve = scale, curve
@@ -112,6 +130,27 @@ def save_prior(
             f"default guidance scale {scale:g}; {found if curve else 'too few validation cells to choose another'}"
         )
     save_with_processor(prior, folder, processor)
+    keep_effects(datasets, processor, folder)
+
+
+def keep_effects(
+    datasets: Sequence[Dataset], processor: EvaeProcessor, folder: Path, before: KnownEffects | None = None
+) -> None:
+    """Write what the training cells show of every perturbation into the folder of a prior.
+
+    Args:
+        datasets: whose training cells are read.
+        processor: of the prior.
+        folder: of the prior.
+        before: what a prior that is trained on had.
+    """
+    known = measure_effects(datasets, processor.genes, before)
+    if known is not None and known.weight:
+        known.save(folder)
+        LOG.info(
+            f"the other cell types tell {2 * known.weight:.0%} of a perturbation's effect in one of them; predictions "
+            f"are moved towards such effects by {known.weight:.0%}"
+        )
 
 
 def _further_inputs(config: Any) -> list[str]:

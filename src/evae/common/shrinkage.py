@@ -6,18 +6,21 @@ SCALES = 12  # normal distributions in the mixture, each with half the variance 
 ROUNDS = 60  # of expectation maximisation
 
 
-def combine(change: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def combine(
+    change: np.ndarray, variance: np.ndarray, closeness: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean over cell types and its variance, (genes,) each; of `change` and `variance`, (cell types, genes).
 
     Weights are 1 / (variance + h), where h, one number for all genes, is how much cell types differ beyond their
-    errors (DerSimonian & Laird, 1986).
+    errors (DerSimonian & Laird, 1986); times `closeness`, (cell types,), where some tell more than others.
     """
     weights = 1 / variance
     fixed = (weights * change).sum(0) / weights.sum(0)
     excess = (weights * (change - fixed) ** 2).sum() - (len(change) - 1) * change.shape[1]
     scale = (weights.sum(0) - (weights**2).sum(0) / weights.sum(0)).sum()
-    weights = 1 / (variance + (max(excess / scale, 0.0) if scale > 0 else 0.0))
-    return (weights * change).sum(0) / weights.sum(0), 1 / weights.sum(0)
+    total = variance + (max(excess / scale, 0.0) if scale > 0 else 0.0)
+    weights = (1.0 if closeness is None else closeness[:, None]) / total
+    return (weights * change).sum(0) / weights.sum(0), (weights**2 * total).sum(0) / weights.sum(0) ** 2
 
 
 def shrink(change: np.ndarray, variance: np.ndarray) -> np.ndarray:
