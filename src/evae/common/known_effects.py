@@ -6,13 +6,14 @@ each, how much they differ (see `shrinkage.combine`), and how near their control
 exp(-(d - smallest d) / bandwidth), with d the mean squared difference of log2 profiles of controls. The bandwidth is a
 quarter of the median d between training cell types.
 
-`weight` says how far predicted cells are moved towards such effects: half of the share of the effects' variance that
-the other cell types tell of one of them. So where effects carry over fully, the model and arithmetic count alike, which
-for two forecasts of unknown error is hard to beat (Bates & Granger, Operational Research Quarterly 20, 1969), and where
-every cell type answers in its own way the model stands alone.
+`weight` says how far predicted cells are moved towards such effects: half of the correlation of the effects in one cell
+type with what the others tell of them, free of noise. So where effects carry over fully, the model and arithmetic count
+alike, which for two forecasts of unknown error is hard to beat (Bates & Granger, Operational Research Quarterly 20,
+1969), and where every cell type answers in its own way the model stands alone.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -111,8 +112,8 @@ class KnownEffects:
             both += float((precision * change * effect).sum())
             told += float((precision * effect**2).sum())
             shown += float((precision * (change**2 - np.where(np.isfinite(variance), variance, 0))).sum())
-        share = both**2 / (told * shown) if min(both, told, shown) > 0 else 0.0
-        return replace(self, weight=0.5 * min(share, 1.0))
+        correlation = both / math.sqrt(told * shown) if min(both, told, shown) > 0 else 0.0
+        return replace(self, weight=0.5 * min(correlation, 1.0))
 
     def joined(self, more: "KnownEffects") -> "KnownEffects":
         """These and further ones over the same genes, with the weight of all."""

@@ -148,8 +148,8 @@ def keep_effects(
     if known is not None and known.weight:
         known.save(folder)
         LOG.info(
-            f"the other cell types tell {2 * known.weight:.0%} of a perturbation's effect in one of them; predictions "
-            f"are moved towards such effects by {known.weight:.0%}"
+            f"effects in one cell type correlate by {2 * known.weight:.2f} with what the others tell; predictions are "
+            f"moved towards that by {known.weight:.0%}"
         )
 
 

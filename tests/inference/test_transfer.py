@@ -1,0 +1,109 @@
+"""Predicted cells that are moved towards what other cell types show."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+import evae
+from evae.common.known_effects import FILE, KnownEffects
+from evae.inference.transfer import mean_rates, move_to_known
+from evae.models.contract_evae import EvaeError
+from evae.training.known_effects import measure_effects
+
+GENES = 40
+PSEUDO = 6.0  # a tenth of a molecule of these cells
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Cells of two pairs, and effects known of the perturbation of one."""
+    rng = np.random.default_rng(0)
+    level = rng.gamma(1.0, 4.0, GENES)
+    counts = sp.csr_matrix(rng.poisson(level * rng.gamma(2, 0.5, (120, 1))).astype(np.float32))
+    obs = pd.DataFrame({"cell_type": "T", "perturbation": ["x"] * 100 + ["y"] * 20})
+    change = np.repeat(rng.normal(size=(1, GENES)), 3, 0)
+    known = KnownEffects(
+        change, np.full_like(change, 1e-4), np.arange(3), ["x"] * 3, rng.normal(size=(3, GENES)), PSEUDO, 0.5
+    )
+    return counts, obs, known, {"T": level / level.sum() * 1e4}
+
+
+def test_the_mean_lies_between_the_drawn_and_the_known_one(drawn):
+    counts, obs, known, profiles = drawn
+    as_drawn, aim = np.log2(mean_rates(counts[:100]) + PSEUDO), np.log2(profiles["T"] + PSEUDO) + known.change[0]
+    reachable = np.exp2(aim) > 4 * PSEUDO  # the others lack molecules to be taken
+    gaps = []
+    for weight in (0.0, 0.5, 1.0):
+        found, moved = move_to_known(counts, obs, known, profiles, (), weight, seed=0)
+        assert moved == [("T", "x")]
+        assert (found[100:] != counts[100:]).nnz == 0  # of this one nothing is known
+        np.testing.assert_array_equal(found.data, np.round(found.data))
+        assert found.sum() == counts.sum()
+        reached = np.log2(mean_rates(found[:100]) + PSEUDO)
+        shift = reached - as_drawn
+        gaps.append(np.corrcoef(shift, aim - as_drawn)[0, 1] if weight else np.abs(shift).max())
+        assert np.polyfit((aim - as_drawn)[reachable], shift[reachable], 1)[0] == pytest.approx(
+            weight, abs=0.1
+        )  # shares sum to 1
+    assert gaps[0] < 0.05
+    assert min(gaps[1:]) > 0.95
+
+
+def test_few_cells_told_effects_and_unmeasured_genes_stay_as_drawn(drawn):
+    counts, obs, known, profiles = drawn
+    few = np.arange(19)
+    found, moved = move_to_known(counts[few], obs.iloc[few], known, profiles, (), 0.5, seed=0)
+    assert not moved
+    assert (found != counts[few]).nnz == 0
+    assert not move_to_known(counts, obs, known, profiles, {"x": 0}, 0.5, seed=0)[1]
+    lacking = {"T": np.where(np.arange(GENES) < 5, np.nan, profiles["T"])}
+    found, _ = move_to_known(counts, obs, known, lacking, (), 1.0, seed=0)
+    share = [np.asarray(c[:100, :5].sum(0)).ravel() for c in (found, counts)]
+    np.testing.assert_allclose(share[0] / share[0].sum(), share[1] / share[1].sum(), atol=0.01)
+
+
+@pytest.fixture(scope="module")
+def prior_with_effects(tmp_path_factory, trained_prior, screen_dataset):
+    """A trained prior, whose folder holds the effects of its training cells at a weight that can be seen."""
+    folder = tmp_path_factory.mktemp("effects") / "prior"
+    shutil.copytree(trained_prior, folder)
+    genes = evae.pipeline(folder).processor.genes
+    known = measure_effects([evae.data.format.Dataset.open(screen_dataset)], genes)
+    replace(known, weight=0.5).save(folder)
+    return folder
+
+
+def test_a_prediction_takes_the_weight_that_training_found(prior_with_effects, controls):
+    pipe = evae.pipeline(prior_with_effects)
+    name = next(iter(pipe.checkpoint.effects.pairs_of))
+    kind = pipe.processor.cell_types[0]
+    how = {"perturbation": name, "cell_type": kind, "n_cells": 40, "progress": False}
+    moved, again = pipe.predict(controls, **how), pipe.predict(controls, batch_size=7, **how)
+    plain = pipe.predict(controls, effect_transfer=0, **how)
+    assert (moved.X != again.X).nnz == 0
+    assert (moved.X != plain.X).nnz > 0
+    assert moved.uns["evae"]["effect_transfer"] == 0.5
+    assert moved.uns["evae"]["effect_transfer_pairs"] == 1
+    assert plain.uns["evae"].get("effect_transfer", 0) == 0
+
+
+def test_wrong_weights_and_models_without_effects_are_refused(prior_with_effects, pipe, controls):
+    full = evae.pipeline(prior_with_effects)
+    name, kind = full.processor.perturbations[1], full.processor.cell_types[0]
+    with pytest.raises(EvaeError, match="from 0"):
+        full.predict(controls, name, kind, 4, effect_transfer=1.5, progress=False)
+    with pytest.raises(EvaeError, match="keeps no effects"):
+        pipe.predict(controls, pipe.processor.perturbations[1], n_cells=4, effect_transfer=0.5, progress=False)
+
+
+def test_a_damaged_file_of_effects_is_named(prior_with_effects, tmp_path):
+    folder = tmp_path / "prior"
+    shutil.copytree(prior_with_effects, folder)
+    whole = (folder / FILE).read_bytes()
+    (folder / FILE).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(EvaeError, match=FILE):
+        evae.pipeline(folder)
