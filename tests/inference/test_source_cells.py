@@ -156,7 +156,7 @@ class TestEffects:
         known = pipe.processor.perturbations[-1]
         table = pd.concat([self.table(pipe, known, 2.0), self.table(pipe, "NEW", -2.0)], axis=1)
         plain = (
-            pipe.predict(controls, known, progress=False),
+            pipe.predict(controls, known, effect_transfer=0, progress=False),
             pipe.predict(controls, "NEW", effects=table, progress=False),
         )
         monkeypatch.setattr("evae.inference.prediction.match_effects", lambda counts, *_: (counts, None))

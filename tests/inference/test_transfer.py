@@ -15,6 +15,7 @@ from evae.models.contract_evae import EvaeError
 from evae.training.known_effects import measure_effects
 
 GENES = 40
+ALL = {"x": "x"}
 PSEUDO = 6.0  # a tenth of a molecule of these cells
 
 
@@ -38,7 +39,7 @@ def test_the_mean_lies_between_the_drawn_and_the_known_one(drawn):
     reachable = np.exp2(aim) > 4 * PSEUDO  # the others lack molecules to be taken
     gaps = []
     for weight in (0.0, 0.5, 1.0):
-        found, moved = move_to_known(counts, obs, known, profiles, (), weight, seed=0)
+        found, moved = move_to_known(counts, obs, known, profiles, ALL, weight, seed=0)
         assert moved == [("T", "x")]
         assert (found[100:] != counts[100:]).nnz == 0  # of this one nothing is known
         np.testing.assert_array_equal(found.data, np.round(found.data))
@@ -56,12 +57,12 @@ def test_the_mean_lies_between_the_drawn_and_the_known_one(drawn):
 def test_few_cells_told_effects_and_unmeasured_genes_stay_as_drawn(drawn):
     counts, obs, known, profiles = drawn
     few = np.arange(19)
-    found, moved = move_to_known(counts[few], obs.iloc[few], known, profiles, (), 0.5, seed=0)
+    found, moved = move_to_known(counts[few], obs.iloc[few], known, profiles, ALL, 0.5, seed=0)
     assert not moved
     assert (found != counts[few]).nnz == 0
-    assert not move_to_known(counts, obs, known, profiles, {"x": 0}, 0.5, seed=0)[1]
+    assert not move_to_known(counts, obs, known, profiles, {}, 0.5, seed=0)[1]
     lacking = {"T": np.where(np.arange(GENES) < 5, np.nan, profiles["T"])}
-    found, _ = move_to_known(counts, obs, known, lacking, (), 1.0, seed=0)
+    found, _ = move_to_known(counts, obs, known, lacking, ALL, 1.0, seed=0)
     share = [np.asarray(c[:100, :5].sum(0)).ravel() for c in (found, counts)]
     np.testing.assert_allclose(share[0] / share[0].sum(), share[1] / share[1].sum(), atol=0.01)
 

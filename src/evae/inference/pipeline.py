@@ -155,7 +155,8 @@ class Pipeline(LoadedModel):
             controls: as in `predict`.
             perturbation: one name.
             cell_type: one name, where the controls have no column of cell types.
-            **options: the other arguments of `predict`, but for `n_cells`.
+            **options: the other arguments of `predict`, but for `n_cells`. `effect_transfer` is 0 if left out: it
+                sets the mean of all cells, and what becomes of one shall not depend on the others.
 
         Returns:
             AnnData as from `predict`, with the names of the controls in the same order.

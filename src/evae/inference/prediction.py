@@ -40,7 +40,7 @@ from evae.inference.sampling import (
     source_cells,
     takes_effects,
 )
-from evae.inference.transfer import move_to_known, profiles_of
+from evae.inference.transfer import known_names, move_to_known, profiles_of
 from evae.inference.treatments import Amounts, add_treatments, treated, warn_beyond
 from evae.models.contract_evae import EvaeError, near_matches
 
@@ -74,6 +74,8 @@ class Request(CellOptions):
             name: value for name, value in options.items() if name in cls.__dataclass_fields__ and name != "sampling"
         }
         sampling = {name: value for name, value in options.items() if name not in own}
+        if own.get("effect_transfer") is None:
+            own["effect_transfer"] = 0.0  # what becomes of one cell shall not depend on the others
         return cls(perturbation, cell_type, sampling=sampling, **own)
 
 
@@ -258,7 +260,8 @@ def _draw(
         X, facts["matched_effects"] = match_effects(X, obs, wanted, seed)
     elif weight and prior.effects is not None and read is not None:
         profiles = profiles_of(prior.processor, read.cells, read.found)
-        X, moved = move_to_known(X, obs, prior.effects, profiles, folds, weight, seed)
+        names = known_names(prior.processor, prior.effects, dict.fromkeys(name for _, name in pairs), folds)
+        X, moved = move_to_known(X, obs, prior.effects, profiles, names, weight, seed)
         facts |= {"effect_transfer": weight if moved else 0.0, "effect_transfer_pairs": len(moved)}
     keep_own_columns(obs, controls, {asked.cell_type_key: "cell_type", asked.perturbation_key: "perturbation"})
     var = planned_genes(prior.processor, controls)

@@ -7,7 +7,7 @@ controls plus the effect, by the weight of `evae.common.known_effects`. Molecule
 to others as in `matching`, so that counts stay whole and cells keep what is their own.
 """
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import anndata as ad
@@ -31,7 +31,7 @@ def move_to_known(
     obs: pd.DataFrame,
     known: KnownEffects,
     profiles: Mapping[str, np.ndarray],
-    told: Container[str],
+    names: Mapping[str, str],
     weight: float,
     seed: int,
 ) -> tuple[sp.csr_matrix, list[Pair]]:
@@ -43,7 +43,7 @@ def move_to_known(
         known: effects in the cell types of training.
         profiles: cell type -> mean counts per 10,000 of its controls, (genes,); NaN of a gene that they do not measure,
             which is left as it was drawn.
-        told: perturbations whose effects the user gave, which are left as they were drawn.
+        names: perturbation -> its name in `known`; cells of others are left as they were drawn.
         weight: 0 leaves the cells as they are, 1 gives them the mean that is known.
         seed: of the molecules that are taken and added.
 
@@ -56,8 +56,7 @@ def move_to_known(
     for number, (pair, cells) in enumerate(groups.items()):
         drawn, kind, name = counts[cells], str(pair[0]), str(pair[1])
         log = np.log2(profiles[kind] + known.pseudo)
-        free = len(cells) >= FEWEST_CELLS and name not in told
-        effect = known.carried(name, log) if free else None
+        effect = known.carried(names[name], log) if name in names and len(cells) >= FEWEST_CELLS else None
         if effect is not None:
             mean = mean_rates(drawn)
             drawn_log = np.log2(mean + known.pseudo)
@@ -71,6 +70,22 @@ def move_to_known(
         order.append(cells)
     places = np.argsort(np.concatenate(order), kind="stable")
     return sp.csr_matrix(sp.vstack(blocks, format="csr")[places]), moved
+
+
+def known_names(
+    processor: Any, known: KnownEffects, perturbations: Iterable[str], told: Container[str]
+) -> dict[str, str]:
+    """Perturbation -> its name among the known effects: `B+A` is `A+B`, and `A+control` is `A`.
+
+    Args:
+        processor: of the prior.
+        known: effects in the cell types of training.
+        perturbations: that are asked for.
+        told: those whose effects the user gave; they are left out.
+    """
+    asked = {name: parts for name, parts in processor.parts_of_all(perturbations).items() if name not in told}
+    by_parts = {frozenset(parts): name for name, parts in processor.parts_of_all(known.pairs_of).items()}
+    return {name: by_parts[frozenset(parts)] for name, parts in asked.items() if frozenset(parts) in by_parts}
 
 
 def mean_rates(counts: sp.csr_matrix) -> np.ndarray:
