@@ -48,7 +48,8 @@ def test_pushed_model_is_the_local_one(hub, login, trained_prior, result, run, p
     for name, content in files.items():
         if not name.startswith(("README.md", "training/", "evaluation/", ".eval_results/")):
             assert content == (trained_prior / name).read_bytes(), name
-    expected = {"config.json", "generation_config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
+    expected = {"config.json", "generation_config.json", "preprocessor_config.json", "README.md"}
+    expected |= {"model.safetensors", "effects.safetensors"}
     expected |= {
         ".eval_results/evae.yaml",
         "training/settings.yaml",
@@ -158,7 +159,9 @@ def test_second_push_replaces_the_first(hub, login, folder):
     evae.EvaeARForCausalLM.from_pretrained(REPO).save_pretrained(folder)
     push_run(folder, REPO)
     files = hub.repo(REPO).files()
-    assert [name for name in files if name.endswith("safetensors") or "index" in name] == ["model.safetensors"]
+    assert [n for n in files if n.startswith("model") and ("index" in n or n.endswith("safetensors"))] == [
+        "model.safetensors"
+    ]
     assert files["NOTES.txt"] == b"mine"
 
 

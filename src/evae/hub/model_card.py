@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCardData
 
+from evae.common.known_effects import KnownEffects
 from evae.evaluation.report.model_index import eval_results
 from evae.models.contract_evae import EvaeError, near_matches
 
@@ -56,8 +57,13 @@ class Described:
     any_cell_type: bool = False
 
 
-def what_it_reads(config: Any) -> str:
-    """What a prior of this configuration is told of the cells to write, and its guidance; nothing of a tokenizer."""
+def what_it_reads(config: Any, effects: KnownEffects | None = None) -> str:
+    """What a prior of this configuration is told of the cells to write, and its guidance; nothing of a tokenizer.
+
+    Args:
+        config: of the model.
+        effects: those that its folder keeps.
+    """
     if not hasattr(config, "n_perturbations"):
         return ""
     featured = f", or its feature vector ({config.perturbation_feature_source or 'of its own table'})"
@@ -79,7 +85,13 @@ def what_it_reads(config: Any) -> str:
     if config.guidance_curve:
         curve = ", ".join(f"{distance:.3g} with {scale}" for scale, distance in config.guidance_curve.items())
         text += f", chosen on validation cells by the distance of the mean latents: {curve}"
-    return text + "."
+    text += "."
+    if effects is not None:
+        text += (
+            f" `evae` moves the means of predictions by {effects.weight:.0%} towards what the perturbation does in the "
+            "cell types of training (`effects.safetensors`); with transformers alone cells are as drawn."
+        )
+    return text
 
 
 def card_names() -> list[str]:

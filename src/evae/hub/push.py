@@ -249,7 +249,9 @@ def _describe(checkpoint: Checkpoint, settings: dict[str, Any] | None) -> Descri
         f"{len(processor.cell_types):,} cell types."
     )
     any_cell_type = checkpoint.is_prior and (reads_controls(checkpoint) or knows_by_context(checkpoint))
-    return Described(model.config.model_type, size, settings, what_it_reads(model.config), any_cell_type)
+    return Described(
+        model.config.model_type, size, settings, what_it_reads(model.config, checkpoint.effects), any_cell_type
+    )
 
 
 def _check_shards(dataset: Dataset) -> None:
