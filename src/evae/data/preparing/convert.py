@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import scipy.sparse as sp
 
 from evae.common.files import atomic_write, write_json
 from evae.common.progress import Bar
@@ -26,7 +25,6 @@ from evae.data.preparing.shards import RowPlan, gather_shard, scatter_rows
 from evae.data.preparing.splits import Split
 from evae.data.preparing.workers import Run
 from evae.data.reading.file_counts import FileCounts
-from evae.data.reading.panel import over_panel
 from evae.data.rows import binary_rows, cell_features, shard_schema
 from evae.models.contract_evae import EvaeError
 
@@ -88,7 +86,6 @@ class BlockRows:
         schema: of the shards.
         gene_dtype, count_dtype: of the two binary columns.
         perturbation, cell_type, batch: codes of the labels, (cells,).
-        full: totals over all genes of the file, (cells,).
         shard: where each cell goes, -1 for cells to drop, (cells,).
         place: of each cell within its split, (cells,).
         path: the file to write.
@@ -102,18 +99,9 @@ class BlockRows:
     perturbation: np.ndarray
     cell_type: np.ndarray
     batch: np.ndarray | None
-    full: np.ndarray
     shard: np.ndarray
     place: np.ndarray
     path: Path
-
-
-def panel_counts(sources: list[FileCounts], position: np.ndarray, block: Block) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-    """Counts over the panel (cells, panel), and over all genes (cells, genes), CSR of unsigned integers."""
-    counts = kept_counts(sources, block)
-    column = np.full(counts.shape[1], -1, dtype=np.int64)
-    column[position] = np.arange(len(position))
-    return over_panel(counts, column, len(position)), counts
 
 
 def with_variable_genes(conversion: Conversion, n_variable: int) -> Conversion:
@@ -151,8 +139,7 @@ def _variability(conversion: Conversion) -> np.ndarray:
 def _sums(
     sources: list[FileCounts], block: Block, position: np.ndarray, training: np.ndarray, limit: np.ndarray | None
 ) -> Sums:
-    counts, _ = panel_counts(sources, position, block)
-    return block_sums(counts[np.flatnonzero(training)], limit)
+    return block_sums(kept_counts(sources, block).over(position).matrix[np.flatnonzero(training)], limit)
 
 
 def measure(conversion: Conversion) -> Totals:
@@ -178,14 +165,14 @@ def measure(conversion: Conversion) -> Totals:
 
 
 def _measure(sources: list[FileCounts], block: Block, position: np.ndarray, path: Path) -> None:
-    counts, whole = panel_counts(sources, position, block)
-    full, names = row_totals(whole), sources[block.source].cell_ids(block.start, block.stop)
+    whole = kept_counts(sources, block)
+    counts, names = whole.over(position), sources[block.source].cell_ids(block.start, block.stop)
     columns = {
-        "panel": full if counts is whole else row_totals(counts),
-        "full": full,
+        "panel": whole.full if counts is whole else row_totals(counts),
+        "full": whole.full,
         "expressed": np.diff(counts.indptr).astype(np.int32),
         "name": pd.util.hash_array(names.astype(object), categorize=False),
-        "largest": np.full(len(full), int(counts.data.max(initial=0))),
+        "largest": np.full(len(whole.full), int(counts.data.max(initial=0))),
     }
     with atomic_write(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
@@ -236,7 +223,6 @@ def _scatter_blocks(
             perturbation=labels.perturbation[rows],
             cell_type=labels.cell_type[rows],
             batch=None if labels.batch is None else labels.batch[rows],
-            full=totals.full[rows],
             shard=shard[rows],
             place=plan.place[rows],
             path=file,
@@ -277,15 +263,15 @@ def _scatter(sources: list[FileCounts], to: BlockRows) -> None:
 
 
 def _rows(sources: list[FileCounts], block: Block, to: BlockRows) -> pa.RecordBatch:
-    counts, _ = panel_counts(sources, to.position, block)
+    counts = kept_counts(sources, block).over(to.position)
     first = block.first - to.blocks[0].first
     own = slice(first, first + block.stop - block.start)
-    columns = [to.perturbation[own], to.cell_type[own], to.full[own]]
+    columns = [to.perturbation[own], to.cell_type[own], counts.full]
     columns += [sources[block.source].cell_ids(block.start, block.stop), *([] if to.batch is None else [to.batch[own]])]
     return pa.record_batch(
         [
-            binary_rows(counts.indices.astype(to.gene_dtype), counts.indptr),
-            binary_rows(counts.data.astype(to.count_dtype), counts.indptr),
+            binary_rows(counts.indices.astype(to.gene_dtype, copy=False), counts.indptr),
+            binary_rows(counts.data.astype(to.count_dtype, copy=False), counts.indptr),
             *(pa.array(values, type=f.type) for values, f in zip(columns, list(to.schema)[2:], strict=True)),
         ],
         schema=to.schema,

@@ -16,7 +16,7 @@ import scipy.sparse as sp
 
 from evae.common.progress import Bar
 from evae.data.preparing.describe import CellLabels
-from evae.data.preparing.kept_blocks import Block, all_blocks, kept_counts, row_totals
+from evae.data.preparing.kept_blocks import Block, all_blocks, kept_counts
 from evae.data.preparing.workers import Run
 from evae.data.reading.file_counts import FileCounts
 from evae.models.contract_evae import parts_of
@@ -129,10 +129,11 @@ def _sums(
         Of every gene in controls, (cell types, genes); of every target in the cells where it should fall, (cell types,
         perturbations, parts); of all genes of the file, (cell types, perturbations).
     """
-    counts = kept_counts(sources, block)
+    whole = kept_counts(sources, block)
+    counts = whole.matrix
     n = len(targets)
     group = (cell_type.astype(np.int64) * n + perturbation)[kept]
-    of_all = np.bincount(group, weights=row_totals(counts)[kept], minlength=kinds * n)
+    of_all = np.bincount(group, weights=whole.full[kept], minlength=kinds * n)
     rest = np.flatnonzero(kept & (perturbation == 0))
     which = sp.csr_matrix((np.ones(len(rest)), (cell_type[rest], rest)), (kinds, len(kept)))
     found = columns >= 0
