@@ -21,7 +21,7 @@ def prepare(
     out: Annotated[Path, typer.Option(help="Dataset folder to make.")],
     files: Annotated[
         list[Path] | None,
-        typer.Argument(help="Files or folders of raw counts: h5ad, Zarr, h5mu, loom, 10x, Parse.", metavar="FILE"),
+        typer.Argument(help="Files or folders of raw counts: h5ad, Zarr, SOMA, h5mu, loom, 10x ...", metavar="FILE"),
     ] = None,
     hub: Annotated[
         str | None,

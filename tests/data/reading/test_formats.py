@@ -203,7 +203,17 @@ def gzipped_tenx(cells: ad.AnnData, folder: Path) -> Path:
     return packed
 
 
-LABELLED = [zarr_v2, zarr_v3, zarr_sharded, zarr_zip, zarr_of_columns, zarr_dense, h5mu, loom, parse_folder, gzipped]
+def soma(cells: ad.AnnData, folder: Path) -> Path:
+    """As tiledbsoma writes an AnnData."""
+    pytest.importorskip("tiledbsoma", reason="needs the extra soma")
+    import tiledbsoma.io
+
+    tiledbsoma.io.from_anndata(str(folder / "cells_soma"), cells, measurement_name="RNA")
+    return folder / "cells_soma"
+
+
+ZARR = [zarr_v2, zarr_v3, zarr_sharded, zarr_zip, zarr_of_columns, zarr_dense]
+LABELLED = [*ZARR, soma, h5mu, loom, parse_folder, gzipped]
 WITHOUT_LABELS = [tenx_v3, tenx_v2, tenx_folder, tenx_file_of_geo, kallisto_folder, gzipped_tenx]
 Make = Callable[[ad.AnnData, Path], Path]
 

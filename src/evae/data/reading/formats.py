@@ -7,6 +7,7 @@
 | `.h5mu`, the modality of RNA | `h5mu` |
 | `.loom` | `loom` |
 | `.h5` of Cell Ranger, version 2 and on | `tenx_h5` |
+| a SOMA experiment, as of CELLxGENE's Census | `soma` |
 | folders with a `.mtx` of 10x, STARsolo, Parse or kallisto | `mtx_folder` |
 | any of these files, gzipped as a whole | `gzipped`, then the above |
 
@@ -24,6 +25,7 @@ from evae.data.reading.loom import is_loom, open_loom
 from evae.data.reading.mtx_folder import find_mtx, open_mtx
 from evae.data.reading.other_formats import check_filters, check_layout, folder_instead, open_hdf5
 from evae.data.reading.parts import Parts
+from evae.data.reading.soma import is_soma, open_soma
 from evae.data.reading.spool import is_spool, open_spool
 from evae.data.reading.tenx_h5 import is_tenx, open_tenx
 from evae.data.reading.zarr_store import is_zarr, open_zarr
@@ -40,6 +42,8 @@ def open_parts(path: Path, layer: str | None, scratch: Path | None) -> Parts:
         return open_spool(path, layer)
     if is_zarr(path):
         return open_zarr(path, layer, scratch)
+    if is_soma(path):
+        return open_soma(path, layer)
     if (mtx := find_mtx(path)) is not None:
         return open_mtx(path, mtx, layer, scratch)
     if path.is_dir():
