@@ -32,9 +32,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import anndata as ad
 import numpy as np
@@ -254,3 +254,16 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
         return Outcome(code, captured.out, captured.err)
 
     return command
+
+
+@pytest.fixture(scope="session")
+def decoded() -> Callable[[Path, Mapping[str, Any]], tuple[np.ndarray, np.ndarray]]:
+    """Indices into the panel and counts of a row, by the lines that the card of its dataset folder gives."""
+
+    def decode(folder: Path, cell: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        lines = (folder / "README.md").read_text().split("cell = next(iter(cells))\n")[1].split("```")[0]
+        found: dict[str, Any] = {"np": np, "cell": cell}
+        exec(lines, found)
+        return found["indices"], found["counts"]
+
+    return decode

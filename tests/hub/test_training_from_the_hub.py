@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from datasets import load_dataset
@@ -50,14 +49,13 @@ def test_both_stages_end_to_end(
     assert f"dataset={DATASET} tokenizer=" in files["README.md"].decode()
 
 
-def test_decoded_cells_are_those_of_a_plain_stream(on_the_hub, screen_dataset):
+def test_decoded_cells_are_those_of_a_plain_stream(on_the_hub, screen_dataset, decoded):
     """What `load_dataset` streams, decoded by hand as the card says, is what the loader gives."""
     info = DatasetInfo.load(on_the_hub)
     rows = load_dataset(on_the_hub, split="test", streaming=True)
     loader = CellLoader(on_the_hub, "test", batch_size=1, shuffle=False, epochs=1, drop_last=False)
     for row, batch in zip(rows, loader, strict=True):
-        genes = np.frombuffer(row["genes"], dtype=info.statistics["gene_dtype"])
-        counts = np.frombuffer(row["counts"], dtype=info.statistics["count_dtype"])
+        genes, counts = decoded(screen_dataset, row)
         assert batch["gene_ids"][0, : len(genes)].tolist() == genes.tolist()
         assert batch["counts"][0, : len(genes)].tolist() == counts.tolist()
         assert not batch["counts"][0, len(genes) :].any()  # padding

@@ -23,7 +23,7 @@ from evae.data.store import ShardStore, resolve_dataset
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.models.treatments_evae import Treatment
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of new datasets; 1 stored gene indices, as `evae.data.rows` says
 SPLITS = ("train", "validation", "test")
 TREATMENTS = "treatments.parquet"
 PANEL_KEY = b"evae_panel"  # in a shard's schema: the digest of the gene panel that its gene indices count in
@@ -108,9 +108,9 @@ class DatasetInfo:
             treatments = _read_treatments(folder / TREATMENTS)
         except (OSError, ValueError, KeyError) as error:
             raise EvaeError(f"the dataset {name} is incomplete ({error}); make it anew.") from error
-        if meta.get("format_version") != FORMAT_VERSION:
+        if meta.get("format_version") not in range(1, FORMAT_VERSION + 1):
             raise EvaeError(
-                f"the dataset {name} has format {meta.get('format_version')}, this evae reads "
+                f"the dataset {name} has format {meta.get('format_version')}, this evae reads 1 to "
                 f"{FORMAT_VERSION}; make it anew, or update evae."
             )
         return cls(

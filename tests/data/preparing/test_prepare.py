@@ -12,7 +12,7 @@ from evae.data.preparing import convert
 from evae.data.preparing.prepare import prepare_dataset
 from evae.data.reading.file_counts import FileCounts
 from evae.data.simulation.perturb_seq import simulate_perturb_seq
-from evae.data.streaming.loader import DatasetInfo
+from evae.data.streaming.loader import CellLoader, DatasetInfo
 from evae.data.streaming.split_anndata import read_split
 
 
@@ -71,17 +71,16 @@ def test_vocabularies_and_genes(folder, simulated):
     assert info.cell_types == ["type_A", "type_B", "type_C"]
 
 
-def test_hf_datasets_reads_the_folder(folder, simulated, tmp_path):
+def test_hf_datasets_reads_the_folder(folder, simulated, decoded, tmp_path):
     info = DatasetInfo.load(folder)
     cells = load_dataset(str(folder), streaming=True, cache_dir=str(tmp_path))
     assert list(cells) == ["train", "validation", "test"]
     features = cells["test"].features
     assert features["perturbation"].names == info.perturbations
     assert features["cell_type"].names == info.cell_types
-    dtypes = info.statistics["gene_dtype"], info.statistics["count_dtype"]
     for row in cells["test"]:
         dense = np.zeros(70, dtype=int)
-        dense[np.frombuffer(row["genes"], dtypes[0])] = np.frombuffer(row["counts"], dtypes[1])
+        genes, dense[genes] = decoded(folder, row)
         source = simulated[row["cell_id"]]
         np.testing.assert_array_equal(dense, source.X.toarray()[0])
         assert row["library_size"] == dense.sum()
@@ -156,6 +155,8 @@ def test_count_width_is_the_narrowest_that_holds_the_largest_count(simulated, tm
     folder = prepare_dataset(tmp_path / "a.h5ad", tmp_path / "out", **keys)
     assert DatasetInfo.load(folder).statistics["count_dtype"] == dtype
     np.testing.assert_array_equal(_all_cells(folder).X.toarray(), adata.X.toarray())
+    loader = CellLoader(folder, "train", batch_size=100, epochs=1, shuffle=False, drop_last=False)
+    assert max(batch["counts"].max() for batch in loader) == largest
 
 
 def test_cells_without_counts_over_the_panel_are_dropped_and_counted(simulated, tmp_path, keys):

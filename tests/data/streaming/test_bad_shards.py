@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from evae.data.preparing.prepare import prepare_dataset
+from evae.data.rows import RowFormat
 from evae.data.streaming.loader import CellLoader, DatasetInfo
 from evae.models.contract_evae import EvaeError
 
@@ -44,7 +45,7 @@ def test_rows_that_the_vocabularies_do_not_cover_are_named(folder, tmp_path, nam
         list(CellLoader(copy, epochs=1))
     found = re.search(rf"row (\d+) of (\S+) has the {kind} (\d+), outside 0 to 2", str(caught.value))
     table = pq.read_table(found[2]).slice(int(found[1]), 1)
-    genes = np.frombuffer(table["genes"][0].as_py(), DatasetInfo.load(copy).statistics["gene_dtype"])
+    genes = RowFormat.of(DatasetInfo.load(copy)).cells(table).indices()
     assert int(found[3]) in (genes if name == "genes" else table["perturbation"].to_numpy())
 
 
@@ -83,6 +84,27 @@ def test_a_row_without_a_count_for_each_gene_is_named(folder, tmp_path):
     counts[23] = counts[23][:-1]
     pq.write_table(table.set_column(1, table.schema.field("counts"), pa.array(counts, pa.binary())), shard)
     with pytest.raises(EvaeError, match=rf"row 23 of .*{shard.name} has not one count for each gene"):
+        list(CellLoader(copy, epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("column", "damage", "says"),
+    [
+        ("high", lambda _: np.array([5_000, 1], "<u4").tobytes(), "damaged high numbers"),
+        ("high", lambda _: np.array([0, 1 << 20], "<u4").tobytes(), "damaged high numbers"),
+        ("high", lambda _: np.array([0], "<u4").tobytes(), "damaged high numbers"),
+        ("genes", lambda genes: genes[:2] + bytes(1) + genes[3:], "genes that are not in the panel's order"),
+    ],
+)
+def test_bytes_that_mean_no_cell_are_named_with_their_row(folder, tmp_path, column, damage, says):
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    shard = copy / "data" / "train-00002-of-00008.parquet"
+    table = pq.read_table(shard)
+    values = table[column].to_pylist()
+    values[17] = damage(values[17])
+    place = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(place, table.schema.field(column), pa.array(values, pa.binary())), shard)
+    with pytest.raises(EvaeError, match=rf"row 17 of .*{shard.name} has {says}"):
         list(CellLoader(copy, epochs=1))
 
 

@@ -250,8 +250,9 @@ REFUSED = {
     "column counts of the cells must be binary": lambda cells: cells.cast_column("counts", Value("string")),
     "do not say that they count over the gene panel": lambda cells: cells.cast_column("genes", Value("binary")),
     "fewer cells than batch_size=8": lambda cells: cells.take(5),
-    "has the gene index 65535, outside 0 to 69": changed("genes", lambda genes: b"\xff" * len(genes)),
+    "has the gene index 255, outside 0 to 69": changed("genes", lambda genes: b"\xff" * len(genes)),
     "has the count 0, outside 1 to 255": changed("counts", lambda counts: b"\0" * len(counts)),
+    "have no column high;": lambda cells: cells.remove_columns("high"),
     "has not one count for each gene; read and map the cells unformatted": changed("genes", lambda genes: genes[:-1]),
     "has rows without cell_type": changed("cell_type", lambda label: None),
 }  # fmt: skip

@@ -26,11 +26,14 @@ import numpy as np
 cells = load_dataset(PATH_OR_ID, split="train", streaming=True)
 genes = load_dataset(PATH_OR_ID, "genes", split="train")
 cell = next(iter(cells))
-indices = np.frombuffer(cell["genes"], dtype="{gene_dtype}")    # which genes of the panel are expressed
-counts = np.frombuffer(cell["counts"], dtype="{count_dtype}")   # their counts, in the same order
+numbers = np.frombuffer(cell["genes"] + cell["counts"], dtype="u1").astype(np.int64)
+places, high = np.frombuffer(cell["high"], dtype="<u4").reshape(-1, 2).T    # numbers above 255, of which there are few
+numbers[places] += 256 * high.astype(np.int64)
+steps, counts = np.split(numbers, 2)
+indices = np.cumsum(steps)    # which genes of the panel are expressed; `counts` are theirs, in the same order
 ```
 
-Decode these two columns from unformatted rows, as here, or from arrow: under `with_format("numpy")` or `"torch"`
+Decode these three columns from unformatted rows, as here, or from arrow: under `with_format("numpy")` or `"torch"`
 `datasets` (5.2.0) drops zero bytes at the end of a binary value.
 
 `perturbation` and `cell_type` are class labels. `library_size` is the cell's total over all genes of the source
@@ -68,8 +71,6 @@ def dataset_card(title: str, meta: Mapping[str, Any], split: Mapping[str, Any], 
         rows="\n".join(f"| {s} | {n:,} |" for s, n in n_cells.items()),
         held_out=held_out_in_words(split),
         dropped=f"{meta['dropped_cells']:,}",
-        gene_dtype=meta["gene_dtype"],
-        count_dtype=meta["count_dtype"],
     )
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n{body}"
 

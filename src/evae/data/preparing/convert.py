@@ -25,7 +25,7 @@ from evae.data.preparing.shards import RowPlan, gather_shard, scatter_rows
 from evae.data.preparing.splits import Split
 from evae.data.preparing.workers import Run
 from evae.data.reading.file_counts import FileCounts
-from evae.data.rows import binary_rows, cell_features, shard_schema
+from evae.data.rows import cell_features, shard_schema, stored_cells
 from evae.models.contract_evae import EvaeError
 
 SCATTERED = 1 << 23  # counts that are sorted by shard at once
@@ -84,7 +84,6 @@ class BlockRows:
         blocks: the cells, all of one file.
         position: of the panel's genes in the file, (panel,).
         schema: of the shards.
-        gene_dtype, count_dtype: of the two binary columns.
         perturbation, cell_type, batch: codes of the labels, (cells,).
         shard: where each cell goes, -1 for cells to drop, (cells,).
         place: of each cell within its split, (cells,).
@@ -94,8 +93,6 @@ class BlockRows:
     blocks: list[Block]
     position: np.ndarray
     schema: pa.Schema
-    gene_dtype: np.dtype
-    count_dtype: np.dtype
     perturbation: np.ndarray
     cell_type: np.ndarray
     batch: np.ndarray | None
@@ -191,7 +188,7 @@ def write_cells(conversion: Conversion, totals: Totals, plan: RowPlan, meta: dic
     genes = conversion.panel.genes
     features = cell_features(genes, labels.perturbations, labels.cell_types, labels.batches)
     schema = shard_schema(features, genes)
-    files = _scatter_blocks(conversion, totals, plan, meta, schema)
+    files = _scatter_blocks(conversion, totals, plan, schema)
     shards = [(i, n, conversion.folder / name) for i, (name, n) in enumerate(plan.shards)]
     left = [(i, n, path) for i, n, path in shards if not path.is_file()]
     n_left, n_all = (sum(n for _, n, _ in some) for some in (left, shards))
@@ -202,9 +199,7 @@ def write_cells(conversion: Conversion, totals: Totals, plan: RowPlan, meta: dic
         advance(n)
 
 
-def _scatter_blocks(
-    conversion: Conversion, totals: Totals, plan: RowPlan, meta: dict[str, Any], schema: pa.Schema
-) -> list[Path]:
+def _scatter_blocks(conversion: Conversion, totals: Totals, plan: RowPlan, schema: pa.Schema) -> list[Path]:
     """Sort the cells of neighbouring blocks by shard; returns the files."""
     folder, labels = conversion.scratch / "scattered", conversion.labels
     runs = _runs(conversion.blocks, totals.expressed)
@@ -218,8 +213,6 @@ def _scatter_blocks(
             blocks=run,
             position=conversion.position(run[0]),
             schema=schema,
-            gene_dtype=np.dtype(meta["gene_dtype"]),
-            count_dtype=np.dtype(meta["count_dtype"]),
             perturbation=labels.perturbation[rows],
             cell_type=labels.cell_type[rows],
             batch=None if labels.batch is None else labels.batch[rows],
@@ -270,9 +263,8 @@ def _rows(sources: list[FileCounts], block: Block, to: BlockRows) -> pa.RecordBa
     columns += [sources[block.source].cell_ids(block.start, block.stop), *([] if to.batch is None else [to.batch[own]])]
     return pa.record_batch(
         [
-            binary_rows(counts.indices.astype(to.gene_dtype, copy=False), counts.indptr),
-            binary_rows(counts.data.astype(to.count_dtype, copy=False), counts.indptr),
-            *(pa.array(values, type=f.type) for values, f in zip(columns, list(to.schema)[2:], strict=True)),
+            *stored_cells(counts.indices, counts.data, counts.indptr),
+            *(pa.array(values, type=f.type) for values, f in zip(columns, list(to.schema)[3:], strict=True)),
         ],
         schema=to.schema,
     )

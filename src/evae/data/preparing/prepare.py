@@ -28,7 +28,7 @@ from evae.common.digests import file_digest, file_stamp
 from evae.common.files import write_json, write_text
 from evae.common.logs import logger
 from evae.common.progress import progress_bar
-from evae.data.format import TREATMENTS, treatment_table
+from evae.data.format import FORMAT_VERSION, TREATMENTS, treatment_table
 from evae.data.preparing.card import dataset_card
 from evae.data.preparing.convert import Conversion, measure, with_variable_genes, write_cells
 from evae.data.preparing.describe import CellLabels, describe, describe_source
@@ -164,7 +164,8 @@ def prepare_dataset(
         keys |= {"batch_key": batch_key} if batch_key else {}
         keys |= treatment_keys.used
         job = {
-            "evae_version": version("evae"), "files": [file_stamp(p) for p in paths], "layer": layer, **keys,
+            "evae_version": version("evae"), "format": FORMAT_VERSION, "layer": layer, **keys,
+            "files": [file_stamp(p) for p in paths],
             "cell_types": cell_types and list(cell_types),
             "where": wanted, "split": rule.to_dict(),
             "genes": panel.genes, "variable": n_variable, "chunk_size": chunk_size,

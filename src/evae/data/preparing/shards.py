@@ -141,8 +141,8 @@ def gather_shard(scattered: Sequence[Path], shard: int, schema: pa.Schema, group
             temporary,
             schema,
             compression="zstd",
-            compression_level=3,
-            use_dictionary=["perturbation", "cell_type"],
+            compression_level=1,  # bytes as these are read quicker than at higher levels, and are hardly larger
+            use_dictionary=["perturbation", "cell_type", "high"],
             write_statistics=["perturbation", "cell_type", "library_size"],
         ) as writer,
     ):

@@ -16,18 +16,19 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.lib.stride_tricks import as_strided
 
-from evae.data.rows import RowFormat, flat_values
+from evae.data.rows import RowFormat
 from evae.data.streaming.order import EpochOrder, Window
 from evae.data.streaming.row_groups import RowGroups
 
 TOGETHER_BYTES = 1 << 20  # of rows that are gathered together: they stay in a cache
 
 
-def window_tables(groups: RowGroups, order: EpochOrder, batch: int) -> Iterator[pa.Table]:
-    """The rows of this rank's windows, lane after lane, from the one that holds batch number `batch` on.
+def read_windows(groups: RowGroups, order: EpochOrder, batch: int) -> Iterator[tuple[Window, pa.Table]]:
+    """This rank's windows and their rows, lane after lane, from the one that holds batch number `batch` on.
 
     The shard that a lane reads next is fetched while it reads the one before. A row group in which one lane ends and
     the next begins stays in memory for the other of the two, so that none is read twice.
@@ -55,7 +56,7 @@ def window_tables(groups: RowGroups, order: EpochOrder, batch: int) -> Iterator[
                     upcoming[lane].pop(0)
                     groups.store.expect(next(iter(upcoming[lane]), None))
                 parts.append(held[1].slice(piece.start, piece.stop - piece.start))
-        yield pa.concat_tables(parts)
+        yield window, pa.concat_tables(parts)
 
 
 def keep_freed_memory() -> None:
@@ -97,12 +98,14 @@ class CellRows:
     """
 
     def __init__(self, table: pa.Table, rows: RowFormat):
-        columns = (("genes", rows.gene_dtype), ("counts", rows.count_dtype))
-        parts = [[flat_values(chunk, dtype) for chunk in table[name].chunks] for name, dtype in columns]
-        self._sizes = np.concatenate([np.diff(ends) for _, ends in parts[1]])
-        self._starts = np.cumsum(self._sizes) - self._sizes
-        widest = padded_width(self._sizes)
-        joined = [np.concatenate([*(v for v, _ in part), np.zeros(widest, part[0][0].dtype)]) for part in parts]
+        item = 1 if rows.steps else rows.count_dtype.itemsize
+        widest = padded_width(pc.max(pc.binary_length(table["counts"])).as_py() // item)
+        cells = rows.cells(table, room=widest)
+        self._starts, self._sizes = cells.ends[:-1], np.diff(cells.ends)
+        joined, self._before = [cells.genes, cells.counts], None
+        if rows.steps:
+            joined[0] = running_sums(cells.genes, rows.gene_dtype)
+            self._before = np.where(self._starts > 0, joined[0][self._starts - 1], joined[0].dtype.type(0))
         self._genes, self._counts = (_runs(values, widest) for values in joined)
         edge = np.repeat(np.array([-1, 0], np.int8), widest)
         self._inside = {a.dtype: _runs(edge.astype(a.dtype), widest) for a in joined}  # row i: all bits set before i
@@ -113,15 +116,24 @@ class CellRows:
         together = max(1, TOGETHER_BYTES // (row_bytes * batch_size)) * batch_size
         for some in np.split(chosen, range(together, len(chosen), together)):
             starts, sizes = self._starts[some], self._sizes[some]
-            width = padded_width(sizes)
+            width = padded_width(sizes.max(initial=0))
             # row n of the mask has so many set
             inside = {dtype: masks[:, :width][-1 - sizes] for dtype, masks in self._inside.items()}
             genes, counts = (source[:, :width][starts] for source in (self._genes, self._counts))
+            if self._before is not None:
+                genes -= self._before[some][:, None]
             for block in (genes, counts):
                 block &= inside[block.dtype]
             for start in range(0, len(some), batch_size):
-                own = np.s_[start : start + batch_size, : padded_width(sizes[start : start + batch_size])]
+                own = np.s_[start : start + batch_size, : padded_width(sizes[start : start + batch_size].max())]
                 yield genes[own].astype(np.int32), counts[own].astype(np.float32)
+
+
+def running_sums(steps: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Sums from the first step on, modulo the size of `dtype`; of two bytes torch adds quicker than numpy."""
+    signed = steps.view(f"i{steps.itemsize}") if steps.itemsize > 1 else steps  # torch knows few unsigned integers
+    wide = torch.int16 if dtype.itemsize == 2 else torch.int32
+    return torch.from_numpy(signed).cumsum(0, dtype=wide).numpy().view(dtype)
 
 
 def _runs(values: np.ndarray, width: int) -> np.ndarray:
@@ -129,6 +141,6 @@ def _runs(values: np.ndarray, width: int) -> np.ndarray:
     return as_strided(values, (len(values) - width + 1, width), values.strides * 2)
 
 
-def padded_width(sizes: np.ndarray) -> int:
-    """The width of a batch of rows of these sizes."""
-    return max(8, -(-int(sizes.max(initial=0)) // 8) * 8)
+def padded_width(size: int) -> int:
+    """The width of a batch whose longest row is of this size."""
+    return max(8, -(-int(size) // 8) * 8)

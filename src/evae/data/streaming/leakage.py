@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from evae.common.numbers import counted
 from evae.data.format import AnyDataset, Dataset, DatasetInfo
+from evae.data.rows import RowFormat
 from evae.models.contract_evae import parts_of
 
 LEAST_EXPRESSED = 10  # genes of a cell: with fewer, two cells may well agree by chance
@@ -49,17 +50,19 @@ def leakage(dataset: AnyDataset) -> list[str]:
 
 def _cells(dataset: Dataset, split: str) -> Iterator[tuple[str, int]]:
     """Name and hash of the counts of every cell; the hash is 0 for cells with too few genes to tell."""
-    width = int(dataset.info.statistics["gene_dtype"][-1])
+    rows = RowFormat.of(dataset.info)
+    columns = ["cell_id", *rows.columns]
     for shard, _ in dataset.info.shards(split):
         with pq.ParquetFile(dataset.store.path(shard)) as file:
-            for batch in file.iter_batches(columns=["cell_id", "genes", "counts"]):
-                yield from _hashed(batch, LEAST_EXPRESSED * width)
+            for batch in file.iter_batches(columns=columns):
+                least = LEAST_EXPRESSED * (1 if rows.steps else rows.gene_dtype.itemsize)
+                yield from _hashed(batch, least, [name for name in columns if batch[name].type == pa.binary()])
 
 
-def _hashed(batch: pa.RecordBatch, least_bytes: int) -> Iterator[tuple[str, int]]:
-    columns = (batch.column(name).to_pylist() for name in ("cell_id", "genes", "counts"))
-    for name, genes, counts in zip(*columns, strict=True):
-        yield str(name), hash((genes, counts)) if len(genes) >= least_bytes else 0
+def _hashed(batch: pa.RecordBatch, least_bytes: int, content: list[str]) -> Iterator[tuple[str, int]]:
+    columns = (batch.column(name).to_pylist() for name in ("cell_id", *content))
+    for name, *found in zip(*columns, strict=True):
+        yield str(name), hash(tuple(found)) if len(found[0]) >= least_bytes else 0
 
 
 def _targets(info: DatasetInfo) -> list[str]:

@@ -9,7 +9,7 @@ from evae.common.prefetch import prefetch
 from evae.data.format import AnyDataset, Dataset, DatasetInfo
 from evae.data.rows import RowFormat
 from evae.data.store import resolve_dataset
-from evae.data.streaming.batches import keep_freed_memory, window_batches, window_tables
+from evae.data.streaming.batches import keep_freed_memory, read_windows, window_batches
 from evae.data.streaming.order import BatchOrder
 from evae.data.streaming.row_groups import RowGroups
 from evae.models.contract_evae import EvaeError
@@ -25,7 +25,7 @@ class CellLoader:
     """Sparse batches of cells, streamed from the shards; resumes exactly; each rank gets its own rows.
 
     The shards' row groups are the unit of reading; decoded ones are kept from epoch to epoch while they fit in
-    `KEPT_BYTES` (512 MiB, about 500,000 cells of 200 expressed genes). Beside these a loader holds a window and two
+    `KEPT_BYTES` (512 MiB, about a million cells of 200 expressed genes). Beside these a loader holds a window and two
     row groups of each lane, so its memory does not grow with the number of cells.
 
     The order of an epoch is: shards and the row groups in them permuted by (seed, epoch); that sequence cut into lanes
@@ -144,8 +144,7 @@ class CellLoader:
         rows = self._groups.format
         while self.epochs is None or epoch < self.epochs:
             order = self._order.epoch(epoch)
-            tables = window_tables(self._groups, order, batch)
-            for window, table in zip(order.windows_from(batch), tables, strict=True):
+            for window, table in read_windows(self._groups, order, batch):
                 for cells in window_batches(table, window, rows, batch, self.batch_size):
                     batch += 1
                     yield (epoch + 1, 0) if batch == self.batches_per_epoch else (epoch, batch), cells

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evae.data.format import PANEL_KEY
-from evae.data.rows import COLUMNS, REMEDY, RowFormat
+from evae.data.rows import REMEDY, RowFormat
 from evae.data.store import ShardStore
 from evae.models.contract_evae import EvaeError
 
@@ -35,7 +35,7 @@ class RowGroups:
         self._lock = threading.Lock()  # a loop that was left may still read ahead in its thread
 
     def read(self, shard: str, row_group: int, rows: int) -> pa.Table:
-        """The columns COLUMNS of a row group.
+        """The columns of a row group that a batch is made of.
 
         Args:
             rows: how many it must have.
@@ -61,7 +61,7 @@ class RowGroups:
     def _read(self, shard: str, row_group: int) -> pa.Table:
         try:
             path, file = self._open(shard)
-            table: pa.Table = file.read_row_group(row_group, columns=COLUMNS, use_threads=False)
+            table: pa.Table = file.read_row_group(row_group, columns=self.format.columns, use_threads=False)
             if (shard, row_group) not in self._checked:
                 first = sum(file.metadata.row_group(g).num_rows for g in range(row_group))
                 self.format.check(table, str(path), first)

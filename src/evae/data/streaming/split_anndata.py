@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 
 from evae.data.format import AnyDataset, Dataset
-from evae.data.rows import flat_values
+from evae.data.rows import RowFormat
 from evae.models.contract_evae import EvaeError
 
 
@@ -28,7 +28,7 @@ class DatasetSplit:
     def __init__(self, dataset: AnyDataset, split: str):
         dataset = Dataset.open(dataset)
         self.info, self.split, self.n_cells = dataset.info, split, dataset.cells_of(split)
-        self._store = dataset.store
+        self._store, self._rows = dataset.store, RowFormat.of(dataset.info)
         step = self.info.statistics["row_group_rows"]
         self._groups = [
             (shard, i, min(step, rows - i * step))
@@ -68,11 +68,10 @@ class DatasetSplit:
 
     def _group_counts(self, group: int) -> sp.csr_matrix:
         if self._last is None or self._last[0] != group:
-            table = self._read(group, ["genes", "counts"])
-            genes, indptr = flat_values(table["genes"], np.dtype(self.info.statistics["gene_dtype"]))
-            counts, _ = flat_values(table["counts"], np.dtype(self.info.statistics["count_dtype"]))
+            table = self._read(group, self._rows.columns)
+            cells = self._rows.cells(table)
             shape = (table.num_rows, len(self.info.genes))
-            parts = (counts.astype(np.int32), genes.astype(np.int32), indptr)
+            parts = (cells.counts.astype(np.int32), cells.indices().astype(np.int32), cells.ends)
             self._last = group, sp.csr_matrix(parts, shape=shape)
         return self._last[1]
 
