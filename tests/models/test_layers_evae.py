@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from evae.models import EvaeConfig
+from evae.models.adaln_evae import ModulatedBlock
 from evae.models.count_embedding_evae import CountEmbedding
-from evae.models.layers_evae import Attention, CrossBlock, ModulatedBlock, Perceptron
+from evae.models.layers_evae import Attention, CrossBlock, Perceptron
 
 
 @pytest.fixture
@@ -94,16 +95,45 @@ def test_cross_block(config, x, memory):
     torch.testing.assert_close(block(x, memory), expected + feed_forward, atol=1e-12, rtol=0)
 
 
-def test_modulated_block(tiny_prior, x):
+def plain_block(block, x, modulation):
     """x + gate * attention((1 + scale) * norm(x) + shift), then likewise the feed-forward part."""
-    block = drawn(ModulatedBlock(tiny_prior().config, is_causal=False, layer_idx=0))
-    modulation = torch.randn(3, 6, 16, dtype=torch.float64)
     shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.unsqueeze(2).unbind(1)
     y = (1 + scale_a) * normed(x) + shift_a
-    expected = x + gate_a * plain_attention(block.attention, y, y)
-    y = (1 + scale_f) * normed(expected) + shift_f
-    expected = expected + gate_f * plain_feed_forward(block.feed_forward, y)
-    torch.testing.assert_close(block(x, modulation), expected, atol=1e-12, rtol=0)
+    x = x + gate_a * plain_attention(block.attention, y, y)
+    y = (1 + scale_f) * normed(x) + shift_f
+    return x + gate_f * plain_feed_forward(block.feed_forward, y)
+
+
+@pytest.mark.parametrize("n_conditions", [3, 1])
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_modulated_block(tiny_prior, x, n_conditions, with_adapter):
+    """Numbers and gradients; one condition may be that of all cells, and a layer may be another than torch's."""
+    block = drawn(ModulatedBlock(tiny_prior().config, is_causal=False, layer_idx=0))
+    if with_adapter:
+        block.attention.q_proj.__class__ = type("Adapted", (torch.nn.Linear,), {})
+    modulation = torch.randn(n_conditions, 6, 16, dtype=torch.float64)
+    inputs, found = [x.requires_grad_(), modulation.requires_grad_(), *block.parameters()], []
+    for forward in (block, lambda *given: plain_block(block, *given)):
+        output = forward(x, modulation)
+        found.append((output, *torch.autograd.grad(output.sin().sum(), inputs)))
+    torch.testing.assert_close(found[0], found[1], atol=1e-12, rtol=1e-12)
+
+
+def test_modulated_block_in_lower_precision(tiny_prior, x):
+    """Near the exact one, with gradients in the precision of what they are of; frozen parts get none."""
+    block = drawn(ModulatedBlock(tiny_prior().config, is_causal=False, layer_idx=0)).float()
+    block.feed_forward.up.requires_grad_(False)
+    x, modulation = x.float().requires_grad_(), torch.randn(3, 6, 16).requires_grad_()
+    inputs, found = [x, modulation, *(p for p in block.parameters() if p.requires_grad)], []
+    for on in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            output = block(x, modulation)
+        found.append((output, *torch.autograd.grad(output.square().mean(), inputs)))
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).abs().max() < 0.05 * other.abs().max() + 0.01  # that of a bias of the keys is 0
+    block(x, modulation).sum().backward()
+    assert block.feed_forward.up.weight.grad is None
 
 
 def test_final_modulation_of_the_prior(tiny_prior):

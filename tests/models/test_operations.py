@@ -30,9 +30,9 @@ SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "
 READS = {"source_cells": 1, "condition_on_effect": True, "n_effects": 10, "control_id": 0}
 # name -> tokenizer, fields, most operations of drawing a code and of a training step
 PRIORS = {
-    "published": ("published", {}, 70, 630),
-    "base": ("base", READS, 70, 770),
-    "small": ("small", READS | SMALL, 50, 600),
+    "published": ("published", {}, 70, 450),
+    "base": ("base", READS, 70, 550),
+    "small": ("small", READS | SMALL, 50, 440),
 }
 
 

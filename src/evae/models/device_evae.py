@@ -49,7 +49,12 @@ def most_numbers(device: torch.device, on_cpu: int) -> int:
 
 def in_precision(x: Tensor) -> Tensor:
     """`x` as matrix products under autocast take it: several of the same `x` then cast it once."""
+    return x.to(cast_to(x))
+
+
+def cast_to(x: Tensor) -> torch.dtype:
+    """The type in which matrix products take `x`: that of autocast where it is on."""
     device = x.device.type
     if x.is_meta or x.dtype != torch.float32 or not torch.is_autocast_enabled(device):
-        return x
-    return x.to(torch.get_autocast_dtype(device))
+        return x.dtype
+    return torch.get_autocast_dtype(device)

@@ -158,7 +158,21 @@ class Attention(nn.Module):
         memory = x if memory is None else memory
         query = self.split(self.q_proj(x))
         key, value = memory if isinstance(memory, tuple) else self.keys_values(memory)
-        query = query.expand(len(key), -1, -1, -1)
+        return self.o_proj(self.attend(query.expand(len(key), -1, -1, -1), key, value, bias, past_key_values, n_prompt))
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None = None,
+        past_key_values: Any = None,
+        n_prompt: int = 0,
+    ) -> Tensor:
+        """What is attended to, (cells, tokens, width), before the last projection; arguments as in `forward`.
+
+        Queries, keys and values are (cells, heads, tokens or others, width of a head).
+        """
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         implementation = self.config._attn_implementation
@@ -166,11 +180,12 @@ class Attention(nn.Module):
         # One query attends to the whole cache. PyTorch's is_causal would let it see the first key only.
         causal = self.is_causal and query.shape[2] > 1
         if causal and n_prompt:
-            bias, causal = _prompt_bias(query, n_prompt) if n_prompt < query.shape[2] else None, False
+            given = prompt_bias(query, query.dtype, n_prompt) if bias is None else bias
+            bias, causal = given if n_prompt < query.shape[2] else None, False
         elif causal and key.shape[2] != query.shape[2]:
             bias, causal = _offset_causal_bias(query, key, bias), False
         output, _ = attend(self, query, key, value, bias, scaling=self.scaling, dropout=0.0, is_causal=causal)
-        return self.o_proj(output.flatten(2))
+        return output.flatten(2)
 
 
 def _offset_causal_bias(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
@@ -181,10 +196,10 @@ def _offset_causal_bias(query: Tensor, key: Tensor, bias: Tensor | None) -> Tens
     return causal if bias is None else causal + bias
 
 
-def _prompt_bias(query: Tensor, n_prompt: int) -> Tensor:
-    """Causal bias (1, 1, tokens, tokens) under which all tokens attend to the whole prompt."""
-    n_tokens = query.shape[2]
-    hidden = torch.full((n_tokens, n_tokens), float("-inf"), dtype=query.dtype, device=query.device).triu(1)
+def prompt_bias(query: Tensor, precision: torch.dtype, n_prompt: int) -> Tensor:
+    """Causal bias (1, 1, tokens, tokens) for `query` (..., tokens, width); all tokens attend to the whole prompt."""
+    n_tokens = query.shape[-2]
+    hidden = torch.full((n_tokens, n_tokens), float("-inf"), dtype=precision, device=query.device).triu(1)
     hidden[:, :n_prompt] = 0
     return hidden[None, None]
 
@@ -226,38 +241,9 @@ class CrossBlock(nn.Module):
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
-class ModulatedBlock(nn.Module):
-    """DiT block with adaLN-Zero (Peebles & Xie, "Scalable Diffusion Models with Transformers", 2023).
-
-    The condition gives a shift, a scale and a gate for the attention and for the feed-forward part. All start at zero,
-    so the block starts as the identity.
-    """
-
-    def __init__(self, config: Any, is_causal: bool, layer_idx: int) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.attention_norm = nn.LayerNorm(width, elementwise_affine=False, eps=config.layer_norm_eps)
-        self.attention = Attention(config, is_causal=is_causal, layer_idx=layer_idx)
-        self.feed_forward_norm = nn.LayerNorm(width, elementwise_affine=False, eps=config.layer_norm_eps)
-        self.feed_forward = FeedForward(config)
-
-    def forward(self, x: Tensor, modulation: Tensor, past_key_values: Any = None, n_prompt: int = 0) -> Tensor:
-        """`x` (cells, tokens, width), `modulation` (cells, 6, width) -> (cells, tokens, width); see `Attention`."""
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.unsqueeze(2).unbind(1)
-        attended = self.attention(
-            modulate(self.attention_norm(x), shift_a, scale_a), past_key_values=past_key_values, n_prompt=n_prompt
-        )
-        x = x + gate_a * attended
-        return x + gate_f * self.feed_forward(modulate(self.feed_forward_norm(x), shift_f, scale_f))
-
-
 def log_library(library_size: Tensor, median: float) -> Tensor:
     """log2(library size / median), (cells, 1): 0 for a typical cell, about +-1 for the usual spread."""
     return torch.log2(library_size.float().clamp_min(1) / median).unsqueeze(-1)
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return x * (1 + scale) + shift
 
 
 class Perceptron(nn.Module):

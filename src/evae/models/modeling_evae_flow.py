@@ -21,6 +21,7 @@ from transformers.utils import can_return_tuple
 
 # All files of the model are imported here, used or not: from a local folder, transformers up to 5.0 copies only the
 # files that this one imports itself.
+from .adaln_evae import ModulatedBlock  # noqa: F401
 from .alignment_evae import align_weights  # noqa: F401
 from .coders_evae import EvaeEncoder  # noqa: F401
 from .conditions_evae import ConditionEmbedding  # noqa: F401
@@ -31,7 +32,7 @@ from .count_embedding_evae import CountEmbedding  # noqa: F401
 from .device_evae import on_accelerator  # noqa: F401
 from .heads_evae import HEAD_CLASSES  # noqa: F401
 from .labels_evae import DecoderConditions  # noqa: F401
-from .layers_evae import ModulatedBlock  # noqa: F401
+from .layers_evae import check_ids  # noqa: F401
 from .modeling_evae import EvaeModel  # noqa: F401
 from .no_tokenizer_evae import NoTokenizer  # noqa: F401
 from .pretrained_evae import EvaePreTrainedModel  # noqa: F401

@@ -20,6 +20,7 @@ from transformers.utils import can_return_tuple
 
 # All files of the model are imported here, used or not: from a local folder, transformers up to 5.0 copies only the
 # files that this one imports itself.
+from .adaln_evae import ModulatedBlock  # noqa: F401
 from .alignment_evae import align_weights  # noqa: F401
 from .coders_evae import EvaeEncoder  # noqa: F401
 from .conditions_evae import ConditionEmbedding  # noqa: F401

@@ -21,10 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from .adaln_evae import ModulatedBlock, adaln
 from .conditions_evae import ConditionEmbedding, TimeEmbedding, init_condition_buffers, tell_sizes
 from .configuration_evae import COUNTS
 from .contract_evae import EvaeError, near_matches
-from .layers_evae import ModulatedBlock, modulate
+from .device_evae import cast_to
+from .layers_evae import prompt_bias
 from .modeling_evae import EvaeModel
 from .no_tokenizer_evae import NoTokenizer
 from .pretrained_evae import EvaePreTrainedModel
@@ -82,7 +84,7 @@ class EvaePrior(EvaePreTrainedModel):
         self.source = SourceEmbedding(config) if config.source_cells else None
         self.time_embedding = TimeEmbedding(config) if with_time else None
         self.modulation = nn.Linear(width, (6 * config.num_hidden_layers + 2) * width)
-        layers = range(config.num_hidden_layers)
+        self.is_causal, layers = is_causal, range(config.num_hidden_layers)
         self.blocks = nn.ModuleList([ModulatedBlock(config, is_causal, index) for index in layers])
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=config.layer_norm_eps)
 
@@ -160,10 +162,13 @@ class EvaePrior(EvaePreTrainedModel):
         n_prompt = 0 if prompt is None else prompt.shape[1]
         x = x if prompt is None else torch.cat([prompt.to(x.dtype), x], dim=1)
         *own, last = modulation.split([6] * len(self.blocks) + [2], dim=1)
+        bias = None
+        if self.is_causal and 0 < n_prompt < x.shape[1]:  # once for all blocks
+            bias = prompt_bias(x[:1, None], cast_to(x), n_prompt)
         for block, of_block in zip(self.blocks, own, strict=True):
-            x = block(x, of_block, past_key_values=cache, n_prompt=n_prompt)
+            x = block(x, of_block, past_key_values=cache, n_prompt=n_prompt, bias=bias)
         shift, scale = last.unsqueeze(2).unbind(1)
-        return modulate(self.norm(x[:, n_prompt:]), shift, scale)
+        return adaln(x[:, n_prompt:], shift, scale, self.norm.eps)
 
     def _draw(self, condition: Tensor, prompt: Tensor | None, streams: CellStreams, guidance_scale: float) -> Tensor:
         """Draw codes or latents. A subclass may add arguments: they are its sampling options.

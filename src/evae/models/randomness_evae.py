@@ -38,6 +38,7 @@ class CellStreams:
     def __init__(self, seed: int, cells: range, batch: int = 0) -> None:
         self.seed, self.cells, self.batch = seed, cells, batch
         self._drawn = 0  # how many numbers were drawn from every stream
+        self._starts: dict[torch.device, Tensor] = {}
         self._generators: list[torch.Generator] = []
 
     @classmethod
@@ -108,9 +109,11 @@ class CellStreams:
     def _bits(self, n: int, device: torch.device | str) -> Tensor:
         """The next `n` random numbers of 24 bits of every stream, int64 (cells, n). One hash gives two."""
         first, self._drawn = self._drawn, self._drawn + n
-        starts = _mixed((self._cell_numbers(device) + 1) * _GOLDEN + self.seed)
+        device = torch.device(device)
+        if device not in self._starts:
+            self._starts[device] = _mixed((self._cell_numbers(device) + 1) * _GOLDEN + self.seed)
         steps = torch.arange(first // 2, (self._drawn + 1) // 2, device=device)
-        words = _mixed(starts.unsqueeze(1) + (steps + 1) * _GOLDEN)
+        words = _mixed(self._starts[device].unsqueeze(1) + (steps + 1) * _GOLDEN)
         pairs = torch.stack([words >> 40, words >> 16], dim=-1).bitwise_and_(2**24 - 1).flatten(1)
         return pairs[:, first % 2 : first % 2 + n]
 

@@ -1,0 +1,149 @@
+"""The priors' layer, a transformer block with adaLN-Zero, in few operations forward and backward.
+
+What autograd would record of a modulation, a gate and the casts of weights are many small operations, and they take
+longer to launch than to run. Here each is one step forward and few steps backward, by the formulas of autograd.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .device_evae import cast_to, on_accelerator
+from .layers_evae import Attention, FeedForward
+
+
+class ModulatedBlock(nn.Module):
+    """DiT block with adaLN-Zero (Peebles & Xie, "Scalable Diffusion Models with Transformers", 2023).
+
+    The condition gives a shift, a scale and a gate for the attention and for the feed-forward part. All start at zero,
+    so the block starts as the identity.
+    """
+
+    def __init__(self, config: Any, is_causal: bool, layer_idx: int) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.attention_norm = nn.LayerNorm(width, elementwise_affine=False, eps=config.layer_norm_eps)
+        self.attention = Attention(config, is_causal=is_causal, layer_idx=layer_idx)
+        self.feed_forward_norm = nn.LayerNorm(width, elementwise_affine=False, eps=config.layer_norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        past_key_values: Any = None,
+        n_prompt: int = 0,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """`x` (cells, tokens, width), `modulation` (cells, 6, width) -> (cells, tokens, width); see `Attention`."""
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.unsqueeze(2).unbind(1)
+        attention, feed_forward = self.attention, self.feed_forward
+        cached = {"past_key_values": past_key_values, "n_prompt": n_prompt, "bias": bias}
+        part = adaln(x, shift_a, scale_a, self.attention_norm.eps)
+        linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+        linears += [feed_forward.up, feed_forward.down]
+        if any(type(linear) is not nn.Linear for linear in linears):  # with an adapter, which has a way of its own
+            x = gated_sum(x, gate_a, attention(part, **cached))
+            return gated_sum(x, gate_f, feed_forward(adaln(x, shift_f, scale_f, self.feed_forward_norm.eps)))
+        weights, biases = cast([linear.weight for linear in linears], [linear.bias for linear in linears], x.device)
+        with torch.autocast(x.device.type, enabled=False):  # all is in its precision
+            projected = F.linear(part, torch.cat(weights[:3]), torch.cat(biases[:3]))
+            if projected.requires_grad and not on_accelerator(x.device):  # a CPU's gradient in bfloat16 is slow
+                projected = projected.to(x.dtype)
+                cached["bias"] = None if bias is None else bias.to(x.dtype)
+            query, key, value = (attention.split(of_tokens) for of_tokens in projected.chunk(3, dim=-1))
+            attended = attention.attend(query, key, value, **cached).to(part.dtype)
+            x = gated_sum(x, gate_a, F.linear(attended, weights[3], biases[3]))
+        part = adaln(x, shift_f, scale_f, self.feed_forward_norm.eps)
+        with torch.autocast(x.device.type, enabled=False):
+            hidden = feed_forward.dropout(F.gelu(F.linear(part, weights[4], biases[4])))
+            return gated_sum(x, gate_f, F.linear(hidden, weights[5], biases[5]))
+
+
+def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """Layer norm of `x` (cells, tokens, width) times (1 + scale) plus shift, (cells, 1, width) each.
+
+    The result is in the precision of matrix products.
+    """
+    result: Tensor = _AdaLN.apply(x, shift, scale, eps, cast_to(x))
+    return result
+
+
+def gated_sum(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+    """`x` + gate `y`, with `gate` (cells, 1, width) and the others (cells, tokens, width), as precise as `x`."""
+    result: Tensor = _GatedSum.apply(x, gate, y)
+    return result
+
+
+def cast(weights: list[Tensor], biases: list[Tensor], device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and biases in the precision of matrix products, all in one operation."""
+    precision = cast_to(weights[0])
+    if precision == weights[0].dtype:
+        return weights, biases
+    both = _Cast.apply(precision, *weights, *biases)
+    return list(both[: len(weights)]), list(both[len(weights) :])
+
+
+class _AdaLN(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shift: Tensor, scale: Tensor, eps: float, precision: torch.dtype) -> Tensor:
+        normed, mean, deviation = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
+        scale = 1 + scale
+        ctx.save_for_backward(x, normed, mean, deviation, scale)
+        if normed.dtype == precision:
+            return torch.addcmul(shift, normed, scale)
+        return torch.addcmul(shift, normed, scale, out=torch.empty_like(x, dtype=precision))  # casts as it writes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, normed, mean, deviation, scale = ctx.saved_tensors
+        of_shift = _over_tokens(gradient, scale) if ctx.needs_input_grad[1] else None
+        of_scale = _over_tokens(gradient * normed, scale) if ctx.needs_input_grad[2] else None
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_normed = torch.mul(gradient, scale, out=torch.empty_like(x))
+            of_x = torch.ops.aten.native_layer_norm_backward(
+                of_normed, x, x.shape[-1:], mean, deviation, None, None, [True, False, False]
+            )[0]
+        return of_x, of_shift, of_scale, None, None
+
+
+class _GatedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, y)
+        return torch.addcmul(x, gate, y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gate, y = ctx.saved_tensors
+        of_gate = _over_tokens(gradient * y, gate) if ctx.needs_input_grad[1] else None
+        of_y = torch.mul(gradient, gate, out=torch.empty_like(y)) if ctx.needs_input_grad[2] else None
+        return gradient, of_gate, of_y
+
+
+class _Cast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, precision: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.before = [tensor.dtype for tensor in tensors]
+        copies = [torch.empty_like(tensor, dtype=precision) for tensor in tensors]
+        torch._foreach_copy_(copies, list(tensors))
+        return tuple(copies)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        copies = [torch.empty_like(given, dtype=before) for given, before in zip(gradients, ctx.before, strict=True)]
+        torch._foreach_copy_(copies, list(gradients))
+        return None, *copies
+
+
+def _over_tokens(gradient: Tensor, like: Tensor) -> Tensor:
+    """The gradient (cells, tokens, width) of what is the same for all tokens, and perhaps for all cells."""
+    summed = gradient.sum(1, keepdim=True, dtype=like.dtype)
+    return summed if len(summed) == len(like) else summed.sum(0, keepdim=True)
