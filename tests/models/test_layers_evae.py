@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from evae.models import EvaeConfig
 from evae.models.adaln_evae import ModulatedBlock
 from evae.models.count_embedding_evae import CountEmbedding
-from evae.models.layers_evae import Attention, CrossBlock, Perceptron
+from evae.models.layers_evae import Attention, CrossBlock, Dropout, Perceptron
 
 
 @pytest.fixture
@@ -134,6 +134,25 @@ def test_modulated_block_in_lower_precision(tiny_prior, x):
         assert (one - other).abs().max() < 0.05 * other.abs().max() + 0.01  # that of a bias of the keys is 0
     block(x, modulation).sum().backward()
     assert block.feed_forward.up.weight.grad is None
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_dropout(precision, share):
+    """Numbers are left out independently, with that probability; those that stay make up for them."""
+    dropout, x = Dropout(share), torch.ones(3, 100, 333, dtype=precision).requires_grad_()
+    torch.manual_seed(0)
+    found = dropout(x)
+    left_out, n = found == 0, x.numel()
+    assert abs(float(left_out.float().mean()) - share) < 5 * (share * (1 - share) / n) ** 0.5
+    both = (left_out.flatten()[1:] & left_out.flatten()[:-1]).float().mean()
+    assert abs(float(both) - share**2) < 5 * (share**2 / n) ** 0.5
+    assert found.dtype == precision
+    torch.testing.assert_close(found[~left_out], torch.full_like(found[~left_out], 1 / (1 - share)), rtol=1e-2, atol=0)
+    assert torch.equal(torch.autograd.grad(found.sum(), x)[0], found)
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x), found)
+    assert torch.equal(dropout.eval()(x), x)
 
 
 def test_final_modulation_of_the_prior(tiny_prior):

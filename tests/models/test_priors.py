@@ -51,8 +51,9 @@ class TestGuidance:
     def test_scale_zero_is_the_null(self, prior):
         null = prior.sample(n_cells=3, generator=torch.Generator().manual_seed(0))
         kept = prior.sample(cell_type_ids=CONDITIONS["cell_type_ids"], generator=torch.Generator().manual_seed(0))
-        torch.testing.assert_close(draw(prior, guidance_scale=0.0, guide="all"), null)
-        torch.testing.assert_close(draw(prior, guidance_scale=0.0, guide="perturbation"), kept)
+        rounding = {"rtol": 1e-5, "atol": 1e-4}
+        torch.testing.assert_close(draw(prior, guidance_scale=0.0, guide="all"), null, **rounding)
+        torch.testing.assert_close(draw(prior, guidance_scale=0.0, guide="perturbation"), kept, **rounding)
         assert not torch.equal(null, kept)
 
     def test_formula(self):

@@ -4,6 +4,7 @@ What autograd would record of a modulation, a gate and the casts of weights are 
 longer to launch than to run. Here each is one step forward and few steps backward, by the formulas of autograd.
 """
 
+import contextlib
 from typing import Any
 
 import torch
@@ -41,26 +42,29 @@ class ModulatedBlock(nn.Module):
         """`x` (cells, tokens, width), `modulation` (cells, 6, width) -> (cells, tokens, width); see `Attention`."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.unsqueeze(2).unbind(1)
         attention, feed_forward = self.attention, self.feed_forward
-        cached = {"past_key_values": past_key_values, "n_prompt": n_prompt, "bias": bias}
         part = adaln(x, shift_a, scale_a, self.attention_norm.eps)
         linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
         linears += [feed_forward.up, feed_forward.down]
         if any(type(linear) is not nn.Linear for linear in linears):  # with an adapter, which has a way of its own
-            x = gated_sum(x, gate_a, attention(part, **cached))
+            x = gated_sum(x, gate_a, attention(part, None, bias, past_key_values, n_prompt))
             return gated_sum(x, gate_f, feed_forward(adaln(x, shift_f, scale_f, self.feed_forward_norm.eps)))
         weights, biases = cast([linear.weight for linear in linears], [linear.bias for linear in linears], x.device)
-        with torch.autocast(x.device.type, enabled=False):  # all is in its precision
-            projected = F.linear(part, torch.cat(weights[:3]), torch.cat(biases[:3]))
-            if projected.requires_grad and not on_accelerator(x.device):  # a CPU's gradient in bfloat16 is slow
-                projected = projected.to(x.dtype)
-                cached["bias"] = None if bias is None else bias.to(x.dtype)
-            query, key, value = (attention.split(of_tokens) for of_tokens in projected.chunk(3, dim=-1))
-            attended = attention.attend(query, key, value, **cached).to(part.dtype)
-            x = gated_sum(x, gate_a, F.linear(attended, weights[3], biases[3]))
+        projected = F.linear(part, torch.cat(weights[:3]), torch.cat(biases[:3]))
+        attended = self._attend(projected, past_key_values, n_prompt, bias).to(part.dtype)
+        x = gated_sum(x, gate_a, F.linear(attended, weights[3], biases[3]))
         part = adaln(x, shift_f, scale_f, self.feed_forward_norm.eps)
-        with torch.autocast(x.device.type, enabled=False):
-            hidden = feed_forward.dropout(F.gelu(F.linear(part, weights[4], biases[4])))
-            return gated_sum(x, gate_f, F.linear(hidden, weights[5], biases[5]))
+        hidden = feed_forward.dropout(F.gelu(F.linear(part, weights[4], biases[4])))
+        return gated_sum(x, gate_f, F.linear(hidden, weights[5], biases[5]))
+
+    def _attend(self, projected: Tensor, past_key_values: Any, n_prompt: int, bias: Tensor | None) -> Tensor:
+        """Attention with queries, keys and values side by side, (cells, tokens, 3 * width)."""
+        without: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if projected.dtype == torch.bfloat16 and projected.requires_grad and not on_accelerator(projected.device):
+            without = torch.autocast(projected.device.type, enabled=False)  # a CPU's gradient in bfloat16 is slow
+            projected, bias = projected.float(), None if bias is None else bias.float()
+        query, key, value = (self.attention.split(of_tokens) for of_tokens in projected.chunk(3, dim=-1))
+        with without:
+            return self.attention.attend(query, key, value, bias, past_key_values, n_prompt)
 
 
 def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
