@@ -7,7 +7,7 @@
 The cells are a simulated screen whose perturbations are named after genes, so that the check of knock-downs reads them
 too; 20,000 cells are repeated under new names, in a gzipped h5ad file as anndata writes it. Every run is the whole
 command in a process of its own, with its start. Cells a second are those of the wall; the seconds of the processor
-tell more where others use the machine. That both versions write the same bytes is checked.
+tell more where others use the machine. Whether both versions write the same bytes is said.
 
 Files of `--nominal-gb` are dense float32 over 20,000 genes whose chunks were mostly never written, so that they take
 100 GB in memory and little on the disk: what grows with the number of cells shows in the peak.
@@ -125,7 +125,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
             shards.add(json.dumps(json.loads((out / "dataset.json").read_text())["shards"]))
             subprocess.run(["rm", "-r", out], check=True)
     size = source.stat().st_size / 1e6
-    stored, same = "plain" if args.plain else "gzip", "the same" if len(shards) == 1 else "DIFFERENT"
+    stored, same = "plain" if args.plain else "gzip", "the same" if len(shards) == 1 else "of other bytes"
     print(f"{args.cells:,} cells x {args.genes:,} genes, {size:,.0f} MB {stored} h5ad, --genes {args.panel}, "
           f"{args.rounds} rounds; the shards are {same}")  # fmt: skip
     print(f"{'':16} {'cells/s':>9} {'seconds':>9} {'CPU s':>7} {'peak MB':>8}")

@@ -185,12 +185,15 @@ def test_knock_down_against_dense_sums_over_two_files(tmp_path):
             fell = obs["perturbation"].str.split("+").map(lambda parts, gene=gene: gene in parts).to_numpy()
             where = [genes[g] for g in order].index(gene)
             counts[fell, where] = drawn.binomial(counts[fell, where].astype(int), left)
+        kept.append(drawn.random(n) < 0.8)
+        at_rest = (obs["perturbation"] == "control").to_numpy()
+        counts[~kept[-1]] = 40  # cells that do not count would change what is found
+        counts[np.ix_(~kept[-1] & at_rest, [order.index(0), order.index(1)])] = 0
         var = pd.DataFrame(index=[genes[g] for g in order])
         ad.AnnData(sp.csr_matrix(counts), obs=obs, var=var).write_h5ad(tmp_path / f"{i}.h5ad", compression="gzip")
         sources.append(FileCounts(tmp_path / f"{i}.h5ad", scratch=tmp_path / f"scratch-{i}"))
         labels.append(obs)
         dense.append(pd.DataFrame(counts, columns=var.index).reindex(columns=genes, fill_value=0))
-        kept.append(drawn.random(n) < 0.8)
     obs, dense, kept = pd.concat(labels), pd.concat(dense).to_numpy(), np.concatenate(kept)
     codes = [obs[key].map(own.index).to_numpy() for key, own in (("perturbation", names), ("cell_type", ["x", "y"]))]
     missed, told = [], 0

@@ -1,5 +1,7 @@
 """Runs of compressed data sets are those that HDF5 reads."""
 
+import zlib
+
 import h5py
 import numpy as np
 import pytest
@@ -42,6 +44,17 @@ def test_what_was_never_written_and_nothing(file, how):
     stored[:5] = 1
     np.testing.assert_array_equal(read_run(stored, 3, 30), [1, 1, *[3] * 25])
     assert len(read_run(stored, 4, 4)) == 0
+
+
+def test_a_chunk_that_a_filter_skipped(tmp_path):
+    """As HDF5 writes chunks that a filter does not make smaller; its mask says which filters."""
+    values = np.arange(30, dtype="f4")
+    for mask, packed in ((1, zlib.compress(values[:SIZE].tobytes())), (3, values[:SIZE].tobytes())):
+        with h5py.File(tmp_path / "skipped.h5", "w") as file:
+            stored = file.create_dataset("values", data=values, **STORED["shuffled"])
+            stored.id.write_direct_chunk((0,), packed, filter_mask=mask)
+        with h5py.File(tmp_path / "skipped.h5") as file:  # until then HDF5 takes it for one that was not skipped
+            np.testing.assert_array_equal(read_run(file["values"], 2, 12), values[2:12])
 
 
 def test_a_damaged_chunk_is_an_error_of_hdf5(file):

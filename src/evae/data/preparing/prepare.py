@@ -4,12 +4,12 @@ Every file is read and checked once, block by block, and what was read is kept i
 types (`kept_blocks`), for the check of knock-downs, the variable genes, the totals and the shards. Several blocks and
 shards are worked on at once, a thread a core. The folder is built as `OUT.partial` and renamed when it is whole.
 
-Memory holds one block of cells or one shard, and of every cell its labels, totals and place: about 60 bytes, at times
-200. Peaks of `evae prepare` where 15 % of the genes are expressed, 600 MB of each for the libraries:
+Memory holds a block of cells or a shard for every thread, and of every cell its labels, totals and place: about 60
+bytes, at times 300. Peaks of `evae prepare` on two cores (`scripts/benchmark_prepare.py`):
 
-     50,000 cells x  2,000 genes    743 MB
-    250,000 cells x  2,000 genes    789 MB, 823 MB with `hvg:1000`
-     10,000 cells x 18,000 genes    764 MB
+  1,000,000 cells x  2,000 genes    904 MB    CSR, 11 % expressed
+     25,000 cells x 20,000 genes    493 MB    dense, 2 GB in memory
+    250,000 cells x 20,000 genes    559 MB    dense, 20 GB in memory
 """
 
 import shutil
