@@ -108,3 +108,23 @@ def test_a_damaged_file_of_effects_is_named(prior_with_effects, tmp_path):
     (folder / FILE).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(EvaeError, match=FILE):
         evae.pipeline(folder)
+
+
+def test_the_command_says_how_far_means_were_moved(prior_with_effects, screen_dataset, tmp_path, run):
+    def predict(*options):
+        done = run(
+            "predict",
+            prior_with_effects,
+            "--held-out",
+            screen_dataset,
+            "--out",
+            tmp_path / "x.h5ad",
+            "--overwrite",
+            *options,
+        )
+        assert done.code == 0, done.err
+        return done.out
+
+    assert "moved by 50% towards what other cell types show" in predict("--n-cells", "20")
+    assert "effect transfer: none" in predict("--n-cells", "5")
+    assert "effect transfer" not in predict("--n-cells", "20", "--effect-transfer", "0")

@@ -251,6 +251,8 @@ def _say_predicted(predicted: "ad.AnnData", out: Path) -> None:
             f"effect transfer: the mean of {moved} is moved by {facts['effect_transfer']:.0%} towards what other "
             "cell types show"
         )
+    elif facts.get("effect_transfer_pairs") == 0:
+        say("effect transfer: none, as no pair has 20 cells or more of a perturbation that training cells show")
     coverage = facts.get("gene_coverage", 1.0)
     if coverage < 1:
         say(f"the controls measure {coverage:.0%} of the model's gene panel", style="yellow")
