@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from evae.models.contract_evae import EvaeError
 from evae.models.randomness_evae import CellStreams, draw_negative_binomial
 
 from .conftest import CELLS, READS
@@ -55,6 +56,12 @@ def test_every_function_of_the_count(counts_function, head, write_vae, converted
     torch.testing.assert_close(model.embed(counts, kind="pooled"), vae.tokens(read_as(READS[head])).mean(1), **EXACT)
     torch.testing.assert_close(model(counts).loss, theirs.loss, **EXACT)
     assert torch.equal(model.encode(counts), theirs.codes)
+
+
+def test_vectors_of_bins_need_a_head_that_reads_bins(write_vae, converted):
+    _, folder = write_vae("mse", counts="embedding")
+    with pytest.raises(EvaeError, match="a vector a bin"):
+        converted(folder)
 
 
 BIN_VALUES = torch.tensor(
