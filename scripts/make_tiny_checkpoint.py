@@ -9,9 +9,11 @@ src/evae/models, so the checkpoint needs the package.
 """
 
 import argparse
+import shutil
 import tempfile
 from pathlib import Path
 
+from evae.common.known_effects import FILE as EFFECTS
 from evae.data.preparing.prepare import prepare_dataset
 from evae.data.simulation.perturb_seq import simulate_perturb_seq
 from evae.models import EvaeARForCausalLM, EvaeError, EvaeProcessor
@@ -88,11 +90,13 @@ def check_empty(out: Path) -> None:
 
 
 def save_without_code(prior: Path, out: Path) -> None:
-    """Copy the model and the processor of a run, without the code that every save carries."""
+    """Copy the model, the processor and the known effects of a run, without the code that every save carries."""
     EvaeARForCausalLM.from_pretrained(prior).save_pretrained(out)
     EvaeProcessor.from_pretrained(prior).save_pretrained(out)
     for code in out.glob("*.py"):
         code.unlink()
+    if (prior / EFFECTS).is_file():
+        shutil.copyfile(prior / EFFECTS, out / EFFECTS)
 
 
 def check_size(out: Path, most_bytes: int) -> None:
