@@ -246,11 +246,9 @@ def _say_predicted(predicted: "ad.AnnData", out: Path) -> None:
     if "matched_effects" in facts:
         say(_said_match(facts["matched_effects"]))
     if facts.get("effect_transfer"):
-        moved = "the pair" if len(pairs) == 1 else f"{facts['effect_transfer_pairs']} of them"
-        say(
-            f"effect transfer: the mean of {moved} is moved by {facts['effect_transfer']:.0%} towards what other "
-            "cell types show"
-        )
+        moved = f"{facts['effect_transfer_pairs']} of {len(pairs)}"
+        said = f"{facts['effect_transfer']:.0%} towards what other cell types show"
+        say(f"effect transfer: the means of {moved} pairs are moved by {said}")
     elif facts.get("effect_transfer_pairs") == 0:
         say("effect transfer: none, as no pair has 20 cells or more of a perturbation that training cells show")
     coverage = facts.get("gene_coverage", 1.0)
