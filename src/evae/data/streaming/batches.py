@@ -11,6 +11,8 @@ A sparse batch is a dict of torch tensors:
 max_expressed is the largest number of expressed genes in the batch, rounded up to a multiple of 8.
 """
 
+import ctypes
+import os
 from collections import Counter
 from collections.abc import Iterator
 
@@ -24,6 +26,8 @@ from evae.data.rows import RowFormat
 from evae.data.streaming.order import EpochOrder, Window
 from evae.data.streaming.row_groups import RowGroups
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of settings of glibc, malloc.h
+MOST_KEPT = 32 << 20  # bytes of an array whose memory is kept, the most that glibc takes
 TOGETHER_BYTES = 1 << 20  # of rows that are gathered together: they stay in a cache
 
 
@@ -62,10 +66,12 @@ def read_windows(groups: RowGroups, order: EpochOrder, batch: int) -> Iterator[t
 def keep_freed_memory() -> None:
     """Keep the C library from giving the memory of every batch back to the system.
 
-    Once a large array (never touched; one of 32 MiB would not count) was freed, glibc serves arrays up to that size
-    from memory that it has already; page faults take a third of the loader's time otherwise. Elsewhere without effect.
+    Page faults take a third of the loader's time otherwise. Elsewhere than with glibc without effect.
     """
-    np.empty(31 << 20, np.uint8)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, MOST_KEPT)
+        mallopt(M_TRIM_THRESHOLD, 2 * MOST_KEPT)
 
 
 def window_batches(
