@@ -166,9 +166,15 @@ def test_a_place_without_workers_is_refused(where, message, monkeypatch):
     assert all(client.status == "closed" for client in clients)
 
 
-def test_workers_of_our_own_listen_on_this_machine_alone():
-    """distributed 2026.8.0: with dashboard_address=None its HTTP server listens on port 8787 of every interface."""
+def test_workers_of_our_own_listen_on_this_machine_alone(monkeypatch):
+    """distributed 2026.8.0: with dashboard_address=None its HTTP server listens on port 8787 of every interface, and
+    it leaves the variables of its workers (one thread for OpenMP) in the environment of this process."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = dict(os.environ)
     with on_dask("local:1"):
+        assert dict(os.environ) == before
+        (of_worker,) = current_cluster().client.run(os.getenv, "OMP_NUM_THREADS").values()
+        assert of_worker == "1"
         scheduler = current_cluster().client.cluster.scheduler
         listening = {end.getsockname()[0] for end in scheduler.http_server._sockets.values()}
         assert scheduler.address.startswith("tcp://127.0.0.1:")

@@ -12,6 +12,7 @@ same version of evae.
 
 import gc
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -128,10 +129,15 @@ def _local(where: str) -> Any:
         raise EvaeError(f"{where} names no number of processes; give for example local:4, or tcp://HOST:8786.")
     how: dict[str, Any] = {"n_workers": int(number), "threads_per_worker": 1, "processes": True, "memory_limit": 0}
     how |= {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.ERROR}
+    before = dict(os.environ)
     try:
         return LocalCluster(**how)
     except AssertionError:  # its event loop has 10 s to start, which a busy machine may not grant; once more
         return LocalCluster(**how)
+    finally:  # it leaves what its workers are to have, one thread for all that is computed, in this process
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def spread(work: Callable[..., Any], shared: Any, tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
