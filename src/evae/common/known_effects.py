@@ -27,6 +27,7 @@ from evae.common.files import write_bytes
 from evae.common.shrinkage import combine, shrink
 
 FILE = "effects.safetensors"
+PER = 10_000.0  # counts of a cell are scaled to so many
 NEAR = 0.25  # of the median distance between cell types, the bandwidth
 MOST_JUDGED = 500  # pairs, each left out, that tell the weight
 LEAST_VARIANCE = 1e-6  # of an effect as it is stored, 16 bits

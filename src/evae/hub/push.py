@@ -11,6 +11,7 @@ import pandas as pd
 import yaml
 
 from evae.common.files import write_text
+from evae.common.known_effects import FILE as EFFECTS
 from evae.data.format import TREATMENTS, Dataset
 from evae.data.streaming.loader import CellLoader
 from evae.evaluation.report.model_index import benchmark, eval_entries
@@ -27,7 +28,7 @@ from evae.models.contract_evae import EvaeError
 
 MODEL_FILES = (
     *("config.json", "generation_config.json", "preprocessor_config.json", "*_evae*.py"),
-    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "effects.safetensors"),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", EFFECTS),
 )
 EVAL_RESULTS = ".eval_results/evae.yaml"
 REPLACED_OF_MODEL = (*MODEL_FILES, "training/*", "evaluation/*", EVAL_RESULTS)

@@ -15,14 +15,13 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from evae.common.known_effects import KnownEffects
+from evae.common.known_effects import PER, KnownEffects
 from evae.data.format import Pair
 from evae.data.reading.anndata_counts import AnnDataCounts
 from evae.data.reading.panel import over_panel
 from evae.inference.matching import whole_totals, with_totals
 from evae.inference.sampling import READ_BATCH, ControlFacts
 
-PER = 10_000.0
 FEWEST_CELLS = 20  # of a pair: the mean of fewer is noise, and they would be drawn together
 
 

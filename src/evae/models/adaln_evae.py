@@ -48,7 +48,7 @@ class ModulatedBlock(nn.Module):
         if any(type(linear) is not nn.Linear for linear in linears):  # with an adapter, which has a way of its own
             x = gated_sum(x, gate_a, attention(part, None, bias, past_key_values, n_prompt))
             return gated_sum(x, gate_f, feed_forward(adaln(x, shift_f, scale_f, self.feed_forward_norm.eps)))
-        weights, biases = cast([linear.weight for linear in linears], [linear.bias for linear in linears], x.device)
+        weights, biases = cast([linear.weight for linear in linears], [linear.bias for linear in linears])
         projected = F.linear(part, torch.cat(weights[:3]), torch.cat(biases[:3]))
         attended = self._attend(projected, past_key_values, n_prompt, bias).to(part.dtype)
         x = gated_sum(x, gate_a, F.linear(attended, weights[3], biases[3]))
@@ -82,7 +82,7 @@ def gated_sum(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
     return result
 
 
-def cast(weights: list[Tensor], biases: list[Tensor], device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+def cast(weights: list[Tensor], biases: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Weights and biases in the precision of matrix products, all in one operation."""
     precision = cast_to(weights[0])
     if precision == weights[0].dtype:

@@ -8,7 +8,7 @@ from evae.common.known_effects import KnownEffects
 from evae.data.format import Dataset
 from evae.training.shifts import Shifts, read_shifts
 
-MOST_VALUES = 100_000_000  # pairs x genes; 400 MB as stored
+MOST_VALUES = 200_000_000  # pairs x genes; 800 MB as stored
 
 
 def measure_effects(
@@ -26,7 +26,7 @@ def measure_effects(
     """
     known = before
     for dataset in datasets:
-        if len(dataset.info.cell_types) * len(dataset.info.perturbations) * len(genes) > MOST_VALUES * 2:
+        if len(dataset.info.cell_types) * len(dataset.info.perturbations) * len(genes) > MOST_VALUES:
             return before
         shifts = read_shifts(dataset, None if known is None else known.pseudo)
         if len(shifts.change):

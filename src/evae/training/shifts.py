@@ -6,10 +6,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from evae.common.group_means import means_and_errors
+from evae.common.known_effects import PER
 from evae.data.format import AnyDataset
 from evae.data.streaming.split_anndata import DatasetSplit
 
-PER = 10_000.0  # counts of a cell are scaled to so many
 PSEUDO = 0.1  # counts per 10,000 added before logarithms, so that unexpressed genes have no fold change
 MOLECULES = 0.1  # molecules of the median cell, in its place
 BLOCK = 8_192  # cells read at a time

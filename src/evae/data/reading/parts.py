@@ -57,6 +57,37 @@ class MemoryFrame(Mapping[str, Any]):
         return self._table[column].array
 
 
+class LazyFrame(MemoryFrame):
+    """A table whose columns are read when they are asked for.
+
+    Args:
+        names: of its rows, (rows,).
+        columns: the names of its columns.
+        read: gives a column.
+    """
+
+    def __init__(self, names: np.ndarray, columns: list[str], read: Callable[[str], pd.Series]):
+        super().__init__(pd.DataFrame(index=pd.Index(names.astype(str))))
+        self._columns, self._read = columns, read
+
+    def frame(self) -> pd.DataFrame:
+        return pd.DataFrame({name: self[name] for name in self}, index=self._table.index)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __contains__(self, column: object) -> bool:
+        return column in self._columns
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def __getitem__(self, column: str) -> Any:
+        if column not in self._columns:
+            raise KeyError(column)
+        return self._read(column).array
+
+
 @dataclass
 class Parts:
     """An opened file or folder.

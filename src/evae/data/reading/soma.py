@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from evae.common.extras import require
 from evae.common.messages import first_line
 from evae.data.reading.h5mu import OF_RNA
-from evae.data.reading.parts import MemoryFrame, Parts
+from evae.data.reading.parts import LazyFrame, MemoryFrame, Parts
 from evae.data.reading.raw_counts import AUTO, SAMPLE, choose_counts, layers_of_counts
 from evae.data.reading.stored_matrix import MAX_BLOCK_ENTRIES
 from evae.models.contract_evae import EvaeError, near_matches
@@ -84,8 +84,8 @@ class SomaMatrix:
         return np.concatenate([end.data for end in ends])
 
 
-class SomaFrame(MemoryFrame):
-    """The cells; each column is read when it is asked for.
+class SomaFrame(LazyFrame):
+    """The cells.
 
     Args:
         stored: the data frame.
@@ -93,29 +93,10 @@ class SomaFrame(MemoryFrame):
     """
 
     def __init__(self, stored: Any, numbers: np.ndarray):
-        self._stored = stored
         columns = [name for name in stored.schema.names if not name.startswith("soma_")]
         index = next((name for name in CELLS if name in columns), None)
-        self._columns = [name for name in columns if name != index]
-        names = numbers if index is None else _column(stored, index)
-        super().__init__(pd.DataFrame(index=pd.Index(names.astype(str))))
-
-    def frame(self) -> pd.DataFrame:
-        return pd.DataFrame({name: self[name] for name in self}, index=self._table.index)
-
-    def __iter__(self) -> Any:
-        return iter(self._columns)
-
-    def __contains__(self, column: object) -> bool:
-        return column in self._columns
-
-    def __len__(self) -> int:
-        return len(self._columns)
-
-    def __getitem__(self, column: str) -> Any:
-        if column not in self._columns:
-            raise KeyError(column)
-        return _column(self._stored, column).array
+        names = numbers if index is None else _column(stored, index).to_numpy()
+        super().__init__(names, [name for name in columns if name != index], partial(_column, stored))
 
 
 def open_soma(path: Path, layer: str | None) -> Parts:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 
 from evae.common.files import write_json
-from evae.data.reading.parts import MemoryFrame, Parts
+from evae.data.reading.parts import LazyFrame, MemoryFrame, Parts
 from evae.data.reading.raw_counts import refuse_layer
 from evae.data.reading.stored_matrix import MAX_BLOCK_ENTRIES
 from evae.models.contract_evae import EvaeError
@@ -108,29 +108,6 @@ class SpooledMatrix:
         return sp.csr_matrix(values, shape=(len(genes), self.shape[1]))
 
 
-class SpooledFrame(MemoryFrame):
-    """The labels; each column is read when it is asked for."""
-
-    def __init__(self, matrix: SpooledMatrix):
-        super().__init__(pd.DataFrame(index=pd.Index(matrix.column(CELL_ID).astype(str))))
-        self._matrix, self._names = matrix, [name for name in matrix.names() if name != CELL_ID]
-
-    def frame(self) -> pd.DataFrame:
-        return pd.DataFrame({name: self[name] for name in self._names}, index=self._table.index)
-
-    def __iter__(self) -> Any:
-        return iter(self._names)
-
-    def __contains__(self, column: object) -> bool:
-        return column in self._names
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getitem__(self, column: str) -> Any:
-        return self._matrix.column(column).array
-
-
 def open_spool(path: Path, layer: str | None) -> Parts:
     """The cells of a finished folder.
 
@@ -147,7 +124,7 @@ def open_spool(path: Path, layer: str | None) -> Parts:
         kind="stream",
         where="the stream",
         matrix=matrix,
-        obs=SpooledFrame(matrix),
+        obs=LazyFrame(matrix.column(CELL_ID).to_numpy(), [n for n in matrix.names() if n != CELL_ID], matrix.column),
         var=MemoryFrame(var.set_index("gene_symbol")),
         layer="X",
         layers=["X"],
