@@ -125,6 +125,7 @@ def count(work: Callable[[], Any], allow_read_back: bool = True) -> Count:
     operations, stopped_at = Operations(allow_read_back), ""
     try:
         work()
+        torch.clear_autocast_cache()  # in use, every call casts the weights anew
         with operations:
             work()
     except (DataDependentOutputException, DynamicOutputShapeException) as error:

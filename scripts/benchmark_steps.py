@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from evae.models.randomness_evae import CellStreams
@@ -25,7 +26,9 @@ def update_step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], No
     optimizer = build_optimizer(model, 1e-4, 1e-3)
 
     def step() -> None:
-        loss().backward()
+        found = loss()
+        with torch.autocast(found.device.type, enabled=False):  # as training leaves it before the backward pass
+            found.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

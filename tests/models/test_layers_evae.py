@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from evae.models import EvaeConfig
-from evae.models.adaln_evae import ModulatedBlock
+from evae.models.adaln_evae import ModulatedBlock, modulations
 from evae.models.count_embedding_evae import CountEmbedding
 from evae.models.layers_evae import Attention, CrossBlock, Dropout, Perceptron
 
@@ -113,7 +113,7 @@ def test_modulated_block(tiny_prior, x, n_conditions, with_adapter):
         block.attention.q_proj.__class__ = type("Adapted", (torch.nn.Linear,), {})
     modulation = torch.randn(n_conditions, 6, 16, dtype=torch.float64)
     inputs, found = [x.requires_grad_(), modulation.requires_grad_(), *block.parameters()], []
-    for forward in (block, lambda *given: plain_block(block, *given)):
+    for forward in (lambda x, of_all: block(x, modulations(of_all)), lambda *given: plain_block(block, *given)):
         output = forward(x, modulation)
         found.append((output, *torch.autograd.grad(output.sin().sum(), inputs)))
     torch.testing.assert_close(found[0], found[1], atol=1e-12, rtol=1e-12)
@@ -127,12 +127,12 @@ def test_modulated_block_in_lower_precision(tiny_prior, x):
     inputs, found = [x, modulation, *(p for p in block.parameters() if p.requires_grad)], []
     for on in (True, False):
         with torch.autocast("cpu", torch.bfloat16, enabled=on):
-            output = block(x, modulation)
+            output = block(x, modulations(modulation))
         found.append((output, *torch.autograd.grad(output.square().mean(), inputs)))
     for one, other in zip(*found, strict=True):
         assert one.dtype == torch.float32
         assert (one - other).abs().max() < 0.05 * other.abs().max() + 0.01  # that of a bias of the keys is 0
-    block(x, modulation).sum().backward()
+    block(x, modulations(modulation)).sum().backward()
     assert block.feed_forward.up.weight.grad is None
 
 

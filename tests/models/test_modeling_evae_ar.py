@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from evae.models import EvaeARConfig, EvaeARForCausalLM, EvaeError, code_writer_evae, device_evae
+from evae.models.adaln_evae import modulations
 from evae.models.code_writer_evae import CodeWriter
 from evae.models.randomness_evae import CellStreams
 
@@ -194,7 +195,7 @@ class TestConditions:
         prior = EvaeARForCausalLM(EvaeARConfig(tokenizer_config=tiny_config(), n_perturbations=3, n_cell_types=2))
         prior.eval()
         assert torch.equal(prior(codes=CODES, **CONDITIONS).logits, prior(codes=CODES).logits)
-        x, modulation = torch.randn(2, 4, 384), torch.zeros(2, 6, 384)
+        x, modulation = torch.randn(2, 4, 384), modulations(torch.zeros(2, 6, 384))
         assert torch.equal(prior.blocks[0](x, modulation), x)
 
 

@@ -5,6 +5,7 @@ longer to launch than to run. Here each is one step forward and few steps backwa
 """
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,13 +35,13 @@ class ModulatedBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
-        modulation: Tensor,
+        modulation: Sequence[Tensor],
         past_key_values: Any = None,
         n_prompt: int = 0,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """`x` (cells, tokens, width), `modulation` (cells, 6, width) -> (cells, tokens, width); see `Attention`."""
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.unsqueeze(2).unbind(1)
+        """`x` (cells, tokens, width), six of `modulations` -> (cells, tokens, width); see `Attention`."""
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation
         attention, feed_forward = self.attention, self.feed_forward
         part = adaln(x, shift_a, scale_a, self.attention_norm.eps)
         linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
@@ -48,13 +49,12 @@ class ModulatedBlock(nn.Module):
         if any(type(linear) is not nn.Linear for linear in linears):  # with an adapter, which has a way of its own
             x = gated_sum(x, gate_a, attention(part, None, bias, past_key_values, n_prompt))
             return gated_sum(x, gate_f, feed_forward(adaln(x, shift_f, scale_f, self.feed_forward_norm.eps)))
-        weights, biases = cast([linear.weight for linear in linears], [linear.bias for linear in linears])
-        projected = F.linear(part, torch.cat(weights[:3]), torch.cat(biases[:3]))
-        attended = self._attend(projected, past_key_values, n_prompt, bias).to(part.dtype)
-        x = gated_sum(x, gate_a, F.linear(attended, weights[3], biases[3]))
+        to_heads, from_heads, up, down = in_place_of(linears)
+        attended = self._attend(F.linear(part, *to_heads), past_key_values, n_prompt, bias).to(part.dtype)
+        x = gated_sum(x, gate_a, F.linear(attended, *from_heads))
         part = adaln(x, shift_f, scale_f, self.feed_forward_norm.eps)
-        hidden = feed_forward.dropout(F.gelu(F.linear(part, weights[4], biases[4])))
-        return gated_sum(x, gate_f, F.linear(hidden, weights[5], biases[5]))
+        hidden = feed_forward.dropout(F.gelu(F.linear(part, *up)))
+        return gated_sum(x, gate_f, F.linear(hidden, *down))
 
     def _attend(self, projected: Tensor, past_key_values: Any, n_prompt: int, bias: Tensor | None) -> Tensor:
         """Attention with queries, keys and values side by side, (cells, tokens, 3 * width)."""
@@ -67,8 +67,17 @@ class ModulatedBlock(nn.Module):
             return self.attention.attend(query, key, value, bias, past_key_values, n_prompt)
 
 
+def modulations(modulation: Tensor) -> Sequence[Tensor]:
+    """Shifts, scales and gates in the order of `modulation` (cells, 6 * layers + 2, width), (cells, 1, width) each.
+
+    1 is added to the scales, which are every third from the second on.
+    """
+    parts: Sequence[Tensor] = _Modulations.apply(modulation)
+    return parts
+
+
 def adaln(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """Layer norm of `x` (cells, tokens, width) times (1 + scale) plus shift, (cells, 1, width) each.
+    """Layer norm of `x` (cells, tokens, width) times scale plus shift, both from `modulations`.
 
     The result is in the precision of matrix products.
     """
@@ -82,20 +91,39 @@ def gated_sum(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
     return result
 
 
-def cast(weights: list[Tensor], biases: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights and biases in the precision of matrix products, all in one operation."""
-    precision = cast_to(weights[0])
-    if precision == weights[0].dtype:
-        return weights, biases
-    both = _Cast.apply(precision, *weights, *biases)
-    return list(both[: len(weights)]), list(both[len(weights) :])
+def in_place_of(linears: list[nn.Linear]) -> list[tuple[Tensor, Tensor]]:
+    """Weight and bias of the first three layers as one, then of each further one, in the precision of products.
+
+    All are copied in one operation. Those after the third are not copied where they have this precision.
+    """
+    first, others = linears[:3], linears[3:]
+    joined = [*(linear.weight for linear in first), *(linear.bias for linear in first)]
+    single = [tensor for linear in others for tensor in (linear.weight, linear.bias)]
+    precision = cast_to(joined[0])
+    if precision == joined[0].dtype:
+        tensors = [*_Copied.apply(precision, *joined), *single]
+    else:
+        tensors = list(_Copied.apply(precision, *joined, *single))
+    return list(zip(tensors[::2], tensors[1::2], strict=True))
+
+
+class _Modulations(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, modulation: Tensor) -> tuple[Tensor, ...]:
+        parts = list(modulation.split(1, dim=1))
+        parts[1::3] = (modulation[:, 1::3] + 1).split(1, dim=1)
+        return tuple(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return torch.cat(gradients, dim=1)
 
 
 class _AdaLN(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shift: Tensor, scale: Tensor, eps: float, precision: torch.dtype) -> Tensor:
         normed, mean, deviation = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
-        scale = 1 + scale
         ctx.save_for_backward(x, normed, mean, deviation, scale)
         if normed.dtype == precision:
             return torch.addcmul(shift, normed, scale)
@@ -131,20 +159,31 @@ class _GatedSum(torch.autograd.Function):
         return gradient, of_gate, of_y
 
 
-class _Cast(torch.autograd.Function):
+class _Copied(torch.autograd.Function):
+    """Three weights as one and three biases as one, then copies of single tensors."""
+
     @staticmethod
     def forward(ctx: Any, precision: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.before = [tensor.dtype for tensor in tensors]
-        copies = [torch.empty_like(tensor, dtype=precision) for tensor in tensors]
-        torch._foreach_copy_(copies, list(tensors))
-        return tuple(copies)
+        ctx.before = tensors[0].dtype
+        weight, bias, single = tensors[0], tensors[3], tensors[6:]
+        ctx.sizes = [len(tensor) for tensor in tensors[:3]]
+        rows = sum(ctx.sizes)
+        together = weight.new_empty(rows, weight.shape[1], dtype=precision), bias.new_empty(rows, dtype=precision)
+        copies = [torch.empty_like(tensor, dtype=precision) for tensor in single]
+        pieces = [piece for both in together for piece in both.split(ctx.sizes)]
+        torch._foreach_copy_([*pieces, *copies], list(tensors))
+        return *together, *copies
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        copies = [torch.empty_like(given, dtype=before) for given, before in zip(gradients, ctx.before, strict=True)]
-        torch._foreach_copy_(copies, list(gradients))
-        return None, *copies
+        if gradients[0].dtype == ctx.before:
+            copies = list(gradients)
+        else:
+            copies = [torch.empty_like(given, dtype=ctx.before) for given in gradients]
+            torch._foreach_copy_(copies, list(gradients))
+        weight, bias, *single = copies
+        return None, *weight.split(ctx.sizes), *bias.split(ctx.sizes), *single
 
 
 def _over_tokens(gradient: Tensor, like: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ can be predicted too.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from .alignment_evae import grow_to_fit
 from .contract_evae import EvaeError
+from .device_evae import in_its_own_precision
 from .layers_evae import check_ids, log_library
 from .randomness_evae import Randomness, draw_uniform
 from .source_evae import EffectEmbedding
@@ -53,6 +55,7 @@ class ConditionEmbedding(nn.Module):
         self.batch = BatchEmbedding(config) if config.condition_on_batch else None
         self.batch_dropout = config.batch_dropout
 
+    @in_its_own_precision
     def forward(
         self,
         n_cells: int,
@@ -74,25 +77,13 @@ class ConditionEmbedding(nn.Module):
         for name, given in conditions.items():
             if given is not None and len(given) != n_cells:
                 raise EvaeError(f"{len(given)} {name} were given for {n_cells} cells; give one a cell.")
-        perturbation = self.perturbation(n_cells, perturbation_ids, treatments)
-        cell_type = self.cell_type(n_cells, cell_type_ids, context)
+        no_perturbation, no_cell_type, no_effect = self._dropped(n_cells, generator)
+        condition = self.perturbation(n_cells, perturbation_ids, treatments, no_perturbation)
+        condition = condition + self.cell_type(n_cells, cell_type_ids, context, no_cell_type)
         if effect is not None and self.effect is None:
             raise EvaeError("this prior was trained without condition_on_effect; give no effect.")
-        known = None if self.effect is None else self.effect(n_cells, effect)
-        if self.training and self.reads_controls:  # each by itself, so that every subset is learned
-            dropped = draw_uniform((n_cells, 3), perturbation.device, generator).unsqueeze(-1)
-            perturbation = torch.where(dropped[:, 0] < self.dropout, self.perturbation(n_cells, None), perturbation)
-            cell_type = torch.where(dropped[:, 1] < self.cell_type_dropout, self.cell_type(n_cells, None), cell_type)
-            if known is not None and self.effect is not None:
-                known = torch.where(dropped[:, 2] < self.effect_dropout, self.effect(n_cells, None), known)
-        elif self.training and self.dropout > 0:
-            # a third each: perturbation, cell type, both
-            draw = draw_uniform((n_cells, 1), perturbation.device, generator) / self.dropout
-            perturbation = torch.where(draw < 2 / 3, self.perturbation(n_cells, None), perturbation)
-            cell_type = torch.where((draw >= 1 / 3) & (draw < 1), self.cell_type(n_cells, None), cell_type)
-        condition = perturbation + cell_type
-        if known is not None:
-            condition = condition + known
+        if self.effect is not None:
+            condition = condition + self.effect(n_cells, effect, no_effect)
         if batch_ids is not None and self.batch is None:
             raise EvaeError("this prior was trained without condition_on_batch; give no batch ids.")
         if self.batch is not None:
@@ -102,6 +93,18 @@ class ConditionEmbedding(nn.Module):
                 raise EvaeError("this prior is conditioned on the library size; give library_size (cells,).")
             condition = condition + self.library(log_library(library_size, self.median).to(condition.dtype))
         return condition
+
+    def _dropped(self, n_cells: int, generator: Randomness) -> Sequence[Tensor | None]:
+        """Of which cells perturbation, cell type and effect are hidden in this training step, bool (cells,) each."""
+        device = self.perturbation.weight.device
+        if self.training and self.reads_controls:  # each by itself, so that every subset is learned
+            drawn = draw_uniform((n_cells, 3), device, generator).unbind(1)
+            rates = (self.dropout, self.cell_type_dropout, self.effect_dropout)
+            return [numbers < rate for numbers, rate in zip(drawn, rates, strict=True)]
+        if self.training and self.dropout > 0:  # a third each: perturbation, cell type, both
+            draw = draw_uniform((n_cells, 1), device, generator).squeeze(1) / self.dropout
+            return draw < 2 / 3, (draw >= 1 / 3) & (draw < 1), None
+        return None, None, None
 
     def _batch(self, n_cells: int, ids: Tensor | None, generator: Randomness) -> Tensor:
         assert self.batch is not None
@@ -136,10 +139,13 @@ class PerturbationTable(nn.Embedding):
             self.n_known = self.num_embeddings - 1 + (0 if self.projection is None else len(self.features))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def forward(self, n_cells: int, ids: Tensor | None, treatments: Tensor | None = None) -> Tensor:
+    def forward(
+        self, n_cells: int, ids: Tensor | None, treatments: Tensor | None = None, hidden: Tensor | None = None
+    ) -> Tensor:
         """Vectors (cells, width) of ids (cells,), or (cells, parts) of combinations, where -1 is no part.
 
-        `treatments` is (cells, parts, 3), see `EvaePrior.sample`.
+        `treatments` is (cells, parts, 3), see `EvaePrior.sample`; where `hidden`, bool (cells,), is true, the vector
+        is the null.
         """
         if ids is None:
             return self.weight[-1:].expand(n_cells, -1)
@@ -147,11 +153,12 @@ class PerturbationTable(nn.Embedding):
         each = ids.unsqueeze(1) if ids.dim() == 1 else ids
         self._check(each, treatments)
         if self.treatment is None and ids.dim() == 1:
-            return self._vectors(ids)
+            return self._vectors(ids if hidden is None else ids.masked_fill(hidden, self.n_known))
         vectors = self._vectors(each.clamp_min(0))
         if self.treatment is not None and treatments is not None:
             vectors = self.treatment(vectors, treatments.to(ids.device))
-        return (vectors * (each >= 0).unsqueeze(-1)).sum(1)
+        vectors = (vectors * (each >= 0).unsqueeze(-1)).sum(1)
+        return vectors if hidden is None else torch.where(hidden.unsqueeze(1), self.weight[-1:], vectors)
 
     def _check(self, ids: Tensor, treatments: Tensor | None) -> None:
         check_ids(ids[:, :1], self.n_known + 1, "perturbation", self.training)
@@ -164,10 +171,10 @@ class PerturbationTable(nn.Embedding):
             raise EvaeError(f"this prior reads treatments of the shape {(*ids.shape, 3)}; {given} were given.")
 
     def _vectors(self, ids: Tensor) -> Tensor:
+        if self.projection is None:
+            return F.embedding(ids, self.weight)
         null = self.num_embeddings - 1
         learned = F.embedding(ids.clamp_max(null), self.weight)
-        if self.projection is None:
-            return learned
         row = (ids - null).clamp(0, len(self.features) - 1)
         featured = self.projection(self.features[row].to(self.weight.dtype))
         return torch.where(((ids >= null) & (ids < self.n_known)).unsqueeze(-1), featured, learned)
@@ -208,8 +215,13 @@ class CellTypeTable(nn.Embedding):
         spread = seen.std(0, unbiased=False)
         self.std.copy_(spread + 0.1 * spread.mean() + 1e-6)  # near-constant values are not scaled up
 
-    def forward(self, n_cells: int, ids: Tensor | None, context: Tensor | None = None) -> Tensor:
-        """Vectors (cells, width) of ids (cells,), or of contexts (cells, embedding)."""
+    def forward(
+        self, n_cells: int, ids: Tensor | None, context: Tensor | None = None, hidden: Tensor | None = None
+    ) -> Tensor:
+        """Vectors (cells, width) of ids (cells,), or of contexts (cells, embedding).
+
+        Where `hidden`, bool (cells,), is true, the vector is the null.
+        """
         if ids is None and context is None:
             return self.weight[-1:].expand(n_cells, -1)
         if context is not None and not self.by_context:
@@ -219,6 +231,7 @@ class CellTypeTable(nn.Embedding):
         if ids is not None:
             ids = ids.to(self.weight.device)
             check_ids(ids, self.n_known + 1, "cell type", self.training)
+            ids = ids if hidden is None else ids.masked_fill(hidden, self.n_known)
             if not self.by_context:
                 return F.embedding(ids, self.weight)
             vectors = self._project(self.contexts[ids.clamp_max(self.n_known - 1)])
@@ -226,7 +239,8 @@ class CellTypeTable(nn.Embedding):
         assert context is not None
         if context.shape[1:] != self.mean.shape:
             raise EvaeError(f"context must be (cells, {len(self.mean)}), not {tuple(context.shape)}.")
-        return self._project(context.to(self.mean))
+        vectors = self._project(context.to(self.mean))
+        return vectors if hidden is None else torch.where(hidden.unsqueeze(1), self.weight[-1:], vectors)
 
     def _project(self, contexts: Tensor) -> Tensor:
         return self.projection(((contexts - self.mean) / self.std).to(self.weight.dtype))

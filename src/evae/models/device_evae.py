@@ -5,8 +5,10 @@ padding is cut. On an accelerator the host launches kernels ahead of the device.
 all of them, and many small kernels take longer to launch than to run. There everything is done in few large steps.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,3 +60,17 @@ def cast_to(x: Tensor) -> torch.dtype:
     if x.is_meta or x.dtype != torch.float32 or not torch.is_autocast_enabled(device):
         return x.dtype
     return torch.get_autocast_dtype(device)
+
+
+def in_its_own_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`forward` of a module of a few small layers, without autocast: casts would take longer than what they save."""
+
+    @wraps(forward)
+    def wrapped(self: Any, n_cells: int, *args: Any, **kwargs: Any) -> Tensor:
+        device = next(self.parameters()).device.type
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return forward(self, n_cells, *args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return forward(self, n_cells, *args, **kwargs)
+
+    return wrapped

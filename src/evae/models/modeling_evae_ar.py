@@ -93,8 +93,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         """
         if codes is not None:
             check_ids(codes, self.config.bos_token_id, "code", self.training)
-            bos = torch.full_like(codes[:, :1], self.config.bos_token_id)
-            input_ids = torch.cat([bos, codes[:, :-1]], dim=1)
+            input_ids = F.pad(codes[:, :-1], (1, 0), value=self.config.bos_token_id)
         if input_ids is None:
             raise EvaeError("give input_ids (BOS followed by codes) or codes.")
         if past_key_values is None:  # `generate` checks the prefix, and draws valid codes
@@ -128,10 +127,14 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         past = self._past(cache)
         if past + input_ids.shape[1] > self.n_codes + 1:
             raise EvaeError(f"a cell has {self.n_codes} codes; {past + input_ids.shape[1] - 1} were asked for.")
-        positions = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
-        x = self._placed(
-            self.token_embedding(input_ids), self.position_embedding(positions.clamp_max(self.n_codes - 1))
-        )
+        last = past + input_ids.shape[1]
+        if last <= self.n_codes:
+            places = self.position_embedding.weight[past:last]
+        else:  # what follows the last code has its place
+            places = self.position_embedding(
+                torch.arange(past, last, device=input_ids.device).clamp_max(self.n_codes - 1)
+            )
+        x = self._placed(self.token_embedding(input_ids), places)
         return self.lm_head(self._features(x, modulation, cache, prompt))
 
     def prepare_inputs_for_generation(

@@ -14,6 +14,7 @@ Source: doi:10.64898/2026.06.15.732063.
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from .adaln_evae import ModulatedBlock, adaln
+from .adaln_evae import ModulatedBlock, adaln, modulations
 from .conditions_evae import ConditionEmbedding, TimeEmbedding, init_condition_buffers, tell_sizes
 from .configuration_evae import COUNTS
 from .contract_evae import EvaeError, near_matches
@@ -161,13 +162,13 @@ class EvaePrior(EvaePreTrainedModel):
         """Output of the backbone for `x` (cells, tokens, hidden_size), of the same shape, after the tokens `prompt`."""
         n_prompt = 0 if prompt is None else prompt.shape[1]
         x = x if prompt is None else torch.cat([prompt.to(x.dtype), x], dim=1)
-        *own, last = modulation.split([6] * len(self.blocks) + [2], dim=1)
+        of_blocks = iter(modulations(modulation))
         bias = None
         if self.is_causal and 0 < n_prompt < x.shape[1]:  # once for all blocks
             bias = prompt_bias(x[:1, None], cast_to(x), n_prompt)
-        for block, of_block in zip(self.blocks, own, strict=True):
-            x = block(x, of_block, past_key_values=cache, n_prompt=n_prompt, bias=bias)
-        shift, scale = last.unsqueeze(2).unbind(1)
+        for block in self.blocks:
+            x = block(x, list(islice(of_blocks, 6)), past_key_values=cache, n_prompt=n_prompt, bias=bias)
+        shift, scale = of_blocks
         return adaln(x[:, n_prompt:], shift, scale, self.norm.eps)
 
     def _draw(self, condition: Tensor, prompt: Tensor | None, streams: CellStreams, guidance_scale: float) -> Tensor:

@@ -23,6 +23,7 @@ _BRANCH = 2_246_822_519  # odd, so no two branches share a seed
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # the increment of SplitMix64, as a signed number with the same bits
 EXACT = 24  # largest number of molecules for which a binomial draw is exact
 FEW = 64  # categories
+AHEAD = 8  # numbers of a stream that are hashed together at least, as a hash takes many operations
 _MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 
 
@@ -39,6 +40,7 @@ class CellStreams:
         self.seed, self.cells, self.batch = seed, cells, batch
         self._drawn = 0  # how many numbers were drawn from every stream
         self._starts: dict[torch.device, Tensor] = {}
+        self._ahead: dict[torch.device, tuple[int, Tensor]] = {}  # the first of the numbers kept, and these
         self._generators: list[torch.Generator] = []
 
     @classmethod
@@ -110,9 +112,18 @@ class CellStreams:
         """The next `n` random numbers of 24 bits of every stream, int64 (cells, n). One hash gives two."""
         first, self._drawn = self._drawn, self._drawn + n
         device = torch.device(device)
+        if n < AHEAD:
+            start, kept = self._ahead.get(device, (first, None))
+            if kept is None or self._drawn > start + kept.shape[1] or first < start:
+                start, kept = self._ahead[device] = first, self._hashed(first, AHEAD, device)
+            return kept[:, first - start : first - start + n]
+        return self._hashed(first, n, device)
+
+    def _hashed(self, first: int, n: int, device: torch.device) -> Tensor:
+        """The `n` numbers from number `first` on."""
         if device not in self._starts:
             self._starts[device] = _mixed((self._cell_numbers(device) + 1) * _GOLDEN + self.seed)
-        steps = torch.arange(first // 2, (self._drawn + 1) // 2, device=device)
+        steps = torch.arange(first // 2, (first + n + 1) // 2, device=device)
         words = _mixed(self._starts[device].unsqueeze(1) + (steps + 1) * _GOLDEN)
         pairs = torch.stack([words >> 40, words >> 16], dim=-1).bitwise_and_(2**24 - 1).flatten(1)
         return pairs[:, first % 2 : first % 2 + n]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .alignment_evae import grow_to_fit
 from .contract_evae import EvaeError
+from .device_evae import in_its_own_precision
 from .layers_evae import log_library
 from .randomness_evae import Randomness, draw_uniform
 
@@ -48,6 +49,7 @@ class SourceEmbedding(nn.Module):
         self.mean.copy_(latents.float().mean(0))
         self.std.copy_(latents.float().std(0).clamp_min(1e-5))
 
+    @in_its_own_precision
     def forward(
         self, n_cells: int, latents: Tensor | None, library_size: Tensor | None, generator: Randomness = None
     ) -> Tensor:
@@ -61,9 +63,8 @@ class SourceEmbedding(nn.Module):
             generator: source of randomness of the dropout of sources in training.
         """
         places = self.position_embedding.weight
-        none = (self.none.weight + places).repeat(self.n_sources, 1).expand(n_cells, -1, -1)
         if latents is None:
-            return none
+            return (self.none.weight + places).repeat(self.n_sources, 1).expand(n_cells, -1, -1)
         shape = (n_cells, self.n_sources, *self.mean.shape)
         if latents.numel() != torch.Size(shape).numel() or library_size is None:
             raise EvaeError(
@@ -73,11 +74,11 @@ class SourceEmbedding(nn.Module):
         values = ((latents.reshape(shape).float() - self.mean) / self.std).to(self.projection.weight.dtype)
         depth = log_library(library_size.reshape(shape[:2]), self.median).to(values.dtype)
         tokens = self.projection(values.flatten(2)).unflatten(2, (self.n_tokens, -1))
-        tokens = (tokens + self.library(depth).unsqueeze(2) + places).flatten(1, 2)
-        if not (self.training and self.dropout > 0):
-            return tokens
-        dropped = draw_uniform((n_cells, 1), tokens.device, generator) < self.dropout
-        return torch.where(dropped.unsqueeze(-1), none, tokens)
+        tokens = tokens + self.library(depth).unsqueeze(2)
+        if self.training and self.dropout > 0:
+            dropped = draw_uniform((n_cells, 1, 1, 1), tokens.device, generator) < self.dropout
+            tokens = torch.where(dropped, self.none.weight, tokens)
+        return (tokens + places).flatten(1, 2)
 
 
 class EffectEmbedding(nn.Module):
@@ -122,16 +123,20 @@ class EffectEmbedding(nn.Module):
         """`table` with NaN where an effect is not known."""
         return self.table.masked_fill(self.known.unsqueeze(2) == 0, torch.nan)
 
-    def forward(self, n_cells: int, effect: Tensor | None) -> Tensor:
-        """Vectors of effects (cells, latents * latent_width); a row of NaN is an effect that is not known."""
+    def forward(self, n_cells: int, effect: Tensor | None, hidden: Tensor | None = None) -> Tensor:
+        """Vectors of effects (cells, latents * latent_width); a row of NaN is an effect that is not known.
+
+        `hidden` says of which cells it is not to be known, bool (cells,).
+        """
         none = self.none.weight.expand(n_cells, -1)
         if effect is None:
             return none
         if effect.shape != (n_cells, self.width):
             raise EvaeError(f"the effects must be ({n_cells}, {self.width}), not {tuple(effect.shape)}.")
-        known = ~effect.isnan().any(1, keepdim=True)
+        unknown = effect.isnan().any(1, keepdim=True)
+        unknown = unknown if hidden is None else unknown | hidden.unsqueeze(1)
         values = (effect.nan_to_num() / self.scale).to(self.projection.weight.dtype)
-        return torch.where(known, self.projection(values), none)
+        return torch.where(unknown, none, self.projection(values))
 
 
 def init_source_buffers(module: nn.Module) -> None:
