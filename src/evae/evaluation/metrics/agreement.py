@@ -16,6 +16,7 @@ over equal sizes, and every perturbation has a value.
 import numpy as np
 
 from evae.evaluation.metrics.differential import DETable
+from evae.evaluation.metrics.recovery import areas
 
 SIZES = (20, 50, 100)
 SIGNIFICANT = 0.05
@@ -69,13 +70,9 @@ def _leading(key: np.ndarray, fold: np.ndarray, by_name: np.ndarray) -> list[np.
 
 
 def _hits(predicted: DETable, real: DETable) -> dict[str, np.ndarray]:
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
     acts = (real.fdr < SIGNIFICANT).sum(axis=1) >= HIT_GENES
-    strength = (predicted.fdr < SIGNIFICANT).sum(axis=1)
-    both = 0 < acts.sum() < len(acts)
-    values = {
-        "hit_average_precision": average_precision_score(acts, strength) if both else np.nan,
-        "hit_roc_auc": roc_auc_score(acts, strength) if both else np.nan,
+    average_precision, roc_auc = areas(acts, (predicted.fdr < SIGNIFICANT).sum(axis=1))
+    return {
+        "hit_average_precision": np.full(len(acts), average_precision),
+        "hit_roc_auc": np.full(len(acts), roc_auc),
     }
-    return {name: np.full(len(acts), float(value)) for name, value in values.items()}

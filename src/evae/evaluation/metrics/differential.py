@@ -13,6 +13,7 @@ pdex.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import scipy.sparse as sp
@@ -26,6 +27,7 @@ _VALUE_BITS = 31  # of a float32 that is not negative
 _GROUP_BITS = 12
 _GENES = 1 << 63 - _VALUE_BITS - _GROUP_BITS  # that fit above the value and the group of a key
 MOST_GROUPS = 1 << _GROUP_BITS
+_SORTED = 1_024  # values that are sorted at once: they stay in the cache of a core
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,7 @@ class ControlRanks:
         if n_groups > MOST_GROUPS:
             raise EvaeError(f"{n_groups:,} groups of cells; at most {MOST_GROUPS:,} can be tested at once.")
         sizes = np.bincount(codes, minlength=n_groups)
-        keys = _keys(cells) << _GROUP_BITS
-        keys |= np.repeat(codes, np.diff(cells.indptr))
-        keys.sort()  # by gene, value and group, so that those looked up one after the other stand side by side
+        keys = _sorted_keys(cells, codes)  # so that those looked up one after the other stand side by side
         places = (keys >> _VALUE_BITS + _GROUP_BITS) * n_groups + (keys & MOST_GROUPS - 1)
         values = (keys >> _GROUP_BITS).astype(np.uint32) & np.uint32((1 << _VALUE_BITS) - 1)
         shape = self.n_genes, n_groups
@@ -188,8 +188,23 @@ def _keys(matrix: sp.csr_matrix) -> np.ndarray:
     return keys
 
 
+def _sorted_keys(cells: sp.csr_matrix, codes: np.ndarray) -> np.ndarray:
+    """Gene, value and group of every stored value, sorted: put in order by gene first, then sorted a few genes at a
+    time, which takes half the time of one sort of all."""
+    by_gene = cells.tocsc()
+    keys = np.repeat(np.arange(cells.shape[1]), np.diff(by_gene.indptr))
+    keys <<= _VALUE_BITS
+    keys |= by_gene.data.astype(np.float32, copy=False).view(np.uint32)
+    keys <<= _GROUP_BITS
+    keys |= codes[by_gene.indices]
+    cuts = by_gene.indptr[np.searchsorted(by_gene.indptr, np.arange(0, len(keys), _SORTED))]
+    for start, stop in pairwise([*cuts.tolist(), len(keys)]):
+        keys[start:stop].sort()
+    return keys
+
+
 def _cubed(count: np.ndarray) -> np.ndarray:
-    return count**3 - count
+    return count * count * count - count  # a power takes ten times as long
 
 
 def _p_values(u: np.ndarray, ties: np.ndarray, n: np.ndarray, m: int) -> np.ndarray:

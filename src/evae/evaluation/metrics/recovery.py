@@ -75,7 +75,8 @@ def _one(predicted: DETable, real: DETable, i: int) -> dict[str, float]:
     fold_predicted = predicted.log2_fold_change[i].astype(np.float32)
     significant, called = q_real < THRESHOLD, q_predicted < THRESHOLD
     found = _overlaps(_ranked(fold_real, significant), _ranked(fold_predicted, called))
-    found |= dict(zip(("pr_auc", "roc_auc"), _areas(significant, q_predicted), strict=True))
+    score = -(np.log(q_predicted.clip(1e-10, 1.0)) / np.log(np.float32(10)))  # in float32, like the tables
+    found |= dict(zip(("pr_auc", "roc_auc"), areas(significant, score), strict=True))
     n = int(significant.sum())
     found["de_spearman_lfc_sig"] = spearman(fold_real[significant], fold_predicted[significant])
     same = np.sign(fold_real[significant]) == np.sign(fold_predicted[significant])
@@ -102,14 +103,16 @@ def _overlaps(real: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     return found
 
 
-def _areas(significant: np.ndarray, fdr: np.ndarray) -> tuple[float, float]:
-    """Average precision and area under the ROC curve of -log10 fdr, in float32 like the tables."""
-    n_positive = int(significant.sum())
-    if not 0 < n_positive < len(significant):
+def areas(positive: np.ndarray, score: np.ndarray) -> tuple[float, float]:
+    """Average precision and area under the ROC curve; NaN where all or none are positive.
+
+    As sklearn's average_precision_score and roc_auc_score give them, whose import takes 30 MB.
+    """
+    n_positive = int(positive.sum())
+    if not 0 < n_positive < len(positive):
         return float("nan"), float("nan")
-    score = -(np.log(fdr.clip(1e-10, 1.0)) / np.log(np.float32(10)))
     order = np.argsort(-score, kind="stable")
-    hits = np.cumsum(significant[order])
+    hits = np.cumsum(positive[order])
     last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))  # the last gene of each run of equal scores
     hits, called = hits[last], last + 1
     recall, precision = hits / n_positive, hits / called
@@ -117,4 +120,4 @@ def _areas(significant: np.ndarray, fdr: np.ndarray) -> tuple[float, float]:
     tied = np.diff(called, prepend=0)
     ranks = (np.diff(hits, prepend=0) * (called - (tied - 1) / 2)).sum()  # of the positives, 1 for the top score
     lost = ranks - n_positive * (n_positive + 1) / 2
-    return average_precision, float(1 - lost / (n_positive * (len(significant) - n_positive)))
+    return average_precision, float(1 - lost / (n_positive * (len(positive) - n_positive)))
