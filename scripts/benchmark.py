@@ -3,6 +3,7 @@
     python scripts/benchmark.py                       # published size; minutes on a CPU thread
     python scripts/benchmark.py --rows encode,sample  # some rows
     python scripts/benchmark.py --rows design         # every option beside plain modules; --genes 500 is enough
+    python scripts/benchmark.py --rows presets        # training of the small presets in bfloat16 beside float32
     python scripts/benchmark.py --quick               # toy size, to see that it runs
     python scripts/benchmark.py --operations          # how many operations an accelerator is given; seconds
 
@@ -28,9 +29,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark_design import design
 from benchmark_operations import NoCard, count_row, operations_table
+from benchmark_presets import presets
 from benchmark_rows import ROWS, Bench, Row
 
-DESIGN = "design"  # many rows
+MANY = {"design": design, "presets": presets}  # of these one name is many rows
 NOTE = (
     "Medians of {repeats} interleaved repeats on {device}; cells with {genes:,} genes, {nonzero:.0%} of them expressed."
 )
@@ -205,7 +207,7 @@ def three_digits(number: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {', '.join([*ROWS, DESIGN])}")
+    parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {', '.join([*ROWS, *MANY])}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--genes", type=int, default=2000)
@@ -216,8 +218,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder for JSON and Markdown")
     args = parser.parse_args()
     names = args.rows.split(",")
-    if unknown := set(names) - {*ROWS, DESIGN}:
-        parser.error(f"unknown rows {', '.join(sorted(unknown))}; choose from {', '.join([*ROWS, DESIGN])}")
+    if unknown := set(names) - {*ROWS, *MANY}:
+        parser.error(f"unknown rows {', '.join(sorted(unknown))}; choose from {', '.join([*ROWS, *MANY])}")
     if args.device == "cpu":
         torch.set_num_threads(1)
     if args.operations:
@@ -228,7 +230,7 @@ def main() -> None:
     repeats = 2 if args.quick else args.repeats
     bench = Bench(machine.device, 60 if args.quick else args.genes, args.nonzero, args.quick, args.cells)
     records: list[dict[str, Any]] = []
-    rows = (row for name in names for row in (design(bench) if name == DESIGN else [ROWS[name](bench)]))
+    rows = (row for name in names for row in (MANY[name](bench) if name in MANY else [ROWS[name](bench)]))
     for row in rows:
         records += run_row(row, machine, repeats)
         if row.title.endswith("training step") or row.title.startswith("generated cells"):

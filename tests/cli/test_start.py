@@ -121,3 +121,13 @@ def test_names_that_the_help_tells_are_those_that_exist():
     assert set(reversion.PRESETS) == set(PRESETS)
     assert set(reversion.BASELINES) == set(BASELINES)
     assert set(options.EMBEDDINGS) == set(KINDS)
+
+
+@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}])
+def test_threads_sleep_while_they_wait_unless_told_otherwise(given):
+    told = (
+        "import os; from evae.cli import main\ntry: main(['--version'])\nfinally: print(os.getenv('OMP_WAIT_POLICY'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    done = subprocess.run([sys.executable, "-c", told], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == given.get("OMP_WAIT_POLICY", "PASSIVE")

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import anndata as ad
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 
 import evae
@@ -54,7 +53,6 @@ def train_all(out: Path, reference: Path, dataset: str) -> None:
         shutil.rmtree(resumed / "checkpoints" / "step-00000004")
         (resumed / "model.safetensors").unlink()
         train(name, resumed, reference, dataset, "mixed_precision=no", "resume=true")
-    AcceleratorState._reset_state(True)  # a process has one precision
     for name in (*TOKENIZERS, *PRIORS):
         train(name, out / f"{name}-bf16", reference, dataset, "mixed_precision=bf16")
 

@@ -42,6 +42,7 @@ CASES = {
     "tokenizer ranks 2": ("tokenizer", 2, {}, ["update:4"]),
     "streamed tokenizer ranks 2": ("streamed", 2, {}, ["update:4"]),
     "prior": ("prior", 1, {}, ["write:3"]),  # in the first checkpoint
+    "prior bf16": ("prior", 1, {}, ["update:4"]),
     "prior fsdp": ("prior", 2, FSDP, ["write:2"]),
 }
 
@@ -79,7 +80,7 @@ def torment(folder, name, values):
     """One case: a run left alone, and one that is killed and resumed."""
     kind, world, environment, kills = CASES[name]
     model = TOKENIZER if kind != "prior" else READS_CONTROLS if world == 1 else PRIOR
-    values = values | {"kind": kind, "model": model}
+    values = values | {"kind": kind, "model": model} | ({"mixed_precision": "bf16"} if "bf16" in name else {})
     whole, killed = f"{folder}/{name} whole", f"{folder}/{name} killed"
     found = {"whole": fork_ranks(world, environment, train, output_dir=whole, **values), "killed": []}
     between = values | {"output_dir": killed, "resume": True, "save_every": 1}

@@ -103,7 +103,7 @@ def test_two_ranks_go_on_from_one(survivors):
 
 
 @pytest.mark.parametrize(
-    "case", ["tokenizer", "tokenizer ranks 2", "streamed tokenizer ranks 2", "prior", "prior fsdp"]
+    "case", ["tokenizer", "tokenizer ranks 2", "streamed tokenizer ranks 2", "prior", "prior bf16", "prior fsdp"]
 )
 def test_killed_at_named_points_both_stages_end_with_the_same_weights(tormented, case):
     results, stderr = tormented

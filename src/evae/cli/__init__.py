@@ -33,6 +33,7 @@ from evae.cli.train import train
 from evae.cli.vcc import vcc
 from evae.common.files import disk_error
 from evae.common.logs import talkative
+from evae.common.threads import leave_cores_while_waiting
 from evae.models.contract_evae import EvaeError
 
 
@@ -123,6 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="anndata")
     warnings.filterwarnings("ignore", message=".* of the model's gene panel")  # the commands say it themselves
+    leave_cores_while_waiting()
     try:
         with talkative():
             app(args=arguments, prog_name="evae")

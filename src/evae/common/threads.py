@@ -17,6 +17,14 @@ def usable_cores() -> int:
     return min(cores, int(asked)) if asked.isdigit() and int(asked) else cores
 
 
+def leave_cores_while_waiting() -> None:
+    """Have the threads of torch sleep while they wait for each other; OpenMP reads this when torch is imported.
+
+    They would turn in a loop otherwise. On cores that another process uses, too, most time goes there.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def in_threads(work: Callable[[Item], Found], items: Iterable[Item], workers: int | None = None) -> Iterator[Found]:
     """Yield `work(item)` of every item, in their order, a thread a core.
 

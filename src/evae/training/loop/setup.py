@@ -8,6 +8,7 @@ import warnings
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState
 from accelerate.utils import FullyShardedDataParallelPlugin, ProjectConfiguration
 from torch import nn
 
@@ -19,6 +20,7 @@ from evae.training.settings import Settings
 LOG = logger(__name__)
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
+BFLOAT16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # how torch tells
 MODULES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
 
@@ -35,8 +37,9 @@ def make_accelerator(settings: Settings) -> Accelerator:
         check_compiler()
     precision = settings.mixed_precision
     if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() else "no"
+        precision = "bf16" if torch.cuda.is_available() or cpu_has_bfloat16() else "no"
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    AcceleratorState._reset_state()  # it would hold all runs of a process to the precision of the first
     accelerator = Accelerator(
         # Without a GPU, Accelerate joins torchrun's ranks only when told; else each would train on its own.
         cpu=ranks > 1 and not torch.cuda.is_available(),
@@ -69,6 +72,11 @@ def make_accelerator(settings: Settings) -> Accelerator:
     # MKL would choose the number of threads by itself, call by call; a number that is set keeps runs equal.
     torch.set_num_threads(torch.get_num_threads())
     return accelerator
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU has instructions for products in bfloat16 (AVX512_BF16 or AMX); elsewhere they are slower."""
+    return any(getattr(torch.cpu, name, bool)() for name in BFLOAT16)
 
 
 def say_where(accelerator: Accelerator) -> None:

@@ -39,7 +39,7 @@ class Settings:
     warmup_steps: int = 2_500  # updates
     max_grad_norm: float = 5.0  # gradients are clipped to this total norm
     ema_decay: float = 0.0  # moving average of the weights for validation and the final save; 0 is off
-    mixed_precision: str = "auto"  # auto (bf16 on a GPU, else no), no, bf16 (faster on a CPU with AVX512_BF16 or AMX)
+    mixed_precision: str = "auto"  # auto (bf16 on a GPU, and on a CPU with AVX512_BF16 or AMX), no, bf16
     compile: bool = False  # torch.compile the model: minutes at the start, faster steps on a GPU
     time_steps: bool = False  # log the seconds a step takes for data, forward, backward and optimizer
     seed: int = 0  # of the initial weights, the order of the cells and all that is drawn
