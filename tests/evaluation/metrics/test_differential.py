@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from scipy.stats import false_discovery_control, mannwhitneyu
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from evae.evaluation.metrics.differential import MOST_GROUPS, ControlRanks, differential_expression
+from evae.evaluation.metrics.recovery import areas
 from evae.evaluation.protocols import differential as protocol
 from evae.evaluation.protocols.differential import cached, read_table, write_table
 from evae.evaluation.systems.baselines import System
@@ -156,3 +158,26 @@ def test_more_groups_than_a_key_can_name_are_refused(cells):
     codes = np.zeros(len(values), dtype=int)
     with pytest.raises(EvaeError, match="at most 4,096 can be tested"):
         ControlRanks(sp.csr_matrix(controls)).test(sp.csr_matrix(values), codes, MOST_GROUPS + 1)
+
+
+def test_halves_from_one_sort_have_the_numbers_of_tests_of_their_own(cells):
+    values, groups, controls = cells
+    ranks, values = ControlRanks(sp.csr_matrix(controls)), sp.csr_matrix(values)
+    halves = np.arange(len(groups)) % 3
+    found = ranks.test_halves(values, groups, 3, halves)
+    assert len(found) == 3
+    for half, tables in enumerate(found):
+        own = np.ones(len(groups), dtype=bool) if half == 0 else halves == half
+        for one_sort, alone in zip(tables, ranks.test(values[own], groups[own], 3), strict=True):
+            np.testing.assert_array_equal(one_sort, alone)
+
+
+@pytest.mark.parametrize("n_positive", [0, 1, 7, 20])
+def test_areas_of_tied_scores_are_those_of_sklearn(n_positive):
+    rng = np.random.default_rng(n_positive)
+    positive, score = rng.permutation(20) < n_positive, rng.integers(0, 6, 20)
+    found = areas(positive, score)
+    if n_positive in (0, 20):
+        assert np.isnan(found).all()
+    else:
+        np.testing.assert_allclose(found, [f(positive, score) for f in (average_precision_score, roc_auc_score)])

@@ -11,7 +11,7 @@ Zeros, the bulk of the data, are never touched: all are tied at the bottom. The 
 pdex.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,9 +24,11 @@ from evae.evaluation.cells.normalised import mean_of
 from evae.models.contract_evae import EvaeError
 
 _VALUE_BITS = 31  # of a float32 that is not negative
-_GROUP_BITS = 12
-_GENES = 1 << 63 - _VALUE_BITS - _GROUP_BITS  # that fit above the value and the group of a key
+_GROUP_BITS = 10
+_HALF_BITS = 2
+_GENES = 1 << 63 - _VALUE_BITS - _GROUP_BITS - _HALF_BITS  # that fit above value, group and half of a key
 MOST_GROUPS = 1 << _GROUP_BITS
+HALVES = 0, 1, 2  # all cells, and two halves of them
 _SORTED = 1_024  # values that are sorted at once: they stay in the cache of a core
 
 
@@ -68,12 +70,12 @@ class ControlRanks:
         first = np.flatnonzero(np.diff(keys, prepend=-1))  # one entry for each distinct value of a gene
         n_values = np.bincount(controls.indices, minlength=self.n_genes)
         self._keys = np.append(keys[first], np.iinfo(np.int64).max)
-        self._count = np.diff(first, append=[len(keys), len(keys)])
+        self._count = np.diff(first, append=[len(keys), len(keys)]).astype(np.float64)
         self._first = np.append(first, len(keys)).astype(np.float64)
         self._zeros = (self.n_cells - n_values).astype(np.float64)
         self._start = np.cumsum(n_values) - n_values
         # sum of t^3 - t over the groups of tied nonzero controls
-        tied = _cubed(self._count.astype(np.float64))
+        tied = _cubed(self._count)
         self._ties = np.bincount(self._keys[:-1] >> _VALUE_BITS, weights=tied[:-1], minlength=self.n_genes)
 
     def test(self, cells: sp.csr_matrix, codes: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,16 +92,49 @@ class ControlRanks:
         Raises:
             EvaeError: more groups than a key can name.
         """
+        return self.test_halves(cells, codes, n_groups, np.zeros_like(codes), (0,))[0]
+
+    def test_halves(
+        self, cells: sp.csr_matrix, codes: np.ndarray, n_groups: int, halves: np.ndarray, wanted: Sequence[int] = HALVES
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """`test` of all cells and of some of them, from one sort.
+
+        Args:
+            cells, codes, n_groups: as of `test`.
+            halves: of each cell the half that it belongs to, 1 or 2; 0 where to none.
+            wanted: which halves to compare, 0 for all cells.
+
+        Returns:
+            What `test` gives, for each of `wanted`; without meaning for groups that have no cell in it.
+        """
         if n_groups > MOST_GROUPS:
             raise EvaeError(f"{n_groups:,} groups of cells; at most {MOST_GROUPS:,} can be tested at once.")
-        sizes = np.bincount(codes, minlength=n_groups)
-        keys = _sorted_keys(cells, codes)  # so that those looked up one after the other stand side by side
+        keys = _sorted_keys(cells, codes << _HALF_BITS | halves)  # those looked up in turn stand side by side
+        half_of = (keys & (1 << _HALF_BITS) - 1).astype(np.uint8)
+        keys >>= _HALF_BITS
+        found = np.searchsorted(self._keys, keys >> _GROUP_BITS)
+        results = []
+        for half in wanted:
+            own = slice(None) if half == 0 else half_of == half
+            sizes = np.bincount(codes if half == 0 else codes[halves == half], minlength=n_groups)
+            results.append(self._compare(keys[own], found[own], sizes))
+        return results
+
+    def _compare(self, keys: np.ndarray, found: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """log2 fold change and p-value, (groups, genes) each.
+
+        Args:
+            keys: gene, value and group of each value, sorted.
+            found: the place of each among the controls' keys.
+            sizes: cells of each group, (groups,).
+        """
+        n_groups = len(sizes)
         places = (keys >> _VALUE_BITS + _GROUP_BITS) * n_groups + (keys & MOST_GROUPS - 1)
         values = (keys >> _GROUP_BITS).astype(np.uint32) & np.uint32((1 << _VALUE_BITS) - 1)
         shape = self.n_genes, n_groups
         n_values = np.bincount(places, minlength=self.n_genes * n_groups).reshape(shape)
         sums = np.bincount(places, weights=values.view(np.float32), minlength=n_values.size).reshape(shape)
-        u, ties = self._statistics(keys, places, n_values)
+        u, ties = self._statistics(keys, found, places, n_values)
         own_zeros = sizes - n_values
         u = u + 0.5 * self._zeros[:, None] * own_zeros
         ties = ties + self._ties[:, None] + _cubed(self._zeros[:, None] + own_zeros)
@@ -108,32 +143,27 @@ class ControlRanks:
         fold[np.isnan(fold)] = 0.0  # neither side expresses the gene
         return fold.T, _p_values(u, ties, sizes, self.n_cells).T
 
-    def _statistics(self, keys: np.ndarray, places: np.ndarray, n_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _statistics(
+        self, keys: np.ndarray, found: np.ndarray, places: np.ndarray, n_values: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Of the nonzero values of all groups: how often they win over a control, and how much they add to the sums of
         tied nonzero controls; (genes, groups) each.
 
         Args:
             keys: gene, value and group, sorted.
+            found: the place of each among the controls' keys.
             places: gene * groups + group of each.
             n_values: how many there are, (genes, groups).
         """
-        wanted = keys >> _GROUP_BITS
-        found = np.searchsorted(self._keys, wanted)
-        below = np.bincount(places, weights=self._first[found], minlength=n_values.size).reshape(n_values.shape)
-        below = below + n_values * (self._zeros - self._start)[:, None]
-        # few values are those of a control or of another cell of their group, as cells have totals of their own
-        known = self._keys[found] == wanted
-        repeated = np.flatnonzero(keys[1:] == keys[:-1])
-        shared = known.copy()
-        shared[repeated] = shared[repeated + 1] = True
-        tied = np.flatnonzero(shared)
-        controls = np.where(known[tied], self._count[found[tied]], 0.0)  # that have the value, (tied values,)
-        half = np.bincount(places[tied], weights=0.5 * controls, minlength=n_values.size)
-        first = np.flatnonzero(np.diff(keys[tied], prepend=-1))  # one entry for each distinct value of a group
-        own = np.diff(first, append=len(tied))
-        grown = _cubed(controls[first] + own) - _cubed(controls[first])
-        ties = np.bincount(places[tied[first]], weights=grown, minlength=n_values.size)
-        return below + half.reshape(n_values.shape), ties.reshape(n_values.shape)
+        first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])  # of each distinct value of a group
+        own = np.diff(first, append=len(keys)).astype(np.float64)
+        places, found = places[first], found[first]
+        controls = np.where(self._keys[found] == keys[first] >> _GROUP_BITS, self._count[found], 0.0)
+        won = np.bincount(places, weights=own * (self._first[found] + 0.5 * controls), minlength=n_values.size)
+        # (controls + own)^3 - (controls + own) less the same of the controls alone
+        grown = own * (3 * controls * (controls + own) + own * own - 1)
+        ties = np.bincount(places, weights=grown, minlength=n_values.size).reshape(n_values.shape)
+        return won.reshape(n_values.shape) + n_values * (self._zeros - self._start)[:, None], ties
 
 
 def differential_expression(
@@ -149,21 +179,48 @@ def differential_expression(
         controls: the controls of the cell type.
         genes: the panel, (genes,).
     """
-    names: list[str] = []
-    folds, p_values = [], []
+    whole = ((names, cells, codes, np.zeros_like(codes), (0,)) for names, cells, codes in batches)
+    return differential_expression_of_halves(whole, controls, genes)[0]
 
-    for batch_names, fold, p_value in spread(_test, controls, batches):
+
+def differential_expression_of_halves(
+    batches: Iterable[tuple[list[str], sp.csr_matrix, np.ndarray, np.ndarray, Sequence[int]]],
+    controls: ControlRanks,
+    genes: np.ndarray,
+) -> list[DETable]:
+    """Differential expression of all cells and of two halves of them, from one sort.
+
+    Args:
+        batches: as of `differential_expression`, with the half of every cell and which tables are wanted; see
+            `ControlRanks.test_halves`.
+        controls: the controls of the cell type.
+        genes: the panel, (genes,).
+
+    Returns:
+        The wanted tables, each with the names of all batches.
+    """
+    names: list[str] = []
+    found: list[list[tuple[np.ndarray, np.ndarray]]] = []
+    for batch_names, tables in spread(_test, controls, batches):
         names += batch_names
-        folds.append(fold)
-        p_values.append(p_value)
-    p = np.concatenate(p_values)
-    return DETable(np.array(names, dtype=object), genes, np.concatenate(folds), p, false_discovery_rates(p))
+        found.append(tables)
+    return [_joined(np.array(names, dtype=object), genes, parts) for parts in zip(*found, strict=True)]
+
+
+def _joined(names: np.ndarray, genes: np.ndarray, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> DETable:
+    fold, p_value = (np.concatenate(values) for values in zip(*parts, strict=True))
+    return DETable(names, genes, fold, p_value, false_discovery_rates(p_value))
 
 
 def _test(
-    controls: ControlRanks, names: list[str], cells: sp.csr_matrix, codes: np.ndarray
-) -> tuple[list[str], np.ndarray, np.ndarray]:
-    return names, *controls.test(cells, codes, len(names))
+    controls: ControlRanks,
+    names: list[str],
+    cells: sp.csr_matrix,
+    codes: np.ndarray,
+    halves: np.ndarray,
+    wanted: Sequence[int],
+) -> tuple[list[str], list[tuple[np.ndarray, np.ndarray]]]:
+    return names, controls.test_halves(cells, codes, len(names), halves, wanted)
 
 
 def false_discovery_rates(p_values: np.ndarray) -> np.ndarray:
@@ -189,13 +246,13 @@ def _keys(matrix: sp.csr_matrix) -> np.ndarray:
 
 
 def _sorted_keys(cells: sp.csr_matrix, codes: np.ndarray) -> np.ndarray:
-    """Gene, value and group of every stored value, sorted: put in order by gene first, then sorted a few genes at a
-    time, which takes half the time of one sort of all."""
+    """Gene, value and code (group and half) of every stored value, sorted: put in order by gene first, then sorted a
+    few genes at a time, which takes half the time of one sort of all."""
     by_gene = cells.tocsc()
     keys = np.repeat(np.arange(cells.shape[1]), np.diff(by_gene.indptr))
     keys <<= _VALUE_BITS
     keys |= by_gene.data.astype(np.float32, copy=False).view(np.uint32)
-    keys <<= _GROUP_BITS
+    keys <<= _GROUP_BITS + _HALF_BITS
     keys |= codes[by_gene.indices]
     cuts = by_gene.indptr[np.searchsorted(by_gene.indptr, np.arange(0, len(keys), _SORTED))]
     for start, stop in pairwise([*cuts.tolist(), len(keys)]):

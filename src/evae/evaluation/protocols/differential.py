@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,14 @@ from evae.evaluation.cells import Comparison, Pair
 from evae.evaluation.cells.inputs import Progress
 from evae.evaluation.metrics.agreement import agreement_metrics
 from evae.evaluation.metrics.calibration import MATCHED
-from evae.evaluation.metrics.differential import MOST_GROUPS, ControlRanks, DETable, differential_expression
+from evae.evaluation.metrics.differential import (
+    HALVES,
+    MOST_GROUPS,
+    ControlRanks,
+    DETable,
+    differential_expression,
+    differential_expression_of_halves,
+)
 from evae.evaluation.metrics.recovery import de_metrics
 from evae.evaluation.protocols.distribution import split_halves
 from evae.evaluation.protocols.record import Record
@@ -49,10 +56,13 @@ def de_protocol(
     for cell_type in comparison.cell_types:
         controls = ControlRanks(comparison.controls.matrix[comparison.control_rows[cell_type]])
         task = _Task(comparison, cell_type, controls, seed, cache)
-        records += task.split_half()
-        truth = task.real_table()
+        truth, first, second = task.real_tables()
+        records += task.split_half(second, first)
+        del second
+        half = first if matched else None
+        del first
         for system in progress(systems, f"differential expression, {cell_type}"):
-            records += task.score(system, truth, matched)
+            records += task.score(system, truth, half)
     return records
 
 
@@ -71,9 +81,30 @@ class _Task:
         """Of the tables that depend on real cells only."""
         return _digest(self.comparison, self.cell_type)
 
-    def real_table(self) -> DETable:
-        """The table of the real cells."""
-        return cached(self.cache, self.key, lambda: self._table(real_system(self.comparison)))
+    def real_tables(self) -> list[DETable]:
+        """The tables of the real cells, of half A and of half B; computed at once where one is not stored."""
+        computed = lru_cache(self._real_tables)
+        keys = self.key, f"{self.key}-seed{self.seed}-a", f"{self.key}-seed{self.seed}-b"
+        return [cached(self.cache, key, partial(lambda i: computed()[i], i)) for i, key in enumerate(keys)]
+
+    def _real_tables(self) -> list[DETable]:
+        half_of = np.zeros(len(self.comparison.real), dtype=np.int64)
+        for half, rows in enumerate(split_halves(self.comparison, self.seed), start=1):
+            half_of[np.concatenate(list(rows.values()))] = half
+        rows_of, real = self.comparison.real_rows, real_system(self.comparison)
+
+        def batches() -> Iterator[tuple[list[str], sp.csr_matrix, np.ndarray, np.ndarray, Sequence[int]]]:
+            for names, cells, codes in self._batches(real):
+                yield (
+                    names,
+                    cells,
+                    codes,
+                    half_of[np.concatenate([rows_of[(self.cell_type, p)] for p in names])],
+                    HALVES,
+                )
+
+        tables = differential_expression_of_halves(batches(), self.controls, self.comparison.genes)
+        return [tables[0], *(_subset(t, self._names(half)) for t, half in zip(tables[1:], self.halves, strict=True))]
 
     @cached_property
     def halves(self) -> tuple[System, System]:
@@ -82,27 +113,18 @@ class _Task:
         first, second = (sampled(SPLIT_HALF, self.comparison.real, half, own=True) for half in halves)
         return first, second
 
-    @cached_property
-    def first_half(self) -> DETable:
-        """The table of half A."""
-        return cached(self.cache, f"{self.key}-seed{self.seed}-a", lambda: self._table(self.halves[0]))
-
-    def split_half(self) -> list[Record]:
+    def split_half(self, second: DETable, first: DETable) -> list[Record]:
         """Half B of the real cells as the prediction of half A."""
-        second = self.halves[1]
-        if not self._names(second):
-            return []
-        predicted = cached(self.cache, f"{self.key}-seed{self.seed}-b", lambda: self._table(second))
-        return self._records(second, predicted, self.first_half)
+        return self._records(self.halves[1], second, first) if self._names(self.halves[1]) else []
 
-    def score(self, system: System, truth: DETable, matched: bool) -> list[Record]:
-        """A system against the real table, and against that of half A if `matched`."""
+    def score(self, system: System, truth: DETable, first: DETable | None) -> list[Record]:
+        """A system against the real table, and against that of half A if it is given."""
         if not self._names(system):
             return []
-        table = self._table(system)
+        table = differential_expression(self._batches(system), self.controls, self.comparison.genes)
         found = self._records(system, table, truth)
-        if matched and self._names(self.halves[0]):
-            found += self._records(system, table, self.first_half, MATCHED)
+        if first is not None and self._names(self.halves[0]):
+            found += self._records(system, table, first, MATCHED)
         return found
 
     def _records(self, system: System, predicted: DETable, truth: DETable, level: str = "pair") -> list[Record]:
@@ -124,10 +146,9 @@ class _Task:
         answered = set(system.pairs)
         return [p for p in self.comparison.perturbations(self.cell_type) if (self.cell_type, p) in answered]
 
-    def _table(self, system: System) -> DETable:
+    def _batches(self, system: System) -> Iterator[tuple[list[str], sp.csr_matrix, np.ndarray]]:
         sizes = system.available or self.comparison.n_real
-        batches = _batches(system, self.cell_type, self._names(system), sizes, self.seed)
-        return differential_expression(batches, self.controls, self.comparison.genes)
+        return _batches(system, self.cell_type, self._names(system), sizes, self.seed)
 
 
 def _batches(
@@ -185,7 +206,7 @@ def _subset(table: DETable, names: list[str]) -> DETable:
     if table.perturbations.tolist() == names:
         return table
     position = {p: i for i, p in enumerate(table.perturbations.tolist())}
-    rows = np.array([position[name] for name in names])
+    rows = np.array([position[name] for name in names], dtype=np.intp)
     return DETable(
         table.perturbations[rows],
         table.genes,
