@@ -156,7 +156,7 @@ def test_no_batch_holds_more_perturbations_than_a_key_can_name(cells, monkeypatc
 def test_more_groups_than_a_key_can_name_are_refused(cells):
     values, _, controls = cells
     codes = np.zeros(len(values), dtype=int)
-    with pytest.raises(EvaeError, match="at most 4,096 can be tested"):
+    with pytest.raises(EvaeError, match=f"at most {MOST_GROUPS:,} can be tested"):
         ControlRanks(sp.csr_matrix(controls)).test(sp.csr_matrix(values), codes, MOST_GROUPS + 1)
 
 
