@@ -1,10 +1,12 @@
 """Labels of treatments: what is read from them, units within a family, requests that leave something open."""
 
+import math
+
 import pytest
 
 from evae.models.contract_evae import EvaeError
-from evae.models.names_evae import KnownTreatments
-from evae.models.treatments_evae import Treatment, as_dose, as_hours, kind_of, one_family, readings
+from evae.models.names_evae import KnownTreatments, PerturbationNames
+from evae.models.treatments_evae import Treatment, as_dose, as_hours, dose_units, kind_of, readings
 
 DRUG = [Treatment("DrugA", dose=dose, dose_unit="uM", time=24.0) for dose in (0.1, 1.0, 10.0)]
 GENE = [Treatment("STAT1", kind=kind) for kind in ("interference", "activation")]
@@ -22,6 +24,7 @@ def known() -> KnownTreatments:
         ("DrugA_24h_10uM", Treatment("DrugA", dose=10, dose_unit="uM", time=24)),
         ("Drug_A 500 nM 1 d", Treatment("Drug_A", dose=0.5, dose_unit="uM", time=24)),
         ("IFNB_0.1µg/ml_30min", Treatment("IFNB", dose=100, dose_unit="ng/mL", time=0.5)),
+        ("DrugA@1uM", Treatment("DrugA", dose=1, dose_unit="uM")),
         ("STAT1_CRISPRa", Treatment("STAT1", kind="activation")),
         ("STAT1 knock-out 6 h", Treatment("STAT1", kind="knock-out", time=6)),
         ("miR-7", Treatment("miR-7")),
@@ -45,9 +48,7 @@ def test_units_are_converted_within_their_family():
         as_dose(1, "uN")
     with pytest.raises(EvaeError, match="above 0"):
         as_dose(0, "uM")
-    mixed = [DRUG[0], Treatment("IFNB", dose=1.0, dose_unit="ng/mL")]
-    with pytest.raises(EvaeError, match=r"uM \(molar, as 'DrugA 0.1 uM 24 h'\) and ng/mL \(mass per volume"):
-        one_family(mixed)
+    assert dose_units([*DRUG, Treatment("IFNB", dose=1.0, dose_unit="ng/mL"), *GENE]) == ["uM", "ng/mL"]
 
 
 def test_a_request_is_completed_where_only_one_thing_can_be_meant(known):
@@ -66,6 +67,38 @@ def test_a_request_is_completed_where_only_one_thing_can_be_meant(known):
     ):
         with pytest.raises(EvaeError, match=message):
             known.asked(*asked)
+
+
+def test_doses_of_several_families_are_each_those_of_an_agent(known):
+    cytokine = [Treatment("IFNB", dose=dose, dose_unit="ng/mL", time=24.0) for dose in (10.0, 100.0)]
+    both = KnownTreatments({t.label: t for t in [*DRUG, *GENE, *cytokine]}, ["DrugA", "STAT1", "IFNB", "DrugX"])
+    units = both.dose_units()
+    assert units == ["uM", "ng/mL"]
+    assert both.asked("IFNB", dose=20.0) == Treatment("IFNB", dose=20, dose_unit="ng/mL", time=24)
+    assert both.asked("DrugA", dose=20.0).label == "DrugA 20 uM 24 h"
+    assert both.asked("DrugX", dose=20.0, dose_unit="ug/mL").label == "DrugX 20000 ng/mL 24 h"  # as all in this unit
+    assert both.numbers(cytokine[0], both.kinds(), units)[1:] == pytest.approx([math.nan, 24, 10], nan_ok=True)
+    assert both.numbers(DRUG[0], both.kinds(), units)[1:] == pytest.approx([0.1, 24, math.nan], nan_ok=True)
+    assert both.neighbours(Treatment("IFNB", dose=1.0, dose_unit="uM", time=24.0)) == []
+    for asked, message in (
+        (("DrugX", 3.0), r"'DrugX' was seen with several dose units \('ng/mL', 'uM'\)"),
+        (("IFNB", 3.0, "nM"), "the model knows doses of 'IFNB' in ng/mL"),
+        (("DrugX", 3.0, "Gy"), "the model knows doses in uM and ng/mL"),
+    ):
+        with pytest.raises(EvaeError, match=message):
+            both.asked(*asked)
+
+
+def test_a_dose_of_a_combination_is_that_of_the_parts_that_were_seen_with_one():
+    known = {t.label: t for t in [*DRUG, GENE[0]]}
+    names = PerturbationNames(
+        ["control", *known, "DrugA 1 uM 24 h+GENE9"], ["control", "DrugA", "STAT1", "GENE9"], "control", "+", known
+    )
+    assert names.complete("DrugA+STAT1", 3.0, None, None) == "DrugA 3 uM 24 h+STAT1 interference"
+    assert names.complete("GENE9+DrugA", 3.0, None, 6.0) == "GENE9+DrugA 3 uM 6 h"  # seen as a part alone
+    told = names.numbers(["GENE9+DrugA 1 uM 24 h"])[0]
+    assert told[0].isnan().all()
+    assert told[1].tolist()[1:] == [1, 24]
 
 
 def test_neighbours_of_a_dose_are_weighted_on_the_log_scale(known):

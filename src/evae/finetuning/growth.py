@@ -14,7 +14,6 @@ from torch import Tensor
 from evae.data.format import DatasetInfo
 from evae.models.contract_evae import EvaeError
 from evae.models.processing_evae import EvaeProcessor
-from evae.models.treatments_evae import one_family
 from evae.training.conditions import Vocabulary
 
 
@@ -48,9 +47,15 @@ def _grown_treatments(former: EvaeProcessor, info: DatasetInfo) -> list[dict[str
     Raises:
         EvaeError: doses in another family, or doses or times where the checkpoint knows none.
     """
-    known = former.names().known.treatments
+    names = former.names().known
+    known, units = names.treatments, names.dose_units()
     new = [treatment for label, treatment in info.treatments.items() if label not in known]
-    one_family([*known.values(), *new])
+    other = [t.label for t in new if units and t.dose is not None and t.dose_unit not in units]
+    if other:
+        raise EvaeError(
+            f"the checkpoint knows doses in {' and '.join(units)}, but there is '{other[0]}'; leave these cells out "
+            "(--where), or train a prior on both datasets."
+        )
     for what in ("dose", "time"):
         told = [treatment.label for treatment in new if getattr(treatment, what) is not None]
         if told and all(getattr(treatment, what) is None for treatment in known.values()):

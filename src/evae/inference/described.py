@@ -28,7 +28,7 @@ def as_html(checkpoint: Checkpoint, device: Any) -> str:
         *(["batches"] if getattr(config, "condition_on_batch", False) else []),
     ]
     spans = [
-        ("doses", getattr(config, "dose_range", None), getattr(config, "dose_unit", "")),
+        *(("doses", span, unit) for unit, span in getattr(config, "dose_ranges", {}).items()),
         ("times", getattr(config, "time_range", None), "h"),
     ]
     rows = [

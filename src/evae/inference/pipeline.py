@@ -94,7 +94,8 @@ class Pipeline(LoadedModel):
                 For chosen pairs, a mapping from (cell type, perturbation) to a number, and no `perturbation` and
                 `cell_type`.
             dose: one or several, each with every perturbation, where the model was trained on doses; also doses between
-                those of training. In `dose_unit`, which is the model's if None.
+                those of training. In `dose_unit`, which is that of the perturbation's known doses if None. Of
+                a combination, the parts get it that were seen with doses.
             time: likewise, hours after treatment.
             requests: in place of all these a table, or its csv, tsv or parquet file, one row a pair, with the columns
                 `perturbation`, `cell_type` (left out: every cell type of the controls), `n_cells` (left out or

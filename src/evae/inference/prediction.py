@@ -236,7 +236,7 @@ def _draw(
     add_treatments(obs, prior.processor)
     facts: dict[str, Any] = {"seed": seed, "control": str(prior.processor.control), "library_size_source": origin}
     if prior.processor.treatments:
-        facts["dose_unit"] = prior.model.config.dose_unit
+        facts["dose_unit"] = ", ".join(prior.processor.names().known.dose_units())
     facts["library_size_median"] = compare_with_controls(obs, found)
     default = getattr(prior.model.config, "guidance_scale", 1.0)
     facts["guidance_scale"] = float(asked.sampling.get("guidance_scale", default))

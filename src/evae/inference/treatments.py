@@ -26,7 +26,7 @@ def treated(
     Args:
         processor: the checkpoint's.
         names: agents, or labels that say all; the control stays as it is.
-        dose: in `dose_unit`; that of the model if None.
+        dose: in `dose_unit`; that of the agent's known doses if None.
         time: hours.
 
     Raises:
@@ -63,7 +63,8 @@ def warn_beyond(processor: Any, labels: Iterable[str]) -> None:
     for label, parts in names.parts(labels).items():
         for said in filter(None, map(names.known.read, parts)):
             own = [t for t in seen if t.agent == said.agent]
-            if own and (_outside(said.dose, [t.dose for t in own]) or _outside(said.time, [t.time for t in own])):
+            doses = [t.dose for t in own if t.dose_unit == said.dose_unit]
+            if _outside(said.dose, doses) or _outside(said.time, [t.time for t in own]):
                 beyond.append(label)
     if beyond:
         more = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
@@ -80,17 +81,18 @@ def _outside(value: float | None, seen: list[float | None]) -> bool:
 
 
 def add_treatments(obs: pd.DataFrame, processor: Any) -> None:
-    """Add the columns `agent`, `dose` (in the model's unit) and `time` (hours) where the model knows treatments.
+    """Add the columns `agent`, `dose`, `dose_unit` and `time` (hours) where the model knows treatments.
 
     Args:
-        obs: of the cells to draw, with `perturbation`; changed. Of combinations dose and time are NaN.
+        obs: of the cells to draw, with `perturbation`; changed. Of combinations they are empty but for the agent.
         processor: the checkpoint's.
     """
     if not processor.treatments:
         return
     names, labels = processor.names(), obs["perturbation"].astype(str)
     said = {label: names.known.read(label) or Treatment(label) for label in labels.unique()}
-    obs["agent"] = pd.Categorical([said[label].agent for label in labels])
+    for column in ("agent", "dose_unit"):
+        obs[column] = pd.Categorical([getattr(said[label], column) for label in labels])
     for column in ("dose", "time"):
         values = {label: getattr(one, column) for label, one in said.items()}
         obs[column] = [math.nan if values[label] is None else values[label] for label in labels]

@@ -144,8 +144,8 @@ class PerturbationTable(nn.Embedding):
     ) -> Tensor:
         """Vectors (cells, width) of ids (cells,), or (cells, parts) of combinations, where -1 is no part.
 
-        `treatments` is (cells, parts, 3), see `EvaePrior.sample`; where `hidden`, bool (cells,), is true, the vector
-        is the null.
+        `treatments` is (cells, parts, `treatment_size`), see `EvaePrior.sample`; where `hidden`, bool (cells,), is true,
+        the vector is the null.
         """
         if ids is None:
             return self.weight[-1:].expand(n_cells, -1)
@@ -166,9 +166,10 @@ class PerturbationTable(nn.Embedding):
             check_ids(ids[:, 1:].clamp_min(0), self.n_known + 1, "perturbation", self.training)
         if self.treatment is None and treatments is not None:
             raise EvaeError("this prior was trained without doses, times and kinds; give no treatments.")
-        if self.treatment is not None and (treatments is None or treatments.shape != (*ids.shape, 3)):
+        wanted = (*ids.shape, 1 + len(self.treatment.ranges)) if self.treatment is not None else ()
+        if wanted and (treatments is None or treatments.shape != wanted):
             given = "none" if treatments is None else tuple(treatments.shape)
-            raise EvaeError(f"this prior reads treatments of the shape {(*ids.shape, 3)}; {given} were given.")
+            raise EvaeError(f"this prior reads treatments of the shape {wanted}; {given} were given.")
 
     def _vectors(self, ids: Tensor) -> Tensor:
         if self.projection is None:

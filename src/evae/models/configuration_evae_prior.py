@@ -23,8 +23,9 @@ class EvaePriorConfig(PretrainedConfig):
         perturbation_feature_size: length of a feature vector.
         perturbation_feature_source: what the feature vectors are, in words.
         perturbation_kinds: kinds of perturbation in the order of their ids, such as interference; none if empty.
-        dose_unit: the unit of all doses, "" for none.
+        dose_unit: the unit of doses, "" for none.
         dose_range: the lowest and the highest dose of training; None where perturbations have no doses.
+        further_doses: the same of doses that no number converts to `dose_unit`, each `{"unit": ..., "range": ...}`.
         time_range: likewise of the time after treatment, hours.
         n_cell_types: number of cell types seen in training.
         cell_type_context: represent a cell type by the mean tokenizer embedding of its control cells instead of a
@@ -78,6 +79,7 @@ class EvaePriorConfig(PretrainedConfig):
         perturbation_kinds: list[str] | None = None,
         dose_unit: str = "",
         dose_range: list[float] | None = None,
+        further_doses: list[dict[str, Any]] | None = None,
         time_range: list[float] | None = None,
         n_cell_types: int = 1,
         cell_type_context: bool = False,
@@ -120,6 +122,7 @@ class EvaePriorConfig(PretrainedConfig):
         self.perturbation_kinds = list(perturbation_kinds or [])
         self.dose_unit = dose_unit
         self.dose_range, self.time_range = (None if span is None else list(span) for span in (dose_range, time_range))
+        self.further_doses = [dict(own) for own in further_doses or []]
         self.n_cell_types = n_cell_types
         self.cell_type_context = cell_type_context
         self.hidden_size = hidden_size
@@ -155,7 +158,7 @@ class EvaePriorConfig(PretrainedConfig):
         check_choice("modulation_activation", modulation_activation, ("silu", "none"))
         if hidden_size % num_attention_heads:
             raise EvaeError(f"hidden_size {hidden_size} must be a multiple of num_attention_heads.")
-        for span in (self.dose_range, self.time_range):
+        for span in (*self.dose_ranges.values(), self.time_range):
             if span is not None and not (len(span) == 2 and 0 < span[0] <= span[1]):
                 raise EvaeError(f"a range of doses or times is {span}; give the lowest and the highest, above 0.")
         if source_cells < 0:
@@ -172,9 +175,19 @@ class EvaePriorConfig(PretrainedConfig):
         return bool(self.source_cells or self.condition_on_effect)
 
     @property
+    def dose_ranges(self) -> dict[str, list[float] | None]:
+        """The unit of every family of doses -> the lowest and the highest of training."""
+        return {self.dose_unit: self.dose_range} | {own["unit"]: own["range"] for own in self.further_doses}
+
+    @property
     def reads_treatments(self) -> bool:
         """Whether perturbations have doses, times or kinds."""
-        return bool(self.perturbation_kinds or self.dose_range or self.time_range)
+        return bool(self.perturbation_kinds or any(self.dose_ranges.values()) or self.time_range)
+
+    @property
+    def treatment_size(self) -> int:
+        """How many numbers say what a treatment is: kind, dose, time, and a dose in each further unit."""
+        return 3 + len(self.further_doses)
 
     def to_dict(self) -> dict[str, Any]:
         """Fields as plain values, without the path the tokenizer was loaded from, which is of no use elsewhere."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .contract_evae import EvaeError, look_up, near_matches, parts_of
-from .treatments_evae import Treatment, as_dose, one_family, readings
+from .treatments_evae import Treatment, as_dose, dose_units, readings
 
 
 class KnownTreatments:
@@ -49,7 +49,7 @@ class KnownTreatments:
 
         Args:
             label: an agent, or a label that says more.
-            dose, dose_unit: beside the label; in the unit of the known doses if None.
+            dose, dose_unit: beside the label; in the unit of the known doses of the agent if None.
             time: hours.
 
         Raises:
@@ -63,34 +63,41 @@ class KnownTreatments:
         known = self.of_agent.get(said.agent) or list(
             self.treatments.values()
         )  # of a new agent what all have in common
-        unit = one_family(self.treatments.values())
         if (dose is not None and said.dose is not None) or (time is not None and said.time is not None):
             raise EvaeError(
                 f"'{label}' names its dose or time itself; leave dose and time out, or name the agent alone."
             )
         amount, own = said.dose, said.dose_unit
         if dose is not None:
-            amount, own = as_dose(dose, dose_unit or unit)
+            amount, own = as_dose(dose, dose_unit or _only(label, "dose unit", dose_units(known) or self.dose_units()))
         hours = said.time if time is None else time
         if amount == 0 or (hours is not None and not 0 < hours < math.inf):
             raise EvaeError(f"'{label}': give a dose and a time above 0; at dose 0 a cell is a control.")
-        if amount is not None and own != unit:
-            family = f"doses in {unit}" if unit else "no doses"
+        units = dose_units(known) or self.dose_units()
+        if amount is not None and own not in units:
+            of = f" of '{said.agent}'" if said.agent in self.of_agent and units != self.dose_units() else ""
+            family = f"doses{of} in {' and '.join(units)}" if units else "no doses"
             raise EvaeError(f"'{label}' is asked for at {amount:g} {own}, but the model knows {family}.")
+        known = [t for t in known if amount is not None and t.dose_unit == own] or known
         kind = said.kind or _only(label, "kind", {t.kind for t in known})
         alike = [t for t in known if t.kind == kind] or known
         if amount is None:
+            own = _only(label, "dose unit", dose_units(alike)) or ""
             amount = _only(label, "dose", {t.dose for t in alike})
         if hours is None:
             hours = _only(label, "time", {t.time for t in alike})
-        return Treatment(said.agent, kind or "", amount, unit if amount is not None else "", hours)
+        return Treatment(said.agent, kind or "", amount, own if amount is not None else "", hours)
 
     def kinds(self) -> list[str]:
         """The kinds, in the order in which they were first known: ids of the model."""
         return list(dict.fromkeys(t.kind for t in self.treatments.values() if t.kind))
 
-    def numbers(self, treatment: Treatment, kinds: Sequence[str]) -> tuple[float, float, float]:
-        """Kind (its id), dose and hours as the model takes them; NaN for what is not said.
+    def dose_units(self) -> list[str]:
+        """The units of doses, one of each family, in the order in which they were first known: places in the model."""
+        return dose_units(self.treatments.values())
+
+    def numbers(self, treatment: Treatment, kinds: Sequence[str], units: Sequence[str]) -> list[float]:
+        """Kind (its id), dose in the first unit, hours, doses in the others, as the model takes them; NaN is unsaid.
 
         Raises:
             EvaeError: a kind that the model was not trained on.
@@ -98,11 +105,15 @@ class KnownTreatments:
         if treatment.kind and treatment.kind not in kinds:
             raise EvaeError(f"unknown kind of perturbation '{treatment.kind}'. {near_matches(treatment.kind, kinds)}")
         kind = kinds.index(treatment.kind) if treatment.kind else math.nan
-        return (
-            float(kind),
-            math.nan if treatment.dose is None else treatment.dose,
-            math.nan if treatment.time is None else treatment.time,
-        )
+        doses = [math.nan if treatment.dose is None or treatment.dose_unit != u else treatment.dose for u in units]
+        time = math.nan if treatment.time is None else treatment.time
+        return [float(kind), *(doses[:1] or [math.nan]), time, *doses[1:]]
+
+    def takes(self, part: str, what: str) -> bool:
+        """Whether a part of a combination may have a "dose" (a "time"): its agent was seen with one, or never."""
+        agent = said.agent if (said := self.read(part)) else part
+        seen = self.of_agent.get(agent, [])
+        return any(getattr(t, what) is not None for t in seen) or not (seen or agent in self.plain)
 
     def neighbours(
         self, treatment: Treatment, usable: Callable[[str], bool] = lambda label: True
@@ -114,7 +125,8 @@ class KnownTreatments:
         same = [
             t
             for t in self.of_agent.get(treatment.agent, [])
-            if (t.kind, t.time) == (treatment.kind, treatment.time) and t.dose is not None and usable(t.label)
+            if (t.kind, t.time, t.dose_unit) == (treatment.kind, treatment.time, treatment.dose_unit)
+            and usable(t.label)
         ]
         if not same or treatment.dose is None:
             return []
@@ -157,8 +169,10 @@ class PerturbationNames:
         treatments: Mapping[str, Treatment],
     ) -> None:
         self.perturbations, self.units, self.control, self.sign = perturbations, units, control, sign
-        plain = [name for name in perturbations if name not in treatments]
-        self.known = KnownTreatments(treatments, units, plain)
+        self.known = KnownTreatments(treatments, units, [name for name in perturbations if name not in treatments])
+        if treatments:  # a part may be seen in combinations alone
+            parts = (part for name in perturbations if name not in self.known for part in self._pieces(name))
+            self.known.plain.update(part for part in parts if part not in treatments)
         self._combined: bool | None = None
 
     def parts(self, names: Iterable[str]) -> dict[str, list[str]]:
@@ -168,8 +182,11 @@ class PerturbationNames:
     def _parts(self, name: str) -> list[str]:
         if name in self.known:
             return [self._canonical(name)]
-        parts = [self._canonical(part) for part in parts_of(name, self.known, self.control, self.sign)]
+        parts = [self._canonical(part) for part in self._pieces(name)]
         return parts if len(parts) == 1 or self._saw_combinations() else [name]
+
+    def _pieces(self, name: str) -> list[str]:
+        return parts_of(name, self.known, self.control, self.sign)
 
     def _canonical(self, name: str) -> str:
         said = self.known.read(name)
@@ -179,7 +196,7 @@ class PerturbationNames:
         """Whether some training perturbation is a combination; else no name is split."""
         if self._combined is None:
             made = (name for name in self.perturbations if name not in self.known)
-            self._combined = any(len(parts_of(p, self.known, self.control, self.sign)) > 1 for p in made)
+            self._combined = any(len(self._pieces(p)) > 1 for p in made)
         return self._combined
 
     def ids(self, names: Sequence[str]) -> torch.Tensor:
@@ -201,24 +218,27 @@ class PerturbationNames:
         return torch.from_numpy(ids[:, 0] if width == 1 else ids)
 
     def numbers(self, names: Sequence[str]) -> torch.Tensor:
-        """Kind, dose and hours of every part, float32 (names, parts, 3), NaN where it has none; see `Treatment`.
+        """Kind, dose and hours of every part, float32 (names, parts, 3 or more), see `KnownTreatments.numbers`.
 
         Raises:
             EvaeError: a treatment that leaves open which dose, time or kind is meant.
         """
-        parts, kinds = self.parts(names), self.known.kinds()
+        parts, kinds, units = self.parts(names), self.known.kinds(), self.known.dose_units()
+        none = self.known.numbers(Treatment(""), kinds, units)
         width = max((len(own) for own in parts.values()), default=1)
         rows = {}
         for name, own in parts.items():
             found = [self.known.asked(part) for part in own]
-            told = [(math.nan,) * 3 if one is None else self.known.numbers(one, kinds) for one in found]
-            rows[name] = [*told, *[(math.nan,) * 3] * (width - len(own))]
-        return torch.tensor([rows[str(name)] for name in names], dtype=torch.float32).reshape(len(names), width, 3)
+            told = [none if one is None else self.known.numbers(one, kinds, units) for one in found]
+            rows[name] = [*told, *[none] * (width - len(own))]
+        return torch.tensor([rows[str(name)] for name in names], dtype=torch.float32).reshape(
+            len(names), width, len(none)
+        )
 
     def complete(self, name: str, dose: float | None, dose_unit: str | None, time: float | None) -> str:
         """The canonical label of a request; what it leaves out is taken where the known treatments agree on it.
 
-        Dose and time are those of every part of a combination.
+        Of a combination, a dose and a time are those of every part that was seen with one.
 
         Raises:
             EvaeError: see `KnownTreatments.asked`.
@@ -227,9 +247,15 @@ class PerturbationNames:
         if as_named and (not self.known.treatments or name in self.perturbations):
             return name
         parts = self._parts(name)
-        found = [self.known.asked(part, dose, dose_unit, time) for part in parts]
+        doses, times = self._of_each(parts, "dose", dose), self._of_each(parts, "time", time)
+        found = [self.known.asked(part, doses[part], dose_unit, times[part]) for part in parts]
         labels = [part if one is None else one.label for part, one in zip(parts, found, strict=True)]
         return self.sign.join(labels)
+
+    def _of_each(self, parts: Sequence[str], what: str, amount: float | None) -> dict[str, float | None]:
+        """Part -> its dose (time): the amount, None for a part of agents that were never seen with one."""
+        taking = [part for part in parts if self.known.takes(part, what)] or parts
+        return {part: amount if part in taking else None for part in parts}
 
     def supports(self, pairs: Sequence[tuple[str, str]], seen: Mapping[str, Sequence[str]]) -> list[str]:
         """What training saw of each (cell type, perturbation), see `EvaeProcessor.supports`; `seen` are its pairs."""

@@ -214,8 +214,9 @@ class EvaePrior(EvaePreTrainedModel):
                 prior with `source_cells`.
             source_library_size: total counts over the panel of the source cells, (cells, source_cells).
             effect: known latent shift, (cells, latents * latent_width), with `condition_on_effect`; NaN if unknown.
-            treatments: (cells, parts, 3), needed where the prior knows doses, times or kinds: the id of the kind, the
-                dose in `config.dose_unit`, the time in hours; NaN where it has none. See `processor.treatments_of`.
+            treatments: (cells, parts, `config.treatment_size`), needed where the prior knows doses, times or kinds: the
+                id of the kind, the dose in `config.dose_unit`, the time in hours, then doses in the units of
+                `config.further_doses`; NaN where it has none. See `processor.treatments_of`.
             batch_ids: (cells,), with `condition_on_batch`; unknown if None.
             **options: sampling options of this prior, see its `_draw`.
 

@@ -145,10 +145,11 @@ class EvaeProcessor(FeatureExtractionMixin):
         return self.names().ids(names)
 
     def treatments_of(self, names: Sequence[str]) -> torch.Tensor | None:
-        """Kind, dose and time of perturbations as the prior takes them, float32 (names, parts, 3).
+        """Kind, dose and time of perturbations as the prior takes them, float32 (names, parts, 3 or more).
 
-        The kind is its place among `names().known.kinds()`, the dose is in the unit of the known ones, the time in
-        hours; NaN where a part has none. None where the model knows no treatments.
+        The kind is its place among `names().known.kinds()`, the dose is in the first of `names().known.dose_units()`,
+        the time in hours, further numbers are doses in the other units; NaN where a part has none. None where the model
+        knows no treatments.
 
         Raises:
             EvaeError: an agent that was seen in several doses, times or kinds, of which the name says none.

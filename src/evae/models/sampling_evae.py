@@ -54,7 +54,8 @@ def conditions_with_nulls(
             raise EvaeError("this prior does not know which perturbation is the control; set another guide.")
         of_control = torch.full((n_cells,), control, device=prior.device)
         none = None if effect is None else torch.zeros_like(effect)
-        plain = torch.full((n_cells, 1, 3), torch.nan, device=prior.device) if prior.config.reads_treatments else None
+        size = (n_cells, 1, prior.config.treatment_size)
+        plain = torch.full(size, torch.nan, device=prior.device) if prior.config.reads_treatments else None
         null = prior.condition(n_cells, of_control, cell_type_ids, library_size, context, none, plain, batch_ids)
         return torch.cat([condition, null])
     if not prior.config.condition_dropout:

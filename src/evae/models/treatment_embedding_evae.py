@@ -5,6 +5,7 @@ With the agent's vector a, its kind's vector k, and smooth features f of log dos
     v = a + k + D (silu(E f) * (C (a + k)))
 
 so every agent mixes curves of its own out of shared ones, and an unseen dose lies on the curve between seen ones.
+Doses of each family (uM, ng/mL) have features of their own, as no number converts one to the other.
 Logarithms are scaled so that the training doses, and times, reach from -1 to 1. Beyond that range the features stay
 those of its end: going on as before was no nearer to the cells of a dose ten times higher on simulated screens (error
 1.91 against 1.93, 12 drugs with Hill curves), and nothing bounds it. A treatment of which nothing is said, such as the
@@ -22,8 +23,8 @@ from .alignment_evae import grow_to_fit
 from .contract_evae import EvaeError
 from .layers_evae import check_ids
 
-KIND, DOSE, TIME = range(3)  # columns of a treatment
-N_FEATURES = 8
+KIND, DOSE = 0, 1  # columns of a treatment; after the dose come the time and doses in further units
+N_FEATURES = 4  # of an amount
 
 
 class GrowingTable(nn.Embedding):
@@ -40,19 +41,20 @@ class TreatmentEmbedding(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         width = config.hidden_size
-        self.ranges = (config.dose_range, config.time_range)
+        dose, *further = config.dose_ranges.values()
+        self.ranges = (dose, config.time_range, *further)
         self.kind = GrowingTable(max(1, len(config.perturbation_kinds)), width)
-        self.curves = nn.Linear(N_FEATURES, width)
+        self.curves = nn.Linear(N_FEATURES * len(self.ranges), width)
         self.mixture = nn.Linear(width, width)
         self.down = nn.Linear(width, width, bias=False)
 
     def forward(self, agents: Tensor, treatments: Tensor) -> Tensor:
-        """Vectors (..., width) of agents (..., width) with treatments (..., 3): kind id, dose, hours; NaN is unsaid."""
+        """Vectors (..., width) of agents (..., width) with treatments (..., 3 or more) as `EvaePrior.sample` takes."""
         said = ~treatments.isnan()
         kinds = treatments[..., KIND].nan_to_num().long()
         check_ids(kinds, self.kind.num_embeddings, "kind", self.training)
         own = agents + self.kind(kinds) * said[..., KIND].unsqueeze(-1)
-        features = [smooth(treatments[..., column], self.ranges[column - DOSE]) for column in (DOSE, TIME)]
+        features = [smooth(treatments[..., column], span) for column, span in enumerate(self.ranges, DOSE)]
         curves = F.silu(self.curves(torch.cat(features, dim=-1).to(agents.dtype)))
         change = self.down(curves * self.mixture(own))
         return own + change * said[..., DOSE:].any(-1, keepdim=True)

@@ -4,12 +4,12 @@
 
 The parts stand in this order, with spaces between, and each but the agent may be missing. A dose is in the base unit of
 its family (`BASES`), a time in hours, so that a treatment has the same label in every dataset. A combination is written
-with the sign between whole treatments: `DrugA 10 uM+DrugB 1 uM`.
+with the sign between whole treatments: `DrugA 10 uM+IFNB 1 ng/mL+STAT1 knock-out`.
 """
 
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -57,7 +57,7 @@ KINDS = {  # what is written -> the field's term
 }
 _NUMBER = r"\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|\.\d+"
 _AMOUNT = re.compile(rf"\s*({_NUMBER})\s*(\D.*?)?\s*")
-_LAST = re.compile(rf"^(.+?)[_ ](?:({_NUMBER})[_ ]?(%|[A-Za-zµμ][A-Za-zµμ/]*)|([A-Za-z0-9-]+))$")
+_LAST = re.compile(rf"^(.+?)[_ @](?:({_NUMBER})[_ ]?(%|[A-Za-zµμ][A-Za-zµμ/]*)|([A-Za-z0-9-]+))$")
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ def read_amount(text: str) -> tuple[float, str] | None:
 def readings(label: str) -> Iterator[Treatment]:
     """What a label may say, with ever more of its end taken from the agent: the first is the whole label as an agent.
 
-    The rule: pieces at the end, each after `_` or a space, are read as a dose (number and unit), a time (number and
-    unit) or a kind (one of `KINDS`), in any order, each once.
+    The rule: pieces at the end, each after `_`, `@` or a space, are read as a dose (number and unit), a time (number
+    and unit) or a kind (one of `KINDS`), in any order, each once.
     """
     agent, found = label.strip(), dict[str, Any]()
     yield Treatment(agent)
@@ -167,17 +167,9 @@ def _piece(number: str | None, unit: str | None, word: str | None) -> dict[str, 
     return {"time": _tidy(float(number) * HOURS[unit.lower()])} if unit.lower() in HOURS else None
 
 
-def one_family(treatments: Collection[Treatment]) -> str:
-    """The base unit of all doses; "" where there is no dose.
-
-    Raises:
-        EvaeError: doses of several families, which no number converts.
-    """
-    units = {t.dose_unit: t for t in treatments if t.dose is not None}
-    if len(units) > 1:
-        shown = " and ".join(f"{unit} ({FAMILY[unit]}, as '{t.label}')" for unit, t in units.items())
-        raise EvaeError(f"doses in {shown} have no common scale; keep those of one family, or give none to the others.")
-    return next(iter(units), "")
+def dose_units(treatments: Iterable[Treatment]) -> list[str]:
+    """The base units of the doses, one of each family, in the order in which they come."""
+    return list(dict.fromkeys(t.dose_unit for t in treatments if t.dose is not None))
 
 
 def _tidy(value: float) -> float:

@@ -76,7 +76,8 @@ def dose_response(
         own.annotate(
             "controls", (0.01, base), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="grey"
         )
-        unit = data[PREDICTED].uns.get("evae", {}).get("dose_unit", "")
+        units = sorted(set(_treatments(data[PREDICTED])["unit"]) - {""})
+        unit = " and ".join(units)
         height = f"mean of {gene}, log1p CP10K" if gene else "change of the mean along the curve,\nlog1p CP10K"
         own.set(xscale="log", xlabel=f"dose, {unit}" if unit else "dose", ylabel=height)
         own.margins(x=0.16)
@@ -119,19 +120,21 @@ def _curves(
 
 
 def _treatments(cells: ad.AnnData) -> pd.DataFrame:
-    """`name` of the curve, `dose` (NaN for none) and `seen` of every cell."""
+    """`name` of the curve, `dose` (NaN for none), its `unit` and `seen` of every cell."""
     if "agent" in cells.obs and "dose" in cells.obs:
         agents, doses = cells.obs["agent"].astype(str).to_numpy(), cells.obs["dose"].to_numpy(dtype=float)
         times = cells.obs["time"].to_numpy(dtype=float) if "time" in cells.obs else np.full(len(doses), np.nan)
+        units = label_texts(cells.obs["dose_unit"]) if "dose_unit" in cells.obs else np.full(len(doses), "")
     else:
         labels = label_texts(cells.obs["perturbation"]) if "perturbation" in cells.obs else np.zeros(0, dtype=object)
         said = {label: list(readings(label))[-1] for label in set(labels)} if len(labels) else {}
         agents = np.array([said[label].agent for label in labels], dtype=object)
         doses, times = (np.array([getattr(said[x], n) for x in labels], dtype=float) for n in ("dose", "time"))
+        units = np.array([said[x].dose_unit for x in labels], dtype=object)
     several = len(np.unique(times[~np.isnan(times)])) > 1
     names = [f"{agent} {time:g} h" if several else agent for agent, time in zip(agents, times, strict=True)]
     seen = cells.obs["support"] != "seen otherwise" if "support" in cells.obs else np.full(len(doses), True)
-    return pd.DataFrame({"name": names, "dose": doses, "seen": np.asarray(seen)})
+    return pd.DataFrame({"name": names, "dose": doses, "unit": units, "seen": np.asarray(seen)})
 
 
 def _kinds(cells: ad.AnnData, key: str, together: bool) -> np.ndarray:

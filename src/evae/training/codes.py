@@ -35,7 +35,8 @@ class EncodedCells:
         contexts: means of samples of every cell type's controls, float32 (cell types, samples, embedding); None where
             the prior knows cell types by name.
         prompts: what the prior reads of control cells; None where it reads none.
-        treatments: kind, dose and hours of every part, float32 (cells, parts, 3); None where perturbations are names.
+        treatments: of every part, float32 (cells, parts, 3 or more), see `EvaePrior.sample`; None where perturbations
+            are names.
         batch_ids: int32 (cells,); None where the prior does not read the batch.
     """
 

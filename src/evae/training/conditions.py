@@ -1,7 +1,7 @@
 """What a prior is conditioned on, from a dataset: the vocabulary of perturbations, feature vectors, contexts."""
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,7 @@ from evae.data.format import DatasetInfo
 from evae.data.streaming.mixture import Sources
 from evae.models.contract_evae import EvaeError, parts_of
 from evae.models.processing_evae import EvaeProcessor
-from evae.models.treatments_evae import Treatment, one_family
+from evae.models.treatments_evae import Treatment
 from evae.training.codes import EncodedCells
 from evae.training.feature_tables import FeatureTable, read_feature_table
 from evae.training.loop.stopping import StopCheck, checked_for_stop
@@ -143,13 +143,20 @@ def treatment_fields(info: DatasetInfo, processor: EvaeProcessor) -> dict[str, A
     trained = {name for row in info.statistics["cell_counts"]["train"].values() for name, n in row.items() if n}
     for parts in processor.parts_of_all(trained).values():
         seen += [known.treatments[part] for part in parts if part in known.treatments]
-    doses, times = ([n for t in seen if (n := getattr(t, name)) is not None] for name in ("dose", "time"))
+    spans = {unit: _span(t.dose for t in seen if t.dose_unit == unit) for unit in known.dose_units()}
+    (unit, span), *further = spans.items() or [("", None)]
     return {
         "perturbation_kinds": known.kinds(),
-        "dose_unit": one_family(seen),
-        "dose_range": [min(doses), max(doses)] if doses else None,
-        "time_range": [min(times), max(times)] if times else None,
+        "dose_unit": unit,
+        "dose_range": span,
+        "further_doses": [{"unit": unit, "range": span} for unit, span in further],
+        "time_range": _span(t.time for t in seen),
     }
+
+
+def _span(values: Iterable[float | None]) -> list[float] | None:
+    known = [value for value in values if value is not None]
+    return [min(known), max(known)] if known else None
 
 
 def set_conditions(

@@ -42,7 +42,7 @@ FROM_DATASET = (
     *("tokenizer_config", "n_perturbations", "n_perturbation_features", "perturbation_feature_size", "n_cell_types"),
     "perturbation_feature_source",
     *("control_id", "n_effects", "guidance_curve", "perturbation_kinds", "dose_unit", "dose_range", "time_range"),
-    "n_batches",
+    *("further_doses", "n_batches"),
 )
 NO_TOKENIZER = "counts"  # in the place of a tokenizer's folder: the prior works on the counts themselves
 

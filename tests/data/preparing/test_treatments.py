@@ -53,6 +53,27 @@ def test_scperturb_and_tahoe_columns(prepared, caplog):
     assert f"{N} cells of dose 0 count as controls" in caplog.text
 
 
+def test_every_part_of_a_combination_has_its_own_dose_unit_kind_or_none_of_them(prepared):
+    data = cells(
+        perturbation=["control", "DrugA", "IFNB", "GENE1", "DrugA+IFNB", "DrugA+IFNB", "DrugA+GENE1"],
+        dose=["0", "1", "10", "", "1+10", "0+10", "1+"],
+        unit=["uM", "uM", "ng/mL", "", "uM+ng/mL", "uM+ng/mL", "uM+"],
+        how=["", "drug", "cytokine", "KO", "drug+cytokine", "drug+cytokine", "drug+KO"],
+    )
+    info = prepared(data, dose_key="dose", dose_unit="unit", kind_key="how")
+    alone = ["DrugA drug 1 uM", "GENE1 knock-out", "IFNB cytokine 10 ng/mL"]
+    assert set(info.perturbations[1:]) == {
+        *alone, "DrugA drug 1 uM+IFNB cytokine 10 ng/mL", "DrugA drug 1 uM+GENE1 knock-out"
+    }  # fmt: skip
+    assert sorted(info.treatments) == alone
+    labels = ["ctrl", "DrugA@1uM", "IFNB@10ng/ml", "GENE1_KO", "DrugA@1uM+IFNB@10ng/ml", "DrugA@1uM+GENE1_KO"]
+    labels += ["DrugA@0uM+IFNB@10ng/ml"]
+    read = prepared(cells(perturbation=labels), "read", parse_labels=True)
+    assert set(read.perturbations[1:]) == {
+        "DrugA 1 uM", "IFNB 10 ng/mL", "GENE1 knock-out", "DrugA 1 uM+IFNB 10 ng/mL", "DrugA 1 uM+GENE1 knock-out"
+    }  # fmt: skip
+
+
 def test_combined_labels_are_read_where_that_is_asked_for(prepared, caplog):
     labels = ["DMSO_24h", "DMSO_6h", "DrugA_10uM_24h", "DrugA_100nM_6h", "DrugB_1uM_24h", "plain"]
     labels += ["DrugB_1uM_24h+DrugC_5uM_24h"]
@@ -95,13 +116,12 @@ def test_an_agent_is_held_out_with_all_of_its_doses_and_a_dose_alone(prepared):
     assert "no cell is left" not in str(dose.statistics["remarks"])
 
 
-def test_datasets_in_different_families_do_not_mix(prepared, tmp_path):
+def test_datasets_in_different_units_mix(prepared, tmp_path):
     prepared(cells(perturbation=["control", "A"], dose=["0", "1 uM"]), "molar", dose_key="dose")
     prepared(cells(perturbation=["control", "B"], dose=["0", "1 ng/mL"]), "mass", dose_key="dose")
     prepared(cells(perturbation=["control", "A"], dose=["0", "500 nM"]), "nano", dose_key="dose")
     assert list(Sources([tmp_path / "molar", tmp_path / "nano"]).info.treatments) == ["A 1 uM", "A 0.5 uM"]
-    with pytest.raises(EvaeError, match=r"do not train together: doses in uM .* and ng/mL"):
-        Sources([tmp_path / "molar", tmp_path / "mass"])
+    assert list(Sources([tmp_path / "molar", tmp_path / "mass"]).info.treatments) == ["A 1 uM", "B 1 ng/mL"]
 
 
 @pytest.mark.parametrize(

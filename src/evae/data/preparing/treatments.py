@@ -3,7 +3,8 @@
 With keys, the columns of the dose, the time and the kind go with the column of the perturbation. With `parse_labels`,
 the labels themselves are read, as `DrugA_10uM_24h`, by the rule of `readings` in `evae.models.treatments_evae`. Either
 way a cell gets the canonical label of its treatment. A control keeps the control's label, whatever its dose and time;
-cells of dose 0 are controls. Of a combination each part has its own dose (`10+1`), or all have the same.
+cells of dose 0 are controls. Of a combination each part has its own dose (`10+1`), also none (`10+`), or all have the
+same; a part of dose 0 is left out of it.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,6 @@ from evae.models.treatments_evae import (
     as_dose,
     as_hours,
     kind_of,
-    one_family,
     read_amount,
     readings,
     unit_of,
@@ -85,7 +85,7 @@ def relabel(
         Label -> treatment, for every part that says more than a name, and sentences on what was read.
 
     Raises:
-        EvaeError: values that are no dose, time or unit, doses of several families, or labels of which none is read.
+        EvaeError: values that are no dose, time or unit, or labels of which none is read.
     """
     columns = _columns(sources, key, keys)
     names = {name for source in sources for name in source.labels(key, gaps=True)[1]}
@@ -98,7 +98,6 @@ def relabel(
         own_names = sorted({label for label in labels if label is not None})
         place = {label: i for i, label in enumerate(own_names)}
         source.set_labels(key, np.array([-1 if x is None else place[x] for x in labels], np.int32)[code], own_names)
-    one_family(list(read.treatments.values()))
     return read.treatments, read.notes()
 
 
@@ -164,8 +163,13 @@ class _Reader:
         if self.keys.parse_labels:
             found = [_last(part) for part in parts]
         else:
-            found = [_treatment(part, self._own(cell, i, parts), self.keys) for i, part in enumerate(parts)]
-        found = [t for t in found if t.agent != self.control] if self.keys.parse_labels else found
+            own = [self._own(cell, i, parts) for i in range(len(parts))]
+            told = [
+                one for one in zip(parts, own, strict=True) if len(parts) == 1 or _nonzero([one[1].get("dose") or ""])
+            ]
+            found = [_treatment(part, said, self.keys) for part, said in told]
+        if self.keys.parse_labels:
+            found = [t for t in found if t.agent != self.control and (len(parts) == 1 or t.dose != 0)]
         if any(t.time == 0 for t in found):
             raise EvaeError(f"'{name}' is at time 0; leave these cells out with where, or name them as controls.")
         self.treatments |= {t.label: t for t in found if not t.is_plain}
@@ -185,11 +189,11 @@ class _Reader:
             pieces = [] if text is None else text.split(SIGN)
             pieces = _nonzero(pieces) if what == "dose" and len(pieces) > len(parts) else pieces  # of part and control
             if what == "name" or len(pieces) < 2:
-                own[what] = text
+                own[what] = text or None
             elif len(pieces) != len(parts):
                 raise EvaeError(f"'{cell['name']}' is {len(parts)} perturbations, but '{text}' {len(pieces)}; mend it.")
             else:
-                own[what] = pieces[number]
+                own[what] = pieces[number].strip() or None
         return own
 
     def count(self, cells: np.ndarray) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 
 from evae.data.format import Dataset, DatasetInfo
 from evae.models.contract_evae import EvaeError
-from evae.models.treatments_evae import Treatment, one_family
 
 
 def united(datasets: Sequence[Dataset], shares: Sequence[float]) -> DatasetInfo:
@@ -43,18 +42,9 @@ def united(datasets: Sequence[Dataset], shares: Sequence[float]) -> DatasetInfo:
         cell_types=sorted({name for info in infos for name in info.cell_types}),
         statistics=_united_statistics([info.statistics for info in infos], shares, splits),
         split=first.split if all(info.split == first.split for info in infos) else {},
-        treatments=_united_treatments(datasets),
+        treatments={name: own for info in infos for name, own in info.treatments.items()},
         n_cells={split: sum(info.n_cells[split] for info in infos) for split in splits},
     )
-
-
-def _united_treatments(datasets: Sequence[Dataset]) -> dict[str, Treatment]:
-    found = {name: own for dataset in datasets for name, own in dataset.info.treatments.items()}
-    try:
-        one_family(list(found.values()))
-    except EvaeError as error:
-        raise EvaeError(f"{', '.join(map(str, datasets))} do not train together: {error}") from None
-    return found
 
 
 def _united_statistics(
