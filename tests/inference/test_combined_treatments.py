@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from matplotlib.figure import Figure
 
 import evae
 import evae.plot
@@ -83,6 +84,7 @@ def test_units_are_asked_of_the_agent(pipe, controls):
     }  # fmt: skip
     assert drawn.uns["evae"]["dose_unit"] == "uM, ng/mL"
     single = drawn[(drawn.obs["dose_unit"] != "").to_numpy()]
-    assert evae.plot.dose_response(single, controls).get_xlabel() == "dose, ng/mL and uM"
+    axes = evae.plot.dose_response(single, controls, ax=Figure().add_subplot())
+    assert axes.get_xlabel() == "dose, ng/mL and uM"
     with pytest.raises(EvaeError, match="the model knows doses of 'IFNB' in ng/mL"):
         pipe.predict(controls, "IFNB", dose=1.0, dose_unit="uM", progress=False)
