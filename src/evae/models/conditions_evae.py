@@ -144,8 +144,8 @@ class PerturbationTable(nn.Embedding):
     ) -> Tensor:
         """Vectors (cells, width) of ids (cells,), or (cells, parts) of combinations, where -1 is no part.
 
-        `treatments` is (cells, parts, `treatment_size`), see `EvaePrior.sample`; where `hidden`, bool (cells,), is true,
-        the vector is the null.
+        `treatments` is (cells, parts, `treatment_size`), see `EvaePrior.sample`; where `hidden`, bool (cells,), is
+        true, the vector is the null.
         """
         if ids is None:
             return self.weight[-1:].expand(n_cells, -1)
