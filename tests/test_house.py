@@ -31,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
         *("common", "data", "data/streaming", "models", "inference", "evaluation/cells"),
     },
     "inference": {
-        *("common", "data", "data/reading", "data/streaming", "models"),
+        *("common", "data", "data/reading", "data/streaming", "models", "effects"),
         *("evaluation/cells", "evaluation/metrics"),
     },
     "evaluation/cells": {"common", "data", "data/reading", "data/streaming"},

@@ -10,13 +10,23 @@ import scipy.sparse as sp
 
 import evae
 from evae.common.known_effects import FILE, KnownEffects
-from evae.inference.transfer import mean_rates, move_to_known
+from evae.inference.carried_effects import SUMMED, TOLD, CarriedEffects
+from evae.inference.transfer import EffectTransfer, mean_rates
 from evae.models.contract_evae import EvaeError
 from evae.training.known_effects import measure_effects
 
 GENES = 40
-ALL = {"x": "x"}
 PSEUDO = 6.0  # a tenth of a molecule of these cells
+
+
+def parts(names):
+    """The parts of combinations."""
+    return {name: name.split("+") for name in names}
+
+
+def moved_cells(counts, obs, known, profiles, weight, **more):
+    transfer = EffectTransfer(CarriedEffects(known, parts, **more), profiles)
+    return transfer.move(counts, obs, 0, weight)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +49,8 @@ def test_the_mean_lies_between_the_drawn_and_the_known_one(drawn):
     reachable = np.exp2(aim) > 4 * PSEUDO  # the others lack molecules to be taken
     gaps = []
     for weight in (0.0, 0.5, 1.0):
-        found, moved = move_to_known(counts, obs, known, profiles, ALL, weight, seed=0)
-        assert moved == [("T", "x")]
+        found, moved = moved_cells(counts, obs, known, profiles, weight)
+        assert moved.measured == ([("T", "x")] if weight else [])
         assert (found[100:] != counts[100:]).nnz == 0  # of this one nothing is known
         np.testing.assert_array_equal(found.data, np.round(found.data))
         assert found.sum() == counts.sum()
@@ -57,14 +67,36 @@ def test_the_mean_lies_between_the_drawn_and_the_known_one(drawn):
 def test_few_cells_told_effects_and_unmeasured_genes_stay_as_drawn(drawn):
     counts, obs, known, profiles = drawn
     few = np.arange(19)
-    found, moved = move_to_known(counts[few], obs.iloc[few], known, profiles, ALL, 0.5, seed=0)
-    assert not moved
+    found, moved = moved_cells(counts[few], obs.iloc[few], known, profiles, 0.5)
+    assert not moved.measured
     assert (found != counts[few]).nnz == 0
-    assert not move_to_known(counts, obs, known, profiles, {}, 0.5, seed=0)[1]
+    assert not moved_cells(counts, obs, known, profiles, 0.5, given={"x": None})[1].measured
     lacking = {"T": np.where(np.arange(GENES) < 5, np.nan, profiles["T"])}
-    found, _ = move_to_known(counts, obs, known, lacking, ALL, 1.0, seed=0)
+    found, _ = moved_cells(counts, obs, known, lacking, 1.0)
     share = [np.asarray(c[:100, :5].sum(0)).ravel() for c in (found, counts)]
     np.testing.assert_allclose(share[0] / share[0].sum(), share[1] / share[1].sum(), atol=0.01)
+
+
+def test_parts_and_feature_vectors_tell_of_what_no_cell_has():
+    rng = np.random.default_rng(1)
+    n = 40
+    vectors = {f"p{i}": rng.normal(size=6) for i in range(n)} | {"far": rng.normal(size=6)}
+    turn = rng.normal(size=(6, GENES)) / 3
+    change = np.stack([vectors[f"p{i}"] @ turn for i in range(n)])
+    names = [f"p{i}" for i in range(n)]
+    profiles = rng.normal(size=(1, GENES))
+    known = KnownEffects(change, np.full_like(change, 1e-4), np.zeros(n, int), names, profiles, PSEUDO, 0.3)
+    effects = CarriedEffects(known, parts, vectors)
+    found = effects.among(["p1", "p2+p1", "far", "far+p1", "nobody", "nobody+p1"], "T", profiles[0])
+    assert set(found) == {"p1", "p2+p1", "far", "far+p1"}
+    assert {name: (one.weight, one.measured) for name, one in found.items()} == {
+        "p1": (0.3, True), "p2+p1": (SUMMED, False), "far": (TOLD, False), "far+p1": (TOLD, False)
+    }  # fmt: skip
+    np.testing.assert_allclose(found["p2+p1"].effect, change[1] + change[2], atol=0.05)
+    assert np.corrcoef(found["far"].effect, vectors["far"] @ turn)[0, 1] > 0.9
+    np.testing.assert_allclose(found["far+p1"].effect, found["far"].effect + found["p1"].effect)
+    few = {name: vectors[name] for name in ("p1", "p2", "far")}
+    assert set(CarriedEffects(known, parts, few).among(["far", "p1"], "T", profiles[0])) == {"p1"}
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ from evae.inference.sampling import (
     reads_controls,
     takes_effects,
 )
-from evae.inference.transfer import known_names, move_to_known, profiles_of
+from evae.inference.transfer import EffectTransfer
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.models.genes_evae import GeneColumns, match_genes
 
@@ -191,7 +191,7 @@ class _ContextSource:
         self.shifts = effects_on_controls(
             prior, cells, self.facts, predictor.told, pairs, device=where, seed=predictor.seed
         )
-        self.profiles = profiles_of(processor, cells, self.facts) if prior.effects is not None else {}
+        self.transfer = None if prior.effects is None else EffectTransfer.of(prior, cells, self.facts, predictor.told)
         panel = GeneColumns.of_panel(processor.genes, processor.ensembl_ids)
         place = match_genes(panel, GeneColumns.of_panel(predictor.plan.genes, None))  # (panel,)
         self.places, self.inside = place, place >= 0
@@ -222,10 +222,8 @@ class _ContextSource:
             it.checkpoint, conditions, seed=seed, batch_size=it.batch_size, device=it.pipe.device,
             progress=False, sampling=it.sampling,
         )  # fmt: skip
-        if it.checkpoint.effects is not None:
-            known, processor = it.checkpoint.effects, it.pipe.processor
-            names = known_names(processor, known, targets, it.told)
-            panel, _ = move_to_known(panel, obs, known, self.profiles, names, known.weight, seed)
+        if self.transfer is not None:
+            panel, _ = self.transfer.move(panel, obs, seed)
         genes = len(it.plan.genes)
         to_entry = sp.csr_matrix(
             (np.ones(self.inside.sum()), (np.flatnonzero(self.inside), self.places[self.inside])),

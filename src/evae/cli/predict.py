@@ -24,6 +24,8 @@ from evae.common.progress import watched
 from evae.models.contract_evae import EvaeError, split_names
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import anndata as ad
     import pandas as pd
 
@@ -76,7 +78,7 @@ def predict(
     effect_transfer: Annotated[
         float | None,
         typer.Option(
-            help="How far to move means towards those of other cell types, 0 to 1; what training found if left out."
+            help="How far to move means towards what training cells tell, 0 to 1; what training found if left out."
         ),
     ] = None,
     library_size: Annotated[
@@ -234,6 +236,18 @@ def _names(given: list[str], known: list[str]) -> list[str]:
     return list(dict.fromkeys(name for text in given for name in split_names(text, set(known))))
 
 
+def _said_transfer(facts: "Mapping[str, Any]", n_pairs: int) -> str:
+    moved, new = facts["effect_transfer_pairs"], facts["effect_transfer_new_pairs"]
+    said = []
+    if moved:
+        share = f"{facts['effect_transfer']:.0%}"
+        said.append(f"the means of {moved} of {n_pairs} pairs are moved by {share} towards what other cell types show")
+    if new:
+        said.append(f"those of {new}, new to training, towards what feature vectors or the parts of combinations tell")
+    few = "none, as no pair has 20 cells or more of a perturbation of which training cells tell something"
+    return f"effect transfer: {'; '.join(said) or few}"
+
+
 def _say_predicted(predicted: "ad.AnnData", out: Path) -> None:
     pairs = predicted.obs.groupby(["support", "cell_type", "perturbation"], observed=True).size()
     by_support = ", ".join(f"{n} {s}" for s, n in pairs.groupby("support", observed=True).size().items())
@@ -245,12 +259,8 @@ def _say_predicted(predicted: "ad.AnnData", out: Path) -> None:
     say(f"library sizes: {facts['library_size_source']}; guidance scale: {facts['guidance_scale']:g}")
     if "matched_effects" in facts:
         say(_said_match(facts["matched_effects"]))
-    if facts.get("effect_transfer"):
-        moved = f"{facts['effect_transfer_pairs']} of {len(pairs)}"
-        said = f"{facts['effect_transfer']:.0%} towards what other cell types show"
-        say(f"effect transfer: the means of {moved} pairs are moved by {said}")
-    elif facts.get("effect_transfer_pairs") == 0:
-        say("effect transfer: none, as no pair has 20 cells or more of a perturbation that training cells show")
+    if "effect_transfer" in facts:
+        say(_said_transfer(facts, len(pairs)))
     coverage = facts.get("gene_coverage", 1.0)
     if coverage < 1:
         say(f"the controls measure {coverage:.0%} of the model's gene panel", style="yellow")

@@ -91,15 +91,25 @@ class KnownEffects:
         pairs = pairs[pairs != but]
         if not len(pairs):
             return None
+        effect, variance, counted = self._combined(pairs, profile)
+        effect[counted] = shrink(effect[counted], variance)
+        return effect
+
+    def mean_effect(self, perturbation: str, profile: np.ndarray) -> np.ndarray:
+        """The same of a perturbation that some cell type has, but not shrunk, for what learns from many of them."""
+        return self._combined(self.pairs_of[perturbation], profile)[0]
+
+    def _combined(self, pairs: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean over pairs, (genes,), its variance over the genes that count, and whether a gene counts, (genes,)."""
         distance = self.distances(profile, self.profiles[self.context[pairs]])
         closeness = np.exp(-(distance - distance.min()) / self.bandwidth)
         variance = self.variance[pairs].astype(np.float64)
         counted = np.isfinite(variance).all(0)
         effect = np.zeros(len(profile))
-        effect[counted] = shrink(
-            *combine(self.change[pairs][:, counted].astype(np.float64), variance[:, counted], closeness)
+        effect[counted], error = combine(
+            self.change[pairs][:, counted].astype(np.float64), variance[:, counted], closeness
         )
-        return effect
+        return effect, error, counted
 
     def weighed(self) -> "KnownEffects":
         """The same with its `weight`, from the pairs, each predicted by the other cell types."""

@@ -106,10 +106,12 @@ class Pipeline(LoadedModel):
             match_effects: change the drawn cells, as whole counts, until the pseudobulk of each pair has the fold
                 changes of `effects` over that of its controls (`evae.inference.matching` says how). Any prior will do.
                 A perturbation that it knows is drawn as it knows it; it is told the effects of others only.
-            effect_transfer: how far the mean of the drawn cells is moved towards the effect that the perturbation has
-                in the cell types of training, those most like the controls first: 0 leaves them as drawn, 1 gives them
-                that mean. None takes the weight that training found, where the model has one. Only pairs of 20 cells
-                or more are moved, whose perturbation some cell type of training has and whose effects are not given.
+            effect_transfer: how far the mean of the drawn cells is moved towards the effect that training cells tell: 0
+                leaves them as drawn, 1 gives them that mean. Of a perturbation that some cell type of training has, it
+                is the effect there, those most like the controls first; of a combination the sum of its parts; of a
+                perturbation known by its feature vector alone, what the vectors tell. None takes the weights of
+                `evae.inference.carried_effects`, where the model keeps effects. Pairs of fewer than 20 cells, and
+                perturbations whose effects are given, stay as drawn.
             library_size: total counts of the predicted cells: "predicted" from the control's, the perturbation and the
                 cell type, those of the "controls", some of the "training" cells, or numbers (cells,). None takes what
                 training found best on left-out pairs.

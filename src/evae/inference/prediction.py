@@ -40,7 +40,7 @@ from evae.inference.sampling import (
     source_cells,
     takes_effects,
 )
-from evae.inference.transfer import known_names, move_to_known, profiles_of
+from evae.inference.transfer import EffectTransfer
 from evae.inference.treatments import Amounts, add_treatments, treated, warn_beyond
 from evae.models.contract_evae import EvaeError, near_matches
 
@@ -165,14 +165,14 @@ def _read_folds(prior: Checkpoint, controls: ad.AnnData | None, asked: Request) 
     return log_fold_changes(asked.effects, prior.processor)
 
 
-def _transfer_weight(prior: Checkpoint, asked: Request) -> float:
-    """How far the drawn cells are moved towards the effects in other cell types, from 0 to 1."""
+def _transfers(prior: Checkpoint, asked: Request) -> bool:
+    """Whether the drawn cells are moved towards effects that training cells tell."""
     given = asked.effect_transfer
     if given is None:
-        return 0.0 if prior.effects is None or asked.match_effects else prior.effects.weight
+        return prior.effects is not None and not asked.match_effects
     if not 0 <= given <= 1:
         raise EvaeError(
-            f"effect_transfer is {given}; give a number from 0 (as drawn) to 1 (the mean of other cell types)."
+            f"effect_transfer is {given}; give a number from 0 (as drawn) to 1 (the mean that training cells tell)."
         )
     if given and asked.match_effects:
         raise EvaeError("effect_transfer and match_effects both set the mean of the cells; give one of them.")
@@ -180,7 +180,7 @@ def _transfer_weight(prior: Checkpoint, asked: Request) -> float:
         raise EvaeError(
             f"{prior.name} keeps no effects of training cells; set effect_transfer=0, give effects, or train it anew."
         )
-    return float(given)
+    return given > 0
 
 
 def _told(prior: Checkpoint, folds: Mapping[str, np.ndarray], asked: Request) -> Mapping[str, np.ndarray]:
@@ -240,7 +240,7 @@ def _draw(
     facts["library_size_median"] = compare_with_controls(obs, found)
     default = getattr(prior.model.config, "guidance_scale", 1.0)
     facts["guidance_scale"] = float(asked.sampling.get("guidance_scale", default))
-    weight = _transfer_weight(prior, asked)
+    transfers = _transfers(prior, asked)
     shifts = {}
     pairs = list(obs.groupby(["cell_type", "perturbation"], observed=True).indices)
     if read is not None:
@@ -258,11 +258,10 @@ def _draw(
     if asked.match_effects and read is not None:
         wanted = wanted_of(prior.processor, read.cells, read.found, folds, pairs)
         X, facts["matched_effects"] = match_effects(X, obs, wanted, seed)
-    elif weight and prior.effects is not None and read is not None:
-        profiles = profiles_of(prior.processor, read.cells, read.found)
-        names = known_names(prior.processor, prior.effects, dict.fromkeys(name for _, name in pairs), folds)
-        X, moved = move_to_known(X, obs, prior.effects, profiles, names, weight, seed)
-        facts |= {"effect_transfer": weight if moved else 0.0, "effect_transfer_pairs": len(moved)}
+    elif transfers and read is not None:
+        transfer = EffectTransfer.of(prior, read.cells, read.found, folds)
+        X, moved = transfer.move(X, obs, seed, asked.effect_transfer)
+        facts |= moved.facts(transfer.known.weight if asked.effect_transfer is None else asked.effect_transfer)
     keep_own_columns(obs, controls, {asked.cell_type_key: "cell_type", asked.perturbation_key: "perturbation"})
     var = planned_genes(prior.processor, controls)
     return ad.AnnData(X=X, obs=obs, var=var, uns={"evae": facts | prior.provenance()})

@@ -1,14 +1,15 @@
-"""Predicted cells are moved towards the effects that the perturbation has in other cell types.
+"""Predicted cells are moved towards the effects that arithmetic on the training cells tells.
 
-A prior draws whole cells and knows the state of the controls; arithmetic on the training cells knows a perturbation's
-mean effect with less noise. Each errs in its own way, so that the mean of both is nearer to real cells than either. In
-log2(mean counts per 10,000 + pseudo) the wanted mean of a gene lies between that of the drawn cells and that of the
-controls plus the effect, by the weight of `evae.common.known_effects`. Molecules are then taken from genes and added
-to others as in `matching`, so that counts stay whole and cells keep what is their own.
+A prior draws whole cells and knows the state of the controls; arithmetic knows a perturbation's mean effect with less
+noise. Each errs in its own way, so that the mean of both is nearer to real cells than either. In log2(mean counts per
+10,000 + pseudo) the wanted mean of a gene lies between that of the drawn cells and that of the controls plus the
+effect, by the weight of `CarriedEffects`. Molecules are then taken from genes and added to others as in `matching`, so
+that counts stay whole and cells keep what is their own.
 """
 
-from collections.abc import Container, Iterable, Mapping
-from typing import Any
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import anndata as ad
 import numpy as np
@@ -19,72 +20,107 @@ from evae.common.known_effects import PER, KnownEffects
 from evae.data.format import Pair
 from evae.data.reading.anndata_counts import AnnDataCounts
 from evae.data.reading.panel import over_panel
+from evae.inference.carried_effects import CarriedEffects
+from evae.inference.checkpoint import Checkpoint
 from evae.inference.matching import whole_totals, with_totals
 from evae.inference.sampling import READ_BATCH, ControlFacts
 
 FEWEST_CELLS = 20  # of a pair: the mean of fewer is noise, and they would be drawn together
 
 
-def move_to_known(
-    counts: sp.csr_matrix,
-    obs: pd.DataFrame,
-    known: KnownEffects,
-    profiles: Mapping[str, np.ndarray],
-    names: Mapping[str, str],
-    weight: float,
-    seed: int,
-) -> tuple[sp.csr_matrix, list[Pair]]:
-    """Drawn cells, moved towards known effects.
+@dataclass(frozen=True)
+class Moved:
+    """The pairs whose cells were moved.
 
-    Args:
-        counts: raw counts, (cells, genes).
-        obs: `cell_type` and `perturbation` of the cells.
-        known: effects in the cell types of training.
+    Attributes:
+        measured: those whose perturbation training saw.
+        new: those whose effect is told by the parts of a combination or by feature vectors.
+    """
+
+    measured: list[Pair] = field(default_factory=list)
+    new: list[Pair] = field(default_factory=list)
+
+    def facts(self, weight: float) -> dict[str, float]:
+        """What `uns["evae"]` says of it; `weight` is that of the measured."""
+        said = {"effect_transfer": weight if self.measured else 0.0, "effect_transfer_pairs": len(self.measured)}
+        return said | {"effect_transfer_new_pairs": len(self.new)}
+
+
+@dataclass(frozen=True)
+class EffectTransfer:
+    """Moves cells that a prior drew from some controls.
+
+    Attributes:
+        effects: that are known.
         profiles: cell type -> mean counts per 10,000 of its controls, (genes,); NaN of a gene that they do not measure,
             which is left as it was drawn.
-        names: perturbation -> its name in `known`; cells of others are left as they were drawn.
-        weight: 0 leaves the cells as they are, 1 gives them the mean that is known.
-        seed: of the molecules that are taken and added.
-
-    Returns:
-        the counts, CSR float32 (cells, genes), and the pairs that were moved: those of at least FEWEST_CELLS cells
-        whose perturbation has been seen in some cell type.
     """
-    groups = obs.groupby(["cell_type", "perturbation"], observed=True, sort=False).indices
-    blocks, order, moved = [], [], []
-    for number, (pair, cells) in enumerate(groups.items()):
-        drawn, kind, name = counts[cells], str(pair[0]), str(pair[1])
-        log = np.log2(profiles[kind] + known.pseudo)
-        effect = known.carried(names[name], log) if name in names and len(cells) >= FEWEST_CELLS else None
-        if effect is not None:
-            mean = mean_rates(drawn)
-            drawn_log = np.log2(mean + known.pseudo)
-            wanted = np.exp2(drawn_log + weight * (log + effect - drawn_log)) - known.pseudo
-            change = np.nan_to_num(np.maximum(wanted, 0) - mean)
-            totals = np.asarray(drawn.sum(axis=0), dtype=np.float64).ravel()
-            aim = np.maximum(totals + totals.sum() / PER * change, 0)
-            drawn = with_totals(drawn, whole_totals(aim, totals.sum()), np.random.default_rng((seed, 1, number)))
-            moved.append((kind, name))
-        blocks.append(drawn)
-        order.append(cells)
-    places = np.argsort(np.concatenate(order), kind="stable")
-    return sp.csr_matrix(sp.vstack(blocks, format="csr")[places]), moved
 
+    effects: CarriedEffects
+    profiles: Mapping[str, np.ndarray]
 
-def known_names(
-    processor: Any, known: KnownEffects, perturbations: Iterable[str], told: Container[str]
-) -> dict[str, str]:
-    """Perturbation -> its name among the known effects: `B+A` is `A+B`, and `A+control` is `A`.
+    @classmethod
+    def of(cls, prior: Checkpoint, controls: ad.AnnData, found: ControlFacts, given: Container[str] = ()) -> Self:
+        """That of a checkpoint that keeps effects.
 
-    Args:
-        processor: of the prior.
-        known: effects in the cell types of training.
-        perturbations: that are asked for.
-        told: those whose effects the user gave; they are left out.
-    """
-    asked = {name: parts for name, parts in processor.parts_of_all(perturbations).items() if name not in told}
-    by_parts = {frozenset(parts): name for name, parts in processor.parts_of_all(known.pairs_of).items()}
-    return {name: by_parts[frozenset(parts)] for name, parts in asked.items() if frozenset(parts) in by_parts}
+        Args:
+            prior: the checkpoint.
+            controls: the cells that `found` was read from.
+            found: their rows by cell type.
+            given: perturbations whose effects the user gave; their cells stay as drawn.
+        """
+        return cls(CarriedEffects.of(prior, given), profiles_of(prior.processor, controls, found))
+
+    @property
+    def known(self) -> KnownEffects:
+        """Those measured."""
+        return self.effects.known
+
+    def move(
+        self, counts: sp.csr_matrix, obs: pd.DataFrame, seed: int, weight: float | None = None
+    ) -> tuple[sp.csr_matrix, Moved]:
+        """Drawn cells, moved.
+
+        Args:
+            counts: raw counts, (cells, genes).
+            obs: `cell_type` and `perturbation` of the cells.
+            seed: of the molecules that are taken and added.
+            weight: 0 leaves the cells as they are, 1 gives them the mean that is told; None takes the effects' own.
+
+        Returns:
+            the counts, CSR float32 (cells, genes), and the pairs that were moved: those of at least FEWEST_CELLS cells
+            of whose perturbation something is known.
+        """
+        groups = obs.groupby(["cell_type", "perturbation"], observed=True, sort=False).indices
+        asked: dict[str, list[str]] = {}
+        for (kind, name), cells in groups.items():
+            if len(cells) >= FEWEST_CELLS:
+                asked.setdefault(str(kind), []).append(str(name))
+        logs = {kind: np.log2(self.profiles[kind] + self.known.pseudo) for kind in asked}
+        carried = {kind: self.effects.among(names, kind, logs[kind]) for kind, names in asked.items()}
+        blocks, order, moved = [], [], Moved()
+        for number, (pair, cells) in enumerate(groups.items()):
+            drawn, kind, name = counts[cells], str(pair[0]), str(pair[1])
+            one = carried.get(kind, {}).get(name)
+            share = 0.0 if one is None else one.weight if weight is None else weight
+            if one is not None and share:
+                rng = np.random.default_rng((seed, 1, number))
+                drawn = self._towards(drawn, logs[kind] + one.effect, share, rng)
+                (moved.measured if one.measured else moved.new).append((kind, name))
+            blocks.append(drawn)
+            order.append(cells)
+        places = np.argsort(np.concatenate(order), kind="stable")
+        return sp.csr_matrix(sp.vstack(blocks, format="csr")[places]), moved
+
+    def _towards(self, drawn: sp.csr_matrix, log: np.ndarray, weight: float, rng: np.random.Generator) -> sp.csr_matrix:
+        """The cells of a pair, whose log2 mean goes towards `log`, (genes,); genes that are NaN there stay."""
+        mean = mean_rates(drawn)
+        drawn_log = np.log2(mean + self.known.pseudo)
+        wanted = np.exp2(drawn_log + weight * (log - drawn_log)) - self.known.pseudo
+        change = np.nan_to_num(np.maximum(wanted, 0) - mean)
+        totals = np.asarray(drawn.sum(axis=0), dtype=np.float64).ravel()
+        aim = np.maximum(totals + totals.sum() / PER * change, 0)
+        return with_totals(drawn, whole_totals(aim, totals.sum()), rng)
 
 
 def mean_rates(counts: sp.csr_matrix) -> np.ndarray:
