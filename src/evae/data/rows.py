@@ -102,44 +102,34 @@ class RowFormat:
         """The columns that a batch is made of."""
         return [*COLUMNS, HIGH] if self.steps else COLUMNS
 
-    def cells(self, table: pa.Table, name: str = "the cells", first: int = 0, room: int = 0) -> "FlatCells":
+    def cells(self, table: pa.Table, name: str = "the cells", first: int = 0) -> "FlatCells":
         """Genes and counts of rows.
 
         Args:
             table: columns `genes`, `counts`, and `high` where genes are steps.
             name: of the file, or of what else the rows come from.
             first: number of the first row in it.
-            room: how many zeros to put behind the last row.
 
         Raises:
             EvaeError: a row has not one count for each gene, or damaged high numbers.
         """
-        genes, gene_ends = flat_values(table["genes"], BYTE if self.steps else self.gene_dtype, room)
-        counts, ends = flat_values(table["counts"], BYTE if self.steps else self.count_dtype, room)
+        genes, gene_ends = flat_values(table["genes"], BYTE if self.steps else self.gene_dtype)
+        counts, ends = flat_values(table["counts"], BYTE if self.steps else self.count_dtype)
         if not np.array_equal(gene_ends, ends):
             row = first + int(np.flatnonzero(gene_ends != ends)[0]) - 1
             raise EvaeError(f"row {row} of {name} has not one count for each gene; {self.remedy}")
         if not self.steps:
-            return FlatCells(genes, counts, ends)
+            return FlatCells(genes, counts, ends, np.zeros((0, 2), PAIRS), np.zeros_like(ends), steps=False)
         pairs, pair_ends = flat_values(table[HIGH], PAIRS)
-        rows = np.repeat(np.arange(len(ends) - 1), np.diff(pair_ends // 2))
-        places, high = pairs[: 2 * len(rows)].reshape(-1, 2).astype(np.int64).T
-        sizes = np.diff(ends)[rows]
-        of_count = places >= sizes
+        cells = FlatCells(genes, counts, ends, pairs[: len(pairs) // 2 * 2].reshape(-1, 2), pair_ends // 2, steps=True)
+        rows, _, of_count = cells.places()
         most = np.where(of_count, np.iinfo(self.count_dtype).max, np.iinfo(self.gene_dtype).max)
-        damaged = (places >= 2 * sizes) | (high > most >> 8)
+        damaged = (cells.high[:, 0] >= 2 * np.diff(ends)[rows]) | (cells.high[:, 1] > most >> 8)
         if damaged.any() or (pair_ends % 2).any():
             odd = np.flatnonzero(pair_ends % 2) - 1
             row = first + int(min([*rows[damaged], *odd[:1]]))
             raise EvaeError(f"row {row} of {name} has damaged high numbers; {self.remedy}")
-        at = ends[rows] + places - np.where(of_count, sizes, 0)
-        if (~of_count).any():
-            genes = genes.astype(self.gene_dtype)
-            genes[at[~of_count]] += (high[~of_count] << 8).astype(genes.dtype)
-        if of_count.any():
-            counts = counts.astype(self.count_dtype)
-            counts[at[of_count]] += (high[of_count] << 8).astype(counts.dtype)
-        return FlatCells(genes, counts, ends, self.steps)
+        return cells
 
     def check(self, table: pa.Table, name: str, first: int = 0) -> None:
         """Raise `EvaeError` naming the row where one is not what the dataset says.
@@ -150,7 +140,7 @@ class RowFormat:
             first: number of the first row in it.
         """
         cells = self.cells(table, name, first)
-        genes, counts, ends = cells.indices(), cells.counts, cells.ends
+        genes, counts, ends = cells.indices(), cells.whole_counts(), cells.ends
         limits = (
             ("gene index", genes, 0, self.n_genes - 1),
             ("count", counts, 1, self.max_count),
@@ -174,29 +164,51 @@ class RowFormat:
 
 @dataclass(frozen=True)
 class FlatCells:
-    """Cells end to end.
+    """Cells end to end, as they are stored.
 
     Attributes:
         genes, counts: (expressed genes of all cells,) indices into the panel, or steps from one to the next, and
-            counts; unsigned integers as narrow as they allow.
+            counts; of steps and their counts the low bytes.
         ends: (cells + 1,) where each cell begins.
+        high: (high numbers, 2) place in the cell's genes and counts, and how many times 256 are to be added there.
+        high_ends: (cells + 1,) where the high numbers of each cell begin.
         steps: whether the genes are steps.
     """
 
     genes: np.ndarray
     counts: np.ndarray
     ends: np.ndarray
-    steps: bool = False
+    high: np.ndarray
+    high_ends: np.ndarray
+    steps: bool
+
+    def places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each high number the cell, the place in `genes` or `counts`, and whether it is one of a count."""
+        rows = np.repeat(np.arange(len(self.ends) - 1), np.diff(self.high_ends))
+        sizes, places = np.diff(self.ends)[rows], self.high[:, 0].astype(np.int64)
+        of_count = places >= sizes
+        return rows, self.ends[rows] + places - np.where(of_count, sizes, 0), of_count
 
     def indices(self) -> np.ndarray:
         """Indices into the panel, whatever is stored."""
         if not self.steps:
             return self.genes
+        _, at, of_count = self.places()
         steps = self.genes.astype(np.int64)
+        steps[at[~of_count]] += self.high[~of_count, 1].astype(np.int64) << 8
         starts = self.ends[:-1][self.ends[1:] > self.ends[:-1]]
         if starts.size:  # one running sum over all cells, which each cell's first step brings back to 0
             steps[starts[1:]] -= np.add.reduceat(steps, starts)[:-1]
         return np.cumsum(steps, out=steps)
+
+    def whole_counts(self) -> np.ndarray:
+        """Counts, unsigned integers as narrow as they allow."""
+        _, at, of_count = self.places()
+        if not of_count.any():
+            return self.counts
+        counts = self.counts.astype(np.uint32)
+        counts[at[of_count]] += self.high[of_count, 1] << 8
+        return counts
 
 
 def stored_cells(genes: np.ndarray, counts: np.ndarray, indptr: np.ndarray) -> list[pa.Array]:
@@ -231,18 +243,17 @@ def binary_rows(values: np.ndarray, indptr: np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(pa.binary(), len(indptr) - 1, buffers)
 
 
-def flat_values(column: pa.Array | pa.ChunkedArray, dtype: np.dtype, room: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def flat_values(column: pa.Array | pa.ChunkedArray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """The values of a binary column end to end, and where each row begins (rows + 1,), in values.
 
-    One chunk is not copied where no `room` for that many zeros behind it is wanted.
+    One chunk is not copied.
     """
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     parts = [_flat_chunk(chunk, dtype) for chunk in chunks]
-    if len(parts) == 1 and not room:
+    if len(parts) == 1:
         return parts[0]
     sizes = np.concatenate([np.diff(ends) for _, ends in parts])
-    values = np.concatenate([*(values for values, _ in parts), np.zeros(room, dtype)])
-    return values, np.concatenate([[0], np.cumsum(sizes)])
+    return np.concatenate([values for values, _ in parts]), np.concatenate([[0], np.cumsum(sizes)])
 
 
 def _flat_chunk(column: pa.Array, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:

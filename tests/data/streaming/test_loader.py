@@ -8,7 +8,6 @@ import torch
 
 import evae.data.streaming.loader as module
 from evae.data.preparing.prepare import prepare_dataset
-from evae.data.streaming import batches
 from evae.data.streaming.loader import CellLoader, DatasetInfo, resolve_dataset
 from evae.data.streaming.split_anndata import read_split
 from evae.models.contract_evae import EvaeError
@@ -66,11 +65,9 @@ def _plain_batch(cells, rows: np.ndarray) -> dict[str, np.ndarray]:
     return {"gene_ids": genes, "counts": counts, "library_size": counts.sum(1), **labels}
 
 
-@pytest.mark.parametrize("together", [1, 1 << 20])
 @pytest.mark.parametrize("world_size", [1, 4])
-def test_batches_are_what_a_plain_loop_makes(folder, small_windows, monkeypatch, together, world_size):
-    """Bit for bit, however many are laid out together."""
-    monkeypatch.setattr(batches, "TOGETHER_BYTES", together)
+def test_batches_are_what_a_plain_loop_makes(folder, small_windows, world_size):
+    """Bit for bit."""
     cells = read_split(folder, "train")
     loader = CellLoader(folder, batch_size=24, epochs=1, rank=world_size - 1, world_size=world_size, prefetch=0)
     for batch in loader:

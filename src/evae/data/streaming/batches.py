@@ -18,9 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from numpy.lib.stride_tricks import as_strided
 
 from evae.data.rows import RowFormat
 from evae.data.streaming.order import EpochOrder, Window
@@ -28,7 +26,6 @@ from evae.data.streaming.row_groups import RowGroups
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of settings of glibc, malloc.h
 MOST_KEPT = 32 << 20  # bytes of an array whose memory is kept, the most that glibc takes
-TOGETHER_BYTES = 1 << 20  # of rows that are gathered together: they stay in a cache
 
 
 def read_windows(groups: RowGroups, order: EpochOrder, batch: int) -> Iterator[tuple[Window, pa.Table]]:
@@ -82,69 +79,25 @@ def window_batches(
     Args:
         table: the window's rows, lane after lane.
     """
+    from evae.data.streaming.lay_out import lay_out  # numba takes a third of a second and is not wanted without cells
+
     order = np.arange(table.num_rows) if window.permutation is None else window.permutation
     order = order[(first - window.first_batch) * batch_size :]
-    columns = {f"{name}_ids": table[name].to_numpy()[order] for name in ("perturbation", "cell_type")}
-    labels = {name: torch.from_numpy(column).split(batch_size) for name, column in columns.items()}
-    for i, (genes, counts) in enumerate(CellRows(table, rows).rectangles(order, batch_size)):
-        batch = {"gene_ids": torch.from_numpy(genes), "counts": torch.from_numpy(counts)}
-        batch["library_size"] = batch["counts"].sum(1)  # exact below 2^24 counts a cell
-        yield {**batch, **{name: parts[i] for name, parts in labels.items()}}
-
-
-class CellRows:
-    """The expressed genes and counts of the cells of a table, laid out as rectangles on demand.
-
-    A rectangle is copied row by row from where the cells lie end to end, each row as long as the longest; what follows
-    a cell is copied along and then erased. That is a few calls of numpy for several batches.
-
-    Args:
-        table: the cells.
-        rows: what the rows are.
-    """
-
-    def __init__(self, table: pa.Table, rows: RowFormat):
-        item = 1 if rows.steps else rows.count_dtype.itemsize
-        widest = padded_width(pc.max(pc.binary_length(table["counts"])).as_py() // item)
-        cells = rows.cells(table, room=widest)
-        self._starts, self._sizes = cells.ends[:-1], np.diff(cells.ends)
-        joined, self._before = [cells.genes, cells.counts], None
-        if rows.steps:
-            joined[0] = running_sums(cells.genes, rows.gene_dtype)
-            self._before = np.where(self._starts > 0, joined[0][self._starts - 1], joined[0].dtype.type(0))
-        self._genes, self._counts = (_runs(values, widest) for values in joined)
-        edge = np.repeat(np.array([-1, 0], np.int8), widest)
-        self._inside = {a.dtype: _runs(edge.astype(a.dtype), widest) for a in joined}  # row i: all bits set before i
-
-    def rectangles(self, chosen: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """`gene_ids` and `counts` of the sparse batches of the chosen cells, in their order."""
-        row_bytes = self._genes.shape[1] * self._genes.itemsize
-        together = max(1, TOGETHER_BYTES // (row_bytes * batch_size)) * batch_size
-        for some in np.split(chosen, range(together, len(chosen), together)):
-            starts, sizes = self._starts[some], self._sizes[some]
-            width = padded_width(sizes.max(initial=0))
-            # row n of the mask has so many set
-            inside = {dtype: masks[:, :width][-1 - sizes] for dtype, masks in self._inside.items()}
-            genes, counts = (source[:, :width][starts] for source in (self._genes, self._counts))
-            if self._before is not None:
-                genes -= self._before[some][:, None]
-            for block in (genes, counts):
-                block &= inside[block.dtype]
-            for start in range(0, len(some), batch_size):
-                own = np.s_[start : start + batch_size, : padded_width(sizes[start : start + batch_size].max())]
-                yield genes[own].astype(np.int32), counts[own].astype(np.float32)
-
-
-def running_sums(steps: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Sums from the first step on, modulo the size of `dtype`; of two bytes torch adds quicker than numpy."""
-    signed = steps.view(f"i{steps.itemsize}") if steps.itemsize > 1 else steps  # torch knows few unsigned integers
-    wide = torch.int16 if dtype.itemsize == 2 else torch.int32
-    return torch.from_numpy(signed).cumsum(0, dtype=wide).numpy().view(dtype)
-
-
-def _runs(values: np.ndarray, width: int) -> np.ndarray:
-    """(len(values) - width + 1, width): the values from each place on, without a copy."""
-    return as_strided(values, (len(values) - width + 1, width), values.strides * 2)
+    cells = rows.cells(table)
+    stored = [cells.genes, cells.counts, cells.ends, cells.high, cells.high_ends]
+    for array in stored:  # numba compiles for what may be written to, and for what may not, apart
+        array.flags.writeable = False
+    widths = np.maximum.reduceat(np.diff(cells.ends)[order], np.arange(0, len(order), batch_size))
+    labels = {f"{name}_ids": table[name].to_numpy()[order] for name in ("perturbation", "cell_type")}
+    for i, width in enumerate(widths):
+        own = slice(i * batch_size, (i + 1) * batch_size)
+        shape = len(order[own]), padded_width(width)
+        genes, counts = np.empty(shape, np.int32), np.empty(shape, np.float32)
+        totals = np.empty(len(genes), np.float32)
+        lay_out(*stored, cells.steps, order[own], genes, counts, totals)
+        batch = {"gene_ids": genes, "counts": counts, "library_size": totals}
+        batch |= {name: ids[own] for name, ids in labels.items()}
+        yield {name: torch.from_numpy(column) for name, column in batch.items()}
 
 
 def padded_width(size: int) -> int:

@@ -71,7 +71,7 @@ class DatasetSplit:
             table = self._read(group, self._rows.columns)
             cells = self._rows.cells(table)
             shape = (table.num_rows, len(self.info.genes))
-            parts = (cells.counts.astype(np.int32), cells.indices().astype(np.int32), cells.ends)
+            parts = (cells.whole_counts().astype(np.int32), cells.indices().astype(np.int32), cells.ends)
             self._last = group, sp.csr_matrix(parts, shape=shape)
         return self._last[1]
 
