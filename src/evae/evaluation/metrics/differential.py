@@ -13,7 +13,6 @@ pdex.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import scipy.sparse as sp
@@ -21,15 +20,19 @@ from scipy.special import ndtr
 
 from evae.common.cluster import spread
 from evae.evaluation.cells.normalised import mean_of
+from evae.evaluation.metrics.lookup import Lookup
+from evae.evaluation.metrics.sorted_values import (
+    GROUP_BITS,
+    HALF_BITS,
+    MOST_GENES,
+    MOST_GROUPS,
+    VALUE_BITS,
+    SortedValues,
+    sorted_keys,
+)
 from evae.models.contract_evae import EvaeError
 
-_VALUE_BITS = 31  # of a float32 that is not negative
-_GROUP_BITS = 10
-_HALF_BITS = 2
-_GENES = 1 << 63 - _VALUE_BITS - _GROUP_BITS - _HALF_BITS  # that fit above value, group and half of a key
-MOST_GROUPS = 1 << _GROUP_BITS
 HALVES = 0, 1, 2  # all cells, and two halves of them
-_SORTED = 1_024  # values that are sorted at once: they stay in the cache of a core
 
 
 @dataclass(frozen=True)
@@ -64,19 +67,20 @@ class ControlRanks:
             raise EvaeError("differential expression needs control cells; pass controls=... or name their label.")
         self.n_cells, self.n_genes = controls.shape
         self.geometric_mean = np.expm1(mean_of(controls))
-        if self.n_genes > _GENES:
-            raise EvaeError(f"differential expression of {self.n_genes:,} genes; at most {_GENES:,} can be tested.")
-        keys = np.sort(_keys(controls))
-        first = np.flatnonzero(np.diff(keys, prepend=-1))  # one entry for each distinct value of a gene
+        if self.n_genes > MOST_GENES:
+            raise EvaeError(f"differential expression of {self.n_genes:,} genes; at most {MOST_GENES:,} can be tested.")
+        keys = sorted_keys(controls, np.zeros(self.n_cells, dtype=np.int64))
+        keys >>= GROUP_BITS + HALF_BITS
+        first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])  # of each distinct value of a gene
         n_values = np.bincount(controls.indices, minlength=self.n_genes)
-        self._keys = np.append(keys[first], np.iinfo(np.int64).max)
-        self._count = np.diff(first, append=[len(keys), len(keys)]).astype(np.float64)
-        self._first = np.append(first, len(keys)).astype(np.float64)
+        self._lookup = Lookup(keys[first], self.n_genes, VALUE_BITS)
+        self._count = np.diff(first, append=[len(keys), len(keys)]).astype(np.int32)
+        self._first = np.append(first, len(keys)).astype(np.int32 if len(keys) < 1 << 30 else np.int64)
         self._zeros = (self.n_cells - n_values).astype(np.float64)
         self._start = np.cumsum(n_values) - n_values
         # sum of t^3 - t over the groups of tied nonzero controls
-        tied = _cubed(self._count)
-        self._ties = np.bincount(self._keys[:-1] >> _VALUE_BITS, weights=tied[:-1], minlength=self.n_genes)
+        tied = _cubed(self._count[:-1].astype(np.float64))
+        self._ties = np.bincount(keys[first] >> VALUE_BITS, weights=tied, minlength=self.n_genes)
 
     def test(self, cells: sp.csr_matrix, codes: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray]:
         """Compare groups of cells with the controls.
@@ -109,61 +113,64 @@ class ControlRanks:
         """
         if n_groups > MOST_GROUPS:
             raise EvaeError(f"{n_groups:,} groups of cells; at most {MOST_GROUPS:,} can be tested at once.")
-        keys = _sorted_keys(cells, codes << _HALF_BITS | halves)  # those looked up in turn stand side by side
-        half_of = (keys & (1 << _HALF_BITS) - 1).astype(np.uint8)
-        keys >>= _HALF_BITS
-        found = np.searchsorted(self._keys, keys >> _GROUP_BITS)
+        keys = sorted_keys(cells, codes << HALF_BITS | halves)  # those looked up in turn stand side by side
+        half_of = (keys & (1 << HALF_BITS) - 1).astype(np.uint8) if tuple(wanted) != (0,) else None
+        keys >>= HALF_BITS
+        values = SortedValues(keys, self._lookup.find(keys >> GROUP_BITS))
         results = []
         for half in wanted:
-            own = slice(None) if half == 0 else half_of == half
+            own = values if half == 0 or half_of is None else values.where(half_of == half)
             sizes = np.bincount(codes if half == 0 else codes[halves == half], minlength=n_groups)
-            results.append(self._compare(keys[own], found[own], sizes))
+            results.append(self._compare(own, sizes))
         return results
 
-    def _compare(self, keys: np.ndarray, found: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _compare(self, values: SortedValues, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """log2 fold change and p-value, (groups, genes) each.
 
         Args:
-            keys: gene, value and group of each value, sorted.
-            found: the place of each among the controls' keys.
+            values: of all groups.
             sizes: cells of each group, (groups,).
         """
-        n_groups = len(sizes)
-        places = (keys >> _VALUE_BITS + _GROUP_BITS) * n_groups + (keys & MOST_GROUPS - 1)
-        values = (keys >> _GROUP_BITS).astype(np.uint32) & np.uint32((1 << _VALUE_BITS) - 1)
-        shape = self.n_genes, n_groups
-        n_values = np.bincount(places, minlength=self.n_genes * n_groups).reshape(shape)
-        sums = np.bincount(places, weights=values.view(np.float32), minlength=n_values.size).reshape(shape)
-        u, ties = self._statistics(keys, found, places, n_values)
+        shape = self.n_genes, len(sizes)
+        places = values.places(len(sizes))
+        n_values = np.bincount(places, minlength=shape[0] * shape[1]).reshape(shape)
+        sums = np.bincount(places, weights=values.expression(), minlength=n_values.size).reshape(shape)
+        won, ties = self._statistics(values, places, n_values.size)
         own_zeros = sizes - n_values
-        u = u + 0.5 * self._zeros[:, None] * own_zeros
-        ties = ties + self._ties[:, None] + _cubed(self._zeros[:, None] + own_zeros)
+        u = won.reshape(shape) + n_values * (self._zeros - self._start)[:, None] + 0.5 * self._zeros[:, None] * own_zeros
+        ties = ties.reshape(shape) + self._ties[:, None] + _cubed(self._zeros[:, None] + own_zeros)
         with np.errstate(divide="ignore", invalid="ignore"):
             fold = np.log2(np.expm1(sums / sizes) / self.geometric_mean[:, None])
         fold[np.isnan(fold)] = 0.0  # neither side expresses the gene
         return fold.T, _p_values(u, ties, sizes, self.n_cells).T
 
-    def _statistics(
-        self, keys: np.ndarray, found: np.ndarray, places: np.ndarray, n_values: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Of the nonzero values of all groups: how often they win over a control, and how much they add to the sums of
-        tied nonzero controls; (genes, groups) each.
+    def _statistics(self, values: SortedValues, places: np.ndarray, n_places: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of the nonzero values at every place: the sum of their places among the nonzero controls of all genes, and how
+        much they add to the sums of tied nonzero controls; (n_places,) each.
 
         Args:
-            keys: gene, value and group, sorted.
-            found: the place of each among the controls' keys.
+            values: of all groups.
             places: gene * groups + group of each.
-            n_values: how many there are, (genes, groups).
+            n_places: genes * groups.
         """
-        first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])  # of each distinct value of a group
-        own = np.diff(first, append=len(keys)).astype(np.float64)
-        places, found = places[first], found[first]
-        controls = np.where(self._keys[found] == keys[first] >> _GROUP_BITS, self._count[found], 0.0)
-        won = np.bincount(places, weights=own * (self._first[found] + 0.5 * controls), minlength=n_values.size)
-        # (controls + own)^3 - (controls + own) less the same of the controls alone
-        grown = own * (3 * controls * (controls + own) + own * own - 1)
-        ties = np.bincount(places, weights=grown, minlength=n_values.size).reshape(n_values.shape)
-        return won.reshape(n_values.shape) + n_values * (self._zeros - self._start)[:, None], ties
+        found = values.found
+        tied = self._count.take(found)  # controls of the same value
+        tied *= self._lookup.keys.take(found) == values.keys >> GROUP_BITS
+        twice = self._first.take(found)
+        twice *= 2
+        twice += tied
+        won = 0.5 * np.bincount(places, weights=twice, minlength=n_places)
+        # (controls + own)^3 - (controls + own) less the same of the controls alone, where own is 1
+        controls = tied.astype(np.float64)
+        ties = np.bincount(places, weights=3 * controls * (controls + 1), minlength=n_places)
+        again = np.flatnonzero(values.keys[1:] == values.keys[:-1])
+        if len(again):  # values that several cells of a group have: what is missing where own is more than 1
+            first = np.flatnonzero(np.append(True, again[1:] != again[:-1] + 1))
+            own = np.diff(first, append=len(again)) + 1.0
+            place, controls = places[again[first]], controls[again[first]]
+            missing = own * (3 * controls * (own - 1) + own * own - 1)
+            ties += np.bincount(place, weights=missing, minlength=n_places)
+        return won, ties
 
 
 def differential_expression(
@@ -200,16 +207,17 @@ def differential_expression_of_halves(
         The wanted tables, each with the names of all batches.
     """
     names: list[str] = []
-    found: list[list[tuple[np.ndarray, np.ndarray]]] = []
+    parts: list[list[list[np.ndarray]]] = []  # of each table, of each of its three arrays
     for batch_names, tables in spread(_test, controls, batches):
         names += batch_names
-        found.append(tables)
-    return [_joined(np.array(names, dtype=object), genes, parts) for parts in zip(*found, strict=True)]
-
-
-def _joined(names: np.ndarray, genes: np.ndarray, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> DETable:
-    fold, p_value = (np.concatenate(values) for values in zip(*parts, strict=True))
-    return DETable(names, genes, fold, p_value, false_discovery_rates(p_value))
+        parts = parts or [[[] for _ in table] for table in tables]
+        for i, table in enumerate(tables):
+            for j, values in enumerate(table):
+                parts[i][j].append(values)
+    return [
+        DETable(np.array(names, dtype=object), genes, *(np.concatenate(table.pop(0)) for _ in range(len(table))))
+        for table in parts
+    ]
 
 
 def _test(
@@ -219,8 +227,9 @@ def _test(
     codes: np.ndarray,
     halves: np.ndarray,
     wanted: Sequence[int],
-) -> tuple[list[str], list[tuple[np.ndarray, np.ndarray]]]:
-    return names, controls.test_halves(cells, codes, len(names), halves, wanted)
+) -> tuple[list[str], list[tuple[np.ndarray, ...]]]:
+    tables = controls.test_halves(cells, codes, len(names), halves, wanted)
+    return names, [(fold, p_value, false_discovery_rates(p_value)) for fold, p_value in tables]
 
 
 def false_discovery_rates(p_values: np.ndarray) -> np.ndarray:
@@ -235,29 +244,6 @@ def false_discovery_rates(p_values: np.ndarray) -> np.ndarray:
     found = np.empty_like(rates)
     np.put_along_axis(found, order, rates, axis=-1)
     return found
-
-
-def _keys(matrix: sp.csr_matrix) -> np.ndarray:
-    """Gene and value of every stored value as one number: the bits of non-negative float32 values sort as they do."""
-    keys = matrix.indices.astype(np.int64)
-    keys <<= _VALUE_BITS
-    keys |= matrix.data.astype(np.float32, copy=False).view(np.uint32)
-    return keys
-
-
-def _sorted_keys(cells: sp.csr_matrix, codes: np.ndarray) -> np.ndarray:
-    """Gene, value and code (group and half) of every stored value, sorted: put in order by gene first, then sorted a
-    few genes at a time, which takes half the time of one sort of all."""
-    by_gene = cells.tocsc()
-    keys = np.repeat(np.arange(cells.shape[1]), np.diff(by_gene.indptr))
-    keys <<= _VALUE_BITS
-    keys |= by_gene.data.astype(np.float32, copy=False).view(np.uint32)
-    keys <<= _GROUP_BITS + _HALF_BITS
-    keys |= codes[by_gene.indices]
-    cuts = by_gene.indptr[np.searchsorted(by_gene.indptr, np.arange(0, len(keys), _SORTED))]
-    for start, stop in pairwise([*cuts.tolist(), len(keys)]):
-        keys[start:stop].sort()
-    return keys
 
 
 def _cubed(count: np.ndarray) -> np.ndarray:

@@ -88,18 +88,23 @@ def _one(predicted: DETable, real: DETable, i: int) -> dict[str, float]:
 
 
 def _ranked(fold: np.ndarray, significant: np.ndarray) -> np.ndarray:
-    """Indices of the significant genes by falling absolute fold change; the first gene first on ties."""
+    """Place of each gene, (genes,), among the significant ones by falling absolute fold change, the first gene first on
+    ties; behind all places where it is not significant."""
     genes = np.flatnonzero(significant)
-    return genes[np.argsort(-np.abs(fold[genes]), kind="stable")]
+    places = np.full(len(fold), len(fold))
+    places[genes[np.argsort(-np.abs(fold[genes]), kind="stable")]] = np.arange(len(genes))
+    return places
 
 
 def _overlaps(real: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    both = np.maximum(real, predicted)  # a gene is among the first n of both where this is below n
+    both = np.sort(both[both < len(both)])
     found = {}
     for name, own in (("overlap", real), ("precision", predicted)):
+        n_own = int((own < len(own)).sum())
         for k in TOP:
-            n = len(own) if k is None else min(k, len(own))
-            shared = len(np.intersect1d(real[:n], predicted[:n], assume_unique=True))
-            found[f"{name}_at_{k or 'N'}"] = shared / n if n else 0.0
+            n = n_own if k is None else min(k, n_own)
+            found[f"{name}_at_{k or 'N'}"] = int(np.searchsorted(both, n)) / n if n else 0.0
     return found
 
 

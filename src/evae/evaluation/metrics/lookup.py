@@ -1,0 +1,54 @@
+"""Where sorted values stand in a sorted table, in a third of the time that a binary search of each takes.
+
+The values of every gene are cut into buckets of equal width, about one for each entry of the table. A value begins at
+the first entry of its bucket, and goes on while entries are smaller, which most are not. All steps are of whole arrays,
+so that threads do not wait for each other.
+"""
+
+import numpy as np
+
+_FULL_STEPS, _STEPS = 2, 6  # of all values, then of those that are not there yet
+
+
+class Lookup:
+    """A table of keys that is looked up often.
+
+    Args:
+        keys: gene << bits | value, sorted, each once, (keys,) int64.
+        n_genes: genes are 0 .. n_genes - 1.
+        bits: of a value.
+    """
+
+    def __init__(self, keys: np.ndarray, n_genes: int, bits: int) -> None:
+        self.keys = np.append(keys, np.iinfo(np.int64).max)
+        self._bits, self._values = bits, (1 << bits) - 1
+        values = keys & self._values
+        self._low, high = (int(values.min()), int(values.max())) if len(keys) else (0, 0)
+        self._shift = 0
+        while n_genes * (high - self._low >> self._shift + 1) >= len(keys) and high - self._low >> self._shift:
+            self._shift += 1
+        self._n_buckets = (high - self._low >> self._shift) + 2  # the last one is empty
+        n_entries = np.bincount(self._bucket(keys), minlength=n_genes * self._n_buckets)
+        self._start = (np.cumsum(n_entries) - n_entries).astype(np.int32 if len(keys) < 1 << 31 else np.int64)
+
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """As numpy.searchsorted(self.keys, keys) of sorted keys, (keys,): the first entry that is not smaller."""
+        found = self._start.take(self._bucket(keys))
+        for _ in range(_FULL_STEPS):
+            found += self.keys.take(found) < keys
+        left = np.flatnonzero(self.keys.take(found) < keys)
+        for _ in range(_STEPS):
+            if not len(left):
+                return found
+            found[left] += 1
+            left = left[self.keys.take(found.take(left)) < keys.take(left)]
+        found[left] = np.searchsorted(self.keys, keys.take(left))
+        return found
+
+    def _bucket(self, keys: np.ndarray) -> np.ndarray:
+        bucket = keys & self._values
+        bucket -= self._low
+        bucket >>= self._shift
+        np.clip(bucket, 0, self._n_buckets - 1, out=bucket)
+        bucket += (keys >> self._bits) * self._n_buckets
+        return bucket
