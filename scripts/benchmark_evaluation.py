@@ -22,6 +22,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -162,8 +163,7 @@ def worker(tool: str, folder: Path) -> None:
 def start(tool: str, args: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Run a worker and print what it measured."""
     if tool == "evae first":
-        for table in (folder / "cache").glob("**/*.safetensors"):
-            table.unlink()
+        shutil.rmtree(folder / "cache", ignore_errors=True)
     python = args.cell_eval2_python if tool.startswith("cell-eval2") else sys.executable
     launch = ["-c", AS_COMMAND, __file__] if tool.startswith("evae") else [__file__]
     done = subprocess.run([python, *launch, "--worker", tool, str(folder)], capture_output=True, text=True)

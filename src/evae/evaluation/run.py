@@ -124,8 +124,8 @@ def evaluate(
         features: npz, csv, tsv or parquet of feature vectors by perturbation: baselines for perturbations that no
             training cell has, see `evae.effects.features`.
         others: name of another model -> its predictions, in the same form as `predicted`: more rows of the tables.
-        cache: folder that keeps the differential expression of real cells, by a hash of data and method, for
-            the next prediction; "default" is ~/.cache/evae, None keeps nothing.
+        cache: folder that keeps what is known of the real cells alone (their differential expression, the numbers of
+            their split half), by a hash of data and method, for the next prediction; "default" is ~/.cache/evae, None keeps nothing.
         progress: show progress bars.
 
     Returns:
@@ -246,7 +246,7 @@ def _run(comparison: Comparison, plan: _Plan) -> list[Record]:
     if "equal depth" in groups:
         records += depth_protocol(comparison, seeds, bar, n_components)
     if "perturbation" in groups:
-        records += perturbation_protocol(comparison, systems, seeds, bar)
+        records += perturbation_protocol(comparison, systems, seeds, bar, plan.cache)
     if "differential expression" in groups:
         records += de_protocol(comparison, systems, seeds[0], bar, plan.cache, "extended" in groups)
     if "extended" in groups:

@@ -148,7 +148,8 @@ def compare(
         sources: list[Source | None] = []
         for data, name, *stated in named:
             here = own if name == "the predicted cells" else keys
-            source = None if data is None else open_source(data, name, *here, *stated)
+            as_read = data is real or data is predicted
+            source = None if data is None else open_source(data, name, *here, *stated, as_read=as_read)
             sources.append(source if source is None else stack.enter_context(closing(source)))
         truth, generated, trained, given = sources
         assert truth is not None
@@ -183,6 +184,7 @@ def _read(
     truth = source.cells(genes, np.flatnonzero(source.perturbation != control), progress)
     prediction = generated.cells(genes, rows, progress)
     control_cells = home.cells(genes, control_rows, progress)
+    source, generated = source.settled(), generated.settled()
     training = None
     if trained is not None:
         perturbations = sorted({p for _, p in pairs})

@@ -7,7 +7,7 @@ predicted it. Cells that come from a file are kept in a temporary file, so that 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,7 +23,7 @@ from evae.data.reading.file_counts import FileCounts
 from evae.data.reading.labels import label_texts
 from evae.data.streaming.split_anndata import DatasetSplit
 from evae.evaluation.cells.normalised import Cells, Rows, StoredRows, log1p_and_totals
-from evae.evaluation.cells.scale import RAW, Scale, recognise_scale
+from evae.evaluation.cells.scale import RAW, Scale, recognise_scale, totals_after_expm1
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.models.genes_evae import GeneColumns, case_hint, gene_columns, match_genes
 
@@ -56,6 +56,7 @@ class Source:
         read: (start, stop) -> the values of these rows, dense or sparse.
         in_memory: whether the values lie in memory already.
         close: lets go of the file.
+        totals: of an open scale, those after expm1 of the cells that were read, in parts, (cells,) each.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Source:
     in_memory: bool
     close: Callable[[], None] = _nothing
     origins: np.ndarray | None = None
+    totals: list[np.ndarray] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.perturbation)
@@ -94,9 +96,20 @@ class Source:
             if len(part) < values.shape[0]:
                 values = values[part - first]
             self.scale.check(values, self.name)
-            return part, *log1p_and_totals(values, self.scale.name, columns)
+            matrix, totals = log1p_and_totals(values, self.scale.name, columns)
+            if self.scale.open:  # a list may be added to by several threads
+                self.totals.append(totals if columns is None else totals_after_expm1(sp.csr_matrix(values)))
+            return part, matrix, totals
 
         yield from in_threads(normalised, stored())
+
+    def settled(self) -> "Source":
+        """The source with its scale judged by all cells that were read.
+
+        Raises:
+            EvaeError: no scale explains the values.
+        """
+        return replace(self, scale=self.scale.settled(self.totals, self.name))
 
     def columns(self, genes: GeneColumns) -> np.ndarray | None:
         """Where the panel's genes stand in this source; None when it is the panel already."""
@@ -141,6 +154,7 @@ def open_source(
     scale: str = "auto",
     scale_option: str = "",
     side: str = "",
+    as_read: bool = False,
 ) -> Source:
     """Open an AnnData, an h5ad file or a dataset split and check it.
 
@@ -152,6 +166,7 @@ def open_source(
         scale: "auto" (recognised), "counts" (fractions are expected counts) or "log1p".
         scale_option: the argument that states it, for messages.
         side: what the arguments of the two keys begin with, for messages: "predicted_" or nothing.
+        as_read: judge the scale of fractions while the cells are read once; call `Source.settled` after that.
 
     Raises:
         EvaeError: a file, column or matrix is missing, a label is missing, genes have no names or stand twice, or the
@@ -181,7 +196,7 @@ def open_source(
     else:
         cell_type = _labels(obs, cell_type_key, name, f"{side}cell_type_key")
     blocks = (read(start, stop) for start, stop in _spans(n_cells, len(genes)))
-    recognised = recognise_scale(blocks, name, scale, scale_option)
+    recognised = recognise_scale(blocks, name, scale, scale_option, as_read)
     origins = label_texts(pd.Series(obs["source"])) if "source" in obs else None
     return Source(name, perturbation, cell_type, read_names, genes, recognised, read, in_memory, close, origins)
 

@@ -169,7 +169,8 @@ def log1p_and_totals(matrix: Any, scale: str, columns: np.ndarray | None = None)
         matrix = sp.csr_matrix(matrix[:, columns])
     values = matrix.data
     if scale == "log1p":
-        np.expm1(values, out=values)
+        with np.errstate(over="ignore"):  # such totals are refused
+            np.expm1(values, out=values)
     totals = matrix @ np.ones(matrix.shape[1])  # (cells,)
     if scale == "log1p":
         totals = _six_digits(totals)

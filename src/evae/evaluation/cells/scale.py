@@ -35,6 +35,7 @@ class Scale:
         stated: whether the user said so.
         doubt: a sentence for the report where the values may well be of another scale; else "".
         seen: whether all cells were checked as the scale was recognised.
+        open: whether the totals of all cells are still to be judged, by `settled`.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Scale:
     stated: bool = False
     doubt: str = ""
     seen: bool = False
+    open: bool = False
 
     def check(self, block: Any, name: str) -> None:
         """Raise `EvaeError` unless a block of cells (cells, genes) is finite, not negative and of this scale."""
@@ -51,7 +53,30 @@ class Scale:
         _check_numbers(block, name)
         if self.name == EXPECTED or (self.name == RAW and self.stated):
             return
-        self._check_kinds(_judge(block), name)
+        if self.open:
+            fractional, filled = _kinds(sp.csr_matrix(block))
+            self._check_kinds((fractional, filled, np.zeros(len(filled))), name)
+        else:
+            self._check_kinds(_judge(block), name)
+
+    def settled(self, totals: list[np.ndarray], name: str) -> "Scale":
+        """The scale, once all cells were read.
+
+        Args:
+            totals: of the cells after expm1, in parts, (cells,) each.
+            name: what to call the cells in messages.
+
+        Raises:
+            EvaeError: totals that log1p does not explain.
+        """
+        found = np.concatenate([np.empty(0), *totals])
+        found = found[found > 0]
+        if not self.open:
+            return self
+        if not len(found):
+            return Scale(LOG1P, "all cells are empty", self.option)
+        _check_totals(found, name, self.option, stated=False)
+        return _log1p(found, name, self.option)
 
     def _check_kinds(self, judged: "_Judged", name: str) -> None:
         fractional, filled, totals = judged
@@ -64,7 +89,9 @@ class Scale:
             )
 
 
-def recognise_scale(blocks: Iterable[Any], name: str, stated: str = "auto", option: str = "") -> Scale:
+def recognise_scale(
+    blocks: Iterable[Any], name: str, stated: str = "auto", option: str = "", as_read: bool = False
+) -> Scale:
     """The scale of cells.
 
     Whole numbers are read until the first cell that is not empty, for `Scale.check` holds every block to it as it
@@ -75,6 +102,7 @@ def recognise_scale(blocks: Iterable[Any], name: str, stated: str = "auto", opti
         name: what to call the cells in messages.
         stated: "auto", "counts" or "log1p".
         option: the argument that states it, for messages; "" where there is none.
+        as_read: leave fractions open at the first of them: the cells are about to be read, see `Scale.settled`.
 
     Raises:
         EvaeError: an unknown scale, NaN, negative values, whole and fractional cells, or fractions that no scale
@@ -100,6 +128,8 @@ def recognise_scale(blocks: Iterable[Any], name: str, stated: str = "auto", opti
         if not totals and not fractional.any():
             return Scale(RAW, "whole numbers", option)
         guess._check_kinds(judged, name)
+        if as_read:
+            return Scale(LOG1P, "", option, open=True)
         totals.append(sums[filled])
     if not totals:
         return Scale(RAW, "all cells are empty", option)
@@ -162,15 +192,28 @@ def _check_numbers(block: Any, name: str) -> None:
 def _judge(block: Any) -> _Judged:
     """Of each cell: whether it holds a fraction, whether it holds anything, its total after expm1; (cells,) each."""
     block = sp.csr_matrix(block)
+    return *_kinds(block), totals_after_expm1(block)
+
+
+def _kinds(block: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Of each cell: whether it holds a fraction, whether it holds anything; (cells,) each."""
     values, found = block.data, np.diff(block.indptr) > 0
     starts = block.indptr[:-1][found]  # of the cells that store anything
-    exact = np.expm1(np.minimum(values, _LARGEST, dtype=np.float64))
-    fractional, filled, totals = (np.zeros(len(found), dtype=kind) for kind in (bool, bool, np.float64))
+    fractional, filled = np.zeros((2, len(found)), dtype=bool)
     if len(starts):
         fractional[found] = np.logical_or.reduceat(values != np.floor(values), starts)
         filled[found] = np.maximum.reduceat(values, starts) > 0
-        totals[found] = np.add.reduceat(exact, starts)
-    return fractional, filled, totals
+    return fractional, filled
+
+
+def totals_after_expm1(block: sp.csr_matrix) -> np.ndarray:
+    """Total of each cell after expm1, (cells,)."""
+    found = np.diff(block.indptr) > 0
+    totals = np.zeros(len(found))
+    if found.any():
+        exact = np.expm1(np.minimum(block.data, _LARGEST, dtype=np.float64))
+        totals[found] = np.add.reduceat(exact, block.indptr[:-1][found])
+    return totals
 
 
 def _values(block: Any) -> np.ndarray:

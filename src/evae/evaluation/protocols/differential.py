@@ -29,6 +29,7 @@ from evae.evaluation.metrics.differential import (
 from evae.evaluation.metrics.recovery import de_metrics
 from evae.evaluation.protocols.distribution import split_halves
 from evae.evaluation.protocols.record import Record
+from evae.evaluation.protocols.stored import is_stored, real_key, stored_records
 from evae.evaluation.systems.baselines import System, real_system, sampled
 from evae.evaluation.systems.names import SPLIT_HALF
 
@@ -49,18 +50,18 @@ def de_protocol(
     """Metrics of differential expression for every system, and for two halves of the real cells.
 
     Every system is tested with as many cells as it has (the model) or as there are real ones (the baselines),
-    against the same real controls. The real tables are kept in `cache`. With `matched`, every system is compared with
+    against the same real controls. The real tables, and what the split half gives, are kept in `cache`. With `matched`, every system is compared with
     half A of the real cells too, as half B is.
     """
     records: list[Record] = []
     for cell_type in comparison.cell_types:
         controls = ControlRanks(comparison.controls.matrix[comparison.control_rows[cell_type]])
         task = _Task(comparison, cell_type, controls, seed, cache)
-        truth, first, second = task.real_tables()
-        records += task.split_half(second, first)
-        del second
-        half = first if matched else None
-        del first
+        known = is_stored(cache, task.half_key)
+        tables = task.real_tables([0, *([1] if matched or not known else []), *([] if known else [2])])
+        records += stored_records(cache, task.half_key, partial(task.split_half, tables))
+        truth, half = tables[0], tables[1] if matched else None
+        del tables
         for system in progress(systems, f"differential expression, {cell_type}"):
             records += task.score(system, truth, half)
     return records
@@ -81,11 +82,16 @@ class _Task:
         """Of the tables that depend on real cells only."""
         return _digest(self.comparison, self.cell_type)
 
-    def real_tables(self) -> list[DETable]:
-        """The tables of the real cells, of half A and of half B; computed at once where one is not stored."""
+    @cached_property
+    def half_key(self) -> str:
+        """Of the records of the split half."""
+        return f"{real_key(self.comparison)}-{self.key[:16]}-seed{self.seed}"
+
+    def real_tables(self, wanted: Sequence[int]) -> dict[int, DETable]:
+        """The tables of the real cells (0), of half A (1) and of half B (2); all are computed where one is not stored."""
         computed = lru_cache(self._real_tables)
         keys = self.key, f"{self.key}-seed{self.seed}-a", f"{self.key}-seed{self.seed}-b"
-        return [cached(self.cache, key, partial(lambda i: computed()[i], i)) for i, key in enumerate(keys)]
+        return {i: cached(self.cache, keys[i], partial(lambda i: computed()[i], i)) for i in wanted}
 
     def _real_tables(self) -> list[DETable]:
         half_of = np.zeros(len(self.comparison.real), dtype=np.int64)
@@ -113,9 +119,9 @@ class _Task:
         first, second = (sampled(SPLIT_HALF, self.comparison.real, half, own=True) for half in halves)
         return first, second
 
-    def split_half(self, second: DETable, first: DETable) -> list[Record]:
+    def split_half(self, tables: dict[int, DETable]) -> list[Record]:
         """Half B of the real cells as the prediction of half A."""
-        return self._records(self.halves[1], second, first) if self._names(self.halves[1]) else []
+        return self._records(self.halves[1], tables[2], tables[1]) if self._names(self.halves[1]) else []
 
     def score(self, system: System, truth: DETable, first: DETable | None) -> list[Record]:
         """A system against the real table, and against that of half A if it is given."""

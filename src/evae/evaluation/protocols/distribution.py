@@ -17,6 +17,8 @@ expression is in `differential`.
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
@@ -28,6 +30,7 @@ from evae.evaluation.metrics.distances import distances_between
 from evae.evaluation.metrics.diversity import diversity_metrics
 from evae.evaluation.metrics.pseudobulk import discrimination_scores, pseudobulk_metrics
 from evae.evaluation.protocols.record import Record
+from evae.evaluation.protocols.stored import real_key, stored_records
 from evae.evaluation.systems.baselines import System, real_system, sampled
 from evae.evaluation.systems.names import SPLIT_HALF
 
@@ -89,12 +92,16 @@ def robust_protocol(
 
 
 def perturbation_protocol(
-    comparison: Comparison, systems: list[System], seeds: Iterable[int], progress: Progress
+    comparison: Comparison,
+    systems: list[System],
+    seeds: Iterable[int],
+    progress: Progress,
+    cache: Path | None = None,
 ) -> list[Record]:
     """Pearson delta, MAE, MSE and discrimination of every pair.
 
     The ceiling is the split half: half B stands for the prediction of half A, with the same controls on both
-    sides, as the model has.
+    sides, as the model has. It is kept in the folder `cache`.
     """
     controls, sizes = comparison.control_means, comparison.n_real
     whole = real_system(comparison)
@@ -106,14 +113,19 @@ def perturbation_protocol(
         n = {pair: (system.available or sizes)[pair] for pair in predicted}
         records += pseudobulk_records(comparison, system.name, predicted, truth, controls, -1, sizes, n)
     for seed in seeds:
-        halves = split_halves(comparison, seed)
-        first, second = (sampled("", comparison.real, half) for half in halves)
-        answered = set(first.pairs)
-        pairs = [pair for pair in comparison.pairs if pair in answered]
-        n = {pair: len(halves[0][pair]) for pair in pairs}
-        means = [{pair: half.mean(pair) for pair in pairs} for half in (second, first)]
-        records += pseudobulk_records(comparison, SPLIT_HALF, means[0], means[1], controls, seed, n, n)
+        key = "" if cache is None else f"{real_key(comparison)}-pseudobulks-seed{seed}"
+        records += stored_records(cache, key, partial(_half_pseudobulks, comparison, seed))
     return records
+
+
+def _half_pseudobulks(comparison: Comparison, seed: int) -> list[Record]:
+    halves = split_halves(comparison, seed)
+    first, second = (sampled("", comparison.real, half) for half in halves)
+    answered = set(first.pairs)
+    pairs = [pair for pair in comparison.pairs if pair in answered]
+    n = {pair: len(halves[0][pair]) for pair in pairs}
+    means = [{pair: half.mean(pair) for pair in pairs} for half in (second, first)]
+    return pseudobulk_records(comparison, SPLIT_HALF, means[0], means[1], comparison.control_means, seed, n, n)
 
 
 def diversity_protocol(comparison: Comparison, systems: list[System], seed: int, progress: Progress) -> list[Record]:
