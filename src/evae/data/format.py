@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeAlias, Union
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from evae.data.store import ShardStore, resolve_dataset
 from evae.models.contract_evae import EvaeError, near_matches
@@ -48,6 +47,8 @@ def treatment_table(treatments: Mapping[str, Treatment]) -> pa.Table:
 def _read_treatments(path: Path) -> dict[str, Treatment]:
     if not path.is_file():
         return {}
+    import pyarrow.parquet as pq
+
     rows = pq.read_table(path).to_pylist()
     texts = ("agent", "kind", "dose_unit")
     return {r["name"]: Treatment(**{k: r[k] or "" for k in texts}, dose=r["dose"], time=r["time"]) for r in rows}
@@ -99,6 +100,8 @@ class DatasetInfo:
     @classmethod
     def read(cls, folder: Path, name: str) -> "DatasetInfo":
         """Read the small files of a folder; `name` is what to call the dataset in a message."""
+        import pyarrow.parquet as pq
+
         try:
             meta = json.loads((folder / "dataset.json").read_text())
             split = json.loads((folder / "split.json").read_text())

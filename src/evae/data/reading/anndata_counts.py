@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 
@@ -14,6 +13,9 @@ from evae.data.reading.file_counts import FileCounts
 from evae.data.reading.labels import label_codes
 from evae.models.contract_evae import EvaeError, check_raw_counts, near_matches
 from evae.models.genes_evae import GeneColumns, gene_columns
+
+if TYPE_CHECKING:
+    import anndata as ad  # 26 MB, which files do without
 
 
 class AnnDataCounts:
@@ -30,7 +32,7 @@ class AnnDataCounts:
         EvaeError: no such layer, no cells.
     """
 
-    def __init__(self, adata: ad.AnnData, layer: str | None = None):
+    def __init__(self, adata: "ad.AnnData", layer: str | None = None):
         cells = as_anndata(adata, "the cells", layer)
         if cells.n_obs == 0:
             raise EvaeError("there are no cells in the AnnData; give at least one.")
@@ -90,7 +92,7 @@ class AnnDataCounts:
 Counts = FileCounts | AnnDataCounts
 
 
-def open_counts(data: ad.AnnData | str | Path, layer: str | None = None, scratch: Path | None = None) -> Counts:
+def open_counts(data: "ad.AnnData | str | Path", layer: str | None = None, scratch: Path | None = None) -> Counts:
     """An AnnData or an h5ad file as a source of raw counts."""
     if isinstance(data, str | Path):
         return FileCounts(data, layer, scratch)

@@ -3,9 +3,8 @@
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import h5py
 import numpy as np
 import scipy.sparse as sp
@@ -16,12 +15,15 @@ from evae.data.reading.raw_counts import AUTO, choose_counts, values_of
 from evae.data.reading.stored_frame import LEVELS
 from evae.models.contract_evae import EvaeError
 
+if TYPE_CHECKING:
+    import anndata as ad  # 26 MB, which files do without
+
 LOG = logger(__name__)
 
 READ_CELLS = 8_192  # cells read at once
 
 
-def read_h5ad(path: str | Path, layer: str | None = None, needed: tuple[str | None, ...] = ()) -> ad.AnnData:
+def read_h5ad(path: str | Path, layer: str | None = None, needed: tuple[str | None, ...] = ()) -> "ad.AnnData":
     """The raw counts of an h5ad file in memory, with the columns of its cells and genes.
 
     What else the file holds is not read, so that it does not matter whether it could be.
@@ -39,12 +41,12 @@ def read_h5ad(path: str | Path, layer: str | None = None, needed: tuple[str | No
         return _annotated(source, needed, np.arange(source.n_cells))
 
 
-def read_chosen(source: FileCounts, rows: np.ndarray, needed: tuple[str | None, ...] = ()) -> ad.AnnData:
+def read_chosen(source: FileCounts, rows: np.ndarray, needed: tuple[str | None, ...] = ()) -> "ad.AnnData":
     """As `read_h5ad`, of the cells `rows` (indices, sorted) only."""
     return _annotated(source, needed, rows)
 
 
-def as_anndata(cells: Any, what: str, layer: str | None = None, needed: tuple[str | None, ...] = ()) -> ad.AnnData:
+def as_anndata(cells: Any, what: str, layer: str | None = None, needed: tuple[str | None, ...] = ()) -> "ad.AnnData":
     """Cells as AnnData that can be sliced, with the values that are asked for in X.
 
     Args:
@@ -60,6 +62,8 @@ def as_anndata(cells: Any, what: str, layer: str | None = None, needed: tuple[st
     """
     if isinstance(cells, str | Path):
         return read_h5ad(cells, layer, needed)
+    import anndata as ad
+
     if not isinstance(cells, ad.AnnData):
         kind = type(cells).__name__
         raise EvaeError(f"{what} must be an AnnData or the path of a file of them, not a {kind}; see anndata.AnnData.")
@@ -79,7 +83,7 @@ def as_anndata(cells: Any, what: str, layer: str | None = None, needed: tuple[st
     return cells if layer is None else _with_layer(cells, what, layer)
 
 
-def check_names(cells: ad.AnnData, key: str | None) -> None:
+def check_names(cells: "ad.AnnData", key: str | None) -> None:
     """Raise `EvaeError` where anndata read an obs column of a backed AnnData as numbers whose names stand in the file.
 
     SeuratDisk writes factors so. Of cells in memory nothing tells it any more.
@@ -92,7 +96,7 @@ def check_names(cells: ad.AnnData, key: str | None) -> None:
         )
 
 
-def _with_layer(cells: ad.AnnData, what: str, layer: str) -> ad.AnnData:
+def _with_layer(cells: "ad.AnnData", what: str, layer: str) -> "ad.AnnData":
     if layer == AUTO:
         layer = _layer_of_counts(cells, what)
     if layer == "X":
@@ -105,10 +109,12 @@ def _with_layer(cells: ad.AnnData, what: str, layer: str) -> ad.AnnData:
         matrix, var = cells.layers[layer], cells.var
     else:
         raise EvaeError(f"there is no layer '{layer}'; there are {', '.join(cells.layers) or 'none'}.")
+    import anndata as ad
+
     return ad.AnnData(matrix.to_memory() if hasattr(matrix, "to_memory") else matrix, obs=cells.obs, var=var)
 
 
-def _layer_of_counts(cells: ad.AnnData, what: str) -> str:
+def _layer_of_counts(cells: "ad.AnnData", what: str) -> str:
     held = {"X": cells.X, "raw": None if cells.raw is None else cells.raw.X, **dict(cells.layers)}
     samples = {name: partial(values_of, matrix) for name, matrix in held.items() if matrix is not None}
     layer, note = choose_counts(samples, what)
@@ -117,7 +123,7 @@ def _layer_of_counts(cells: ad.AnnData, what: str) -> str:
     return layer
 
 
-def _annotated(source: FileCounts, needed: tuple[str | None, ...], rows: np.ndarray) -> ad.AnnData:
+def _annotated(source: FileCounts, needed: tuple[str | None, ...], rows: np.ndarray) -> "ad.AnnData":
     obs = source.obs
     for key in needed:
         if key is not None and key in obs:
@@ -128,4 +134,6 @@ def _annotated(source: FileCounts, needed: tuple[str | None, ...], rows: np.ndar
         if len(own):
             blocks.append(source.block(first, last)[own])
     counts = sp.vstack(blocks, format="csr").astype(np.float32)
+    import anndata as ad
+
     return ad.AnnData(counts, obs=obs.frame().iloc[rows], var=source.var.frame())

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import scipy.sparse as sp
 
 from evae.common.files import write_json
@@ -114,6 +113,8 @@ def open_spool(path: Path, layer: str | None) -> Parts:
     Raises:
         EvaeError: a layer is named, or there are no cells.
     """
+    import pyarrow.parquet as pq
+
     said = json.loads((path / MANIFEST).read_text())
     refuse_layer(layer, said["title"])
     if not said["batches"]:

@@ -1,15 +1,18 @@
 """A split of a dataset folder as AnnData, or a run of cells at a time where it is too large for that."""
 
-import anndata as ad
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import scipy.sparse as sp
 
 from evae.data.format import AnyDataset, Dataset
 from evae.data.rows import RowFormat
 from evae.models.contract_evae import EvaeError
+
+if TYPE_CHECKING:
+    import anndata as ad  # 26 MB, which files do without
 
 
 class DatasetSplit:
@@ -76,6 +79,8 @@ class DatasetSplit:
         return self._last[1]
 
     def _read(self, group: int, columns: list[str]) -> pa.Table:
+        import pyarrow.parquet as pq
+
         shard, index, _ = self._groups[group]
         if group + 1 < len(self._groups):
             self._store.expect(self._groups[group + 1][0])
@@ -87,7 +92,7 @@ class DatasetSplit:
             raise EvaeError(f"{path} cannot be read ({error}); fetch or make the dataset anew.") from error
 
 
-def read_split(dataset: AnyDataset, split: str) -> ad.AnnData:
+def read_split(dataset: AnyDataset, split: str) -> "ad.AnnData":
     """All cells of a split in memory.
 
     Args:
@@ -106,4 +111,6 @@ def read_split(dataset: AnyDataset, split: str) -> ad.AnnData:
     X = cells.counts(0, cells.n_cells)
     obs = cells.labels().rename(columns={"library_size": "full_library_size"})
     obs.insert(2, "library_size", np.asarray(X.sum(1)).ravel().astype(np.int64))
+    import anndata as ad
+
     return ad.AnnData(X=X, obs=obs, var=pd.DataFrame({"ensembl_id": cells.info.ensembl_ids}, index=cells.info.genes))

@@ -6,7 +6,7 @@ of the same cell type, and stand on both sides: a model is never judged by contr
 
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -148,8 +148,8 @@ def compare(
         sources: list[Source | None] = []
         for data, name, *stated in named:
             here = own if name == "the predicted cells" else keys
-            as_read = data is real or data is predicted
-            source = None if data is None else open_source(data, name, *here, *stated, as_read=as_read)
+            opened = partial(open_source, as_read=name in ("the real cells", "the predicted cells"))
+            source = None if data is None else opened(data, name, *here, *stated)
             sources.append(source if source is None else stack.enter_context(closing(source)))
         truth, generated, trained, given = sources
         assert truth is not None

@@ -10,9 +10,8 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -27,7 +26,10 @@ from evae.evaluation.cells.scale import RAW, Scale, recognise_scale, totals_afte
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.models.genes_evae import GeneColumns, case_hint, gene_columns, match_genes
 
-Data: TypeAlias = ad.AnnData | DatasetSplit | str | Path
+if TYPE_CHECKING:
+    import anndata as ad  # 26 MB, which files do without
+
+Data: TypeAlias = Union["ad.AnnData", DatasetSplit, str, Path]
 Progress: TypeAlias = Callable[[Iterable[Any], str], Iterable[Any]]
 BLOCK_ROWS = 4_096
 BLOCK_VALUES = 1 << 21  # rows x genes of a block at most: 16 MiB where a file is dense
@@ -261,7 +263,7 @@ def _names(names: pd.Index, start: int, stop: int) -> pd.Index:
     return names[start:stop]
 
 
-def _rows(data: ad.AnnData, start: int, stop: int) -> Any:
+def _rows(data: "ad.AnnData", start: int, stop: int) -> Any:
     """A run of rows of X, in memory. An entry that a sparse row holds twice is valid and means the sum."""
     # X of a view or of a backed file is materialised anew at each access, so those are sliced first
     part: Any = data[start:stop].X if data.is_view or data.isbacked else data.X[start:stop]

@@ -137,7 +137,11 @@ class ControlRanks:
         sums = np.bincount(places, weights=values.expression(), minlength=n_values.size).reshape(shape)
         won, ties = self._statistics(values, places, n_values.size)
         own_zeros = sizes - n_values
-        u = won.reshape(shape) + n_values * (self._zeros - self._start)[:, None] + 0.5 * self._zeros[:, None] * own_zeros
+        u = (
+            won.reshape(shape)
+            + n_values * (self._zeros - self._start)[:, None]
+            + 0.5 * self._zeros[:, None] * own_zeros
+        )
         ties = ties.reshape(shape) + self._ties[:, None] + _cubed(self._zeros[:, None] + own_zeros)
         with np.errstate(divide="ignore", invalid="ignore"):
             fold = np.log2(np.expm1(sums / sizes) / self.geometric_mean[:, None])
@@ -145,8 +149,8 @@ class ControlRanks:
         return fold.T, _p_values(u, ties, sizes, self.n_cells).T
 
     def _statistics(self, values: SortedValues, places: np.ndarray, n_places: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of the nonzero values at every place: the sum of their places among the nonzero controls of all genes, and how
-        much they add to the sums of tied nonzero controls; (n_places,) each.
+        """Of the nonzero values at every place: the sum of their places among the nonzero controls of all genes, and
+        how much they add to the sums of tied nonzero controls; (n_places,) each.
 
         Args:
             values: of all groups.
@@ -154,9 +158,9 @@ class ControlRanks:
             n_places: genes * groups.
         """
         found = values.found
-        tied = self._count.take(found)  # controls of the same value
+        tied: np.ndarray = self._count.take(found)  # controls of the same value
         tied *= self._lookup.keys.take(found) == values.keys >> GROUP_BITS
-        twice = self._first.take(found)
+        twice: np.ndarray = self._first.take(found)
         twice *= 2
         twice += tied
         won = 0.5 * np.bincount(places, weights=twice, minlength=n_places)

@@ -12,9 +12,8 @@ import io
 import os
 import tempfile
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -26,6 +25,9 @@ from evae.evaluation.cells.normalised import Cells
 from evae.evaluation.metrics.differential import DETable
 from evae.evaluation.protocols.record import Record
 from evae.evaluation.systems.names import MODEL
+
+if TYPE_CHECKING:
+    import anndata as ad  # 26 MB, which files do without
 
 GROUP = "cell-eval"
 SLOW_METRICS = ("pearson_edistance", "clustering_agreement")
@@ -47,7 +49,7 @@ def cell_eval_protocol(comparison: Comparison, progress: Progress, skip: Sequenc
     return records
 
 
-def anndata_pair(comparison: Comparison, cell_type: str) -> tuple[ad.AnnData, ad.AnnData]:
+def anndata_pair(comparison: Comparison, cell_type: str) -> "tuple[ad.AnnData, ad.AnnData]":
     """(predicted, real) of one cell type as cell-eval wants them, both with the same real controls."""
     controls = comparison.controls.take(comparison.control_rows[cell_type])
     both = [
@@ -58,8 +60,8 @@ def anndata_pair(comparison: Comparison, cell_type: str) -> tuple[ad.AnnData, ad
 
 
 def run_cell_eval(
-    predicted: ad.AnnData,
-    real: ad.AnnData,
+    predicted: "ad.AnnData",
+    real: "ad.AnnData",
     control: str,
     skip: Sequence[str] = SLOW_METRICS,
     de_predicted: DETable | None = None,
@@ -105,11 +107,13 @@ def _threads() -> int:
     return min(available, int(getattr(config, "NUMBA_NUM_THREADS")))  # noqa: B009  # set as the module is imported
 
 
-def _with_controls(cells: Cells, controls: Cells) -> ad.AnnData:
+def _with_controls(cells: Cells, controls: Cells) -> "ad.AnnData":
     labels = np.concatenate([cells.perturbation, controls.perturbation]).astype(str)
     obs = pd.DataFrame({"perturbation": labels}, index=np.arange(len(labels)).astype(str))
     # float64, so that its pseudobulks are not rounded to float32
     matrix = sp.vstack([cells.matrix, controls.matrix], format="csr", dtype=np.float64)
+    import anndata as ad
+
     return ad.AnnData(matrix, obs=obs, var=pd.DataFrame(index=cells.genes.astype(str)))
 
 

@@ -16,7 +16,7 @@ from evae.evaluation.cells import Comparison
 from evae.evaluation.cells.inputs import Progress
 from evae.evaluation.metrics.challenge import SCALES, Bulks, bulk_of, discrimination_cosine, expression_error, scaled
 from evae.evaluation.metrics.challenge_changes import Changes, ControlCells, change_metrics, replicate_fold_error
-from evae.evaluation.metrics.differential import MOST_GROUPS
+from evae.evaluation.metrics.sorted_values import MOST_GROUPS
 from evae.evaluation.protocols.distribution import split_halves
 from evae.evaluation.protocols.record import Record
 from evae.evaluation.systems.counted import CountSystem, count_systems, stored_counts

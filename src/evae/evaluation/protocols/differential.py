@@ -20,13 +20,13 @@ from evae.evaluation.metrics.agreement import agreement_metrics
 from evae.evaluation.metrics.calibration import MATCHED
 from evae.evaluation.metrics.differential import (
     HALVES,
-    MOST_GROUPS,
     ControlRanks,
     DETable,
     differential_expression,
     differential_expression_of_halves,
 )
 from evae.evaluation.metrics.recovery import de_metrics
+from evae.evaluation.metrics.sorted_values import MOST_GROUPS
 from evae.evaluation.protocols.distribution import split_halves
 from evae.evaluation.protocols.record import Record
 from evae.evaluation.protocols.stored import is_stored, real_key, stored_records
@@ -50,8 +50,8 @@ def de_protocol(
     """Metrics of differential expression for every system, and for two halves of the real cells.
 
     Every system is tested with as many cells as it has (the model) or as there are real ones (the baselines),
-    against the same real controls. The real tables, and what the split half gives, are kept in `cache`. With `matched`, every system is compared with
-    half A of the real cells too, as half B is.
+    against the same real controls. The real tables, and what the split half gives, are kept in `cache`.
+    With `matched`, every system is compared with half A of the real cells too, as half B is.
     """
     records: list[Record] = []
     for cell_type in comparison.cell_types:
@@ -88,7 +88,7 @@ class _Task:
         return f"{real_key(self.comparison)}-{self.key[:16]}-seed{self.seed}"
 
     def real_tables(self, wanted: Sequence[int]) -> dict[int, DETable]:
-        """The tables of the real cells (0), of half A (1) and of half B (2); all are computed where one is not stored."""
+        """The tables of the real cells (0), of half A (1) and of half B (2); all are computed where one is missing."""
         computed = lru_cache(self._real_tables)
         keys = self.key, f"{self.key}-seed{self.seed}-a", f"{self.key}-seed{self.seed}-b"
         return {i: cached(self.cache, keys[i], partial(lambda i: computed()[i], i)) for i in wanted}

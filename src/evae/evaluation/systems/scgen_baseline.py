@@ -8,7 +8,6 @@ shift with a generator that no seed reaches; here all training cells count, so t
 
 from typing import Any
 
-import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 
@@ -30,6 +29,7 @@ def scgen_shift(comparison: Comparison, seed: int = 0) -> System:
 def fit_scgen(counts: sp.csr_matrix, seed: int) -> LatentModel:
     """Train scGen on raw counts, (cells, genes), until its validation loss no longer falls."""
     require("pertpy", "the baseline scgen", extra="scgen")
+    import anndata as ad
     import pertpy
     import scvi
 
@@ -49,6 +49,8 @@ class _Scgen:
         self.model = model
 
     def encode(self, counts: sp.csr_matrix) -> np.ndarray:
+        import anndata as ad
+
         with quietly():
             return np.asarray(self.model.get_latent_representation(ad.AnnData(log1p_cp10k(counts, "raw counts"))))
 

@@ -6,7 +6,6 @@ controls' own totals. See `latent_shift`.
 
 from typing import Any
 
-import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 
@@ -27,6 +26,7 @@ def scvi_shift(comparison: Comparison, seed: int = 0) -> System:
 def fit_scvi(counts: sp.csr_matrix, seed: int) -> LatentModel:
     """Train scVI on raw counts, (cells, genes), until its validation loss no longer falls."""
     require("scvi", "the baseline scvi", extra="scvi")
+    import anndata as ad
     import scvi
 
     counts = counts[np.diff(counts.indptr) > 0]  # a cell without counts has no library size
@@ -46,6 +46,8 @@ class _Scvi:
         self.model = model
 
     def encode(self, counts: sp.csr_matrix) -> np.ndarray:
+        import anndata as ad
+
         with quietly():
             return self.model.get_latent_representation(ad.AnnData(counts))
 
