@@ -21,6 +21,7 @@ from evae.evaluation.metrics.recovery import areas
 SIZES = (20, 50, 100)
 SIGNIFICANT = 0.05
 HIT_GENES = 10
+_ROWS = 16  # perturbations compared at once
 
 
 def agreement_metrics(predicted: DETable, real: DETable) -> dict[str, np.ndarray]:
@@ -29,21 +30,29 @@ def agreement_metrics(predicted: DETable, real: DETable) -> dict[str, np.ndarray
     Args:
         predicted, real: of the same perturbations and genes.
     """
-    found: dict[str, np.ndarray] = {}
     by_name = np.argsort(np.argsort(predicted.genes.astype(str)))  # so the order of the panel does not matter
-    folds = [np.abs(table.log2_fold_change) for table in (predicted, real)]
-    p_values = [table.p_value for table in (predicted, real)]
+    parts = [slice(start, start + _ROWS) for start in range(0, max(1, len(real.p_value)), _ROWS)]
+    found = [_overlaps(predicted, real, by_name, part) for part in parts]
+    return {name: np.concatenate([values[name] for values in found]) for name in found[0]} | _hits(predicted, real)
+
+
+def _overlaps(predicted: DETable, real: DETable, by_name: np.ndarray, rows: slice) -> dict[str, np.ndarray]:
+    """The overlaps of some perturbations; `by_name` is the place of each gene's name, (genes,)."""
+    found: dict[str, np.ndarray] = {}
+    changes = [table.log2_fold_change[rows] for table in (predicted, real)]
+    folds = [np.abs(change) for change in changes]
+    p_values = [table.p_value[rows] for table in (predicted, real)]
     sure = [_leading(-p, fold, by_name) for p, fold in zip(p_values, folds, strict=True)]
     large = [_leading(fold, fold, by_name) for fold in folds]
-    signs = np.sign(predicted.log2_fold_change), np.sign(real.log2_fold_change)
-    changed, same = signs[0] * signs[1] != 0, signs[0] * signs[1] > 0
+    signs = np.sign(changes[0]) * np.sign(changes[1])
+    changed, same = signs != 0, signs > 0
     for i, k in enumerate(SIZES):
         n = min(k, same.shape[1])
         shared = sure[0][i] & sure[1][i] & changed
         found[f"top_de_overlap_{k}"] = shared.sum(axis=1) / n
         found[f"top_de_agreement_{k}"] = (shared & same).sum(axis=1) / n
         found[f"top_fold_overlap_{k}"] = (large[0][i] & large[1][i] & changed).sum(axis=1) / n
-    return found | _hits(predicted, real)
+    return found
 
 
 def _leading(key: np.ndarray, fold: np.ndarray, by_name: np.ndarray) -> list[np.ndarray]:

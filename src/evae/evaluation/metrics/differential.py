@@ -19,7 +19,6 @@ import scipy.sparse as sp
 from scipy.special import ndtr
 
 from evae.common.cluster import spread
-from evae.evaluation.cells.normalised import mean_of
 from evae.evaluation.metrics.lookup import Lookup
 from evae.evaluation.metrics.sorted_values import (
     GROUP_BITS,
@@ -28,6 +27,7 @@ from evae.evaluation.metrics.sorted_values import (
     MOST_GROUPS,
     VALUE_BITS,
     SortedValues,
+    gene_slices,
     sorted_keys,
 )
 from evae.models.contract_evae import EvaeError
@@ -66,21 +66,33 @@ class ControlRanks:
         if controls.shape[0] == 0:
             raise EvaeError("differential expression needs control cells; pass controls=... or name their label.")
         self.n_cells, self.n_genes = controls.shape
-        self.geometric_mean = np.expm1(mean_of(controls))
         if self.n_genes > MOST_GENES:
             raise EvaeError(f"differential expression of {self.n_genes:,} genes; at most {MOST_GENES:,} can be tested.")
-        keys = sorted_keys(controls, np.zeros(self.n_cells, dtype=np.int64))
-        keys >>= GROUP_BITS + HALF_BITS
-        first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])  # of each distinct value of a gene
-        n_values = np.bincount(controls.indices, minlength=self.n_genes)
-        self._lookup = Lookup(keys[first], self.n_genes, VALUE_BITS)
-        self._count = np.diff(first, append=[len(keys), len(keys)]).astype(np.int32)
-        self._first = np.append(first, len(keys)).astype(np.int32 if len(keys) < 1 << 30 else np.int64)
+        by_gene, one_group = controls.tocsc(), np.zeros(self.n_cells, dtype=np.int64)
+        n_values, n = np.diff(by_gene.indptr), 0
+        keys = np.empty(by_gene.nnz + 1, dtype=np.int64)  # of which only what is filled takes memory
+        count = np.empty(by_gene.nnz + 1, dtype=np.int32)
+        sums = np.zeros(self.n_genes)
+        for genes in gene_slices(by_gene):
+            values = sorted_keys(by_gene, one_group, genes) >> GROUP_BITS + HALF_BITS
+            first = np.flatnonzero(np.append(True, values[1:] != values[:-1])[: len(values)])
+            new = slice(n, n := n + len(first))
+            keys[new] = values[first]  # each value of a gene once
+            count[new] = np.diff(first, append=len(values))
+            sums[genes] = _sums(by_gene, genes)
+        del by_gene
+        count[n] = 0
+        self.geometric_mean = np.expm1(sums / self.n_cells)
+        self._lookup = Lookup(keys[: n + 1], self.n_genes, VALUE_BITS)
+        self._count = count[: n + 1]
+        self._first: np.ndarray = np.cumsum(self._count, dtype=np.int32 if len(keys) < 1 << 30 else np.int64)
+        self._first -= self._count
         self._zeros = (self.n_cells - n_values).astype(np.float64)
         self._start = np.cumsum(n_values) - n_values
         # sum of t^3 - t over the groups of tied nonzero controls
-        tied = _cubed(self._count[:-1].astype(np.float64))
-        self._ties = np.bincount(keys[first] >> VALUE_BITS, weights=tied, minlength=self.n_genes)
+        tied = np.flatnonzero(self._count > 1)
+        size = _cubed(self._count[tied].astype(np.float64))
+        self._ties = np.bincount(keys[tied] >> VALUE_BITS, weights=size, minlength=self.n_genes)
 
     def test(self, cells: sp.csr_matrix, codes: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray]:
         """Compare groups of cells with the controls.
@@ -113,38 +125,37 @@ class ControlRanks:
         """
         if n_groups > MOST_GROUPS:
             raise EvaeError(f"{n_groups:,} groups of cells; at most {MOST_GROUPS:,} can be tested at once.")
-        keys = sorted_keys(cells, codes << HALF_BITS | halves)  # those looked up in turn stand side by side
-        half_of = (keys & (1 << HALF_BITS) - 1).astype(np.uint8) if tuple(wanted) != (0,) else None
-        keys >>= HALF_BITS
-        values = SortedValues(keys, self._lookup.find(keys >> GROUP_BITS))
-        results = []
-        for half in wanted:
-            own = values if half == 0 or half_of is None else values.where(half_of == half)
-            sizes = np.bincount(codes if half == 0 else codes[halves == half], minlength=n_groups)
-            results.append(self._compare(own, sizes))
+        sizes = [np.bincount(codes if h == 0 else codes[halves == h], minlength=n_groups) for h in wanted]
+        results = [(np.empty((n_groups, self.n_genes)), np.empty((n_groups, self.n_genes))) for _ in wanted]
+        by_gene, marks = cells.tocsc(), codes << HALF_BITS | halves
+        for genes in gene_slices(by_gene):
+            keys = sorted_keys(by_gene, marks, genes)  # those looked up in turn stand side by side
+            half_of = (keys & (1 << HALF_BITS) - 1).astype(np.uint8)
+            keys >>= HALF_BITS
+            values = SortedValues(keys, self._lookup.find(keys >> GROUP_BITS))
+            for half, n, (fold, p_value) in zip(wanted, sizes, results, strict=True):
+                own = values if half == 0 else values.where(half_of == half)
+                fold[:, genes], p_value[:, genes] = self._compare(own, genes, n)
         return results
 
-    def _compare(self, values: SortedValues, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _compare(self, values: SortedValues, genes: slice, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """log2 fold change and p-value, (groups, genes) each.
 
         Args:
-            values: of all groups.
+            values: of all groups, of some genes.
+            genes: these.
             sizes: cells of each group, (groups,).
         """
-        shape = self.n_genes, len(sizes)
-        places = values.places(len(sizes))
+        shape = genes.stop - genes.start, len(sizes)
+        places = values.places(len(sizes), genes.start)
         n_values = np.bincount(places, minlength=shape[0] * shape[1]).reshape(shape)
         sums = np.bincount(places, weights=values.expression(), minlength=n_values.size).reshape(shape)
         won, ties = self._statistics(values, places, n_values.size)
-        own_zeros = sizes - n_values
-        u = (
-            won.reshape(shape)
-            + n_values * (self._zeros - self._start)[:, None]
-            + 0.5 * self._zeros[:, None] * own_zeros
-        )
-        ties = ties.reshape(shape) + self._ties[:, None] + _cubed(self._zeros[:, None] + own_zeros)
+        zeros, own_zeros = self._zeros[genes, None], sizes - n_values
+        u = won.reshape(shape) + n_values * (zeros - self._start[genes, None]) + 0.5 * zeros * own_zeros
+        ties = ties.reshape(shape) + self._ties[genes, None] + _cubed(zeros + own_zeros)
         with np.errstate(divide="ignore", invalid="ignore"):
-            fold = np.log2(np.expm1(sums / sizes) / self.geometric_mean[:, None])
+            fold = np.log2(np.expm1(sums / sizes) / self.geometric_mean[genes, None])
         fold[np.isnan(fold)] = 0.0  # neither side expresses the gene
         return fold.T, _p_values(u, ties, sizes, self.n_cells).T
 
@@ -153,8 +164,8 @@ class ControlRanks:
         how much they add to the sums of tied nonzero controls; (n_places,) each.
 
         Args:
-            values: of all groups.
-            places: gene * groups + group of each.
+            values: of all groups, of some genes.
+            places: gene of these * groups + group of each.
             n_places: genes * groups.
         """
         found = values.found
@@ -248,6 +259,13 @@ def false_discovery_rates(p_values: np.ndarray) -> np.ndarray:
     found = np.empty_like(rates)
     np.put_along_axis(found, order, rates, axis=-1)
     return found
+
+
+def _sums(by_gene: sp.csc_matrix, genes: slice) -> np.ndarray:
+    """Sum of each of some genes in float64, (genes,)."""
+    ends = by_gene.indptr[genes.start : genes.stop + 1]
+    owner = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
+    return np.bincount(owner, weights=by_gene.data[ends[0] : ends[-1]], minlength=len(ends) - 1)
 
 
 def _cubed(count: np.ndarray) -> np.ndarray:

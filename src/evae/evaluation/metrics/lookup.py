@@ -8,28 +8,35 @@ so that threads do not wait for each other.
 import numpy as np
 
 _FULL_STEPS, _STEPS = 2, 6  # of all values, then of those that are not there yet
+_CHUNK = 1 << 16  # entries that are put into buckets at once
 
 
 class Lookup:
     """A table of keys that is looked up often.
 
     Args:
-        keys: gene << bits | value, sorted, each once, (keys,) int64.
+        keys: gene << bits | value, sorted, each once, with room for one more at the end, (keys + 1,) int64.
         n_genes: genes are 0 .. n_genes - 1.
         bits: of a value.
     """
 
     def __init__(self, keys: np.ndarray, n_genes: int, bits: int) -> None:
-        self.keys = np.append(keys, np.iinfo(np.int64).max)
+        self.keys, n = keys, len(keys) - 1
+        self.keys[n] = np.iinfo(np.int64).max
         self._bits, self._values = bits, (1 << bits) - 1
-        values = keys & self._values
-        self._low, high = (int(values.min()), int(values.max())) if len(keys) else (0, 0)
+        parts = [keys[start : min(start + _CHUNK, n)] for start in range(0, n, _CHUNK)]
+        self._low = min((int((part & self._values).min()) for part in parts), default=0)
+        width = max((int((part & self._values).max()) for part in parts), default=0) - self._low
         self._shift = 0
-        while n_genes * (high - self._low >> self._shift + 1) >= len(keys) and high - self._low >> self._shift:
+        while n_genes * (width >> self._shift + 1) >= n and width >> self._shift:
             self._shift += 1
-        self._n_buckets = (high - self._low >> self._shift) + 2  # the last one is empty
-        n_entries = np.bincount(self._bucket(keys), minlength=n_genes * self._n_buckets)
-        self._start = (np.cumsum(n_entries) - n_entries).astype(np.int32 if len(keys) < 1 << 31 else np.int64)
+        self._n_buckets = (width >> self._shift) + 2  # the last one is empty
+        n_entries = np.zeros(n_genes * self._n_buckets, dtype=np.int32)
+        for part in parts:
+            bucket = self._bucket(part)
+            n_entries[bucket[0] : bucket[-1] + 1] += np.bincount(bucket - bucket[0])
+        self._start: np.ndarray = np.cumsum(n_entries, dtype=np.int32 if n < 1 << 31 else np.int64)
+        self._start -= n_entries
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """As numpy.searchsorted(self.keys, keys) of sorted keys, (keys,): the first entry that is not smaller."""

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +58,12 @@ def de_protocol(
         controls = ControlRanks(comparison.controls.matrix[comparison.control_rows[cell_type]])
         task = _Task(comparison, cell_type, controls, seed, cache)
         known = is_stored(cache, task.half_key)
-        tables = task.real_tables([0, *([1] if matched or not known else []), *([] if known else [2])])
+        tables = {} if known else task.real_tables([1, 2])
         records += stored_records(cache, task.half_key, partial(task.split_half, tables))
-        truth, half = tables[0], tables[1] if matched else None
-        del tables
+        wanted = [0, 1] if matched else [0]
+        tables = {i: table for i, table in tables.items() if i in wanted}
+        tables |= task.real_tables([i for i in wanted if i not in tables])
+        truth, half = tables.pop(0), tables.pop(1, None)
         for system in progress(systems, f"differential expression, {cell_type}"):
             records += task.score(system, truth, half)
     return records
@@ -88,10 +90,21 @@ class _Task:
         return f"{real_key(self.comparison)}-{self.key[:16]}-seed{self.seed}"
 
     def real_tables(self, wanted: Sequence[int]) -> dict[int, DETable]:
-        """The tables of the real cells (0), of half A (1) and of half B (2); all are computed where one is missing."""
-        computed = lru_cache(self._real_tables)
+        """The tables of the real cells (0), of half A (1) and of half B (2).
+
+        All three are computed and stored where one of the wanted is missing; computed and returned without a cache.
+        """
+        if not wanted:
+            return {}
+        if self.cache is None:
+            return dict(enumerate(self._real_tables()))
         keys = self.key, f"{self.key}-seed{self.seed}-a", f"{self.key}-seed{self.seed}-b"
-        return {i: cached(self.cache, keys[i], partial(lambda i: computed()[i], i)) for i in wanted}
+        paths = [self.cache / f"{key}.safetensors" for key in keys]
+        if not all(paths[i].exists() for i in wanted):
+            for path, table in zip(paths, self._real_tables(), strict=True):
+                if not path.exists():
+                    write_table(table, path)
+        return {i: read_table(paths[i]) for i in wanted}
 
     def _real_tables(self) -> list[DETable]:
         half_of = np.zeros(len(self.comparison.real), dtype=np.int64)
@@ -179,18 +192,6 @@ def _batches(
 def default_cache() -> Path:
     """Where tables of real cells are kept: $EVAE_CACHE, else ~/.cache/evae."""
     return Path(os.environ.get("EVAE_CACHE", Path.home() / ".cache" / "evae")) / "differential_expression"
-
-
-def cached(folder: Path | None, key: str, compute: Callable[[], DETable]) -> DETable:
-    """The table stored under `key`, else computed and stored; None as folder stores nothing."""
-    if folder is None:
-        return compute()
-    path = folder / f"{key}.safetensors"
-    if path.exists():
-        return read_table(path)
-    table = compute()
-    write_table(table, path)
-    return table
 
 
 def write_table(table: DETable, path: Path) -> None:
