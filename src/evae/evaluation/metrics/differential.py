@@ -11,7 +11,7 @@ Zeros, the bulk of the data, are never touched: all are tied at the bottom. The 
 pdex.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -202,14 +202,14 @@ def differential_expression(
         genes: the panel, (genes,).
     """
     whole = ((names, cells, codes, np.zeros_like(codes), (0,)) for names, cells, codes in batches)
-    return differential_expression_of_halves(whole, controls, genes)[0]
+    return next(differential_expression_of_halves(whole, controls, genes))
 
 
 def differential_expression_of_halves(
     batches: Iterable[tuple[list[str], sp.csr_matrix, np.ndarray, np.ndarray, Sequence[int]]],
     controls: ControlRanks,
     genes: np.ndarray,
-) -> list[DETable]:
+) -> Iterator[DETable]:
     """Differential expression of all cells and of two halves of them, from one sort.
 
     Args:
@@ -218,21 +218,22 @@ def differential_expression_of_halves(
         controls: the controls of the cell type.
         genes: the panel, (genes,).
 
-    Returns:
-        The wanted tables, each with the names of all batches.
+    Yields:
+        The wanted tables, each with the names of all batches; a table is no longer held here when the next is made.
     """
     names: list[str] = []
-    parts: list[list[list[np.ndarray]]] = []  # of each table, of each of its three arrays
+    folds: list[list[np.ndarray]] = []  # of each table, of each batch
+    p_values: list[list[np.ndarray]] = []
     for batch_names, tables in spread(_test, controls, batches):
         names += batch_names
-        parts = parts or [[[] for _ in table] for table in tables]
-        for i, table in enumerate(tables):
-            for j, values in enumerate(table):
-                parts[i][j].append(values)
-    return [
-        DETable(np.array(names, dtype=object), genes, *(np.concatenate(table.pop(0)) for _ in range(len(table))))
-        for table in parts
-    ]
+        folds, p_values = folds or [[] for _ in tables], p_values or [[] for _ in tables]
+        for i, (fold, p_value) in enumerate(tables):
+            folds[i].append(fold)
+            p_values[i].append(p_value)
+    while folds:
+        fold, p_value = np.concatenate(folds.pop(0)), np.concatenate(p_values.pop(0))
+        yield DETable(np.array(names, dtype=object), genes, fold, p_value, false_discovery_rates(p_value))
+        del fold, p_value
 
 
 def _test(
@@ -242,22 +243,21 @@ def _test(
     codes: np.ndarray,
     halves: np.ndarray,
     wanted: Sequence[int],
-) -> tuple[list[str], list[tuple[np.ndarray, ...]]]:
-    tables = controls.test_halves(cells, codes, len(names), halves, wanted)
-    return names, [(fold, p_value, false_discovery_rates(p_value)) for fold, p_value in tables]
+) -> tuple[list[str], list[tuple[np.ndarray, np.ndarray]]]:
+    return names, controls.test_halves(cells, codes, len(names), halves, wanted)
 
 
 def false_discovery_rates(p_values: np.ndarray) -> np.ndarray:
-    """Benjamini-Hochberg false discovery rates over the last axis, (perturbations, genes).
+    """Benjamini-Hochberg false discovery rates over the genes of each perturbation, (perturbations, genes).
 
     As scipy.stats.false_discovery_control gives them; its import alone takes 35 MB and a second.
     """
-    order = np.argsort(p_values, axis=-1)
     n = p_values.shape[-1]
-    rates = np.take_along_axis(p_values, order, axis=-1) * (n / np.arange(1, n + 1))
-    rates = np.minimum.accumulate(rates[..., ::-1], axis=-1)[..., ::-1].clip(0, 1)
-    found = np.empty_like(rates)
-    np.put_along_axis(found, order, rates, axis=-1)
+    factor = n / np.arange(1, n + 1)
+    found = np.empty_like(p_values)
+    for own, rates in zip(p_values, found, strict=True):
+        order = np.argsort(own)
+        rates[order] = np.minimum.accumulate((own[order] * factor)[::-1])[::-1].clip(0, 1)
     return found
 
 

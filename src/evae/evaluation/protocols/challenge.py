@@ -24,7 +24,7 @@ from evae.evaluation.systems.names import CONTEXT_MEAN, SPLIT_HALF
 
 GROUP, SCORES = "vcc2026", "vcc2026 score"
 EXPRESSION = "expr_mse_unbiased_capped_norm"
-_BATCH_VALUES = 1 << 18  # stored counts that a core works on at a time
+_BATCH_VALUES = 1 << 17  # stored counts that a core works on at a time
 _NAMED = 10
 
 

@@ -36,7 +36,7 @@ from evae.evaluation.systems.names import SPLIT_HALF
 GROUP = "differential expression"
 _METHOD = "evae mann-whitney-asymptotic bh geometric-mean 3"  # raise the number when the tables change
 _NAMES, _VALUES = ("perturbations", "genes"), ("log2_fold_change", "p_value", "fdr")
-_BATCH_VALUES = 1 << 18  # stored values that a core works on at a time
+_BATCH_VALUES = 1 << 17  # stored values that a core works on at a time
 
 
 def de_protocol(
@@ -101,12 +101,12 @@ class _Task:
         keys = self.key, f"{self.key}-seed{self.seed}-a", f"{self.key}-seed{self.seed}-b"
         paths = [self.cache / f"{key}.safetensors" for key in keys]
         if not all(paths[i].exists() for i in wanted):
-            for path, table in zip(paths, self._real_tables(), strict=True):
-                if not path.exists():
-                    write_table(table, path)
+            tables = self._real_tables()
+            for path in paths:
+                write_table(next(tables), path)  # and hold it no longer
         return {i: read_table(paths[i]) for i in wanted}
 
-    def _real_tables(self) -> list[DETable]:
+    def _real_tables(self) -> Iterator[DETable]:
         half_of = np.zeros(len(self.comparison.real), dtype=np.int64)
         for half, rows in enumerate(split_halves(self.comparison, self.seed), start=1):
             half_of[np.concatenate(list(rows.values()))] = half
@@ -114,16 +114,12 @@ class _Task:
 
         def batches() -> Iterator[tuple[list[str], sp.csr_matrix, np.ndarray, np.ndarray, Sequence[int]]]:
             for names, cells, codes in self._batches(real):
-                yield (
-                    names,
-                    cells,
-                    codes,
-                    half_of[np.concatenate([rows_of[(self.cell_type, p)] for p in names])],
-                    HALVES,
-                )
+                rows = np.concatenate([rows_of[(self.cell_type, p)] for p in names])
+                yield names, cells, codes, half_of[rows], HALVES
 
         tables = differential_expression_of_halves(batches(), self.controls, self.comparison.genes)
-        return [tables[0], *(_subset(t, self._names(half)) for t, half in zip(tables[1:], self.halves, strict=True))]
+        systems = (real, *self.halves)
+        yield from (_subset(next(tables), self._names(system)) for system in systems)
 
     @cached_property
     def halves(self) -> tuple[System, System]:
