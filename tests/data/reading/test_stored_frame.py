@@ -5,7 +5,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from anndata.io import write_elem
+from anndata.io import read_elem, write_elem
 
 from evae.data.reading.anndata_file import read_h5ad
 from evae.data.reading.file_counts import FileCounts
@@ -43,6 +43,31 @@ def test_every_index(path, values):
     source = FileCounts(path)
     assert source.genes == GENES
     assert source.cell_ids(1, 3).tolist() == CELLS[1:]
+
+
+COLUMNS = {
+    "categories": pd.Categorical(["b", "a", None], categories=["b", "a", "never"]),
+    "ordered": pd.Categorical([2, 1, 2], ordered=True),
+    "text": np.array(["x", "", "ü"], dtype=object),
+    "numbers": np.array([1.5, np.nan, 3]),
+    "whole": np.array([1, 2, 3], dtype=np.int8),
+    "truth": np.array([True, False, True]),
+    "masked": pd.array([1, None, 3], dtype="Int64"),
+}
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_column_is_as_anndata_reads_it(path, column, monkeypatch):
+    with h5py.File(path, "r+") as file:
+        write_elem(file["obs"], column, COLUMNS[column])
+        file["obs"].attrs["column-order"] = ["label", column]
+        expected = read_elem(file[f"obs/{column}"])
+        if column != "masked":  # the common ones do without anndata
+            monkeypatch.setattr("anndata.io.read_elem", lambda *_: pytest.fail("read by anndata"))
+        found = StoredFrame(file["obs"], "obs")[column]
+    assert type(found) is type(expected)
+    pd.testing.assert_series_equal(pd.Series(found), pd.Series(expected))
+    pd.testing.assert_series_equal(pd.Series(found), pd.Series(COLUMNS[column]), check_dtype=column != "masked")
 
 
 def test_a_nullable_index(path):

@@ -24,9 +24,17 @@ def logged(cells, target, panel=slice(None)):
     return with_values(cells, np.log1p(counts / counts.sum(axis=1, keepdims=True) * target))[:, panel].copy()
 
 
-def read(data, scale="auto"):
-    source = open_source(data, "the predicted cells", "perturbation", "cell_type", scale, "scale")
-    return source, source.cells(source.genes)
+@pytest.fixture(params=["before reading", "as read"])
+def read(request):
+    """Read cells whose scale is recognised by a reading of its own, or by the only one."""
+
+    def read(data, scale="auto"):
+        as_read = request.param == "as read"
+        source = open_source(data, "the predicted cells", "perturbation", "cell_type", scale, "scale", as_read=as_read)
+        cells = source.cells(source.genes)
+        return source.settled(), cells
+
+    return read
 
 
 ENTRANCES = ("sparse", "columns", "dense", "view", "file", "dense file", "backed")
@@ -53,7 +61,7 @@ def expected(real):
 
 
 @pytest.mark.parametrize("entrance", ENTRANCES)
-def test_expected_counts_are_refused_unless_stated(expected, entrance, tmp_path):
+def test_expected_counts_are_refused_unless_stated(read, expected, entrance, tmp_path):
     with pytest.raises(EvaeError, match=r'cells.*after expm1.*scale="counts"') as caught:
         read(enter(expected, entrance, tmp_path))
     assert "\n" not in str(caught.value)
@@ -67,14 +75,14 @@ def test_expected_counts_are_refused_unless_stated(expected, entrance, tmp_path)
 
 @pytest.mark.parametrize("entrance", ENTRANCES)
 @pytest.mark.parametrize("target", [1e4, 1e6])
-def test_log1p_of_either_target_is_recognised(real, target, entrance, tmp_path):
+def test_log1p_of_either_target_is_recognised(read, real, target, entrance, tmp_path):
     source, cells = read(enter(logged(real, target), entrance, tmp_path))
     assert source.scale.name == "log1p"
     assert source.scale.doubt == ""
     np.testing.assert_allclose(cells.matrix[:].toarray(), read(real)[1].matrix.toarray(), rtol=1e-4)
 
 
-def test_log1p_of_part_of_the_panel_is_recognised(real):
+def test_log1p_of_part_of_the_panel_is_recognised(read, real):
     """The totals differ, for the genes left out have other shares in every cell."""
     source, cells = read(logged(real, 1e4, slice(10, 40)))
     assert source.scale.name == "log1p"
@@ -96,7 +104,7 @@ def test_expected_counts_score_as_the_same_cells(screen, real, perfect):
 
 @pytest.mark.parametrize("first", ["whole", "fractional"])
 @pytest.mark.parametrize("entrance", ENTRANCES)
-def test_cells_of_mixed_scale_are_refused(real, monkeypatch, first, entrance, tmp_path):
+def test_cells_of_mixed_scale_are_refused(read, real, monkeypatch, first, entrance, tmp_path):
     monkeypatch.setattr("evae.evaluation.cells.inputs.BLOCK_ROWS", 7)
     values = logged(real, 1e4).X.toarray()
     half = slice(None, 60) if first == "whole" else slice(60, None)
@@ -109,7 +117,7 @@ def test_cells_of_mixed_scale_are_refused(real, monkeypatch, first, entrance, tm
     assert read(mixed, "counts")[0].scale.name == "expected counts"
 
 
-def test_empty_cells_are_of_no_scale(real):
+def test_empty_cells_are_of_no_scale(read, real):
     values = logged(real, 1e4).X.toarray()
     values[:9] = 0
     source, cells = read(with_values(real, values))
@@ -118,13 +126,13 @@ def test_empty_cells_are_of_no_scale(real):
     assert read(with_values(real, np.zeros(real.shape)))[0].scale.name == "raw counts"
 
 
-def test_a_stated_log1p_of_impossible_totals_is_refused(expected, real):
+def test_a_stated_log1p_of_impossible_totals_is_refused(read, expected, real):
     with pytest.raises(EvaeError, match=r'cannot be log1p as stated.*scale="counts"'):
         read(expected, "log1p")
     assert read(logged(real, 1e4), "log1p")[0].scale.reason == "as stated"
 
 
-def test_totals_too_unlike_are_doubted_then_refused(real):
+def test_totals_too_unlike_are_doubted_then_refused(read, real):
     """After expm1 the cells' totals run evenly over a factor of 10, then of 100."""
     counts = real.X.toarray() / real.X.sum(axis=1)
     for factor in (10, 100):
@@ -165,6 +173,6 @@ def test_expected_counts_are_never_given_out_as_whole_ones(screen, real, perfect
     np.testing.assert_array_equal(whole.real.counts().toarray(), real.X.toarray())
 
 
-def test_an_unknown_scale_is_named(real):
+def test_an_unknown_scale_is_named(read, real):
     with pytest.raises(EvaeError, match=r"unknown scale 'count'.*Did you mean 'counts'"):
         read(real, "count")

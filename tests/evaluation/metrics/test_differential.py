@@ -8,10 +8,12 @@ import scipy.sparse as sp
 from scipy.stats import false_discovery_control, mannwhitneyu
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from evae.evaluation.metrics.differential import MOST_GROUPS, ControlRanks, differential_expression
+from evae.evaluation.metrics import sorted_values
+from evae.evaluation.metrics.differential import ControlRanks, differential_expression
 from evae.evaluation.metrics.recovery import areas
+from evae.evaluation.metrics.sorted_values import MOST_GROUPS
 from evae.evaluation.protocols import differential as protocol
-from evae.evaluation.protocols.differential import cached, read_table, write_table
+from evae.evaluation.protocols.differential import read_table, write_table
 from evae.evaluation.systems.baselines import System
 from evae.models.contract_evae import EvaeError
 
@@ -112,18 +114,25 @@ def test_stored_tables_come_back_exactly(table, tmp_path):
     assert not list(tmp_path.rglob("*.partial*"))
 
 
-def test_a_table_is_computed_once_per_key(table, tmp_path):
-    calls = []
-
-    def compute():
-        calls.append(1)
-        return table
-
-    for key in ("a", "a", "b"):
-        cached(tmp_path, key, compute)
-    assert len(calls) == 2
-    cached(None, "a", compute)
-    assert len(calls) == 3
+@pytest.mark.parametrize("values_at_once", [1, 40, 1 << 16])
+def test_a_few_genes_at_a_time_have_the_numbers_of_all(values_at_once, monkeypatch):
+    """Sparse cells with many ties, genes that nobody has at either end and between, groups of one and of no cells."""
+    monkeypatch.setattr(sorted_values, "_VALUES", values_at_once)
+    monkeypatch.setattr(sorted_values, "_SORTED", 8)
+    rng = np.random.default_rng(0)
+    rates = rng.gamma(0.5, 0.6, 30)
+    rates[[0, 1, 14, 29]] = 0
+    cells, controls = (np.log1p(rng.poisson(rates, (n, 30))).astype(np.float32) for n in (60, 45))
+    cells[7] = 0
+    codes = np.repeat(np.arange(4), [1, 30, 1, 28])
+    ranks = ControlRanks(sp.csr_matrix(controls))
+    fold, p_value = ranks.test(sp.csr_matrix(cells), codes, 4)
+    for i in range(4):
+        own = cells[codes == i].astype(float)
+        np.testing.assert_allclose(p_value[i], scipy_p(own, controls), rtol=1e-9, atol=1e-12)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            expected = np.log2(np.expm1(own.mean(axis=0)) / np.expm1(controls.astype(float).mean(axis=0)))
+        np.testing.assert_allclose(fold[i], np.nan_to_num(expected, nan=0.0, neginf=-np.inf, posinf=np.inf), atol=1e-9)
 
 
 def test_one_perturbation_survives_storing(cells, tmp_path):

@@ -112,10 +112,13 @@ class Cells:
         """
         if self.totals is None:
             raise EvaeError("cells that came as log1p or expected counts have no raw counts; give raw counts in X.")
-        matrix = self.matrix[:].astype(np.float64)
-        scale = np.repeat(self.totals / TARGET_TOTAL, np.diff(matrix.indptr))
-        matrix.data = np.rint(np.expm1(matrix.data) * scale)  # exact below about 1e6 counts of a gene
-        return matrix.astype(np.float32)
+        matrix = self.matrix[:].astype(np.float32)  # a copy
+        for start in range(0, len(self), _HASH_ROWS // 8):
+            ends = matrix.indptr[start : start + _HASH_ROWS // 8 + 1]
+            scale = np.repeat(self.totals[start : start + len(ends) - 1] / TARGET_TOTAL, np.diff(ends))
+            values = matrix.data[ends[0] : ends[-1]]
+            values[:] = np.rint(np.expm1(values, dtype=np.float64) * scale)  # exact below about 1e6 counts of a gene
+        return matrix
 
     def blocks(self, rows: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, sp.csr_matrix]]:
         """(row indices, their values) of all cells, or of `rows`, a few thousand at a time."""

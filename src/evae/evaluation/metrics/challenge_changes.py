@@ -21,6 +21,7 @@ MIN_CONTROL_CPM = 5.0
 PURITY = 0.9  # share of right directions down to which a ranking is followed
 MIN_GENES = 10  # changed genes that a mean error of fold changes needs
 _TINY = 1e-9
+_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class ControlCells:
     def __init__(self, counts: sp.csr_matrix) -> None:
         self.mean = counts_per_million(counts, np.zeros(counts.shape[0], dtype=int), 1)[0]
         self.tested = self.mean > MIN_CONTROL_CPM
-        self._ranks = ControlRanks(log1p_cp10k(counts, "raw counts")[:, self.tested])
+        self._ranks = ControlRanks(self._expression(counts))
 
     def changes(self, batches: Iterable[tuple[sp.csr_matrix, np.ndarray, int]]) -> Changes:
         """Differential expression of perturbations that come in batches.
@@ -76,16 +77,30 @@ class ControlCells:
         mean = counts_per_million(counts, codes, n)
         fold = np.where(self.tested, np.log2((mean + _TINY) / (self.mean + _TINY)), np.nan)
         p = np.ones_like(mean)
-        p[:, self.tested] = self._ranks.test(log1p_cp10k(counts, "raw counts")[:, self.tested], codes, n)[1]
+        p[:, self.tested] = self._ranks.test(self._expression(counts), codes, n)[1]
         return fold, p
+
+    def _expression(self, counts: sp.csr_matrix) -> sp.csr_matrix:
+        """log1p CP10K of the tested genes, (cells, tested genes)."""
+        blocks = (log1p_cp10k(counts[rows], "raw counts")[:, self.tested] for rows in _blocks(counts))
+        return sp.vstack(list(blocks), format="csr")
 
 
 def counts_per_million(counts: sp.csr_matrix, codes: np.ndarray, n: int) -> np.ndarray:
     """Mean counts per million of groups of cells, (groups, genes); `codes` is the group of each cell."""
-    totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    per_cell = 1e6 / np.where(totals > 0, totals, 1.0) / np.bincount(codes, minlength=n)[codes]
-    indicator = sp.csr_matrix((per_cell, (codes, np.arange(len(codes)))), shape=(n, len(codes)))
-    return (indicator @ counts.astype(np.float64)).toarray()
+    found, sizes = np.zeros((n, counts.shape[1])), np.bincount(codes, minlength=n)
+    for rows in _blocks(counts):
+        block, own = counts[rows].astype(np.float64), codes[rows]
+        totals = block @ np.ones(block.shape[1])
+        per_cell = 1e6 / np.where(totals > 0, totals, 1.0) / sizes[own]
+        indicator = sp.csr_matrix((per_cell, (own, np.arange(len(own)))), shape=(n, len(own)))
+        found += (indicator @ block).toarray()
+    return found
+
+
+def _blocks(counts: sp.csr_matrix) -> list[slice]:
+    """Runs of cells whose arrays are small."""
+    return [slice(start, start + _ROWS) for start in range(0, counts.shape[0], _ROWS)]
 
 
 def change_metrics(predicted: Changes, real: Changes, own: np.ndarray) -> dict[str, np.ndarray]:

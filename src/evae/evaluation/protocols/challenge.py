@@ -8,6 +8,7 @@ controls of their own, mean over the seeds. Metrics that cannot be told on these
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
@@ -26,6 +27,7 @@ GROUP, SCORES = "vcc2026", "vcc2026 score"
 EXPRESSION = "expr_mse_unbiased_capped_norm"
 _BATCH_VALUES = 1 << 17  # stored counts that a core works on at a time
 _NAMED = 10
+_Bulk: TypeAlias = tuple[np.ndarray, float]  # a pseudobulk and its noise
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class _Controls:
     counts: sp.csr_matrix
 
     @cached_property
-    def bulk(self) -> tuple[np.ndarray, float]:
+    def bulk(self) -> _Bulk:
         return bulk_of(self.counts)
 
     @cached_property
@@ -160,7 +162,7 @@ class _Context:
     def score(self, system: CountSystem) -> tuple[dict[str, float], list[Record]]:
         """The metrics of a system, and those of them that there are for every perturbation as records."""
         side = self._side(system, self.controls, self.seeds[0])
-        per_pair = self._per_pair(side, self.real, self.controls, self.controls)
+        per_pair = self._per_pair(side, self.real, self.controls.bulk, self.controls.bulk)
         n_real = self.real.n_cells
         records = [
             Record(GROUP, "pair", system.name, m, float(v), -1, n_real[i], side.n_cells[i], self.context, p)
@@ -179,19 +181,21 @@ class _Context:
             if n == 0 or not all(len(halves[0][(self.context, p)]) for p in self.perturbations):
                 comparison.notes.append(f"no real split half in {self.context}, where a perturbation has a single cell")
                 return []
-            controls = [_Controls(self.controls.counts[rows]) for rows in (order[:n], order[n : 2 * n])]
-            systems = [stored_counts(SPLIT_HALF, comparison.real, half, own=True) for half in halves]
-            first, second = (self._side(s, c) for s, c in zip(systems, controls, strict=True))
-            values = self._per_pair(second, first, controls[1], controls[0])
+            sides, bulks = [], []
+            for half, rows in zip(halves, (order[:n], order[n : 2 * n]), strict=True):
+                controls = _Controls(self.controls.counts[rows])
+                sides.append(self._side(stored_counts(SPLIT_HALF, comparison.real, half, own=True), controls))
+                bulks.append(controls.bulk)
+                del controls  # they are large
+            first, second = sides
+            values = self._per_pair(second, first, bulks[1], bulks[0])
             folds = replicate_fold_error(first.changes, second.changes, self.real.changes, self.own)
             found.append(_totals({**values, "lfc_nmae": folds}))
         return found
 
-    def _per_pair(
-        self, side: _Side, real: _Side, own_controls: _Controls, controls: _Controls
-    ) -> dict[str, np.ndarray]:
-        shifts = (side.bulks.log_expression - own_controls.bulk[0], real.bulks.log_expression - controls.bulk[0])
-        error, effect = expression_error(side.bulks, real.bulks, *controls.bulk, self.own)
+    def _per_pair(self, side: _Side, real: _Side, own_controls: _Bulk, controls: _Bulk) -> dict[str, np.ndarray]:
+        shifts = (side.bulks.log_expression - own_controls[0], real.bulks.log_expression - controls[0])
+        error, effect = expression_error(side.bulks, real.bulks, *controls, self.own)
         return {
             "pds_cosine": discrimination_cosine(*shifts, self.own),
             "expr_mse_unbiased_capped": error,
