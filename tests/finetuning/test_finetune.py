@@ -111,7 +111,7 @@ def test_the_stated_drift_is_the_change_of_old_predictions(whole, pipe, cells):
     old = [name for name in pipe.processor.perturbations if name != "control"]
     assert {name for _, name in stated} == set(old)
     tuned, given = evae.pipeline(whole, device="cpu"), controls_of(cells)
-    options = {"n_cells": 200, "seed": 5, "library_size": "controls", "progress": False}
+    options = {"n_cells": 200, "seed": 5, "library_size": "controls", "effect_transfer": 0, "progress": False}
 
     def mean(pipeline, name):  # other controls and other random numbers than the run's
         drawn = pipeline.predict(given, name, "type_A", **options).X.toarray()

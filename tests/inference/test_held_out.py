@@ -31,18 +31,18 @@ def test_every_held_out_pair_is_predicted(pipe, screen_dataset, screen_split):
     assert held_out_cells(DatasetInfo.load(screen_dataset)) == held_out
     controls = read_controls(screen_dataset, ["type_B"])
     drawn = predicted.obs.groupby(groups, observed=True).size().to_dict()
-    assert drawn == {pair: max(n, controls.n_obs) for pair, n in held_out.items()}
+    assert drawn == dict.fromkeys(held_out, 500)
     assert set(predicted.obs["support"]) == {"seen apart"}
     own = set(np.asarray(controls.X.sum(1)).ravel())
     assert set(predicted.obs["library_size"]) <= own  # never a held-out cell's own
 
 
 def test_a_pair_gets_enough_cells_for_a_steady_mean():
-    """As many as held-out cells or as controls, whichever are more; of the controls 500 and in all 100,000 count."""
+    """As many as are held out, at least 500 unless that makes more than 100,000 in all."""
     few = {("A", "x"): 20, ("A", "y"): 900, ("B", "x"): 50}
-    assert cells_to_draw(few, {"A": 700, "B": 80}) == {("A", "x"): 500, ("A", "y"): 900, ("B", "x"): 80}
+    assert cells_to_draw(few) == {("A", "x"): 500, ("A", "y"): 900, ("B", "x"): 500}
     many = {("A", f"p{i}"): 30 for i in range(1_000)}
-    assert set(cells_to_draw(many, {"A": 700}).values()) == {100}
+    assert set(cells_to_draw(many).values()) == {100}
 
 
 def test_the_number_of_cells_can_be_given(run, trained_prior, screen_dataset, tmp_path):

@@ -238,14 +238,14 @@ def _names(given: list[str], known: list[str]) -> list[str]:
 
 def _said_transfer(facts: "Mapping[str, Any]", n_pairs: int) -> str:
     moved, new = facts["effect_transfer_pairs"], facts["effect_transfer_new_pairs"]
-    said = []
-    if moved:
-        share = f"{facts['effect_transfer']:.0%}"
-        said.append(f"the means of {moved} of {n_pairs} pairs are moved by {share} towards what other cell types show")
-    if new:
-        said.append(f"those of {new}, new to training, towards what feature vectors or the parts of combinations tell")
-    few = "none, as no pair has 20 cells or more of a perturbation of which training cells tell something"
-    return f"effect transfer: {'; '.join(said) or few}"
+    if not moved + new:
+        return "effect transfer: none, as no pair has 20 cells or more of a perturbation of which training cells tell"
+    told = ["other cell types show"] * bool(moved)
+    told += [f"feature vectors or the parts of combinations tell ({new} new to training)"] * bool(new)
+    return (
+        f"effect transfer: the means of {moved + new} of {n_pairs} pairs are moved towards what {' or '.join(told)}, by "
+        f"{facts['effect_transfer']:.0%} on average"
+    )
 
 
 def _say_predicted(predicted: "ad.AnnData", out: Path) -> None:

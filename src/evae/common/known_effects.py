@@ -4,16 +4,13 @@ An effect is a log2 fold change of mean counts per 10,000, each plus `pseudo`, f
 What a perturbation does in a new cell type is the mean of what it does in the others, by three weights: the error of
 each, how much they differ (see `shrinkage.combine`), and how near their controls are to those of the new one:
 exp(-(d - smallest d) / bandwidth), with d the mean squared difference of log2 profiles of controls. The bandwidth is a
-quarter of the median d between training cell types.
+share of the median d between training cell types: that of `NEAR` with which every pair is best told by the others.
 
-`weight` says how far predicted cells are moved towards such effects: half of the correlation of the effects in one cell
-type with what the others tell of them, free of noise. So where effects carry over fully, the model and arithmetic count
-alike, which for two forecasts of unknown error is hard to beat (Bates & Granger, Operational Research Quarterly 20,
-1969), and where every cell type answers in its own way the model stands alone.
+`calibration` is the slope of the effects in one cell type on what the others tell of them, from 0, where every cell
+type answers in its own way, to 1, where what they tell is true as it stands.
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,8 +25,8 @@ from evae.common.shrinkage import combine, shrink
 
 FILE = "effects.safetensors"
 PER = 10_000.0  # counts of a cell are scaled to so many
-NEAR = 0.25  # of the median distance between cell types, the bandwidth
-MOST_JUDGED = 500  # pairs, each left out, that tell the weight
+NEAR = (0.1, 0.25, 1.0)  # of the median distance between cell types, the bandwidth
+MOST_JUDGED = 500  # pairs, each left out, that tell the bandwidth and the calibration
 LEAST_VARIANCE = 1e-6  # of an effect as it is stored, 16 bits
 
 
@@ -45,7 +42,8 @@ class KnownEffects:
         profiles: log2 of the mean counts per 10,000 of controls, plus `pseudo`, (contexts, genes); NaN of a gene that
             was not measured.
         pseudo: counts per 10,000 that are added before logarithms.
-        weight: from 0 to 0.5, see the module's docstring.
+        calibration: from 0 to 1, see the module's docstring.
+        near: the bandwidth, as a share of the median distance between cell types.
     """
 
     change: np.ndarray
@@ -54,7 +52,8 @@ class KnownEffects:
     perturbation: Sequence[str]
     profiles: np.ndarray
     pseudo: float
-    weight: float = 0.0
+    calibration: float = 0.0
+    near: float = 0.25
 
     @cached_property
     def pairs_of(self) -> dict[str, np.ndarray]:
@@ -67,7 +66,7 @@ class KnownEffects:
         """Of the distances of profiles; infinite where there is one context alone."""
         every = [self.distances(profile, self.profiles[:row]) for row, profile in enumerate(self.profiles)]
         between = np.concatenate([d for d in every if len(d)] or [np.array([np.inf])])
-        return max(NEAR * float(np.median(between)), 1e-12)
+        return max(self.near * float(np.median(between)), 1e-12)
 
     def distances(self, profile: np.ndarray, others: np.ndarray) -> np.ndarray:
         """Mean squared differences over the genes that both have, (others,)."""
@@ -111,23 +110,31 @@ class KnownEffects:
         )
         return effect, error, counted
 
-    def weighed(self) -> "KnownEffects":
-        """The same with its `weight`, from the pairs, each predicted by the other cell types."""
-        both = told = shown = 0.0
+    def judged(self) -> "KnownEffects":
+        """The same with its bandwidth and `calibration`, from the pairs, each told by the other cell types."""
         several = np.concatenate([pairs for pairs in self.pairs_of.values() if len(pairs) > 1] or [np.zeros(0, int)])
-        for pair in several[:: -(-len(several) // MOST_JUDGED) or 1]:
-            effect = self.carried(self.perturbation[pair], self.profiles[self.context[pair]], but=int(pair))
+        pairs = several[:: -(-len(several) // MOST_JUDGED) or 1].tolist()
+        best = min((replace(self, near=near) for near in NEAR), key=lambda one: one._miss(pairs))
+        both = told = 0.0
+        for pair in pairs:
+            effect = best.carried(self.perturbation[pair], self.profiles[self.context[pair]], but=pair)
             assert effect is not None
-            change, variance = self.change[pair].astype(np.float64), self.variance[pair].astype(np.float64)
-            precision = 1 / variance
-            both += float((precision * change * effect).sum())
+            precision = 1 / self.variance[pair].astype(np.float64)
+            both += float((precision * self.change[pair] * effect).sum())
             told += float((precision * effect**2).sum())
-            shown += float((precision * (change**2 - np.where(np.isfinite(variance), variance, 0))).sum())
-        correlation = both / math.sqrt(told * shown) if min(both, told, shown) > 0 else 0.0
-        return replace(self, weight=0.5 * min(correlation, 1.0))
+        return replace(best, calibration=min(max(both / told, 0.0), 1.0) if told else 0.0)
+
+    def _miss(self, pairs: Sequence[int]) -> float:
+        """Squared errors of pairs told by the other cell types, over their own variances; not shrunk, which is slow."""
+        missed = 0.0
+        for pair in pairs:
+            others = self.pairs_of[self.perturbation[pair]]
+            effect = self._combined(others[others != pair], self.profiles[self.context[pair]])[0]
+            missed += float(((self.change[pair] - effect) ** 2 / self.variance[pair].astype(np.float64)).sum())
+        return missed
 
     def joined(self, more: "KnownEffects") -> "KnownEffects":
-        """These and further ones over the same genes, with the weight of all."""
+        """These and further ones over the same genes, judged anew."""
         return KnownEffects(
             np.concatenate([self.change, more.change]),
             np.concatenate([self.variance, more.variance]),
@@ -135,7 +142,7 @@ class KnownEffects:
             [*self.perturbation, *more.perturbation],
             np.concatenate([self.profiles, more.profiles]),
             self.pseudo,
-        ).weighed()
+        ).judged()
 
     def save(self, folder: Path) -> Path:
         """Write them into a model's folder."""
@@ -145,7 +152,8 @@ class KnownEffects:
             "context": self.context.astype(np.int32),
             "profiles": self.profiles.astype(np.float32),
         }
-        facts = {"pseudo": self.pseudo, "weight": self.weight, "perturbations": list(self.perturbation)}
+        facts = {"pseudo": self.pseudo, "calibration": self.calibration, "near": self.near}
+        facts |= {"perturbations": list(self.perturbation)}
         return write_bytes(folder / FILE, save(arrays, {"evae": json.dumps(facts)}))
 
     @classmethod
@@ -162,4 +170,7 @@ class KnownEffects:
         shapes = {arrays[name].shape for name in ("change", "variance")} | {(pairs, arrays["profiles"].shape[1])}
         if len(shapes) > 1 or len(names) != pairs or arrays["context"].shape != (pairs,):
             raise ValueError("its parts do not fit together")
-        return cls(perturbation=names, pseudo=float(facts["pseudo"]), weight=float(facts["weight"]), **arrays)
+        # older files have half of a correlation in place of the slope
+        slope = float(facts["calibration"]) if "calibration" in facts else 2 * float(facts["weight"])
+        how = {"pseudo": float(facts["pseudo"]), "calibration": slope, "near": float(facts.get("near", cls.near))}
+        return cls(perturbation=names, **how, **arrays)

@@ -88,8 +88,9 @@ def what_it_reads(config: Any, effects: KnownEffects | None = None) -> str:
     text += "."
     if effects is not None:
         text += (
-            f" `evae` moves the means of predictions by {effects.weight:.0%} towards what the perturbation does in the "
-            "cell types of training (`effects.safetensors`); with transformers alone cells are as drawn."
+            " `evae` moves the means of predictions towards what the training cells tell of the perturbation "
+            f"(`effects.safetensors`; calibration of effects in other cell types {effects.calibration:.2f}); with "
+            "transformers alone cells are as drawn."
         )
     return text
 

@@ -1,12 +1,12 @@
 """What arithmetic on the training cells tells of a perturbation in some cell type.
 
-measured   some cell type of training has it: see `evae.common.known_effects`, which gives the weight too
-parts      a combination whose parts are known: the sum of their effects, in log2; its weight is SUMMED
+measured   some cell type of training has it: see `evae.common.known_effects`, which says how far to trust it
+parts      a combination whose parts are known: the sum of their effects, in log2
 features   no cell has it, but the prior knows its feature vector: kernel ridge regression on the vectors of the
-           measured ones, see `evae.effects.features`; its weight is TOLD
+           measured ones, see `evae.effects.features`
 
 For perturbations that training never saw, linear models and means have the better mean effects than networks
-(Ahlmann-Eltze, Huber & Anders, Nature Methods 2025), so that the prior's own part is small or none there.
+(Ahlmann-Eltze, Huber & Anders, Nature Methods 2025), so that the last two are trusted fully.
 """
 
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
@@ -19,8 +19,6 @@ from evae.common.known_effects import KnownEffects
 from evae.effects.features import LEAST, told_by_features
 from evae.inference.checkpoint import Checkpoint
 
-SUMMED = 0.5  # the mean of two forecasts of unknown error
-TOLD = 1.0
 MOST_KERNEL = 2_000  # measured perturbations, above which their kernel takes too long and ridge regression stands in
 
 
@@ -30,12 +28,12 @@ class Carried:
 
     Attributes:
         effect: log2 fold changes, (genes,).
-        weight: how far cells are moved towards it, from 0 to 1.
+        trust: from 0, it says nothing, to 1.
         measured: whether some cell type of training has the perturbation.
     """
 
     effect: np.ndarray
-    weight: float
+    trust: float = 1.0
     measured: bool = False
 
 
@@ -86,14 +84,14 @@ class CarriedEffects:
             if own in by_parts:
                 effect = self.known.carried(by_parts[own], log)
                 assert effect is not None
-                found[name] = Carried(effect, self.known.weight, measured=True)
+                found[name] = Carried(effect, self.known.calibration, measured=True)
                 continue
             each = [
                 told[p] if p in told else self.known.carried(by_parts.get(frozenset([p]), ""), log) for p in sorted(own)
             ]
             effects = [effect for effect in each if effect is not None]
             if len(effects) == len(own):
-                found[name] = Carried(np.sum(effects, axis=0), TOLD if own & told.keys() else SUMMED)
+                found[name] = Carried(np.sum(effects, axis=0))
         return found
 
     def _told(self, names: Collection[str], cell_type: str, log: np.ndarray) -> dict[str, np.ndarray]:

@@ -85,10 +85,9 @@ def predict_held_out(
     if not pairs:
         raise EvaeError(f"{dataset} holds out no perturbed cells; prepare it with --split.")
     controls = read_controls(dataset, list(dict.fromkeys(c for c, _ in pairs)))
-    n_controls = {str(name): int(n) for name, n in controls.obs["cell_type"].value_counts().items()}
     return pipe.predict(
         controls,
-        n_cells=cells_to_draw(pairs, n_controls) if n_cells is None else dict.fromkeys(pairs, n_cells),
+        n_cells=cells_to_draw(pairs) if n_cells is None else dict.fromkeys(pairs, n_cells),
         control=dataset.info.control,
         seed=seed,
         batch_size=batch_size,
@@ -97,16 +96,14 @@ def predict_held_out(
     )
 
 
-def cells_to_draw(pairs: Mapping[Pair, int], n_controls: Mapping[str, int]) -> dict[Pair, int]:
+def cells_to_draw(pairs: Mapping[Pair, int]) -> dict[Pair, int]:
     """How many cells to draw of every held-out pair: as many as are held out, and enough for a steady mean.
 
-    The mean of few drawn cells is noisy, and an evaluation takes that noise for error. Shifted controls have the mean
-    of all controls of the cell type; so a pair gets as many cells as there are controls, of these at most `STEADY`, in
-    all at most `STEADY_IN_ALL`.
+    The mean of few drawn cells is noisy, and an evaluation takes that noise for error. So a pair gets `STEADY` cells,
+    fewer where that would make more than `STEADY_IN_ALL`.
 
     Args:
         pairs: number of held-out cells of every pair.
-        n_controls: number of controls of every cell type.
     """
-    most = min(STEADY, STEADY_IN_ALL // len(pairs))
-    return {pair: max(n, min(n_controls[pair[0]], most)) for pair, n in pairs.items()}
+    least = min(STEADY, STEADY_IN_ALL // len(pairs))
+    return {pair: max(n, least) for pair, n in pairs.items()}

@@ -261,7 +261,7 @@ def _draw(
     elif transfers and read is not None:
         transfer = EffectTransfer.of(prior, read.cells, read.found, folds)
         X, moved = transfer.move(X, obs, seed, asked.effect_transfer)
-        facts |= moved.facts(transfer.known.weight if asked.effect_transfer is None else asked.effect_transfer)
+        facts |= moved.facts()
     keep_own_columns(obs, controls, {asked.cell_type_key: "cell_type", asked.perturbation_key: "perturbation"})
     var = planned_genes(prior.processor, controls)
     return ad.AnnData(X=X, obs=obs, var=var, uns={"evae": facts | prior.provenance()})

@@ -3,8 +3,13 @@
 A prior draws whole cells and knows the state of the controls; arithmetic knows a perturbation's mean effect with less
 noise. Each errs in its own way, so that the mean of both is nearer to real cells than either. In log2(mean counts per
 10,000 + pseudo) the wanted mean of a gene lies between that of the drawn cells and that of the controls plus the
-effect, by the weight of `CarriedEffects`. Molecules are then taken from genes and added to others as in `matching`, so
-that counts stay whole and cells keep what is their own.
+effect. Molecules are then taken from genes and added to others as in `matching`, so that counts stay whole and cells
+keep what is their own.
+
+How far cells are moved: where they show all of the effect (the slope of their own change on it is 1), they have learnt
+what is known and may add to it, and both count alike, as is best for two forecasts of like error (Bates & Granger,
+Operational Research Quarterly 20, 1969). Where they show none of it, the prior does not know the perturbation, and its
+mean gives way. So the weight is trust x (1 - slope / 2), with the slope from 0 to 1.
 """
 
 from collections.abc import Container, Mapping
@@ -20,7 +25,7 @@ from evae.common.known_effects import PER, KnownEffects
 from evae.data.format import Pair
 from evae.data.reading.anndata_counts import AnnDataCounts
 from evae.data.reading.panel import over_panel
-from evae.inference.carried_effects import CarriedEffects
+from evae.inference.carried_effects import Carried, CarriedEffects
 from evae.inference.checkpoint import Checkpoint
 from evae.inference.matching import whole_totals, with_totals
 from evae.inference.sampling import READ_BATCH, ControlFacts
@@ -33,17 +38,18 @@ class Moved:
     """The pairs whose cells were moved.
 
     Attributes:
-        measured: those whose perturbation training saw.
+        measured: those whose perturbation training saw, and by what weight.
         new: those whose effect is told by the parts of a combination or by feature vectors.
     """
 
-    measured: list[Pair] = field(default_factory=list)
-    new: list[Pair] = field(default_factory=list)
+    measured: dict[Pair, float] = field(default_factory=dict)
+    new: dict[Pair, float] = field(default_factory=dict)
 
-    def facts(self, weight: float) -> dict[str, float]:
-        """What `uns["evae"]` says of it; `weight` is that of the measured."""
-        said = {"effect_transfer": weight if self.measured else 0.0, "effect_transfer_pairs": len(self.measured)}
-        return said | {"effect_transfer_new_pairs": len(self.new)}
+    def facts(self) -> dict[str, float]:
+        """What `uns["evae"]` says of it: the mean weight and the numbers of pairs."""
+        weights = [*self.measured.values(), *self.new.values()]
+        said = {"effect_transfer": float(np.mean(weights)) if weights else 0.0}
+        return said | {"effect_transfer_pairs": len(self.measured), "effect_transfer_new_pairs": len(self.new)}
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class EffectTransfer:
             counts: raw counts, (cells, genes).
             obs: `cell_type` and `perturbation` of the cells.
             seed: of the molecules that are taken and added.
-            weight: 0 leaves the cells as they are, 1 gives them the mean that is told; None takes the effects' own.
+            weight: 0 leaves the cells as they are, 1 gives them the mean that is told; None finds that of each pair.
 
         Returns:
             the counts, CSR float32 (cells, genes), and the pairs that were moved: those of at least FEWEST_CELLS cells
@@ -102,25 +108,37 @@ class EffectTransfer:
         for number, (pair, cells) in enumerate(groups.items()):
             drawn, kind, name = counts[cells], str(pair[0]), str(pair[1])
             one = carried.get(kind, {}).get(name)
-            share = 0.0 if one is None else one.weight if weight is None else weight
-            if one is not None and share:
+            if one is not None and (one.trust if weight is None else weight):
                 rng = np.random.default_rng((seed, 1, number))
-                drawn = self._towards(drawn, logs[kind] + one.effect, share, rng)
-                (moved.measured if one.measured else moved.new).append((kind, name))
+                drawn, share = self._towards(drawn, logs[kind], one, weight, rng)
+                (moved.measured if one.measured else moved.new)[kind, name] = share
             blocks.append(drawn)
             order.append(cells)
         places = np.argsort(np.concatenate(order), kind="stable")
         return sp.csr_matrix(sp.vstack(blocks, format="csr")[places]), moved
 
-    def _towards(self, drawn: sp.csr_matrix, log: np.ndarray, weight: float, rng: np.random.Generator) -> sp.csr_matrix:
-        """The cells of a pair, whose log2 mean goes towards `log`, (genes,); genes that are NaN there stay."""
+    def _towards(
+        self, drawn: sp.csr_matrix, log: np.ndarray, told: Carried, weight: float | None, rng: np.random.Generator
+    ) -> tuple[sp.csr_matrix, float]:
+        """The cells of a pair, whose log2 mean goes towards `log` plus the effect, and by what weight.
+
+        Genes that are NaN in `log`, (genes,), stay.
+        """
         mean = mean_rates(drawn)
         drawn_log = np.log2(mean + self.known.pseudo)
-        wanted = np.exp2(drawn_log + weight * (log - drawn_log)) - self.known.pseudo
+        if weight is None:
+            weight = told.trust * (1 - shown(np.nan_to_num(drawn_log - log), told.effect) / 2)
+        wanted = np.exp2(drawn_log + weight * (log + told.effect - drawn_log)) - self.known.pseudo
         change = np.nan_to_num(np.maximum(wanted, 0) - mean)
         totals = np.asarray(drawn.sum(axis=0), dtype=np.float64).ravel()
         aim = np.maximum(totals + totals.sum() / PER * change, 0)
-        return with_totals(drawn, whole_totals(aim, totals.sum()), rng)
+        return with_totals(drawn, whole_totals(aim, totals.sum()), rng), weight
+
+
+def shown(change: np.ndarray, effect: np.ndarray) -> float:
+    """How much of an effect a change shows, from 0 to 1: the slope of one on the other, (genes,) each."""
+    power = float(effect @ effect)
+    return min(max(float(change @ effect) / power, 0.0), 1.0) if power else 1.0
 
 
 def mean_rates(counts: sp.csr_matrix) -> np.ndarray:

@@ -145,11 +145,13 @@ def keep_effects(
         before: what a prior that is trained on had.
     """
     known = measure_effects(datasets, processor.genes, before)
-    if known is not None and known.weight:
-        known.save(folder)
+    if known is None:
+        return
+    known.save(folder)
+    if known.calibration:
         LOG.info(
-            f"effects in one cell type correlate by {2 * known.weight:.2f} with what the others tell; predictions are "
-            f"moved towards that by {known.weight:.0%}"
+            f"of what other cell types tell of an effect {known.calibration:.0%} is found; the means of predictions are "
+            "moved towards it"
         )
 
 

@@ -31,7 +31,7 @@ def measure_effects(
         shifts = read_shifts(dataset, None if known is None else known.pseudo)
         if len(shifts.change):
             found = _over(shifts, dataset, genes)
-            known = found.weighed() if known is None else known.joined(found)
+            known = found.judged() if known is None else known.joined(found)
     return known
 
 
