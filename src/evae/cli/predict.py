@@ -78,7 +78,7 @@ def predict(
     effect_transfer: Annotated[
         float | None,
         typer.Option(
-            help="How far to move means towards what training cells tell, 0 to 1; what training found if left out."
+            help="How far to move means towards what training cells tell, 0 to 1; found for each pair if left out."
         ),
     ] = None,
     library_size: Annotated[
@@ -243,8 +243,8 @@ def _said_transfer(facts: "Mapping[str, Any]", n_pairs: int) -> str:
     told = ["other cell types show"] * bool(moved)
     told += [f"feature vectors or the parts of combinations tell ({new} new to training)"] * bool(new)
     return (
-        f"effect transfer: the means of {moved + new} of {n_pairs} pairs are moved towards what {' or '.join(told)}, by "
-        f"{facts['effect_transfer']:.0%} on average"
+        f"effect transfer: the means of {moved + new} of {n_pairs} pairs are moved towards what {' or '.join(told)}, "
+        f"by {facts['effect_transfer']:.0%} on average"
     )
 
 

@@ -152,8 +152,8 @@ class KnownEffects:
             "context": self.context.astype(np.int32),
             "profiles": self.profiles.astype(np.float32),
         }
-        facts = {"pseudo": self.pseudo, "calibration": self.calibration, "near": self.near}
-        facts |= {"perturbations": list(self.perturbation)}
+        told = {"pseudo": self.pseudo, "calibration": self.calibration, "near": self.near}
+        facts = told | {"perturbations": list(self.perturbation)}
         return write_bytes(folder / FILE, save(arrays, {"evae": json.dumps(facts)}))
 
     @classmethod
@@ -172,5 +172,5 @@ class KnownEffects:
             raise ValueError("its parts do not fit together")
         # older files have half of a correlation in place of the slope
         slope = float(facts["calibration"]) if "calibration" in facts else 2 * float(facts["weight"])
-        how = {"pseudo": float(facts["pseudo"]), "calibration": slope, "near": float(facts.get("near", cls.near))}
-        return cls(perturbation=names, **how, **arrays)
+        near = float(facts.get("near", cls.near))
+        return cls(perturbation=names, pseudo=float(facts["pseudo"]), calibration=slope, near=near, **arrays)

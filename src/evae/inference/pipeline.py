@@ -109,8 +109,8 @@ class Pipeline(LoadedModel):
             effect_transfer: how far the mean of the drawn cells is moved towards the effect that training cells tell: 0
                 leaves them as drawn, 1 gives them that mean. Of a perturbation that some cell type of training has, it
                 is the effect there, those most like the controls first; of a combination the sum of its parts; of a
-                perturbation known by its feature vector alone, what the vectors tell. None takes the weights of
-                `evae.inference.carried_effects`, where the model keeps effects. Pairs of fewer than 20 cells, and
+                perturbation known by its feature vector alone, what the vectors tell. None finds how far for each
+                pair, see `evae.inference.transfer`, where the model keeps effects. Pairs of fewer than 20 cells, and
                 perturbations whose effects are given, stay as drawn.
             library_size: total counts of the predicted cells: "predicted" from the control's, the perturbation and the
                 cell type, those of the "controls", some of the "training" cells, or numbers (cells,). None takes what

@@ -150,8 +150,8 @@ def keep_effects(
     known.save(folder)
     if known.calibration:
         LOG.info(
-            f"of what other cell types tell of an effect {known.calibration:.0%} is found; the means of predictions are "
-            "moved towards it"
+            f"of what other cell types tell of an effect {known.calibration:.0%} is found; predictions are moved "
+            "towards it"
         )
 
 
