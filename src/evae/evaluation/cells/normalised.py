@@ -140,7 +140,8 @@ class Cells:
     def _digest(self, rows: np.ndarray | None) -> str:
         sha = hashlib.sha256("\x1f".join(self.genes.tolist()).encode())
         for part, matrix in self.blocks(rows):
-            for array in (np.diff(matrix.indptr).astype(np.int64), matrix.indices.astype(np.int32), matrix.data):
+            genes = matrix.indices.astype(np.uint16 if len(self.genes) <= 1 << 16 else np.int32)
+            for array in (np.diff(matrix.indptr).astype(np.int64), genes, matrix.data):
                 sha.update(np.ascontiguousarray(array).data)
             for labels in (self.perturbation[part], self.cell_type[part]):
                 sha.update("\x1f".join(labels.tolist()).encode())
@@ -167,19 +168,23 @@ def log1p_and_totals(matrix: Any, scale: str, columns: np.ndarray | None = None)
         Sparse float32 of shape (cells, panel), in which a cell without counts stays empty, and the totals that
         were divided by, (cells,).
     """
-    matrix = sp.csr_matrix(matrix, dtype=np.float64, copy=True)
+    matrix = sp.csr_matrix(matrix)
     if columns is not None:
         matrix = sp.csr_matrix(matrix[:, columns])
-    values = matrix.data
+    values = matrix.data.astype(np.float64)  # a copy
     if scale == "log1p":
         with np.errstate(over="ignore"):  # such totals are refused
             np.expm1(values, out=values)
-    totals = matrix @ np.ones(matrix.shape[1])  # (cells,)
+    totals = sp.csr_matrix((values, matrix.indices, matrix.indptr), matrix.shape) @ np.ones(matrix.shape[1])  # (cells,)
     if scale == "log1p":
         totals = _six_digits(totals)
-    values *= np.repeat(TARGET_TOTAL / np.where(totals > 0, totals, 1.0), np.diff(matrix.indptr))
-    np.log1p(values, out=values)
-    matrix = sp.csr_matrix((values.astype(np.float32), matrix.indices, matrix.indptr), matrix.shape)
+    if scale == "log1p" and np.isin(totals, (0.0, TARGET_TOTAL)).all():
+        values = matrix.data  # already so: in float64 log1p takes expm1 of a float32 back exactly
+    else:
+        values *= np.repeat(TARGET_TOTAL / np.where(totals > 0, totals, 1.0), np.diff(matrix.indptr))
+        np.log1p(values, out=values)
+    parts = values.astype(np.float32), matrix.indices, matrix.indptr
+    matrix = sp.csr_matrix(parts, matrix.shape, copy=True)
     matrix.eliminate_zeros()
     matrix.sort_indices()
     return matrix, totals

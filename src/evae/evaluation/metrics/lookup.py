@@ -40,7 +40,7 @@ class Lookup:
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """As numpy.searchsorted(self.keys, keys) of sorted keys, (keys,): the first entry that is not smaller."""
-        found: np.ndarray = self._start.take(self._bucket(keys))
+        found = self._start.take(self._bucket(keys)).astype(np.intp)  # as numpy wants indices, or casts them each time
         for _ in range(_FULL_STEPS):
             found += self.keys.take(found) < keys
         left = np.flatnonzero(self.keys.take(found) < keys)

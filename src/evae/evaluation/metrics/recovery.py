@@ -116,7 +116,7 @@ def areas(positive: np.ndarray, score: np.ndarray) -> tuple[float, float]:
     n_positive = int(positive.sum())
     if not 0 < n_positive < len(positive):
         return float("nan"), float("nan")
-    order = np.argsort(-score, kind="stable")
+    order = np.argsort(-score)
     hits = np.cumsum(positive[order])
     last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))  # the last gene of each run of equal scores
     hits, called = hits[last], last + 1

@@ -30,7 +30,7 @@ from evae.evaluation.metrics.distances import distances_between
 from evae.evaluation.metrics.diversity import diversity_metrics
 from evae.evaluation.metrics.pseudobulk import discrimination_scores, pseudobulk_metrics
 from evae.evaluation.protocols.record import Record
-from evae.evaluation.protocols.stored import real_key, stored_records
+from evae.evaluation.protocols.stored import real_key, stored_records, stored_values
 from evae.evaluation.systems.baselines import System, real_system, sampled
 from evae.evaluation.systems.names import SPLIT_HALF
 
@@ -101,11 +101,15 @@ def perturbation_protocol(
     """Pearson delta, MAE, MSE and discrimination of every pair.
 
     The ceiling is the split half: half B stands for the prediction of half A, with the same controls on both
-    sides, as the model has. It is kept in the folder `cache`.
+    sides, as the model has. It and the real means are kept in the folder `cache`.
     """
     controls, sizes = comparison.control_means, comparison.n_real
     whole = real_system(comparison)
-    truth = {pair: whole.mean(pair) for pair in comparison.pairs}
+    key = "" if cache is None else real_key(comparison)
+    means = stored_values(
+        cache, f"{key}-means", lambda: np.array([whole.mean(pair) for pair in comparison.pairs])
+    )  # (pairs, genes)
+    truth = dict(zip(comparison.pairs, means, strict=True))
     records: list[Record] = []
     for system in progress(systems, "perturbation metrics"):
         answered = set(system.pairs)
@@ -113,8 +117,7 @@ def perturbation_protocol(
         n = {pair: (system.available or sizes)[pair] for pair in predicted}
         records += pseudobulk_records(comparison, system.name, predicted, truth, controls, -1, sizes, n)
     for seed in seeds:
-        key = "" if cache is None else f"{real_key(comparison)}-pseudobulks-seed{seed}"
-        records += stored_records(cache, key, partial(_half_pseudobulks, comparison, seed))
+        records += stored_records(cache, f"{key}-pseudobulks-seed{seed}", partial(_half_pseudobulks, comparison, seed))
     return records
 
 

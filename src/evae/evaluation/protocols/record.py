@@ -1,13 +1,11 @@
 """One number of an evaluation, with everything needed to read it."""
 
-from dataclasses import dataclass
-from operator import attrgetter
+from typing import NamedTuple
 
 import pandas as pd
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One number of the evaluation, with everything needed to read it.
 
     Attributes:
@@ -36,5 +34,4 @@ class Record:
 
 def to_frame(records: list[Record]) -> pd.DataFrame:
     """Records as a table, one row each."""
-    names = list(Record.__annotations__)
-    return pd.DataFrame(list(map(attrgetter(*names), records)), columns=names)
+    return pd.DataFrame(records, columns=list(Record._fields))

@@ -1,21 +1,22 @@
-"""What is known of the real cells alone, kept for the next prediction: records of their split half.
+"""What is known of the real cells alone, kept for the next prediction: means, and records of their split half.
 
-A key says which cells the records are of, and by which code: when a metric changes, its records are computed anew.
+A key says which cells these are of, and by which code: when a metric changes, its records are computed anew.
 """
 
 import hashlib
 import json
 from collections.abc import Callable
 from functools import cache
-from operator import attrgetter
 from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from evae.common.files import atomic_write
 from evae.evaluation import cells, metrics, protocols
 from evae.evaluation.cells import Comparison
 from evae.evaluation.protocols.record import Record
-
-_COLUMNS = tuple(Record.__annotations__)
 
 
 def real_key(comparison: Comparison) -> str:
@@ -35,12 +36,26 @@ def stored_records(folder: Path | None, key: str, compute: Callable[[], list[Rec
         return compute()
     path = folder / f"{key}.json"
     if path.exists():
-        columns = json.loads(path.read_text())
-        return [Record(*row) for row in zip(*(columns[name] for name in _COLUMNS), strict=True)]
+        return [Record(*row) for row in zip(*json.loads(path.read_text()).values(), strict=True)]
     records = compute()
+    columns = zip(*records, strict=True) if records else [[]] * len(Record._fields)
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps({name: list(map(attrgetter(name), records)) for name in _COLUMNS}))
+        temporary.write_text(json.dumps(dict(zip(Record._fields, columns, strict=True))))
     return records
+
+
+def stored_values(folder: Path | None, key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array stored under `key`, else computed and stored; None as folder stores nothing."""
+    if folder is None:
+        return compute()
+    path = folder / f"{key}.safetensors"
+    if path.exists():
+        with safe_open(path, "numpy") as stored:
+            return stored.get_tensor("values")
+    values = np.ascontiguousarray(compute())
+    with atomic_write(path) as temporary:
+        save_file({"values": values}, temporary)
+    return values
 
 
 @cache
