@@ -7,7 +7,7 @@ import pytest
 from evae.evaluation import evaluate
 from evae.evaluation.protocols import stored
 from evae.evaluation.protocols.record import Record
-from evae.evaluation.protocols.stored import is_stored, stored_records
+from evae.evaluation.protocols.stored import is_stored, stored_records, stored_values
 
 SETTINGS = {"suite": "perturbation", "seeds": (0, 1), "with_baselines": False, "progress": False}
 
@@ -26,6 +26,16 @@ def test_records_come_back_exactly(tmp_path):
     assert is_stored(tmp_path / "deep", "key")
     assert stored_records(None, "key", list) == []
     assert not is_stored(None, "key")
+
+
+def test_values_come_back_exactly(tmp_path):
+    values = np.array([[0.1, np.nan], [np.inf, -0.0]]).T  # not in the order of C
+    for found in (
+        stored_values(tmp_path, "key", lambda: values),
+        stored_values(tmp_path, "key", lambda: pytest.fail("computed again")),
+        stored_values(None, "key", lambda: values),
+    ):
+        np.testing.assert_array_equal(found, values)
 
 
 def test_the_split_half_of_a_second_prediction_is_the_stored_one(real, perfect, screen, tmp_path, monkeypatch):

@@ -115,6 +115,8 @@ class Source:
 
     def columns(self, genes: GeneColumns) -> np.ndarray | None:
         """Where the panel's genes stand in this source; None when it is the panel already."""
+        if genes == self.genes:
+            return None
         position = match_genes(genes, self.genes, self.name)
         if len(self.genes) == len(genes) and (position == np.arange(len(genes))).all():
             return None

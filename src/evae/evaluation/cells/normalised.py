@@ -18,10 +18,28 @@ _HASH_ROWS = 4_096
 _DENSE = 4  # rows are read with those between them where at least one of so many is wanted
 
 
+class ContentDigest:
+    """A digest of rows of a sparse matrix that come in parts, whatever the parts are."""
+
+    def __init__(self, n_genes: int) -> None:
+        self._sizes, self._genes, self._values = (hashlib.sha256() for _ in range(3))
+        self._kind = np.uint16 if n_genes <= 1 << 16 else np.int32
+
+    def update(self, matrix: sp.csr_matrix) -> None:
+        """Add rows, float32 CSR."""
+        self._sizes.update(np.diff(matrix.indptr).astype(np.int64).data)
+        self._genes.update(matrix.indices.astype(self._kind).data)
+        self._values.update(np.ascontiguousarray(matrix.data).data)
+
+    def digest(self) -> bytes:
+        return b"".join(part.digest() for part in (self._sizes, self._genes, self._values))
+
+
 class StoredRows:
     """A sparse matrix whose rows lie in an unnamed temporary file: only the rows asked for are in memory.
 
     `matrix[rows]` gives those rows as a CSR matrix, as it does of a CSR matrix. The file goes with the object.
+    `content` is the digest of all rows.
     """
 
     def __init__(self, n_genes: int) -> None:
@@ -29,13 +47,14 @@ class StoredRows:
         self._genes, self._values = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         self._ends = [np.zeros(1, dtype=np.int64)]  # where each row ends, in values
         self._lock = threading.Lock()
-        self.n_genes = n_genes
+        self.n_genes, self.content = n_genes, ContentDigest(n_genes)
 
     def append(self, matrix: sp.csr_matrix) -> None:
         """Add rows, float32 CSR."""
         self._genes.write(matrix.indices.astype(np.int32).tobytes())
         self._values.write(matrix.data.astype(np.float32).tobytes())
         self._ends.append(self._ends[-1][-1] + matrix.indptr[1:].astype(np.int64))
+        self.content.update(matrix)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -139,10 +158,16 @@ class Cells:
 
     def _digest(self, rows: np.ndarray | None) -> str:
         sha = hashlib.sha256("\x1f".join(self.genes.tolist()).encode())
-        for part, matrix in self.blocks(rows):
-            genes = matrix.indices.astype(np.uint16 if len(self.genes) <= 1 << 16 else np.int32)
-            for array in (np.diff(matrix.indptr).astype(np.int64), genes, matrix.data):
-                sha.update(np.ascontiguousarray(array).data)
+        if rows is None and isinstance(self.matrix, StoredRows):
+            content = self.matrix.content
+        else:
+            content = ContentDigest(len(self.genes))
+            for _, matrix in self.blocks(rows):
+                content.update(matrix)
+        sha.update(content.digest())
+        own = np.arange(len(self)) if rows is None else rows
+        for start in range(0, len(own), _HASH_ROWS):
+            part = own[start : start + _HASH_ROWS]
             for labels in (self.perturbation[part], self.cell_type[part]):
                 sha.update("\x1f".join(labels.tolist()).encode())
         return sha.hexdigest()

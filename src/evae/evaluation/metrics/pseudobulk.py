@@ -68,10 +68,10 @@ def discrimination_scores(
         return {name: np.full(n, np.nan) for name in DISCRIMINATION}
     column = {g: i for i, g in enumerate(genes.tolist())}
     l1 = cdist(real, predicted, "cityblock")  # (real perturbations, predicted perturbations)
-    l2 = cdist(real, predicted, "sqeuclidean")
     dot = real @ predicted.T
     norm_real = np.repeat((real**2).sum(axis=1)[:, None], n, axis=1)
     norm_predicted = np.repeat((predicted**2).sum(axis=1)[None], n, axis=0)
+    l2 = norm_real + norm_predicted - 2 * dot  # squared
     for j, name in enumerate(perturbations):
         g = column.get(name)
         if g is not None:
