@@ -182,7 +182,7 @@ def test_one_real_cell_is_enough_for_what_needs_no_half(screen, real, perfect):
     for suite in ("paper", "robust", "perturbation"):
         result = evaluate(perfect, one, screen, suite=suite, cache=None, **QUIET)
         groups |= dict(list(result.summary().groupby("group")))
-        assert any("1 of 1 pairs have a single real cell" in note for note in result.stamp["notes"])
+        assert any("1 of 1 pair with a single real cell" in note for note in result.stamp["notes"])
         rendered(result)
     own = {name: part.query("system == 'model'").set_index("metric")["value"] for name, part in groups.items()}
     assert np.isfinite(own["paper"]["w2"])

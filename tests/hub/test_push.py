@@ -134,7 +134,7 @@ def test_several_datasets(hub, login, folder, run, tmp_path):
         assert f"--config training/settings.yaml 'dataset=[{','.join(local)}]' tokenizer=runs/tokenizer" in text
     refused = run("push", folder, "me/two", "--dataset", "evae/replogle")
     assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert "1 Hub ids for the 2 datasets" in refused.err
+    assert "1 Hub id for the 2 datasets" in refused.err
 
 
 def test_dry_run_sends_nothing(hub, login, trained_prior, run):

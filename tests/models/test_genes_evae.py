@@ -74,7 +74,7 @@ class TestColumns:
         assert found == GeneColumns(["DUP", "DUP", "JAK2"], IDS, [IDS[0], IDS[1], "JAK2"])
         assert gene_columns(["DUP", "DUP", "JAK2"], {"gene_ids": IDS}) == found
         for ids in ({}, {"gene_ids": [IDS[0], IDS[0], IDS[2]]}, {"gene_ids": [IDS[0], "", IDS[2]]}):
-            with pytest.raises(EvaeError, match=r"1 genes stand more than once \('DUP'\)"):
+            with pytest.raises(EvaeError, match=r"1 gene stands more than once \('DUP'\)"):
                 gene_columns(["DUP", "DUP", "JAK2"], ids)
         with pytest.raises(EvaeError, match=rf"more than once \('{IDS[0]}'\)"):
             gene_columns([f"{IDS[0]}.1", f"{IDS[0]}.2"])
@@ -115,7 +115,7 @@ class TestMatching:
 
     def test_an_ambiguous_symbol_is_named(self):
         given = gene_columns(IDS, {"symbol": ["DUP", "JAK2", "DUP"]})
-        message = rf"1 symbols .* stand for several genes of a\.h5ad: DUP \({IDS[0]}, {IDS[2]}\); .* Ensembl ids"
+        message = rf"1 symbol .* stands for several genes of a\.h5ad: DUP \({IDS[0]}, {IDS[2]}\); .* Ensembl ids"
         with pytest.raises(EvaeError, match=message):
             match_genes(GeneColumns.of_panel(["JAK2", "DUP"]), given, "a.h5ad")
         assert match_genes(GeneColumns.of_panel(["JAK2", IDS[2]]), given).tolist() == [1, 2]

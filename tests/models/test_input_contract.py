@@ -124,7 +124,7 @@ class TestGenes:
 
     def test_genes_twice(self, processor, matrix):
         twice = anndata(matrix, [*GENES[:29], "GENE3"])
-        refuses(lambda: processor(twice), "1 genes stand more than once ('GENE3')", "var_names_make_unique")
+        refuses(lambda: processor(twice), "1 gene stands more than once ('GENE3')", "var_names_make_unique")
         refuses(lambda: EvaeProcessor(genes=["A", "B", "A"]), "panel gene", "'A'")
 
 

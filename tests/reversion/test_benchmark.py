@@ -205,9 +205,9 @@ def test_differential_expression_needs_treated_controls(stressed, names):
     [
         ({}, "there is nothing to compare"),
         ({"baselines": ("pca", "umpa")}, "there is no baseline 'umpa'. Did you mean 'umap'"),
-        ({"baselines": ("pca",), "embeddings": {"pca": np.ones((3_000, 2))}}, "stand more than once"),
+        ({"baselines": ("pca",), "embeddings": {"pca": np.ones((3_000, 2))}}, "stands? more than once"),
         ({"embeddings": {"mine": np.full((3_000, 2), np.nan)}}, "no embedding to compare with"),
-        ({"baselines": ("pca",), "reference": ["A", "A"]}, "stand more than once"),
+        ({"baselines": ("pca",), "reference": ["A", "A"]}, "stands? more than once"),
         ({"baselines": ("pca",), "reference": "nowhere.txt"}, "no such file"),
         ({"baselines": ("pca",), "reference": []}, "names no target"),
     ],

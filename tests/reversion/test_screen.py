@@ -63,7 +63,7 @@ def test_cells_of_other_conditions_are_left_out():
         ({"positives": ("A", "RELA")}, "no cell has the positive control 'RELA'.*leave it out"),
         ({"positives": ("C",)}, "positive control 'C' has no cell of the condition 'Treated'"),
         ({"positives": ()}, "no positive control was named"),
-        ({"positives": ("A", "A")}, "stand more than once"),
+        ({"positives": ("A", "A")}, "stands? more than once"),
         ({"positives": ("SAFE_TARGET",)}, "positive control and as a control target"),
         ({"treated": "Untreated"}, "both called 'Untreated'"),
     ],

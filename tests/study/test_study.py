@@ -414,7 +414,7 @@ def test_three_questions_of_one_split_with_effects_told_by_features(written, tmp
     assert (asked["question"] == "unseen cell type").sum() == 7
     text = (out / "study.md").read_text().split("## By what training has seen")[1]
     heading, _, *rows = [line for line in text.split("### ")[1].splitlines() if line.startswith("|")]
-    assert "unseen cell type (7 pairs) | unseen perturbation (1 pairs) | both unseen (1 pairs)" in heading
+    assert "unseen cell type (7 pairs) | unseen perturbation (1 pair) | both unseen (1 pair)" in heading
     fd = pairs[(pairs["group"] == "robust") & (pairs["metric"] == "fd") & (pairs["system"] == "FSQ + AR (told)")]
     shown = next(row for row in rows if row.startswith("| FSQ + AR (told)")).split(" | ")
     assert float(shown[1]) == pytest.approx(fd[fd["question"] == "unseen cell type"]["value"].mean(), rel=5e-3)

@@ -10,6 +10,7 @@ import anndata as ad
 import pandas as pd
 
 from evae.app.offered import Offered
+from evae.common.messages import number_of
 from evae.data.reading.labels import label_texts
 from evae.models.contract_evae import EvaeError, near_matches
 
@@ -81,7 +82,9 @@ def ask(model: Offered, controls: ad.AnnData | None, question: Question, tell: T
     if cells is None:
         raise EvaeError(f"no control cells come with the model '{model.name}'; upload some.")
     if not LEAST_CELLS <= question.n_cells <= MOST_CELLS:
-        raise EvaeError(f"{question.n_cells:,} cells were asked for; give {LEAST_CELLS} to {MOST_CELLS:,}.")
+        raise EvaeError(
+            f"{number_of(question.n_cells, 'cell was', 'cells were')} asked for; give {LEAST_CELLS} to {MOST_CELLS:,}."
+        )
     kinds, key = model.cell_types(cells)
     kind = question.cell_type or kinds[0]
     if kind not in kinds:

@@ -9,6 +9,7 @@ from html import escape
 
 from evae.app.answer import Answer
 from evae.app.offered import Offered
+from evae.common.messages import number_of
 from evae.inference.example import NAME
 
 TOP_GENES = 15  # rows of the table
@@ -36,9 +37,9 @@ def said(answer: Answer) -> str:
         best = ", ".join(
             f"{escape(str(r.gene))} ({_signed(r.log2_fold_change)})" for r in changed.head(NAMED).itertuples()
         )
-        genes = f"Of {n_genes:,} genes, {less:,} fall and {more:,} rise (FDR below 5%), most surely {best}."
+        genes = f"Of {number_of(n_genes, 'gene')}, {less:,} fall and {more:,} rise (FDR below 5%), most surely {best}."
     else:
-        genes = f"None of {n_genes:,} genes changes with an FDR below 5%."
+        genes = f"None of {number_of(n_genes, 'gene')} changes with an FDR below 5%."
     support = str(answer.predicted.obs["support"].iloc[0])
     notes = [SUPPORT.get(support, support)]
     notes.append(trust(answer))
@@ -47,8 +48,9 @@ def said(answer: Answer) -> str:
         notes.append(f"The controls measure {coverage:.0%} of the model's genes.")
     pair = f"{escape(answer.perturbation)} in {escape(answer.cell_type)}"
     return (
-        f"<h2>{pair}</h2><p><b>{answer.predicted.n_obs:,} predicted cells</b> beside {answer.controls.n_obs:,} control "
-        f"cells. {genes}</p><p class='quiet'>{' '.join(filter(None, [*notes, CAUTION]))}</p>"
+        f"<h2>{pair}</h2><p><b>{number_of(answer.predicted.n_obs, 'predicted cell')}</b> beside "
+        f"{number_of(answer.controls.n_obs, 'control cell')}. {genes}</p><p "
+        f"class='quiet'>{' '.join(filter(None, [*notes, CAUTION]))}</p>"
     )
 
 
@@ -85,14 +87,16 @@ def about(model: Offered) -> str:
     """What a model is, as HTML."""
     processor = model.pipe.processor
     what = EXAMPLE if model.name == NAME else f"{escape(model.name)}."
-    sizes = f"{len(model.perturbations()):,} perturbations, {len(processor.cell_types):,} cell types"
-    return f"<p>{what} It knows {sizes} and {len(processor.genes):,} genes.</p>"
+    sizes = (
+        f"{number_of(len(model.perturbations()), 'perturbation')}, {number_of(len(processor.cell_types), 'cell type')}"
+    )
+    return f"<p>{what} It knows {sizes} and {number_of(len(processor.genes), 'gene')}.</p>"
 
 
 def taken(name: str, n_cells: int, notes: Sequence[str]) -> str:
     """What was read of an upload, as HTML."""
     more = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return f"<p role='status'><b>{escape(name)}</b>: {n_cells:,} control cells.</p>" + (
+    return f"<p role='status'><b>{escape(name)}</b>: {number_of(n_cells, 'control cell')}.</p>" + (
         f"<ul>{more}</ul>" if more else ""
     )
 

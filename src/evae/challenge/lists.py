@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from evae.common.messages import first_line
+from evae.common.messages import first_line, number_of
 from evae.models.contract_evae import EvaeError
 
 MAX_CELLS = 400_000
@@ -86,7 +86,9 @@ def read_plan(genes: str | Path, perts: str | Path, control: str, contexts: list
         cells |= {(context, p): int(n) for p, n in zip(rows[TARGET], rows[N_CELLS], strict=True)}
     plan = EntryPlan(_gene_names(Path(genes)), cells, _fingerprint(table), manifest.get("panel_id"))
     if plan.n_cells > MAX_CELLS:
-        raise EvaeError(f"{perts} asks for {plan.n_cells:,} cells; an entry may hold {MAX_CELLS:,}, so ask for fewer.")
+        raise EvaeError(
+            f"{perts} asks for {number_of(plan.n_cells, 'cell')}; an entry may hold {MAX_CELLS:,}, so ask for fewer."
+        )
     return plan
 
 

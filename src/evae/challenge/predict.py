@@ -23,6 +23,7 @@ import scipy.sparse as sp
 from evae.challenge.entry_file import BYTES_STORED
 from evae.challenge.lists import MAX_COUNTS, MAX_STORED, EntryPlan
 from evae.challenge.sources import Controls
+from evae.common.messages import number_of
 from evae.common.mixed_poisson import dispersions
 from evae.common.progress import progress_bar
 from evae.evaluation.systems.transfer import MAX_FOLD, shifted_counts
@@ -152,7 +153,7 @@ class EntryPredictor:
         }
         if (nothing := found["control cells"]) and not self.fill_with_controls:
             raise EvaeError(
-                f"the model has no value for {len(nothing)} of the {len(self.plan.targets)} target genes "
+                f"the model has no value for {len(nothing)} of the {number_of(len(self.plan.targets), 'target gene')} "
                 f"({', '.join(nothing[:5])}{', ...' if len(nothing) > 5 else ''}); give a model with features for "
                 "them, log2 fold changes with --effects, or let control cells stand for them with --missing controls."
             )

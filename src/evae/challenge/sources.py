@@ -9,6 +9,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from evae.challenge.lists import EntryPlan
+from evae.common.messages import number_of
 from evae.data.reading.anndata_file import read_chosen
 from evae.data.reading.file_counts import FileCounts
 from evae.data.reading.labels import label_texts
@@ -56,8 +57,8 @@ class Controls:
         columns = match_genes(GeneColumns.of_panel(plan.genes, None), source.gene_columns)
         if (columns < 0).any():
             first = ", ".join(plan.genes[i] for i in np.flatnonzero(columns < 0)[:3])
-            raise EvaeError(f"{path} lacks {(columns < 0).sum()} of the entry's {len(columns)} genes (first: {first}); "
-                            "give the challenge's own controls.")  # fmt: skip
+            raise EvaeError(f"{path} lacks {(columns < 0).sum()} of the entry's {number_of(len(columns), 'gene')} "
+                            f"(first: {first}); give the challenge's own controls.")  # fmt: skip
         return cls(source, rows, columns)
 
     def read(self, context: str, limit: int | None = None) -> tuple[ad.AnnData, sp.csr_matrix]:

@@ -8,6 +8,7 @@ import typer
 from evae.cli.files import check_free, need_folder, write_table
 from evae.cli.options import Device, Overwrite, Seed
 from evae.cli.terminal import quiet_transformers, say
+from evae.common.messages import number_of
 from evae.common.progress import watched
 
 
@@ -50,7 +51,8 @@ def calibrate(
         )
     learned = pipe.processor.calibration
     say(
-        f"{learned['pairs']} held-out pairs, each told by the others: the rank correlation of expected with real error "
-        f"is {learned['error']['orders']:.2f}, of expected with real correlation {learned['correlation']['orders']:.2f}"
+        f"{number_of(learned['pairs'], 'held-out pair')}, each told by the others: the rank correlation of expected "
+        f"with real error is {learned['error']['orders']:.2f}, of expected with real correlation "
+        f"{learned['correlation']['orders']:.2f}"
     )
     say(f"kept in {kept}")

@@ -8,6 +8,7 @@ import typer
 from evae.cli.files import check_free, write_table
 from evae.cli.options import Overwrite
 from evae.cli.terminal import join_names, say
+from evae.common.messages import number_of
 from evae.models.contract_evae import EvaeError
 
 SHOWN = 5  # names of a kind
@@ -51,4 +52,4 @@ def effects(
         say(f"{source}: {len(names):,} ({join_names(list(names), SHOWN)})")
     if found.unknown:
         say(f"left out, for nothing is known of them: {len(found.unknown):,} ({join_names(found.unknown, SHOWN)})")
-    say(f"log2 fold changes of {len(table):,} perturbations over {table.shape[1]:,} genes: {out}")
+    say(f"log2 fold changes of {number_of(len(table), 'perturbation')} over {number_of(table.shape[1], 'gene')}: {out}")

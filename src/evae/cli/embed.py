@@ -10,6 +10,7 @@ from evae.cli.files import check_free, need_cells
 from evae.cli.options import EMBEDDINGS, Dask, Device, Layer, Model, Overwrite, check_known, check_model
 from evae.cli.terminal import quiet_transformers, say
 from evae.common.cluster import on_dask
+from evae.common.messages import number_of
 from evae.common.progress import watched
 
 
@@ -53,11 +54,15 @@ def embed(
     seconds = max(time.monotonic() - started, 1e-3)
     new = result.n_cells - result.n_resumed
     if result.n_resumed:
-        say(f"{result.n_resumed:,} cells were embedded before the run was stopped")
+        say(f"{number_of(result.n_resumed, 'cell was', 'cells were')} embedded before the run was stopped")
     if new:
-        say(f"{new:,} cells in {seconds:,.1f} s, {new / seconds:,.0f} cells/s", style="dim")
+        say(f"{number_of(new, 'cell')} in {seconds:,.1f} s, {new / seconds:,.0f} cells/s", style="dim")
     if result.coverage < 1:
         say(f"the cells measure {result.coverage:.1%} of the model's gene panel", style="yellow")
     if result.n_empty:
-        say(f"{result.n_empty:,} cells have no counts over the gene panel; their rows are NaN", style="yellow")
-    say(f"{result.n_cells:,} cells of {result.width} values: {out}", style="bold")
+        say(
+            f"{number_of(result.n_empty, 'cell has', 'cells have')} no counts over the gene panel; NaN stands for "
+            "their vectors",
+            style="yellow",
+        )
+    say(f"{number_of(result.n_cells, 'cell')} of {result.width} values: {out}", style="bold")

@@ -20,6 +20,7 @@ from evae.cli.options import (
 )
 from evae.cli.terminal import quiet_transformers, say
 from evae.common.cluster import on_dask
+from evae.common.messages import number_of
 from evae.common.progress import watched
 from evae.models.contract_evae import EvaeError, split_names
 
@@ -243,8 +244,8 @@ def _said_transfer(facts: "Mapping[str, Any]", n_pairs: int) -> str:
     told = ["other cell types show"] * bool(moved)
     told += [f"feature vectors or the parts of combinations tell ({new} new to training)"] * bool(new)
     return (
-        f"effect transfer: the means of {moved + new} of {n_pairs} pairs are moved towards what {' or '.join(told)}, "
-        f"by {facts['effect_transfer']:.0%} on average"
+        f"effect transfer: the means of {moved + new} of {number_of(n_pairs, 'pair')} are moved towards what "
+        f"{' or '.join(told)}, by {facts['effect_transfer']:.0%} on average"
     )
 
 
@@ -252,8 +253,8 @@ def _say_predicted(predicted: "ad.AnnData", out: Path) -> None:
     pairs = predicted.obs.groupby(["support", "cell_type", "perturbation"], observed=True).size()
     by_support = ", ".join(f"{n} {s}" for s, n in pairs.groupby("support", observed=True).size().items())
     say(
-        f"{predicted.n_obs:,} cells of {len(pairs)} (cell type, perturbation) pairs ({by_support} in "
-        f"training), {predicted.n_vars:,} genes: {out}"
+        f"{number_of(predicted.n_obs, 'cell')} of {number_of(len(pairs), '(cell type, perturbation) pair')} "
+        f"({by_support} in training), {number_of(predicted.n_vars, 'gene')}: {out}"
     )
     facts = predicted.uns["evae"]
     say(f"library sizes: {facts['library_size_source']}; guidance scale: {facts['guidance_scale']:g}")
@@ -270,8 +271,8 @@ def _said_match(found: "pd.DataFrame") -> str:
     worst = found.loc[found["error"].fillna(0).idxmax()]
     text = (
         f"the mean follows the given effects: log2 fold changes differ by {worst['error']:.2g} (as drawn "
-        f"{worst['error_as_drawn']:.2g}; root mean square over {worst['genes']:,} genes"
+        f"{worst['error_as_drawn']:.2g}; root mean square over {number_of(worst['genes'], 'gene')}"
     )
-    text += f"; the largest of {len(found)} pairs)" if len(found) > 1 else ")"
+    text += f"; the largest of {number_of(len(found), 'pair')})" if len(found) > 1 else ")"
     lacking = int(found["genes_without_controls"].max())
-    return text + (f"; {lacking:,} genes that the controls lack cannot change" if lacking else "")
+    return text + (f"; {number_of(lacking, 'gene')} that the controls lack cannot change" if lacking else "")

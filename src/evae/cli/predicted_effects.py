@@ -8,6 +8,7 @@ import typer
 from evae.cli.files import check_free, need_cells, write_h5ad, write_table
 from evae.cli.options import Device, Layer, Model, OptionalCellTypeKey, Overwrite, PerturbationKey, check_model
 from evae.cli.terminal import quiet_transformers, say
+from evae.common.messages import number_of
 from evae.models.contract_evae import EvaeError
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".h5ad")
@@ -67,8 +68,10 @@ def predicted_effects(
         if number < PAIRS:
             best = ", ".join(f"{row.gene} {row.log2_fold_change:+.2f}" for row in rows.head(SHOWN).itertuples())
             trust = _trust(rows.iloc[0], pipe.processor.calibration)
-            say(f"{name} in {kind}: {(rows['fdr'] < 0.05).sum():,} genes with FDR < 5%; {best} (log2){trust}")
-    say(f"{len(table):,} rows: {out}")
+            say(
+                f"{name} in {kind}: {number_of((rows['fdr'] < 0.05).sum(), 'gene')} with FDR < 5%; {best} (log2){trust}"
+            )
+    say(f"{number_of(len(table), 'row')}: {out}")
 
 
 def _trust(pair: Any, calibration: Any) -> str:
@@ -79,5 +82,5 @@ def _trust(pair: Any, calibration: Any) -> str:
         return f"; {pair['remark']}, so no confidence"
     return (
         f"; expect a correlation of {pair['expected_correlation']:.2f} with the real change (calibrated on "
-        f"{calibration['pairs']} pairs, orders them by {calibration['correlation']['orders']:.2f})"
+        f"{number_of(calibration['pairs'], 'pair')}, orders them by {calibration['correlation']['orders']:.2f})"
     )

@@ -8,6 +8,7 @@ import typer
 from evae.cli.files import need_cells, need_folder
 from evae.cli.options import DryRun, Private, RepoId
 from evae.cli.terminal import quiet_transformers, say
+from evae.common.messages import number_of
 from evae.inference.example import is_example
 from evae.models.contract_evae import EvaeError
 
@@ -61,7 +62,7 @@ def push(
         files, commit = push_space(run_dir, repo_id, controls=controls, private=private, dry_run=dry_run)
         own = [size for path, size in files if path.startswith("evae/")]
         shown = [(path, size) for path, size in files if not path.startswith("evae/")]
-        say_pushed([*shown, (f"evae/, the package, {len(own)} files", sum(own))], commit, repo_id)
+        say_pushed([*shown, (f"evae/, the package, {number_of(len(own), 'file')}", sum(own))], commit, repo_id)
         return
     files, commit = push_run(
         run_dir, repo_id, private=private, dry_run=dry_run, card=card, result=result, dataset_id=dataset,
@@ -85,7 +86,7 @@ def say_pushed(files: list[tuple[str, int]], commit: str | None, repo_id: str) -
     """The files that went, or after a dry run would go."""
     for path, size in files:
         say(f"{size:>14,}  {path}")
-    total = f"{len(files)} files, {sum(size for _, size in files):,} bytes"
+    total = f"{number_of(len(files), 'file')}, {number_of(sum(size for _, size in files), 'byte')}"
     if commit is None:
         say(f"{total} would go to {repo_id}; nothing was sent", style="bold")
     else:

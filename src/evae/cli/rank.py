@@ -18,6 +18,7 @@ from evae.cli.options import (
     example_controls_of,
 )
 from evae.cli.terminal import quiet_transformers, say
+from evae.common.messages import number_of
 from evae.common.progress import watched
 from evae.models.contract_evae import EvaeError
 
@@ -85,7 +86,7 @@ def rank(
     for group, rows in table.groupby("group", sort=False):
         best = ", ".join(f"{r.perturbation} {r.over_control:+.2f}" for r in rows.head(SHOWN).itertuples())
         say(f"{group}: {best} (nats a cell over the control)")
-    say(f"{len(table):,} rows: {out}")
+    say(f"{number_of(len(table), 'row')}: {out}")
     if confusion is not None:
         _draw(table, confusion)
 

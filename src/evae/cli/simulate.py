@@ -8,6 +8,7 @@ import typer
 from evae.cli.files import check_free, write_h5ad, write_table
 from evae.cli.options import Overwrite, Seed, check_known, numbers
 from evae.cli.terminal import say
+from evae.common.messages import number_of
 from evae.models.contract_evae import EvaeError
 
 SCREENS = ("perturbation", "reversion", "doses")
@@ -86,7 +87,7 @@ def simulate(
     if vectors is not None and features is not None:
         write_table(vectors.reset_index(), features)
     labels = ", ".join(f"{drawn.obs[key].nunique()} of {key}" for key in drawn.obs.columns)
-    say(f"{drawn.n_obs:,} simulated cells, {drawn.n_vars:,} genes; labels: {labels}: {out}")
+    say(f"{number_of(drawn.n_obs, 'simulated cell')}, {number_of(drawn.n_vars, 'gene')}; labels: {labels}: {out}")
 
 
 def _check_features(features: Path | None, screen: str, overwrite: bool) -> None:

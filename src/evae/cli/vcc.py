@@ -17,6 +17,7 @@ from evae.cli.options import (
     names_of,
 )
 from evae.cli.terminal import console, join_names, quiet_transformers, say
+from evae.common.messages import number_of
 from evae.common.progress import watched
 from evae.models.contract_evae import EvaeError
 
@@ -94,8 +95,8 @@ def predict(
     )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     stand_ins = predictor.check(out)
-    say(f"{plan.n_cells:,} cells of {len(plan.targets)} target genes in {', '.join(plan.contexts)}, "
-        f"{len(plan.genes):,} genes")  # fmt: skip
+    say(f"{number_of(plan.n_cells, 'cell')} of {number_of(len(plan.targets), 'target gene')} in "
+        f"{', '.join(plan.contexts)}, {number_of(len(plan.genes), 'gene')}")  # fmt: skip
     for what, targets in stand_ins.items():
         if targets:
             say(
@@ -105,13 +106,14 @@ def predict(
     unused = [] if table is None or predictor.told else [t for t in table.index if t not in stand_ins["given effects"]]
     if unused:
         say(
-            f"· effects of {len(unused)} names are not used, for the model knows them or the entry does not",
+            f"· effects of {number_of(len(unused), 'name')} are not used, for the model knows them or the entry does "
+            "not",
             style="dim",
         )
     if dry_run:
         return
     stored = write_entry(plan, predictor.blocks(watched()), out)
-    say(f"{out}: {stored:,} stored counts", style="bold")
+    say(f"{out}: {number_of(stored, 'stored count')}", style="bold")
 
 
 @vcc.command("score")

@@ -1,6 +1,10 @@
-"""Pieces of messages: the first of many names, and the first line of what a library says of its error."""
+"""Pieces of messages: counts with their noun, the first of many names, the first line of a library's error."""
 
 from collections.abc import Sequence
+
+from evae.models.contract_evae import number_of
+
+__all__ = ["first_line", "first_of", "number_of"]  # number_of stands where models on the Hub have it, too
 
 
 def first_of(names: Sequence[str], most: int) -> str:

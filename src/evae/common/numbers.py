@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from evae.common.messages import number_of
+
 UNDEFINED = "–"  # a number that is not defined, where people read it
 
 
@@ -35,4 +37,4 @@ def format_number(value: float, significant: int = 3) -> str:
 def counted(names: Sequence[str], kind: str, most: int = 5) -> str:
     """How many things of a kind there are, and the first of their names: "7 cells (a, b, c, d, e and 2 more)"."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{len(names)} {kind}{'s' * (len(names) > 1)} ({', '.join(names[:most])}{more})"
+    return f"{number_of(len(names), kind)} ({', '.join(names[:most])}{more})"

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evae.common.messages import number_of
 from evae.conversion.run_folder import Run, Settings
 from evae.models.contract_evae import EvaeError, check_unique
 
@@ -139,7 +140,7 @@ def _from_h5ad(file: Path, keys: tuple[str, str], needs_labels: bool) -> Names:
         cell_types=labels[1],
         library_sizes=np.quantile(sizes, np.linspace(0, 1, N_QUANTILES)).tolist(),
         median=float(np.median(sizes)),
-        told=f"library sizes are those of the {len(sizes):,} cells of {file}, over its genes",
+        told=f"library sizes are those of the {number_of(len(sizes), 'cell')} of {file}, over its genes",
     )
 
 

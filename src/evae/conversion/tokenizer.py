@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evae.common.messages import number_of
 from evae.conversion.run_folder import Run, Settings
 from evae.conversion.weights import Weights, attention, feed_forward, fused, named
 from evae.models.configuration_evae import N_COUNT_BINS, EvaeConfig
@@ -128,7 +129,9 @@ def _quantizer_fields(settings: Settings) -> dict[str, Any]:
         }
     levels = settings.get("fsq_level", FSQ_LEVELS.get(n_codes, []))
     if not levels:
-        raise EvaeError(f"config.yaml has {n_codes} codes and no quantizer.fsq_level; write the levels there.")
+        raise EvaeError(
+            f"config.yaml has {number_of(n_codes, 'code')} and no quantizer.fsq_level; write the levels there."
+        )
     return {"quantizer": "fsq", "fsq_levels": levels}
 
 
@@ -137,7 +140,8 @@ def check_genes(settings: Settings, n_genes: int) -> None:
     wanted = settings.get("num_genes", n_genes)
     if wanted != n_genes:
         raise EvaeError(
-            f"the run has {wanted} genes, the file names {n_genes}; give the names of the run's genes, in its order."
+            f"the run has {number_of(wanted, 'gene')}, the file names {n_genes}; give the names of the run's genes, "
+            "in its order."
         )
 
 

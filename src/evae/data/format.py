@@ -18,6 +18,7 @@ from typing import Any, TypeAlias, Union
 
 import pyarrow as pa
 
+from evae.common.messages import number_of
 from evae.data.store import ShardStore, resolve_dataset
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.models.treatments_evae import Treatment
@@ -146,7 +147,7 @@ class DatasetInfo:
             if row < rows:
                 return shard, row
             row -= rows
-        raise IndexError(f"the split {split} has {self.n_cells[split]} rows")
+        raise IndexError(f"the split {split} has {number_of(self.n_cells[split], 'row')}")
 
     def summary(self) -> str:
         """A few lines for a person: sizes, splits, what is held out, what was dropped."""
@@ -154,10 +155,11 @@ class DatasetInfo:
         dropped = self.statistics["dropped_cells"]
         coverage = min(s["panel_coverage"] for s in self.statistics["sources"])
         return (
-            f"{sum(self.n_cells.values()):,} cells ({sizes}), {len(self.genes):,} genes "
-            f"(panel coverage {coverage:.0%}), {len(self.perturbations) - 1} perturbations and the control "
-            f"'{self.control}', {len(self.cell_types)} cell types; {len(self.held_out_pairs())} (cell type, "
-            f"perturbation) pairs held out; {dropped:,} cells dropped for having no count over the panel."
+            f"{number_of(sum(self.n_cells.values()), 'cell')} ({sizes}), {number_of(len(self.genes), 'gene')} (panel "
+            f"coverage {coverage:.0%}), {number_of(len(self.perturbations) - 1, 'perturbation')} and the control "
+            f"'{self.control}', {number_of(len(self.cell_types), 'cell type')}; "
+            f"{number_of(len(self.held_out_pairs()), '(cell type, perturbation) pair')} held out; "
+            f"{number_of(dropped, 'cell')} dropped for having no count over the panel."
         )
 
 

@@ -8,6 +8,7 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from evae.common.html import html_table
+from evae.common.messages import number_of
 from evae.evaluation.report.brief import verdict
 from evae.evaluation.report.tables import EvaluationNumbers
 from evae.evaluation.report.terminal import rich_table
@@ -25,7 +26,8 @@ class EvaluationResult(EvaluationNumbers):
         return Group(*[rich_table(table) for table in self.tables()], *([Text(found)] if found else []), *notes)
 
     def __repr__(self) -> str:
-        return f"EvaluationResult({len(self.records):,} records; print() shows the tables, report(folder) writes them)"
+        found = number_of(len(self.records), "record")
+        return f"EvaluationResult({found}; print() shows the tables, report(folder) writes them)"
 
     def _repr_html_(self) -> str:
         """All tables, for notebooks."""

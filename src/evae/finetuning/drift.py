@@ -12,6 +12,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from evae.common.messages import number_of
 from evae.data.format import Dataset, Pair
 from evae.evaluation.cells.normalised import log1p_cp10k
 from evae.inference.checkpoint import Checkpoint
@@ -74,9 +75,10 @@ def said(table: pd.DataFrame, n_cells: int) -> str:
     worst = table.loc[table["drift"].idxmax()]
     drift, noise, effect = (table[name].median() for name in ("drift", "noise", "effect"))
     return (
-        f"old perturbations moved by {drift:.3g} (median of {len(table)} pairs, {n_cells} cells each; at most "
-        f"{worst['drift']:.3g}, {worst['perturbation']} in {worst['cell_type']}), two seeds differ by {noise:.3g} "
-        f"and effects are {effect:.3g}; root mean square over genes, log1p CP10K"
+        f"old perturbations moved by {drift:.3g} (median of {number_of(len(table), 'pair')}, "
+        f"{number_of(n_cells, 'cell')} each; at most {worst['drift']:.3g}, {worst['perturbation']} in "
+        f"{worst['cell_type']}), two seeds differ by {noise:.3g} and effects are {effect:.3g}; root mean square over "
+        "genes, log1p CP10K"
     )
 
 

@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from evae.common.known_effects import KnownEffects
+from evae.common.messages import number_of
 from evae.evaluation.report.model_index import eval_results
 from evae.models.contract_evae import EvaeError, near_matches
 
@@ -237,9 +238,9 @@ def _settings_text(described: Described | None) -> str:
         return "The preset `paper` holds the published settings."
     s = described.settings
     return (
-        f"{s['max_steps']:,} steps of {s['batch_size']} cells, learning rate {s['learning_rate']:g}, weight decay "
-        f"{s['weight_decay']:g}, {s['warmup_steps']:,} warm-up steps, seed {s['seed']}; all settings are in "
-        "`training/settings.yaml`."
+        f"{number_of(s['max_steps'], 'step')} of {s['batch_size']} cells, learning rate {s['learning_rate']:g}, weight "
+        f"decay {s['weight_decay']:g}, {number_of(s['warmup_steps'], 'warm-up step')}, seed {s['seed']}; all settings "
+        "are in `training/settings.yaml`."
     )
 
 

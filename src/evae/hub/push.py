@@ -12,6 +12,7 @@ import yaml
 
 from evae.common.files import write_text
 from evae.common.known_effects import FILE as EFFECTS
+from evae.common.messages import number_of
 from evae.data.format import TREATMENTS, Dataset
 from evae.data.streaming.loader import CellLoader
 from evae.evaluation.report.model_index import benchmark, eval_entries
@@ -207,8 +208,8 @@ def _public_settings(folder: Path, given: list[str]) -> dict[str, Any] | None:
     places = _listed(settings["dataset"])
     if given and len(given) != len(places):
         raise EvaeError(
-            f"{len(given)} Hub ids for the {len(places)} datasets of {folder}; give --dataset once for each of "
-            f"{', '.join(map(str, places))}, in this order."
+            f"{number_of(len(given), 'Hub id')} for the {number_of(len(places), 'dataset')} of {folder}; give "
+            f"--dataset once for each of {', '.join(map(str, places))}, in this order."
         )
     names = given or [_public_name(place) for place in places]
     settings["dataset"] = names if isinstance(settings["dataset"], list) else names[0]
@@ -245,9 +246,9 @@ def _add_result(path: Path, files: dict[str, Path | bytes]) -> dict[str, Any]:
 def _describe(checkpoint: Checkpoint, settings: dict[str, Any] | None) -> Described:
     processor, model = checkpoint.processor, checkpoint.model
     size = (
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.genes):,} genes, "
-        f"{len(processor.perturbations) - 1:,} perturbations and the control `{processor.control}`, "
-        f"{len(processor.cell_types):,} cell types."
+        f"{number_of(sum(p.numel() for p in model.parameters()), 'parameter')}, "
+        f"{number_of(len(processor.genes), 'gene')}, {number_of(len(processor.perturbations) - 1, 'perturbation')} and "
+        f"the control `{processor.control}`, {number_of(len(processor.cell_types), 'cell type')}."
     )
     any_cell_type = checkpoint.is_prior and (reads_controls(checkpoint) or knows_by_context(checkpoint))
     return Described(
@@ -265,7 +266,9 @@ def _check_shards(dataset: Dataset) -> None:
         except (OSError, pa.ArrowInvalid) as error:
             raise EvaeError(f"the shard {shard['path']} is missing or damaged; prepare the dataset anew.") from error
         if rows != shard["rows"]:
-            raise EvaeError(f"the shard {shard['path']} holds {rows:,} rows, not {shard['rows']:,}; prepare anew.")
+            raise EvaeError(
+                f"the shard {shard['path']} holds {number_of(rows, 'row')}, not {shard['rows']:,}; prepare anew."
+            )
     for split, n_cells in dataset.info.n_cells.items():
         if n_cells:
             next(iter(CellLoader(dataset, split, batch_size=1, epochs=1, shuffle=False, prefetch=0)))

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 
+from evae.common.messages import number_of
 from evae.data.format import DatasetInfo
 from evae.data.store import resolve_dataset
 from evae.models.contract_evae import EvaeError
@@ -28,7 +29,7 @@ def revision(dataset_id: str, genes: Sequence[str]) -> str | None:
         return None
     if list(found) != list(genes):
         raise EvaeError(
-            f"the dataset {dataset_id} has another gene panel ({len(found):,} genes) than the model ({len(genes):,}); "
-            "name the dataset that the model was trained on."
+            f"the dataset {dataset_id} has another gene panel ({number_of(len(found), 'gene')}) than the model "
+            f"({len(genes):,}); name the dataset that the model was trained on."
         )
     return folder.resolve().name  # the Hub's client keeps a snapshot in a folder of its commit's name

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from evae.common.hub import explain_hub_errors
 from evae.common.known_effects import FILE as EFFECTS
 from evae.common.known_effects import KnownEffects
-from evae.common.messages import first_line
+from evae.common.messages import first_line, number_of
 from evae.inference.adapter import ADAPTER, base_of, merged
 from evae.inference.example import FOLDER, is_example
 from evae.models import register
@@ -172,7 +172,8 @@ def _read_effects(folder: Path, processor: Any) -> KnownEffects | None:
         raise EvaeError(f"{path} is truncated or damaged ({first_line(error).rstrip('.')}); {MEND}.") from None
     if known.change.shape[1] != len(processor.genes):
         raise EvaeError(
-            f"{path} is over {known.change.shape[1]} genes, {PROCESSOR} lists {len(processor.genes)}; {MEND}."
+            f"{path} is over {number_of(known.change.shape[1], 'gene')}, {PROCESSOR} lists {len(processor.genes)}; "
+            f"{MEND}."
         )
     return known
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 
+from evae.common.messages import number_of
 from evae.data.reading.anndata_file import read_chosen
 from evae.data.reading.file_counts import FileCounts
 from evae.data.reading.labels import label_texts
@@ -47,6 +48,6 @@ def read_controls(
         elif named:
             raise EvaeError(f"{path} has no obs column '{keys[0]}'. {near_matches(keys[0], list(obs))}")
         if most is not None and len(rows) > most:
-            notes.append(f"{most:,} of the {len(rows):,} control cells were drawn at random")
+            notes.append(f"{most:,} of the {number_of(len(rows), 'control cell')} were drawn at random")
             rows = np.sort(np.random.default_rng(0).permutation(rows)[:most])
         return read_chosen(source, rows, keys), notes

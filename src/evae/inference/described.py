@@ -3,7 +3,7 @@
 from typing import Any
 
 from evae.common.html import html_table
-from evae.common.messages import first_of
+from evae.common.messages import first_of, number_of
 from evae.inference.checkpoint import Checkpoint
 
 SHOWN = 3  # names of a kind
@@ -13,9 +13,10 @@ def as_text(checkpoint: Checkpoint, device: Any) -> str:
     """One line."""
     p = checkpoint.processor
     return (
-        f"Pipeline({checkpoint.name}: {type(checkpoint.model).__name__}, {len(p.genes):,} genes, "
-        f"{len(p.perturbations):,} perturbations ({first_of(p.perturbations, SHOWN)}), {len(p.cell_types)} cell types "
-        f"({first_of(p.cell_types, SHOWN)}), control '{p.control}', on {device})"
+        f"Pipeline({checkpoint.name}: {type(checkpoint.model).__name__}, {number_of(len(p.genes), 'gene')}, "
+        f"{number_of(len(p.perturbations), 'perturbation')} ({first_of(p.perturbations, SHOWN)}), "
+        f"{number_of(len(p.cell_types), 'cell type')} ({first_of(p.cell_types, SHOWN)}), control '{p.control}', on "
+        f"{device})"
     )
 
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from evae.common.messages import number_of
 from evae.models.contract_evae import EvaeError
 
 
@@ -24,7 +25,7 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         n = torch.cuda.device_count()
-        seen = f"PyTorch sees {n} CUDA device{'' if n == 1 else 's'} here" if device.type == "cuda" else ""
+        seen = f"PyTorch sees {number_of(n, 'CUDA device')} here" if device.type == "cuda" else ""
         reason = seen or str(error).strip().splitlines()[0].rstrip(".")
         raise EvaeError(f"the device '{name}' cannot be used ({reason}); leave it out, or give cpu.") from None
     return device

@@ -14,6 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
+from evae.common.messages import number_of
 from evae.common.prefetch import prefetch
 from evae.common.progress import Advance, no_progress, progress_bar
 from evae.data.reading.anndata_counts import AnnDataCounts, Counts
@@ -132,7 +133,9 @@ def embed_cells(
         embedded = np.concatenate([values for _, values in encoder.blocks(source, advance=advance)])
     empty = int(np.isnan(embedded[:, 0]).sum())
     if empty:
-        raise EvaeError(f"{empty} of {len(embedded)} cells have no counts over the gene panel; drop them first.")
+        raise EvaeError(
+            f"{empty} of {number_of(len(embedded), 'cell')} have no counts over the gene panel; drop them first."
+        )
     warn_of_coverage(encoder.coverage, "the cells")
     return embedded, encoder.facts()
 

@@ -18,6 +18,7 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.special import ndtri
 
+from evae.common.messages import number_of
 from evae.data.format import Pair
 from evae.data.reading.anndata_counts import AnnDataCounts
 from evae.data.reading.anndata_file import as_anndata
@@ -79,8 +80,8 @@ def effects_in(
             raise EvaeError(f"the predicted cells have no obs column '{key}'; give cells as `predict` returns them.")
     if cells.n_vars != len(prior.processor.genes):
         raise EvaeError(
-            f"the predicted cells have {cells.n_vars:,} genes, {prior.name} {len(prior.processor.genes):,}; give cells "
-            "that this model predicted."
+            f"the predicted cells have {number_of(cells.n_vars, 'gene')}, {prior.name} {len(prior.processor.genes):,}; "
+            "give cells that this model predicted."
         )
     keys = (asked.cell_type_key, asked.perturbation_key)
     given = as_anndata(controls, "the controls", asked.layer, keys)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from evae.common.messages import number_of
 from evae.data.format import Pair
 from evae.data.reading.anndata_file import as_anndata
 from evae.inference.checkpoint import Checkpoint
@@ -202,7 +203,7 @@ def _doubt(prior: Checkpoint, told: Mapping[str, np.ndarray], pairs: Iterable[Pa
     learned = len(prior.processor.perturbations) - 1
     if learned < FEW_EFFECTS and not told.keys().isdisjoint(name for _, name in pairs):
         warnings.warn(
-            f"this prior learned to read the effects of {learned} perturbation{'s' * (learned > 1)}, too few to "
+            f"this prior learned to read the effects of {number_of(learned, 'perturbation')}, too few to "
             "follow closely those given; match_effects=True makes the cells follow them.",
             stacklevel=2,
         )

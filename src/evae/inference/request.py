@@ -12,6 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 from torch import Tensor
 
+from evae.common.messages import number_of
 from evae.data.format import Pair
 from evae.data.reading.labels import label_codes, label_texts
 from evae.models.contract_evae import EvaeError, check_unique, look_up, near_matches
@@ -162,7 +163,7 @@ def control_rows(labels: np.ndarray, label: str, key: str, source: str) -> np.nd
 def left_out(n_controls: int, n_cells: int, label: str, key: str) -> str:
     """What to say where only some of the cells given as controls are controls."""
     return (
-        f"{n_controls:,} of {n_cells:,} cells are controls ('{label}' in obs column '{key}'); the other "
+        f"{n_controls:,} of {number_of(n_cells, 'cell')} are controls ('{label}' in obs column '{key}'); the other "
         f"{n_cells - n_controls:,} were left out"
     )
 

@@ -47,6 +47,17 @@ def check_raw_counts(values: np.ndarray, source: str = "the counts") -> None:
             )
 
 
+def number_of(n: int, one: str, several: str | None = None) -> str:
+    """A count with what is counted: "1 pair", "1,234 pairs".
+
+    Args:
+        n: how many.
+        one: the words for one, a verb among them where it differs ("cell has").
+        several: the words for another number; `one` with an s if None.
+    """
+    return f"{n:,} {one if n == 1 else several or one + 's'}"
+
+
 def near_matches(name: str, known: Sequence[str], limit: int = 3) -> str:
     """A sentence with the entries of `known` nearest to `name`, or with the first few if none is near."""
     if not known:
@@ -143,6 +154,6 @@ def check_unique(names: Sequence[str], kind: str) -> None:
     if twice:
         shown = ", ".join(f"'{t}'" for t in twice[:3])
         raise EvaeError(
-            f"{len(twice)} {kind}s stand more than once ({shown}); make the names unique first, "
-            "for example with adata.var_names_make_unique()."
+            f"{number_of(len(twice), f'{kind} stands', f'{kind}s stand')} more than once ({shown}); make the names "
+            "unique first, for example with adata.var_names_make_unique()."
         )

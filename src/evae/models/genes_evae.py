@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .contract_evae import EvaeError
+from .contract_evae import EvaeError, number_of
 
 # Column names are compared without case, spaces and punctuation: "Ensembl_ID" is "ensemblid".
 SYMBOL_COLUMNS = (
@@ -136,7 +136,8 @@ def match_genes(panel: GeneColumns, given: GeneColumns, source: str = "the data"
             position[g] = found[0]
     if ambiguous:
         raise EvaeError(
-            f"{len(ambiguous)} symbols of the panel stand for several genes of {source}: {', '.join(ambiguous[:8])}; "
+            f"{number_of(len(ambiguous), 'symbol of the panel stands', 'symbols of the panel stand')} for several "
+            f"genes of {source}: {', '.join(ambiguous[:8])}; "
             "name these genes by their Ensembl ids in the panel, or keep one of each."
         )
     _check_one_each(panel.names, position, source)
@@ -150,8 +151,8 @@ def case_hint(missing: Sequence[str], columns: GeneColumns) -> str:
     if not pairs:
         return ""
     return (
-        f" {len(pairs)} of the missing genes differ in upper and lower case only ('{pairs[0][1]}' for "
-        f"'{pairs[0][0]}'): mouse genes are written otherwise than human ones."
+        f" {number_of(len(pairs), 'of the missing genes differs', 'of the missing genes differ')} in upper and lower "
+        f"case only ('{pairs[0][1]}' for '{pairs[0][0]}'): mouse genes are written otherwise than human ones."
     )
 
 
@@ -181,8 +182,9 @@ def _names(symbols: list[str], ids: list[str], source: str) -> list[str]:
     if twice:
         shown = ", ".join(f"'{name}'" for name in sorted(twice)[:SHOWN])
         raise EvaeError(
-            f"{source}: {len(twice)} genes stand more than once ({shown}) and no Ensembl ids tell them apart; make the "
-            "names unique first, for example with adata.var_names_make_unique(), or give var['ensembl_id']."
+            f"{source}: {number_of(len(twice), 'gene stands', 'genes stand')} more than once ({shown}) and no Ensembl "
+            "ids tell them apart; make the names unique first, for example with adata.var_names_make_unique(), or give "
+            "var['ensembl_id']."
         )
     return names
 

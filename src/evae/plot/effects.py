@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
 from evae.common.figures import BASELINE, GENERATED, GUIDE, REAL
+from evae.common.messages import number_of
 from evae.models.contract_evae import EvaeError
 from evae.plot.axes import axes
 
@@ -29,7 +30,9 @@ def volcano(table: pd.DataFrame, ax: Axes | None = None, *, n_named: int = 10) -
     """
     pairs = table[["cell_type", "perturbation"]].drop_duplicates()
     if len(pairs) != 1:
-        raise EvaeError(f"the table holds {len(pairs)} pairs of cell type and perturbation; keep the rows of one.")
+        raise EvaeError(
+            f"the table holds {number_of(len(pairs), 'pair')} of cell type and perturbation; keep the rows of one."
+        )
     fold = table["log2_fold_change"].to_numpy(float)
     height = -np.log10(np.maximum(table["p_value"].to_numpy(float), 1e-300))
     sure = table["fdr"].to_numpy(float) < FDR

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from evae.common.figures import BASELINE, FLOOR, GENERATED
+from evae.common.messages import number_of
 from evae.evaluation.metrics.facts import BY_NAME
 from evae.evaluation.report.tables import EvaluationNumbers
 from evae.evaluation.systems.names import MODEL, SPLIT_HALF
@@ -65,7 +66,7 @@ def ranking(table: pd.DataFrame, ax: Axes | None = None, *, group: str | None = 
     """
     names = [str(name) for name in table["group"].unique()]
     if group is None and len(names) > 1:
-        raise EvaeError(f"the table ranks {len(names)} groups; name one, such as group='{names[0]}'.")
+        raise EvaeError(f"the table ranks {number_of(len(names), 'group')}; name one, such as group='{names[0]}'.")
     if group is not None and group not in names:
         raise EvaeError(f"no group '{group}' in the table. {near_matches(group, names)}")
     part = table[table["group"].astype(str) == (group or names[0])].head(n).iloc[::-1]

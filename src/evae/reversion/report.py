@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from evae.common.files import write_text
+from evae.common.messages import number_of
 from evae.common.page import Picture, render
 from evae.reversion.figures import write_figures
 from evae.reversion.numbers import READING, ReversionNumbers
@@ -32,8 +33,8 @@ def html_page(numbers: ReversionNumbers, plots: list[Path]) -> str:
     return render(
         "reversion/report.html",
         title="Reversion benchmark",
-        lead=f"{numbers.stamp['n_targets']:,} targets, {n['treated']:,} cells {names.treated}, {n['untreated']:,} "
-        f"{names.untreated}; compared with {names.untreated} {names.anchor}.",
+        lead=f"{number_of(numbers.stamp['n_targets'], 'target')}, {number_of(n['treated'], 'cell')} {names.treated}, "
+        f"{n['untreated']:,} {names.untreated}; compared with {names.untreated} {names.anchor}.",
         reading=READING,
         headings=headings,
         rows=rows,

@@ -23,6 +23,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from anndata.io import read_elem
 
+from evae.common.messages import number_of
 from evae.data.reading.anndata_counts import AnnDataCounts, Counts
 from evae.data.reading.stored_frame import StoredFrame
 from evae.models.contract_evae import EvaeError, near_matches
@@ -105,8 +106,9 @@ def _match(name: str, vectors: Vectors, source: Counts) -> np.ndarray:
     if vectors.cell_ids is None:
         if vectors.n != source.n_cells:
             raise EvaeError(
-                f"embedding '{name}' has {vectors.n:,} rows without cell names, the screen {source.n_cells:,} cells; "
-                "give one row a cell in the order of the screen, or a file with cell names."
+                f"embedding '{name}' has {number_of(vectors.n, 'row')} without cell names, the screen "
+                f"{number_of(source.n_cells, 'cell')}; give one row a cell in the order of the screen, or a file with "
+                "cell names."
             )
         return in_order
     own = source.cell_ids(0, source.n_cells).astype(str)
@@ -206,7 +208,8 @@ def _csv(path: Path, separator: str) -> Vectors:
         names = [row[0] for row in csv.reader(file, delimiter=separator) if row][1:]
     if len(names) != len(frame):
         raise EvaeError(
-            f"{path} has {len(frame):,} rows of numbers and {len(names):,} cell names; write one row a cell."
+            f"{path} has {number_of(len(frame), 'row')} of numbers and {number_of(len(names), 'cell name')}; write "
+            "one row a cell."
         )
     return _table(frame.set_axis(names, axis=0), path)
 

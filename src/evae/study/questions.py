@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from evae.common.messages import number_of
 from evae.common.numbers import UNDEFINED, format_number
 from evae.data.format import DatasetInfo
 from evae.evaluation.metrics.facts import BY_NAME, METRICS
@@ -50,7 +51,7 @@ def question_lines(pairs: pd.DataFrame) -> list[str]:
         part = named[(named["group"] == group) & (named["metric"] == metric)]
         grid = part.pivot_table(index="system", columns="question", values="value", aggfunc="mean")
         texts = grid.reindex(index=list(dict.fromkeys(part["system"])), columns=asked).map(_text)
-        texts.columns = pd.Index([f"{q} ({n_pairs[q]} pairs)" for q in asked])
+        texts.columns = pd.Index([f"{q} ({number_of(n_pairs[q], 'pair')})" for q in asked])
         by = " by perturbation" if group == "robust" else ""
         lines += ["", f"### {BY_NAME[metric].heading}{by}", "", *grid_lines(texts, "system")]
     return lines

@@ -21,6 +21,7 @@ from accelerate.utils import broadcast_object_list
 
 from evae.common.digests import file_digest
 from evae.common.logs import logger
+from evae.common.messages import number_of
 from evae.data.format import Dataset
 from evae.data.streaming.leakage import leakage
 from evae.data.streaming.split_anndata import read_split
@@ -146,7 +147,7 @@ class _Run:
 
     def to_end(self) -> Path:
         n_trainings = sum(len(part.trainings) for part in self.parts)
-        self._say(f"{n_trainings} trainings on {self.ranks.num_processes} ranks")
+        self._say(f"{number_of(n_trainings, 'training')} on {number_of(self.ranks.num_processes, 'rank')}")
         for part in self.parts:
             for sentence in [*part.left_out, *part.leaks]:
                 self._say(f"{part.name}: {sentence}" if part.name else sentence, logging.WARNING)

@@ -8,6 +8,7 @@ import yaml
 
 from evae.common.figures import look, save
 from evae.common.files import write_text
+from evae.common.messages import number_of
 from evae.common.numbers import UNDEFINED, format_number
 from evae.evaluation.metrics.facts import Metric, MetricTable, shown
 from evae.evaluation.systems.names import SPLIT_HALF, TOKENIZER_ALONE
@@ -64,7 +65,9 @@ def markdown(
 ) -> str:
     """The study as Markdown: all systems, means over heads and over systems, and what holds over splits and pairs."""
     splits = list(leaks)
-    title = f"# Study of {Path(study.dataset).name}" if splits == [""] else f"# Study of {len(splits)} splits"
+    title = (
+        f"# Study of {Path(study.dataset).name}" if splits == [""] else f"# Study of {number_of(len(splits), 'split')}"
+    )
     lines = [title, "", READING]
     tested = ["", "## Paired tests", "", TESTS, "", *test_lines(tests)] if len(tests) else []
     if splits != [""] and len(numbers):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from evae.common.logs import logger
-from evae.common.messages import first_of
+from evae.common.messages import first_of, number_of
 from evae.data.format import DatasetInfo
 from evae.data.streaming.mixture import Sources
 from evae.models.contract_evae import EvaeError, parts_of
@@ -77,8 +77,8 @@ def perturbation_vocabulary(info: DatasetInfo, table: str = "", sign: str = "+")
         raise EvaeError(f"{table} names none of the dataset's perturbations, such as '{lacking[0]}'; check its names.")
     if lacking:
         LOG.warning(
-            f"{len(lacking)} of {len(parts) - 1} perturbations have no feature vector and get learned ones: "
-            + first_of(lacking, 5)
+            f"{len(lacking)} of {number_of(len(parts) - 1, 'perturbation')} have no feature vector and get learned "
+            f"ones: {first_of(lacking, 5)}"
         )  # fmt: skip
     return Vocabulary([*learned, *names], len(learned) + len(names), features, source)
 
@@ -89,7 +89,9 @@ def _parts(info: DatasetInfo, featured: set[str], sign: str) -> list[str]:
     uncut = [name for name in parts if sign and sign in name.strip(sign) and parts[name] == [name]]
     if uncut:
         shown = first_of(uncut, 3)
-        LOG.warning(f"{len(uncut)} perturbations with a '{sign}' are each one, as no part is a name by itself: {shown}")
+        LOG.warning(
+            f"{number_of(len(uncut), 'perturbation')} with a '{sign}' uncut, as no part is a name by itself: {shown}"
+        )
     return list(dict.fromkeys(part for name in info.perturbations for part in parts[name]))
 
 

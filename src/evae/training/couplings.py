@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evae.common.messages import number_of
 from evae.models.contract_evae import EvaeError
 
 BLOCK = 512  # perturbed cells that are coupled at once, with up to twice as many controls
@@ -114,8 +115,8 @@ def without_control(cells: Cells, controls: Cells, control: int, kinds: list[str
     shown = ", ".join(f"'{kinds[g // width]}' in '{batches[g % width]}'" for g in found[:SHOWN])
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return (
-        f"{len(lonely):,} perturbed cells have no control of their cell type in their batch ({shown}{more}); they are "
-        "paired with controls of other batches"
+        f"{number_of(len(lonely), 'perturbed cell has', 'perturbed cells have')} no control of their cell type in "
+        f"their batch ({shown}{more}); they are paired with controls of other batches"
     )
 
 

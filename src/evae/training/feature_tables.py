@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from evae.common.extras import require
-from evae.common.messages import first_line, first_of
+from evae.common.messages import first_line, first_of, number_of
 from evae.models.contract_evae import EvaeError
 
 SMILES = "smiles"  # name of the column of structures, in any case
@@ -98,7 +98,7 @@ def _read(path: Path) -> tuple[list[str], Sequence[Sequence[float]] | np.ndarray
         vectors = fingerprints(names, [str(text) for text in columns[drawn[0]]], path)
         return names, vectors, f"Morgan fingerprints of radius {RADIUS}, {BITS} bits"
     vectors = np.array([[float(value) for value in column] for column in columns[1:]], dtype=np.float32).T
-    return names, vectors, f"{len(columns) - 1} features"
+    return names, vectors, number_of(len(columns) - 1, "feature")
 
 
 def _read_npz(path: Path) -> tuple[list[str], np.ndarray, str]:
@@ -109,7 +109,8 @@ def _read_npz(path: Path) -> tuple[list[str], np.ndarray, str]:
                 with archive.open(f"{name}.npy") as stream:
                     arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
     vectors = arrays["emb"]
-    return [str(name) for name in arrays["genes"]], vectors, str(arrays.get("source", f"{vectors.shape[-1]} features"))
+    source = str(arrays.get("source", number_of(vectors.shape[-1], "feature")))
+    return [str(name) for name in arrays["genes"]], vectors, source
 
 
 def _read_text(path: Path) -> tuple[list[str], list[tuple[str, ...]]]:

@@ -9,7 +9,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
 from evae.common.logs import logger
-from evae.common.messages import first_line
+from evae.common.messages import first_line, number_of
 from evae.data.format import AnyDataset, Dataset, DatasetInfo
 from evae.data.streaming.mixture import Sources
 from evae.models.configuration_evae import EvaeConfig
@@ -90,8 +90,8 @@ def held_to_epochs(settings: PriorSettings, accelerator: Accelerator) -> tuple[P
     held = settings.within_epochs(n_cells, accelerator.num_processes)
     if held.max_steps < settings.max_steps and accelerator.is_main_process:
         LOG.info(
-            f"{held.max_steps:,} steps, which are max_epochs={settings.max_epochs:g} passes over {n_cells:,} training "
-            "cells; name max_steps to train longer"
+            f"{number_of(held.max_steps, 'step')}, which are max_epochs={settings.max_epochs:g} passes over "
+            f"{n_cells:,} training cells; name max_steps to train longer"
         )
     return held, list(datasets)
 
@@ -176,7 +176,7 @@ def load_tokenizer(path_or_id: str, info: DatasetInfo) -> EvaeModel:
     if genes != list(info.genes):
         raise EvaeError(
             f"the tokenizer '{path_or_id}' reads another gene panel than the dataset ({len(genes)} and "
-            f"{len(info.genes)} genes); prepare the dataset with the tokenizer's panel, or train a "
+            f"{number_of(len(info.genes), 'gene')}); prepare the dataset with the tokenizer's panel, or train a "
             "tokenizer on it."
         )
     return tokenizer.eval().requires_grad_(False)

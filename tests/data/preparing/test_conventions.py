@@ -30,7 +30,7 @@ def test_scperturb():
     said = " / ".join(found.notes)
     assert "the control is 'control', of whose cells nperts is 0" in said
     assert "dose_value holds 3 doses; cells of all doses count as one perturbation" in said
-    assert "1 labels stand for several perturbations (nperts) and hold no '+', such as 'A_B'" in said
+    assert "1 label names several perturbations (nperts) without a '+', such as 'A_B'" in said
 
 
 def test_pertpy():

@@ -30,7 +30,7 @@ BAD_INPUT = {
     "label": (
         _corrupt("perturbation", lambda a: [None, *a.obs["perturbation"][1:]]),
         {},
-        "missing (NaN) in 1 cells",
+        "missing (NaN) in 1 cell;",
     ),
     "control": (None, {"control": "contrl"}, "Did you mean 'control'"),
     "column": (None, {"cell_type_key": "celltype"}, "no obs column 'celltype'. Did you mean 'cell_type'"),

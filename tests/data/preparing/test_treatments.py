@@ -130,7 +130,7 @@ def test_datasets_in_different_units_mix(prepared, tmp_path):
         ({"dose": [0, 1]}, {"dose_key": "dose"}, "numbers without a unit, such as 1; say it: dose_unit=nM"),
         ({"dose": ["0", "high"]}, {"dose_key": "dose"}, "holds 'high', which is no number"),
         ({"dose": [0, 1]}, {"dose_key": "dose", "dose_unit": "mN"}, "unknown unit of a dose 'mN'"),
-        ({"dose": ["0", "1 uM+2 uM"]}, {"dose_key": "dose"}, "'A' is 1 perturbations"),
+        ({"dose": ["0", "1 uM+2 uM"]}, {"dose_key": "dose"}, "'A' is 1 perturbation"),
         ({"time": [1, 0]}, {"time_key": "time"}, "a time is 0 h; give a number above 0"),
         ({}, {"parse_labels": True}, "no label ends in a dose, a time or a kind"),
         ({"dose": [0, 1]}, {"parse_labels": True, "dose_key": "dose"}, "leave their columns out"),

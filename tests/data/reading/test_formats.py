@@ -268,14 +268,14 @@ def test_as_many_cells_as_genes(make: Make, tmp_path: Path):
 
 def test_what_is_left_out_is_said(cells, tmp_path):
     (said,) = FileCounts(tenx_v3(cells, tmp_path)).notes
-    assert "1 features of type CRISPR Guide Capture, 1 features of type Antibody Capture" in said
+    assert "1 feature of type CRISPR Guide Capture, 1 feature of type Antibody Capture" in said
 
 
 class TestBadInput:
     def test_tables_of_another_sample(self, cells, tmp_path):
         folder = tenx_folder(cells, tmp_path)
         _write(folder / "barcodes.tsv.gz", "c0\n")
-        with pytest.raises(EvaeError, match=r"is 7 x 11, but the tables beside it name 7 genes and 1 cells"):
+        with pytest.raises(EvaeError, match=r"is 7 x 11, but the tables beside it name 7 genes and 1 cell;"):
             FileCounts(folder)
         (folder / "barcodes.tsv.gz").unlink()
         with pytest.raises(EvaeError, match=r"lacks the tables of its genes and cells; put features\.tsv"):

@@ -65,7 +65,7 @@ def test_labels_of_every_kind(tmp_path):
         codes, names = source.labels(key)
         assert "".join(names[c] for c in codes) == wanted
     assert list(source.cell_ids(1, 3)) == ["c1", "c2"]
-    with pytest.raises(EvaeError, match=r"'gap' of .* is missing \(NaN\) in 1 cells"):
+    with pytest.raises(EvaeError, match=r"'gap' of .* is missing \(NaN\) in 1 cell;"):
         source.labels("gap")
     with pytest.raises(EvaeError, match=r"no obs column 'categry'\. Did you mean 'category'"):
         source.labels("categry")
@@ -116,7 +116,7 @@ def test_bad_files(tmp_path, counts):
         FileCounts(tmp_path / "a.h5ad", "raw")
     adata.var_names = ["twice", "twice", *adata.var_names[2:]]
     adata.write_h5ad(tmp_path / "twice.h5ad")
-    with pytest.raises(EvaeError, match=r"twice\.h5ad: 1 genes stand more than once"):
+    with pytest.raises(EvaeError, match=r"twice\.h5ad: 1 gene stands more than once"):
         FileCounts(tmp_path / "twice.h5ad").genes  # noqa: B018
 
 

@@ -148,7 +148,7 @@ def test_tables_before_anndata_07(path):
     source = FileCounts(path)
     assert source.cell_ids(1, 3).tolist() == CELLS[1:]
     assert source.labels("n")[1] == ["3", "4", "5"]
-    with pytest.raises(EvaeError, match=r"missing .* in 1 cells"):
+    with pytest.raises(EvaeError, match=r"missing .* in 1 cell;"):
         source.labels("label")
     assert source.obs.frame()["label"].tolist()[::2] == ["x", "x"]
 

@@ -163,11 +163,11 @@ def break_values(value, where=0):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (break_values(np.nan), "1 cells hold NaN"),
+        (break_values(np.nan), "1 cell holds NaN"),
         (break_values(np.inf), "NaN or infinite"),
         (break_values(-1.0), "negative values"),
         (break_values(50.5), "neither raw counts nor log1p"),
-        (lambda a: setattr(a, "var_names", ["twice"] * a.n_vars), "stand more than once"),
+        (lambda a: setattr(a, "var_names", ["twice"] * a.n_vars), "stands? more than once"),
         (lambda a: a.obs.pop("perturbation"), "no column 'perturbation'"),
         (lambda a: a.obs.pop("cell_type"), "no column 'cell_type'"),
         (lambda a: a.obs.__setitem__("cell_type", [None] * a.n_obs), "have no 'cell_type'"),
@@ -239,7 +239,7 @@ def test_other_labels_are_left_out_and_said(screen, real):
     found = compare(predicted, real, screen)
     assert set(found.predicted.perturbation) == {"G0", "G1", "G2"}
     assert set(found.predicted.cell_type) == {"B"}
-    assert any("5 predicted pairs have no real cells" in note for note in found.notes)
+    assert any("left out: 5 predicted pairs without real cells" in note for note in found.notes)
     assert any("real controls stand on both sides" in note for note in found.notes)
 
 

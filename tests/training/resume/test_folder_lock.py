@@ -57,9 +57,8 @@ def test_a_dead_process_holds_nothing(tmp_path):
     if holder == 0:
         lock = FolderLock(tmp_path)
         lock.take()
-        worker = os.fork()
-        if worker:
-            os.write(tell, f"{worker}\n".encode())
+        if os.fork() == 0:  # by now the worker has let go of the lock
+            os.write(tell, f"{os.getpid()}\n".encode())
         time.sleep(60)
         os._exit(0)
     worker = int(os.read(told, 100))

@@ -5,11 +5,13 @@ from typing import Any
 
 import yaml
 
+from evae.common.messages import number_of
+
 _BODY = """
 # {title}
 
-{n_cells} single cells x {n_genes} genes, raw counts, {n_perturbations} perturbations (control:
-`{control}`) in {n_cell_types} cell types. Made by `evae prepare` {version}, format {format}.
+{n_cells} x {n_genes}, raw counts, {n_perturbations} (control:
+`{control}`) in {n_cell_types}. Made by `evae prepare` {version}, format {format}.
 
 | split | cells |
 | --- | --- |
@@ -61,10 +63,10 @@ def dataset_card(title: str, meta: Mapping[str, Any], split: Mapping[str, Any], 
     body = _BODY.format(
         title=title,
         tables=", ".join(f"`{name}`" for name in tables),
-        n_cells=f"{sum(n_cells.values()):,}",
-        n_genes=f"{sizes[0]:,}",
-        n_perturbations=sizes[1] - 1,
-        n_cell_types=sizes[2],
+        n_cells=number_of(sum(n_cells.values()), "single cell"),
+        n_genes=number_of(sizes[0], "gene"),
+        n_perturbations=number_of(sizes[1] - 1, "perturbation"),
+        n_cell_types=number_of(sizes[2], "cell type"),
         control=meta["control"],
         version=meta["evae_version"],
         format=meta["format_version"],
@@ -78,13 +80,17 @@ def dataset_card(title: str, meta: Mapping[str, Any], split: Mapping[str, Any], 
 def held_out_in_words(split: Mapping[str, Any]) -> str:
     """What a split holds out, in some words."""
     if "cell_type" in split:
-        held_out = f"{', '.join(split['cell_type'])} x {len(split['pert'])} perturbations"
+        held_out = f"{', '.join(split['cell_type'])} x {number_of(len(split['pert']), 'perturbation')}"
     elif "pairs" in split:
-        held_out = f"{len(split['pairs'])} (cell type, perturbation) pairs"
+        held_out = f"{number_of(len(split['pairs']), '(cell type, perturbation) pair')}"
     elif "donors" in split:
         held_out = f"the perturbed cells with {split['donors']['key']} {', '.join(split['donors']['names'])}"
     else:
         return f"a random {split['random']:.0%} of the cells" if "random" in split else "nothing"
     n_left_out = len(split.get("left_out", ()))
-    more = f"; {n_left_out} further pairs are left out, which would tell of these" if n_left_out else ""
+    more = (
+        f"; {number_of(n_left_out, 'further pair is', 'further pairs are')} left out, which would tell of these"
+        if n_left_out
+        else ""
+    )
     return held_out + more

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from evae.common.messages import number_of
 from evae.models.contract_evae import EvaeError
 from evae.models.treatments_evae import Treatment
 
@@ -173,7 +174,7 @@ def _also(known: Sequence[str], labels: Labels, key: str, told_apart: set[str]) 
         combined = [names[c] for c in np.unique(codes[several]) if c >= 0 and "+" not in names[c]]
         if combined:
             notes.append(
-                f"{len(combined)} labels stand for several perturbations (nperts) and hold no '+', such as "
-                f"'{combined[0]}': name their sign when training, as in combination_sign=_"
+                f"{number_of(len(combined), 'label names', 'labels name')} several perturbations (nperts) without a "
+                f"'+', such as '{combined[0]}': name their sign when training, as in combination_sign=_"
             )
     return notes

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from evae.common.messages import number_of
 from evae.common.progress import Bar
 from evae.data.preparing.conventions import Named
 from evae.data.preparing.describe import CellLabels
@@ -150,8 +151,8 @@ def _unlabelled(checks: _Checks) -> np.ndarray:
             n = int((missing & checks.kept[first:last]).sum())
             if n and "unlabelled" not in asked.drop:
                 raise EvaeError(
-                    f"obs column '{key}' of {source.path} is missing (NaN) in {n:,} cells; drop them first, or with "
-                    "drop=unlabelled."
+                    f"obs column '{key}' of {source.path} is missing (NaN) in {number_of(n, 'cell')}; drop them first, "
+                    "or with drop=unlabelled."
                 )
             bad[first:last] |= missing
     return bad

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from evae.common.messages import number_of
 from evae.data.reading.file_counts import FileCounts
 from evae.models.contract_evae import EvaeError, check_unique
 from evae.models.genes_evae import GeneColumns, case_hint, ensembl_id, match_genes
@@ -171,7 +172,7 @@ def match_panel(
         share = float((position >= 0).mean())
         if share < min_coverage:
             raise EvaeError(
-                f"{source.path} measures only {share:.0%} of {origin} ({len(genes):,} genes), below "
+                f"{source.path} measures only {share:.0%} of {origin} ({number_of(len(genes), 'gene')}), below "
                 f"{min_coverage:.0%}; check gene names and species, give another panel, or lower "
                 f"min_coverage.{case_hint([genes[g] for g in np.flatnonzero(position < 0)], source.gene_columns)}"
             )

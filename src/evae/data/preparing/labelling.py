@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from evae.common.messages import number_of
 from evae.data.preparing.conventions import Named, find_names, find_perturbation
 from evae.data.preparing.describe import CellLabels
 from evae.data.preparing.treatments import NO_KEYS, TreatmentKeys, agent_of, distinct_rows, relabel
@@ -104,7 +105,9 @@ def read_labels(
 ) -> CellLabels:
     """The labels of all cells; the vocabularies are those of the kept ones."""
     if cell_types is not None and len(cell_types) != len(sources):
-        raise EvaeError(f"{len(cell_types)} cell types for {len(sources)} files; give one for each file.")
+        raise EvaeError(
+            f"{number_of(len(cell_types), 'cell type')} for {number_of(len(sources), 'file')}; give one for each file."
+        )
     perturbation_key, cell_type_key, control = named.perturbation_key, named.cell_type_key, named.control
     columns = {}
     for key in (perturbation_key, cell_type_key, *([batch_key] if batch_key else [])):

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from evae.common.messages import number_of
 from evae.data.preparing.known_labels import Known
 from evae.models.contract_evae import EvaeError, check_unique, look_up, split_names
 from evae.models.treatments_evae import Treatment
@@ -230,7 +231,9 @@ def _fold(rest: str, known: Known) -> dict[str, Any]:
         (pairs if len(found) > 1 else alone).extend(found)
     pairs = pairs or alone
     if len(pairs) < n:
-        raise EvaeError(f"there are {len(pairs)} pairs with at least {MIN_CELLS} cells; ask for fewer parts.")
+        raise EvaeError(
+            f"there are {number_of(len(pairs), 'pair')} with at least {MIN_CELLS} cells; ask for fewer parts."
+        )
     return {"pairs": tuple(sorted(pairs[int(part) - 1 :: n]))}
 
 

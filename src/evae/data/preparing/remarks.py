@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from evae.common.messages import number_of
 from evae.common.numbers import counted
 from evae.data.preparing.describe import CellLabels, Totals
 from evae.data.reading.file_counts import FileCounts
@@ -85,6 +86,7 @@ def copied_cells(sources: list[FileCounts], totals: Totals, kept: np.ndarray) ->
     start = row - int(np.flatnonzero(file == file[row])[0])
     name = source.cell_ids(start, start + 1)[0]
     return again, (
-        f"{again.sum():,} cells stand more than once, with the same name and the same counts (such as '{name}' in "
-        f"{source.path.name}): a copy of a held-out cell may be trained on, so give every cell once"
+        f"{number_of(again.sum(), 'cell stands', 'cells stand')} more than once, with the same name and the same "
+        f"counts (such as '{name}' in {source.path.name}): a copy of a held-out cell may be trained on, so give every "
+        "cell once"
     )

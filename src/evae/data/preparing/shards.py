@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from evae.common.files import atomic_write
+from evae.common.messages import number_of
 from evae.data.format import SPLITS, shard_name
 from evae.models.contract_evae import EvaeError
 
@@ -51,7 +52,9 @@ def plan_rows(
     rest = rng.permutation(np.flatnonzero(kept & ~held_out))
     n_validation = min(5_000, max(1, round(0.05 * len(rest))))
     if len(rest) <= n_validation:
-        raise EvaeError(f"the split leaves {len(rest)} of {len(kept):,} cells, too few to train on; hold out less.")
+        raise EvaeError(
+            f"the split leaves {len(rest)} of {number_of(len(kept), 'cell')}, too few to train on; hold out less."
+        )
     training, validation = rest[n_validation:], rest[:n_validation]
     if label is not None:
         lost = first_of_each(label, validation, ~np.isin(label[validation], label[training]))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evae.common.messages import first_of
+from evae.common.messages import first_of, number_of
 from evae.data.reading.file_counts import FileCounts
 from evae.models.contract_evae import EvaeError, near_matches, parts_of
 from evae.models.treatments_evae import (
@@ -191,7 +191,9 @@ class _Reader:
             if what == "name" or len(pieces) < 2:
                 own[what] = text or None
             elif len(pieces) != len(parts):
-                raise EvaeError(f"'{cell['name']}' is {len(parts)} perturbations, but '{text}' {len(pieces)}; mend it.")
+                raise EvaeError(
+                    f"'{cell['name']}' is {number_of(len(parts), 'perturbation')}, but '{text}' {len(pieces)}; mend it."
+                )
             else:
                 own[what] = pieces[number].strip() or None
         return own
@@ -207,7 +209,7 @@ class _Reader:
     def notes(self) -> list[str]:
         """Sentences on what was read."""
         n, shown = len(self.treatments), next(iter(self.read.items()), None)
-        counted = f"{n:,} treatments are" if n > 1 else "1 treatment is"
+        counted = number_of(n, "treatment is", "treatments are")
         if not n:
             what = "no label ends in a dose, a time or a kind" if self.keys.parse_labels else "no cell has any of them"
             raise EvaeError(f"{what}; labels are such as '{min(self.names)}'. Leave {', '.join(self.keys.used)} out.")
@@ -216,10 +218,14 @@ class _Reader:
             plain = sorted(self.plain)
             found += [f"labels that say neither dose, time nor kind: {first_of(plain, 3)}"] if plain else []
         if self.n_zero:
-            found.append(f"{self.n_zero:,} cells of dose 0 count as controls ('{self.control}')")
+            found.append(
+                f"{number_of(self.n_zero, 'cell of dose 0 counts', 'cells of dose 0 count')} as controls "
+                f"('{self.control}')"
+            )
         if self.without:
             found.append(
-                f"{sum(self.without.values()):,} perturbed cells have no dose: {first_of(list(self.without), 3)}"
+                f"{number_of(sum(self.without.values()), 'perturbed cell has', 'perturbed cells have')} no dose: "
+                f"{first_of(list(self.without), 3)}"
             )
         return found
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from evae.common.messages import number_of
 from evae.data.reading.anndata_file import as_anndata, check_names
 from evae.data.reading.file_counts import FileCounts
 from evae.data.reading.labels import label_codes
@@ -63,7 +64,7 @@ class AnnDataCounts:
         codes, names = label_codes(self.adata.obs[key])
         missing = int((codes < 0).sum())
         if missing:
-            raise EvaeError(f"obs column '{key}' is missing (NaN) in {missing:,} cells; drop them first.")
+            raise EvaeError(f"obs column '{key}' is missing (NaN) in {number_of(missing, 'cell')}; drop them first.")
         return codes, names
 
     def cell_ids(self, start: int, stop: int) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from evae.common.messages import number_of
 from evae.data.reading.formats import open_parts
 from evae.data.reading.joined_frame import with_table
 from evae.data.reading.labels import label_codes
@@ -52,7 +53,7 @@ class FileCounts:
         self.n_cells, self.n_genes = self._matrix.shape
         if not self.n_cells or not self.n_genes:
             self.close()
-            sizes = f"{self.n_cells} cells and {self.n_genes} genes"
+            sizes = f"{number_of(self.n_cells, 'cell')} and {number_of(self.n_genes, 'gene')}"
             raise EvaeError(f"{self.name} hold {sizes}; give a file with cells.")
 
     @cached_property
@@ -100,7 +101,7 @@ class FileCounts:
         missing = int((codes < 0).sum())
         if missing and not gaps:
             raise EvaeError(
-                f"obs column '{key}' of {self.title} is missing (NaN) in {missing:,} cells; drop them first."
+                f"obs column '{key}' of {self.title} is missing (NaN) in {number_of(missing, 'cell')}; drop them first."
             )
         return codes, names
 

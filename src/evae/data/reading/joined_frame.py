@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from evae.common.messages import number_of
 from evae.data.reading.parts import Frame, MemoryFrame
 from evae.models.contract_evae import EvaeError
 
@@ -79,7 +80,8 @@ def read_cell_table(path: str | Path) -> pd.DataFrame:
     if not table.index.is_unique:
         twice = table.index[table.index.duplicated()]
         raise EvaeError(
-            f"{len(twice):,} cells stand in {path} more than once (such as '{twice[0]}'); keep one row each."
+            f"{number_of(len(twice), 'cell stands', 'cells stand')} in {path} more than once "
+            f"(such as '{twice[0]}'); keep one row each."
         )
     return table
 

@@ -23,6 +23,7 @@ import scipy.io
 import scipy.sparse as sp
 
 from evae.common.files import atomic_write
+from evae.common.messages import number_of
 from evae.data.reading.parts import MemoryFrame, Parts
 from evae.data.reading.raw_counts import refuse_layer
 from evae.data.reading.stored_matrix import PARTS, StoredMatrix
@@ -170,8 +171,8 @@ def _read(mtx: Path, writer: Writer, n_cells: int, n_genes: int) -> sp.csr_matri
     either = {(n_cells, n_genes): True, (n_genes, n_cells): False}
     if stored.shape not in either:
         raise EvaeError(
-            f"{mtx} is {stored.shape[0]:,} x {stored.shape[1]:,}, but the tables beside it name {n_genes:,} genes and "
-            f"{n_cells:,} cells; put files of one sample together."
+            f"{mtx} is {stored.shape[0]:,} x {stored.shape[1]:,}, but the tables beside it name "
+            f"{number_of(n_genes, 'gene')} and {number_of(n_cells, 'cell')}; put files of one sample together."
         )
     cells_first = writer.cells_first if n_cells == n_genes else either[stored.shape]
     return sp.csr_matrix(stored if cells_first else stored.T)

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from evae.common.messages import number_of
 from evae.data.reading.parts import MemoryFrame, Parts
 from evae.data.reading.raw_counts import refuse_layer
 from evae.data.reading.stored_matrix import StoredMatrix
@@ -68,7 +69,9 @@ def left_out(types: np.ndarray, path: Path) -> list[str]:
     if not (types == GENES).any() or (types == GENES).all():
         return []
     others = pd.Series(types[types != GENES]).value_counts()
-    return [f"{path}: left out are " + ", ".join(f"{n:,} features of type {kind}" for kind, n in others.items())]
+    return [
+        f"{path}: left out are " + ", ".join(f"{number_of(n, 'feature')} of type {kind}" for kind, n in others.items())
+    ]
 
 
 def _groups(file: h5py.File) -> list[str]:

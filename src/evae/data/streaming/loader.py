@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from evae.common.messages import number_of
 from evae.common.prefetch import prefetch
 from evae.data.format import AnyDataset, Dataset, DatasetInfo
 from evae.data.rows import RowFormat
@@ -83,7 +84,7 @@ class CellLoader:
         self.batches_per_epoch = self._order.n_batches
         if not self.batches_per_epoch:
             raise EvaeError(
-                f"the split '{split}' has {self.n_cells:,} cells, fewer than {world_size} x batch_size "
+                f"the split '{split}' has {number_of(self.n_cells, 'cell')}, fewer than {world_size} x batch_size "
                 f"{batch_size}; use a batch_size of at most {max(1, self.n_cells // world_size)}."
             )
         self._epoch, self._batch, self._ended = 0, 0, False

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from evae.common.messages import number_of
 from evae.data.format import AnyDataset, Dataset, DatasetInfo
 from evae.data.streaming.loader import CellLoader, SparseBatch
 from evae.data.streaming.onto import Onto
@@ -73,7 +74,9 @@ class Sources:
         self.datasets = [Dataset.open(dataset) for dataset in datasets]
         self.infos = [dataset.info if onto is None else onto.carried(dataset) for dataset in self.datasets]
         if weights and len(weights) != len(datasets):
-            raise EvaeError(f"{len(weights)} dataset_weights for {len(datasets)} datasets; give one for each.")
+            raise EvaeError(
+                f"{len(weights)} dataset_weights for {number_of(len(datasets), 'dataset')}; give one for each."
+            )
         if any(not 0 < weight < math.inf for weight in weights):
             raise EvaeError(f"dataset_weights are {list(weights)}; give numbers above 0.")
         parts = np.array(weights or [info.n_cells["train"] for info in self.infos], dtype=float)
@@ -102,8 +105,8 @@ class Sources:
         for dataset, number, share in zip(self.datasets, quotas, self.shares, strict=True):
             if not number:
                 raise EvaeError(
-                    f"of {n_cells} cells the dataset {dataset} gets none with a share of {share:.2g}; raise {setting} "
-                    "or its weight in dataset_weights."
+                    f"of {number_of(n_cells, 'cell')} the dataset {dataset} gets none with a share of {share:.2g}; "
+                    f"raise {setting} or its weight in dataset_weights."
                 )
         return quotas
 

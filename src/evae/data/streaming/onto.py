@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from evae.common.messages import number_of
 from evae.data.format import Dataset, DatasetInfo
 from evae.models.contract_evae import EvaeError
 from evae.models.genes_evae import GeneColumns
@@ -36,13 +37,13 @@ class Onto:
         lacking = [gene for gene, place in zip(info.genes, self.places(info), strict=True) if place < 0]
         if lacking:
             raise EvaeError(
-                f"{dataset} counts over {len(lacking):,} genes that {self.name} does not know, such as {lacking[0]}; "
-                f"prepare it with the panel of the model: --genes {self.name}."
+                f"{dataset} counts over {number_of(len(lacking), 'gene')} that {self.name} does not know, such as "
+                f"{lacking[0]}; prepare it with the panel of the model: --genes {self.name}."
             )
         if len(info.genes) < own.min_coverage * len(own.genes):
             raise EvaeError(
-                f"{dataset} has only {len(info.genes):,} of the {len(own.genes):,} genes of {self.name}, below "
-                f"min_coverage {own.min_coverage}; give cells that measure more of them."
+                f"{dataset} has only {len(info.genes):,} of the {number_of(len(own.genes), 'gene')} of {self.name}, "
+                f"below min_coverage {own.min_coverage}; give cells that measure more of them."
             )
         if info.control != own.control:
             raise EvaeError(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from evae.common.messages import number_of
 from evae.data.format import PANEL_KEY
 from evae.data.rows import REMEDY, RowFormat
 from evae.data.store import ShardStore
@@ -52,7 +53,7 @@ class RowGroups:
                     self._kept[place] = table
                     self._left -= table.nbytes
         if table.num_rows != rows:
-            raise EvaeError(f"{self._name(*place)} has {table.num_rows} rows, not {rows}; {REMEDY}")
+            raise EvaeError(f"{self._name(*place)} has {number_of(table.num_rows, 'row')}, not {rows}; {REMEDY}")
         return table
 
     def _name(self, shard: str, row_group: int) -> str:

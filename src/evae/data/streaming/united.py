@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from evae.common.messages import number_of
 from evae.data.format import Dataset, DatasetInfo
 from evae.models.contract_evae import EvaeError
 
@@ -26,8 +27,8 @@ def united(datasets: Sequence[Dataset], shares: Sequence[float]) -> DatasetInfo:
         if info.genes != first.genes:
             raise EvaeError(
                 f"{datasets[0]} and {dataset} count over different gene panels ({len(first.genes):,} and "
-                f"{len(info.genes):,} genes); prepare the files together (`evae prepare a.h5ad b.h5ad`), or each with "
-                "the same panel file (--genes)."
+                f"{number_of(len(info.genes), 'gene')}); prepare the files together (`evae prepare a.h5ad b.h5ad`), or "
+                "each with the same panel file (--genes)."
             )
         if info.control != first.control:
             raise EvaeError(

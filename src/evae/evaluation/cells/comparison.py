@@ -10,6 +10,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
+from evae.common.messages import number_of
 from evae.data.format import Pair
 from evae.evaluation.cells.inputs import Data, Progress, Source, open_source, predicted_keys, silent
 from evae.evaluation.cells.normalised import Cells, mean_of
@@ -190,17 +191,22 @@ def _read(
         perturbations = sorted({p for _, p in pairs})
         training = summarise_training(trained, source, perturbations, genes, control, seed, progress, rates)
         if training.n_held_out:
-            notes.append(f"{training.n_held_out} held-out cells were found among the training cells and left out there")
+            notes.append(
+                f"{number_of(training.n_held_out, 'held-out cell was', 'held-out cells were')} found among the "
+                "training cells and left out there"
+            )
     sources = _sources(generated, rows, home, control_rows)
     comparison = Comparison(truth, prediction, control_cells, training, pairs, control, notes, sources, genes)
     single = sum(n < 2 for n in comparison.n_real.values())
     if single:
         notes.append(
-            f"{single} of {len(pairs)} pairs have a single real cell, so no split half and no robust distances"
+            f"{single} of {number_of(len(pairs), 'pair')} with a single real cell, so no split half and no robust "
+            "distances"
         )
     for name, cells in (("real", truth), ("predicted", prediction), ("control", control_cells)):
         if cells.n_empty:
-            notes.append(f"{cells.n_empty} {name} cells have no counts over the panel and stay empty")
+            empty = number_of(cells.n_empty, f"{name} cell has", f"{name} cells have")
+            notes.append(f"{empty} no counts over the panel")
     notes.append(
         f"real cells came as {source.scale.name} ({source.scale.reason}), predicted cells as {generated.scale.name} "
         f"({generated.scale.reason}); compared as log1p CP10K"
@@ -224,12 +230,12 @@ def _matching_predictions(
         if c not in cell_types:
             hint = f"The cell type '{c}' is not among theirs. {near_matches(c, cell_types)}"
         raise EvaeError(
-            f"{generated.name} lack {len(missing)} of the {len(pairs)} perturbations to evaluate ({shown}); "
-            f"predict them or leave them out of the real cells. {hint}".strip()
+            f"{generated.name} lack {len(missing)} of the {number_of(len(pairs), 'perturbation')} to evaluate "
+            f"({shown}); predict them or leave them out of the real cells. {hint}".strip()
         )
     extra = [pair for pair in rows if pair not in set(pairs) and pair[1] != control]
     if extra:
-        notes.append(f"{len(extra)} predicted pairs have no real cells and were left out")
+        notes.append(f"left out: {number_of(len(extra), 'predicted pair')} without real cells")
     if any(p == control for _, p in rows):
         notes.append("predicted control cells were ignored: the real controls stand on both sides")
     if generated.columns(genes) is not None:
@@ -263,7 +269,8 @@ def _find_controls(
         rows = np.flatnonzero((source.perturbation == control) & np.isin(source.cell_type, list(cell_types)))
         found = set(source.cell_type[rows].tolist())
         if found == cell_types:
-            notes.append(f"the {len(rows)} control cells were taken from {source.name}")
+            taken = number_of(len(rows), "control cell was", "control cells were")
+            notes.append(f"the {taken} taken from {source.name}")
             return source, rows
         if source is given:
             lacking = ", ".join(sorted(cell_types - found)[:3])

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from evae.common.messages import number_of
 from evae.common.threads import in_threads
 from evae.data.reading.anndata_file import as_anndata
 from evae.data.reading.file_counts import FileCounts
@@ -129,7 +130,7 @@ class Source:
             )
         if missing:
             raise EvaeError(
-                f"{self.name} lack {len(missing)} of the {len(genes)} genes of the real cells (first: "
+                f"{self.name} lack {len(missing)} of the {number_of(len(genes), 'gene')} of the real cells (first: "
                 f"{', '.join(missing[:3])}); subset the real cells to the genes of both before "
                 f"evaluating.{case_hint(missing, self.genes)}"
             )
@@ -248,7 +249,10 @@ def _labels(obs: Mapping[str, Any] | pd.DataFrame, key: str, name: str, argument
         raise EvaeError(f"{name}: no column '{key}' in obs; name it with {argument}. {near_matches(key, list(obs))}")
     column = pd.Series(obs[key])
     if column.isna().any():
-        raise EvaeError(f"{name}: {int(column.isna().sum())} cells have no '{key}'; drop them or fill the label in.")
+        raise EvaeError(
+            f"{name}: {number_of(int(column.isna().sum()), 'cell has', 'cells have')} no '{key}'; drop "
+            "them or fill the label in."
+        )
     return label_texts(column)
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import scipy.sparse as sp
 
+from evae.common.messages import number_of
 from evae.common.threads import in_threads
 from evae.models.contract_evae import EvaeError, near_matches
 
@@ -184,7 +185,9 @@ def _check_numbers(block: Any, name: str) -> None:
     if not np.isfinite(values).all():
         dense = block.toarray() if sp.issparse(block) else block
         n_bad = int((~np.isfinite(dense)).any(axis=1).sum())
-        raise EvaeError(f"{name}: {n_bad} cells hold NaN or infinite values; drop those cells first.")
+        raise EvaeError(
+            f"{name}: {number_of(n_bad, 'cell holds', 'cells hold')} NaN or infinite values; drop those cells first."
+        )
     if values.min() < 0:
         raise EvaeError(f"{name}: negative values, so X looks scaled or centred; give raw counts or log1p values.")
 

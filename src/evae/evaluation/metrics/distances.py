@@ -19,6 +19,7 @@ halves of real cells of the same size: see `protocols`.
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from evae.common.messages import number_of
 from evae.evaluation.cells.projection import Matrix, Projection, fit_projection, sample_rows
 from evae.models.contract_evae import EvaeError
 
@@ -128,7 +129,7 @@ def distribution_metrics(
     """
     if real_matrix.shape[1] != generated_matrix.shape[1]:
         raise EvaeError(
-            f"real cells have {real_matrix.shape[1]} genes, generated cells {generated_matrix.shape[1]}; "
+            f"real cells have {number_of(real_matrix.shape[1], 'gene')}, generated cells {generated_matrix.shape[1]}; "
             "subset both to the same genes in the same order."
         )
     if not isinstance(reference, Projection):

@@ -22,6 +22,7 @@ from sklearn.cluster import KMeans
 
 from evae.common.extras import require
 from evae.common.figures import CONTROL, GENERATED, GUIDE, bare, look, new_figure, save
+from evae.common.messages import number_of
 from evae.data.reading.anndata_file import as_anndata
 from evae.evaluation.cells import Comparison
 from evae.evaluation.cells.normalised import log1p_cp10k
@@ -195,7 +196,7 @@ def _panel(ax: Axes, one: Moved, before: np.ndarray, after: np.ndarray, groups: 
         x, y = before[one.cell_type == kind].mean(0)
         name = ax.text(x, y, kind, color=CONTROL, fontsize=8, fontweight="bold", ha="center", va="center", zorder=5)
         name.set_path_effects(outline)
-    ax.set_title(f"{one.name} · {len(before):,} cells")
+    ax.set_title(f"{one.name} · {number_of(len(before), 'cell')}")
     ax.set_aspect("equal", adjustable="box")
     ax.margins(0.05)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from evae.common.messages import number_of
 from evae.common.numbers import UNDEFINED, format_number
 from evae.evaluation.metrics.facts import BY_NAME, Metric, shown
 from evae.evaluation.report.tables import cell_text, in_order
@@ -53,7 +54,7 @@ def best_rival(metric: Metric, rows: Mapping[str, pd.Series]) -> str | None:
 
 def pairs_in_words(n: int) -> str:
     """How many pairs of cell type and perturbation."""
-    return "1 pair" if n == 1 else f"{n:,} pairs"
+    return number_of(n, "pair")
 
 
 def verdict(summary: pd.DataFrame) -> str | None:
@@ -113,8 +114,8 @@ def lead(stamp: dict[str, Any]) -> str:
     """One sentence on what was compared."""
     n = stamp["n_cells"]
     return (
-        f"{n['predicted']:,} predicted against {n['real']:,} real cells, {pairs_in_words(stamp['n_pairs'])} of "
-        f"cell type and perturbation, {stamp['n_genes']:,} genes; suite {stamp['settings']['suite']}."
+        f"{n['predicted']:,} predicted against {number_of(n['real'], 'real cell')}, {pairs_in_words(stamp['n_pairs'])} "
+        f"of cell type and perturbation, {number_of(stamp['n_genes'], 'gene')}; suite {stamp['settings']['suite']}."
     )
 
 

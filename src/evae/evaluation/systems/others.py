@@ -5,6 +5,7 @@ from contextlib import closing
 
 import numpy as np
 
+from evae.common.messages import number_of
 from evae.evaluation.cells import Comparison
 from evae.evaluation.cells.comparison import group_rows
 from evae.evaluation.cells.inputs import Data, Progress, open_source, predicted_keys, silent
@@ -47,6 +48,8 @@ def other_models(
             rows = np.sort(np.concatenate([theirs[pair] for pair in wanted]))
             cells = source.cells(panel, rows, progress)
         if len(wanted) < len(comparison.pairs):
-            comparison.notes.append(f"{name} has cells of {len(wanted)} of the {len(comparison.pairs)} pairs")
+            comparison.notes.append(
+                f"{name} has cells of {len(wanted)} of the {number_of(len(comparison.pairs), 'pair')}"
+            )
         found.append(sampled(name, cells, group_rows(cells.cell_type, cells.perturbation), own=True))
     return found

@@ -13,6 +13,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin, ProjectConfiguratio
 from torch import nn
 
 from evae.common.logs import logger
+from evae.common.messages import number_of
 from evae.models.contract_evae import EvaeError
 from evae.models.sampling_evae import check_compiler
 from evae.training.settings import Settings
@@ -49,8 +50,8 @@ def make_accelerator(settings: Settings) -> Accelerator:
     )
     if accelerator.num_processes != ranks:
         raise EvaeError(
-            f"{ranks} processes were launched but Accelerate sees {accelerator.num_processes}; "
-            "launch with torchrun, or check `accelerate config`."
+            f"{number_of(ranks, 'process was', 'processes were')} launched but Accelerate sees "
+            f"{accelerator.num_processes}; launch with torchrun, or check `accelerate config`."
         )
     if ranks == 1 and {"ACCELERATE_USE_CPU", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         # What `accelerate launch` sets for several processes; without a GPU each it starts one all the same.
@@ -82,9 +83,9 @@ def cpu_has_bfloat16() -> bool:
 def say_where(accelerator: Accelerator) -> None:
     """Tell how many processes train, and on what."""
     ranks, device = accelerator.num_processes, accelerator.device
-    processes = "1 process" if ranks == 1 else f"{ranks} processes"
+    processes = number_of(ranks, "process", "processes")
     threads = torch.get_num_threads()
-    more = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
+    more = torch.cuda.get_device_name(device) if device.type == "cuda" else number_of(threads, "thread")
     precision = {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     text = f"{processes} on {device.type} ({more}{' each' * (ranks > 1)}), {precision}"
     if accelerator.is_main_process:

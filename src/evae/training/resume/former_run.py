@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from evae.common.messages import number_of
 from evae.models.contract_evae import EvaeError
 from evae.training.resume.checkpoint import checkpoint_path, list_checkpoints
 from evae.training.settings import Settings
@@ -92,12 +93,12 @@ class FormerRun:
             return []
         if ranks == processes:
             return [self._sentence("batch_size", now)]
-        mend = f"start {ranks} process{'es' * (ranks > 1)} with batch_size={before}"
+        mend = f"start {number_of(ranks, 'process', 'processes')} with batch_size={before}"
         if before * ranks % processes == 0:
             mend += f", or set batch_size={before * ranks // processes}"
         return [
-            f"a pass took {before * ranks} cells and would take {now.batch_size * processes} in {processes} "
-            f"process{'es' * (processes > 1)}: {mend}"
+            f"a pass took {number_of(before * ranks, 'cell')} and would take {now.batch_size * processes} in "
+            f"{number_of(processes, 'process', 'processes')}: {mend}"
         ]
 
     def _differs(self, name: str, now: Settings) -> bool:

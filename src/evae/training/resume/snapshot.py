@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from evae.common.messages import first_line
+from evae.common.messages import first_line, number_of
 from evae.data.streaming.order import PLACE
 from evae.models.contract_evae import EvaeError
 from evae.models.randomness_evae import CellStreams
@@ -113,16 +113,18 @@ def restore(
         restore_random_states(stored.rank_tensors, stored.rank_record["random"], accelerator.device)
     else:
         seed_rank(settings, accelerator, running.step)
-        notes.append(f"{accelerator.num_processes} ranks instead of {record['ranks']}: other masks of dropout")
+        notes.append(
+            f"{number_of(accelerator.num_processes, 'rank')} instead of {record['ranks']}: other masks of dropout"
+        )
     place = running.batches.state_dict()
     data = record["data"] | (stored.rank_record.get("place", {}) if same_ranks else {})
     if all(data.get(key) == value for key, value in place.items() if key not in PLACE):
         running.batches.load_state_dict(data)
     else:
         raise EvaeError(
-            f"{accelerator.num_processes} processes with batch_size {settings.batch_size} take the cells in another "
-            f"order than before; start {record['ranks']} with batch_size {record['batch_size']}, or set overwrite=true "
-            "to start anew."
+            f"{number_of(accelerator.num_processes, 'process', 'processes')} with batch_size {settings.batch_size} "
+            f"take the cells in another order than before; start {record['ranks']} with batch_size "
+            f"{record['batch_size']}, or set overwrite=true to start anew."
         )
     if record.get("precision", accelerator.mixed_precision) != accelerator.mixed_precision:
         notes.append(f"mixed precision {accelerator.mixed_precision} instead of {record['precision']}: other rounding")
