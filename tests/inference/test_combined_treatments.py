@@ -39,7 +39,7 @@ def cells():
 
 
 @pytest.fixture(scope="module")
-def pipe(cells, tmp_path_factory):
+def run_folder(cells, tmp_path_factory):
     folder = tmp_path_factory.mktemp("combined")
     cells.write_h5ad(folder / "cells.h5ad")
     prepare_dataset(folder / "cells.h5ad", folder / "data", parse_labels=True, progress=False)
@@ -48,9 +48,12 @@ def pipe(cells, tmp_path_factory):
         TokenizerSettings(output_dir=str(folder / "tokenizer"), model=TOKENIZER, max_steps=300, **common)
     )
     own = {"tokenizer": str(tokenizer), "output_dir": str(folder / "prior"), "max_steps": 300}
-    return evae.pipeline(
-        train_prior(PriorSettings(model=SMALL | {"num_hidden_layers": 2}, **own, **common)), device="cpu"
-    )
+    return train_prior(PriorSettings(model=SMALL | {"num_hidden_layers": 2}, **own, **common))
+
+
+@pytest.fixture(scope="module")
+def pipe(run_folder):
+    return evae.pipeline(run_folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +91,21 @@ def test_units_are_asked_of_the_agent(pipe, controls):
     assert axes.get_xlabel() == "dose, ng/mL and uM"
     with pytest.raises(EvaeError, match="the model knows doses of 'IFNB' in ng/mL"):
         pipe.predict(controls, "IFNB", dose=1.0, dose_unit="uM", progress=False)
+
+
+def test_a_dose_of_what_has_none_is_refused(run_folder, pipe, controls, tmp_path, run):
+    """With a unit, which would tell the family, and without; as a label; in a table; by the command."""
+    said = r"'STAT1' was seen without a dose; leave it out\. Doses are known of 'DrugA', 'IFNB'\."
+    table = pd.DataFrame({"perturbation": ["DrugA", "STAT1"], "dose": [2.0, 3.0], "n_cells": 2})
+    asks = ({"dose": 3.0}, {"dose": 3.0, "dose_unit": "uM"}, {"perturbation": "STAT1 3 uM"}, {"requests": table})
+    for asked in asks:
+        with pytest.raises(EvaeError, match=said):
+            pipe.predict(controls, **({} if "requests" in asked else {"perturbation": "STAT1"}) | asked, progress=False)
+    with pytest.raises(EvaeError, match=r"'DrugA' was seen without a time; leave it out\.$"):
+        pipe.predict(controls, "DrugA", dose=1.0, time=24.0, progress=False)
+    controls.write_h5ad(tmp_path / "controls.h5ad")
+    given = ("predict", run_folder, "--controls", tmp_path / "controls.h5ad", "--perturbation", "DrugA,STAT1")
+    refused = run(*given, "--dose", "3", "--dose-unit", "uM", "--out", tmp_path / "no.h5ad")
+    assert refused.code == 2
+    assert "'STAT1' was seen without a dose; leave it out. Doses are known of 'DrugA', 'IFNB'." in refused.err
+    assert not (tmp_path / "no.h5ad").exists()

@@ -113,6 +113,16 @@ def test_an_unseen_perturbation_raises_with_learned_vectors_and_works_with_featu
         draw(featured, "NEWW")
 
 
+def test_the_command_names_what_is_near_to_a_gene_that_the_feature_table_lacks(featured, tmp_path, run):
+    given = ("predict", featured.checkpoint.name, "--cell-type", "type_A", "--n-cells", 5, "--out", tmp_path / "o.h5ad")
+    for perturbation, wanted in (("OTHE", "'OTHE'. Did you mean 'OTHER'?"), ("A+NEWW", "'NEWW'. Did you mean 'NEW'?")):
+        refused = run(*given, "--perturbation", perturbation)
+        assert refused.code == 2
+        assert f"unknown perturbation {wanted}" in refused.err
+    assert not (tmp_path / "o.h5ad").exists()
+    assert run(*given, "--perturbation", "NEW").code == 0
+
+
 def test_features_are_projected_and_stored(featured, table, tmp_path):
     known = featured.model.condition.perturbation
     names, every, source = read_feature_table(table)

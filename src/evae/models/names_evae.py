@@ -53,7 +53,8 @@ class KnownTreatments:
             time: hours.
 
         Raises:
-            EvaeError: something said twice, not said and not to be told, or in a unit of another family.
+            EvaeError: something said twice, not said and not to be told, in a unit of another family, or a dose (a
+                time) of an agent that was only seen without.
         """
         said = self.read(label)
         if said is None:
@@ -67,6 +68,7 @@ class KnownTreatments:
             raise EvaeError(
                 f"'{label}' names its dose or time itself; leave dose and time out, or name the agent alone."
             )
+        self._check_taken(label, said, dose, time)
         amount, own = said.dose, said.dose_unit
         if dose is not None:
             amount, own = as_dose(dose, dose_unit or _only(label, "dose unit", dose_units(known) or self.dose_units()))
@@ -115,6 +117,15 @@ class KnownTreatments:
         seen = self.of_agent.get(agent, [])
         return any(getattr(t, what) is not None for t in seen) or not (seen or agent in self.plain)
 
+    def _check_taken(self, label: str, said: Treatment, dose: float | None, time: float | None) -> None:
+        """Raise `EvaeError` where a dose or a time is asked for of an agent that was only seen without."""
+        for what, beside in (("dose", dose), ("time", time)):
+            if (getattr(said, what) is None and beside is None) or self.takes(label, what):
+                continue
+            taking = [agent for agent, own in self.of_agent.items() if any(getattr(t, what) is not None for t in own)]
+            shown = f"'{said.agent}' was seen without a {what}; leave it out"
+            raise EvaeError(f"{shown}. {what.capitalize()}s are known of {_first(taking)}." if taking else f"{shown}.")
+
     def neighbours(
         self, treatment: Treatment, usable: Callable[[str], bool] = lambda label: True
     ) -> list[tuple[Treatment, float]]:
@@ -135,6 +146,11 @@ class KnownTreatments:
         place = float(np.interp(np.log10(treatment.dose), logs, np.arange(len(same))))
         low = int(place)
         return [(same[i], weight) for i, weight in ((low, 1 - place + low), (low + 1, place - low)) if weight > 0]
+
+
+def _first(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(f"'{name}'" for name in names[:most]) + more
 
 
 def _only(label: str, what: str, values: Collection[Any]) -> Any:
