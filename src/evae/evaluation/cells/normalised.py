@@ -68,9 +68,8 @@ class StoredRows:
         if not len(rows):
             return sp.csr_matrix((0, self.n_genes), dtype=np.float32)
         low, high = int(rows.min()), int(rows.max()) + 1
-        if high - low > _DENSE * len(rows):  # far apart: runs of consecutive rows are read at once
-            cuts = np.flatnonzero(np.diff(rows) != 1) + 1
-            return sp.vstack([self._span(run[0], run[-1] + 1) for run in np.split(rows, cuts)], format="csr")
+        if high - low > _DENSE * len(rows):
+            return self._scattered(rows)
         span = self._span(low, high)
         return span if np.array_equal(rows, np.arange(low, high)) else span[rows - low]
 
@@ -83,6 +82,21 @@ class StoredRows:
                 for file, dtype in ((self._values, np.float32), (self._genes, np.int32))
             )
         return sp.csr_matrix((values, genes, ends - ends[0]), shape=(stop - start, self.n_genes))
+
+    def _scattered(self, rows: np.ndarray) -> sp.csr_matrix:
+        """Rows that are far apart: runs of consecutive ones are read at once."""
+        ends = self._row_ends()
+        cuts = np.flatnonzero(np.diff(rows) != 1) + 1
+        first, last = rows[np.append(0, cuts)], rows[np.append(cuts - 1, len(rows) - 1)]
+        own = np.concatenate([[0], np.cumsum(ends[rows + 1] - ends[rows])])
+        places = own[np.append(0, cuts)].tolist()
+        runs = list(zip(places, ends[first].tolist(), ends[last + 1].tolist(), strict=True))
+        values, genes = np.empty(own[-1], np.float32), np.empty(own[-1], np.int32)
+        with self._lock:
+            for file, array in ((self._values, values), (self._genes, genes)):
+                for place, start, stop in runs:
+                    _read_into(file, array[place : place + stop - start], start)
+        return sp.csr_matrix((values, genes, own), shape=(len(rows), self.n_genes))
 
     def _row_ends(self) -> np.ndarray:
         if len(self._ends) > 1:
@@ -229,6 +243,10 @@ def _six_digits(values: np.ndarray) -> np.ndarray:
 
 def _read(file: Any, start: int, stop: int, dtype: Any) -> np.ndarray:
     values = np.empty(int(stop - start), dtype)
-    file.seek(int(start) * values.itemsize)
-    file.readinto(values)
+    _read_into(file, values, int(start))
     return values
+
+
+def _read_into(file: Any, values: np.ndarray, start: int) -> None:
+    file.seek(start * values.itemsize)
+    file.readinto(values)
