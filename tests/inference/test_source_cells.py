@@ -46,7 +46,7 @@ def pipe(cells, tmp_path_factory):
     tokenizer = train_tokenizer(TokenizerSettings(output_dir=str(folder / "tokenizer"), model=TOKENIZER, **common))
     settings = PriorSettings(tokenizer=str(tokenizer), output_dir=str(folder / "prior"), model=PRIOR, **common)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evae.training.guidance.FEWEST_CELLS", 1)  # of these few validation cells
+        patch.setattr("evae.training.sampling_defaults.FEWEST_CELLS", 1)  # of these few validation cells
         return evae.pipeline(train_prior(settings), device="cpu")
 
 

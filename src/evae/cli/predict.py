@@ -106,6 +106,9 @@ def predict(
     guidance_scale: Annotated[
         float | None, typer.Option(help="How much to stress the perturbation; 1 is the model as trained.")
     ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Below 1, cells differ less from each other; what training chose if left out.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps of a diffusion or flow prior.", min=1)] = None,
     batch_size: Annotated[int, typer.Option(help="Cells drawn at once.")] = 256,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the prior: for many cells on a GPU.")] = False,
@@ -151,7 +154,8 @@ def predict(
     context.with_resource(on_dask(dask))
     if plot is not None and not source_cells(pipe.checkpoint):
         raise EvaeError(f"{model} reads no source cells, from which --plot leads; train it with model.source_cells=1.")
-    options: dict[str, Any] = {"guidance_scale": guidance_scale, "num_steps": steps, "compile": compile or None}
+    options: dict[str, Any] = {"guidance_scale": guidance_scale, "temperature": temperature}
+    options |= {"num_steps": steps, "compile": compile or None}
     options |= {"library_size": library_size}
     how: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": watched()}
     how |= {name: value for name, value in options.items() if value is not None}
@@ -257,7 +261,8 @@ def _say_predicted(predicted: "ad.AnnData", out: Path) -> None:
         f"({by_support} in training), {number_of(predicted.n_vars, 'gene')}: {out}"
     )
     facts = predicted.uns["evae"]
-    say(f"library sizes: {facts['library_size_source']}; guidance scale: {facts['guidance_scale']:g}")
+    how = f"guidance scale: {facts['guidance_scale']:g}; temperature: {facts['temperature']:g}"
+    say(f"library sizes: {facts['library_size_source']}; {how}")
     if "matched_effects" in facts:
         say(_said_match(facts["matched_effects"]))
     if "effect_transfer" in facts:

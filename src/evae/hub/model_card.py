@@ -86,7 +86,7 @@ def what_it_reads(config: Any, effects: KnownEffects | None = None) -> str:
     if config.guidance_curve:
         curve = ", ".join(f"{distance:.3g} with {scale}" for scale, distance in config.guidance_curve.items())
         text += f", chosen on validation cells by the distance of the mean latents: {curve}"
-    text += "."
+    text += "." if config.sampling_temperature == 1 else f"; the temperature {config.sampling_temperature:g}."
     if effects is not None:
         text += (
             " `evae` moves the means of predictions towards what the training cells tell of the perturbation "

@@ -66,7 +66,14 @@ def merged(base: Any, folder: Path, name: str) -> Any:
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         reason = first_line(error)
         raise EvaeError(f"the adapter {name} does not fit its checkpoint ({reason}); fine-tune again.") from error
-    sizes = ("n_perturbations", "n_cell_types", "n_effects", "perturbation_kinds", "guidance_scale")
+    sizes = (
+        "n_perturbations",
+        "n_cell_types",
+        "n_effects",
+        "perturbation_kinds",
+        "guidance_scale",
+        "sampling_temperature",
+    )
     for field in sizes:
         setattr(model.config, field, getattr(config, field))
     return model.requires_grad_(True).eval()

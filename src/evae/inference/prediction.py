@@ -241,6 +241,8 @@ def _draw(
     facts["library_size_median"] = compare_with_controls(obs, found)
     default = getattr(prior.model.config, "guidance_scale", 1.0)
     facts["guidance_scale"] = float(asked.sampling.get("guidance_scale", default))
+    default = getattr(prior.model.config, "sampling_temperature", 1.0)
+    facts["temperature"] = float(asked.sampling.get("temperature", default))
     transfers = _transfers(prior, asked)
     shifts = {}
     pairs = list(obs.groupby(["cell_type", "perturbation"], observed=True).indices)

@@ -65,6 +65,8 @@ class EvaePriorConfig(PretrainedConfig):
         guidance_scale: strength of classifier-free guidance where `sample` is not told another; 1 is none.
         guidance_curve: what it was chosen by at the end of training: scale -> distance of the means of drawn and
             validation cells' latents.
+        sampling_temperature: divides the logits where `sample` is not told another temperature; 1 is none. The flow has
+            none.
     """
 
     sub_configs = {"tokenizer_config": EvaeConfig}  # noqa: RUF012
@@ -108,6 +110,7 @@ class EvaePriorConfig(PretrainedConfig):
         n_effects: int = 0,
         guidance_scale: float = 1.0,
         guidance_curve: dict[str, float] | None = None,
+        sampling_temperature: float = 1.0,
         **kwargs: Any,
     ) -> None:
         if tokenizer_config is None:
@@ -150,6 +153,7 @@ class EvaePriorConfig(PretrainedConfig):
         self.n_effects = n_effects
         self.guidance_scale = guidance_scale
         self.guidance_curve = dict(guidance_curve or {})
+        self.sampling_temperature = sampling_temperature
         self.head_width = kwargs.pop("head_width", hidden_size // max(num_attention_heads, 1))  # see check_size
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)

@@ -207,14 +207,14 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
         prompt: Tensor | None,
         streams: CellStreams,
         guidance_scale: float = 1.0,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         compile: bool = False,
     ) -> Tensor:
         """Draw code sequences, int64 (cells, latents), with a key/value cache.
 
         Args:
             condition, prompt, streams, guidance_scale: see `EvaePrior._draw`.
-            temperature: divides the logits.
+            temperature: divides the logits; the configuration's if None.
             compile: compile a decoding step with `torch.compile`, on a GPU as a CUDA graph. The first call takes up to
                 some minutes. Its buffers are kept for the next call.
         """
@@ -225,6 +225,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
             modulation = self._modulation(distinct)  # once for each distinct condition, not in every step
             modulation = modulation if len(distinct) == 1 else modulation[row]
         uniform = streams.uniform(self.n_codes).to(self.device)
+        temperature = self.config.sampling_temperature if temperature is None else temperature
         return write_codes(self, modulation, uniform, guidance_scale, temperature, compile, prompt)
 
     sample_codes = EvaePrior.sample

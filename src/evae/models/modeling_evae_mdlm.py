@@ -126,7 +126,7 @@ class EvaeMDLMModel(EvaePrior):
         prompt: Tensor | None,
         streams: CellStreams,
         guidance_scale: float = 1.0,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         num_steps: int | None = None,
         order: str = "random",
         compile: bool = False,
@@ -135,13 +135,14 @@ class EvaeMDLMModel(EvaePrior):
 
         Args:
             condition, prompt, streams, guidance_scale: see `EvaePrior._draw`.
-            temperature: divides the logits.
+            temperature: divides the logits; the configuration's if None.
             num_steps: number of steps from time 1 to 0. The network is called at most once for each code of a cell.
             order: "random" is ancestral sampling. "confidence" unmasks the most probable of the codes drawn in every
                 step. That suits few steps, but does not sample the model's distribution.
             compile: compile the network with `torch.compile`. The first call takes up to some minutes.
         """
         num_steps = self.config.sampling_steps if num_steps is None else num_steps
+        heat = self.config.sampling_temperature if temperature is None else temperature
         if num_steps < 1:
             raise EvaeError(f"num_steps is {num_steps}; give at least 1.")
         if order not in ORDERS:
@@ -153,7 +154,7 @@ class EvaeMDLMModel(EvaePrior):
         network = torch.compile(network) if compile else network
 
         def probabilities(tokens: Tensor, time: Tensor) -> Tensor:
-            return (guided(network, guidance_scale, tokens, time) / temperature).softmax(-1)
+            return (guided(network, guidance_scale, tokens, time) / heat).softmax(-1)
 
         unmask = self._unmask_at_random if order == "random" else self._unmask_by_confidence
         return unmask(probabilities, streams, num_steps)

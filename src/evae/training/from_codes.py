@@ -1,6 +1,6 @@
 """The training of a prior on codes: a new one, or one that was trained before and goes on with other cells."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -23,7 +23,6 @@ from evae.training.codes import CodeBatches, EncodedCells, cells_batches
 from evae.training.conditions import Vocabulary, set_conditions
 from evae.training.controls import set_prompts
 from evae.training.encoder import Encoder
-from evae.training.guidance import choose_guidance
 from evae.training.known_effects import measure_effects
 from evae.training.library import extended, fit_library_sizes
 from evae.training.loop.setup import say_where
@@ -32,6 +31,7 @@ from evae.training.loop.steps import train
 from evae.training.loop.stopping import StopCheck
 from evae.training.loop.validation import Batch, take_cells
 from evae.training.resume.run_folder import RunFolder
+from evae.training.sampling_defaults import PerturbedCells, choose_guidance, choose_temperature
 from evae.training.settings import PriorSettings
 from evae.training.tokenizer import fingerprint, save_with_processor
 
@@ -119,18 +119,32 @@ def save_prior(
     settings: PriorSettings,
 ) -> None:
     """Write the finished prior and the effects that its training cells show; one that reads controls gets its default
-    guidance scale first."""
+    guidance scale and temperature first."""
     if prior.config.reads_controls and prior.config.control_id >= 0:
-        scale, curve = choose_guidance(prior.eval(), cells, prior.config.control_id, settings.seed)
-        prior.config.guidance_scale, prior.config.guidance_curve = scale, curve
-        run.log(step=settings.max_steps, guidance_scale=scale, guidance_curve=curve)
-        distances = ", ".join(f"{name} {value:.3g}" for name, value in curve.items())
-        found = f"distance of the means on validation cells by scale: {distances}"
-        LOG.info(
-            f"default guidance scale {scale:g}; {found if curve else 'too few validation cells to choose another'}"
-        )
+        set_sampling_defaults(prior, cells, run, settings)
     save_with_processor(prior, folder, processor)
     keep_effects(datasets, processor, folder)
+
+
+def set_sampling_defaults(prior: Any, cells: EncodedCells, run: RunFolder, settings: PriorSettings) -> None:
+    """Choose the guidance scale and the temperature on validation cells, and say by what."""
+    perturbed = PerturbedCells.of(prior.eval(), cells, prior.config.control_id, settings.seed)
+    scale, curve = choose_guidance(perturbed)
+    temperature, spread = choose_temperature(perturbed, scale)
+    prior.config.guidance_scale, prior.config.guidance_curve = scale, curve
+    prior.config.sampling_temperature = temperature
+    found = {"guidance_scale": scale, "guidance_curve": curve, "temperature": temperature, "temperature_curve": spread}
+    run.log(step=settings.max_steps, **found)
+    few = "too few validation cells to choose another"
+    LOG.info(f"default guidance scale {scale:g}; {_by('distance of the means', 'scale', curve) or few}")
+    if spread:
+        by = _by("spread of drawn over that of real ones", "temperature", spread)
+        LOG.info(f"default temperature {temperature:g}; {by}")
+
+
+def _by(measure: str, option: str, curve: Mapping[str, float]) -> str:
+    values = ", ".join(f"{name} {value:.3g}" for name, value in curve.items())
+    return f"{measure} on validation cells by {option}: {values}" if curve else ""
 
 
 def keep_effects(
