@@ -96,6 +96,17 @@ def test_few_cells_told_effects_and_unmeasured_genes_stay_as_drawn(drawn):
     np.testing.assert_allclose(share[0] / share[0].sum(), share[1] / share[1].sum(), atol=0.01)
 
 
+def test_genes_that_the_controls_lack_keep_their_share_of_the_molecules(drawn):
+    counts, obs, known, profiles = drawn
+    own = np.arange(GENES) >= 15
+    few = np.where(own, profiles["T"], np.nan)
+    few *= 1e4 / np.nansum(few)  # controls are scaled by the molecules that they measure
+    flat = replace(known, change=np.zeros_like(known.change))
+    found, _ = moved_cells(counts, obs, flat, {"T": few}, 1.0)
+    shares = [float(cells[:100, own].sum() / cells[:100].sum()) for cells in (found, counts)]
+    assert shares[0] == pytest.approx(shares[1], abs=0.01)
+
+
 def test_parts_and_feature_vectors_tell_of_what_no_cell_has():
     rng = np.random.default_rng(1)
     n = 40
@@ -176,6 +187,6 @@ def test_the_command_says_how_far_means_were_moved(prior_with_effects, screen_da
         assert done.code == 0, done.err
         return done.out
 
-    assert "are moved towards what other cell types show, by " in predict("--n-cells", "20")
+    assert "are moved towards what training cells show, by " in predict("--n-cells", "20")
     assert "effect transfer: none" in predict("--n-cells", "5")
     assert "effect transfer" not in predict("--n-cells", "20", "--effect-transfer", "0")

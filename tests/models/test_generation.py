@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 
 from evae.models import EvaeARForCausalLM, EvaeError
+from evae.models.randomness_evae import CellStreams
 
 CONDITIONS = {"perturbation_ids": torch.tensor([0, 2, 1]), "cell_type_ids": torch.tensor([1, 0, 1])}
 
@@ -58,6 +59,20 @@ class TestProbabilities:
         most = int(probabilities.argmax())
         assert best.tolist() == [[most // 3, most % 3]] * 2
         assert prior.generate(**ids, repetition_penalty=1.5).max() < 3  # looks up the logit of every id, BOS too
+
+    @pytest.mark.parametrize("temperature", [0, -1, float("nan"), float("inf"), "hot"])
+    def test_a_temperature_that_is_none_is_refused(self, toy, temperature):
+        with pytest.raises(EvaeError, match="give a number above 0"):
+            toy[0].sample_codes(**self.ids(), temperature=temperature)
+
+    def test_the_configured_temperature_is_taken(self, toy):
+        prior, _ = toy
+        asked = prior.sample_codes(**self.ids(), temperature=0.5, generator=CellStreams(0, range(self.n)))
+        prior.config.sampling_temperature = 0.5
+        try:
+            assert torch.equal(prior.sample_codes(**self.ids(), generator=CellStreams(0, range(self.n))), asked)
+        finally:
+            prior.config.sampling_temperature = 1.0
 
     def test_temperature(self, toy):
         prior, _ = toy

@@ -244,8 +244,8 @@ def _names(given: list[str], known: list[str]) -> list[str]:
 def _said_transfer(facts: "Mapping[str, Any]", n_pairs: int) -> str:
     moved, new = facts["effect_transfer_pairs"], facts["effect_transfer_new_pairs"]
     if not moved + new:
-        return "effect transfer: none, as no pair has 20 cells or more of a perturbation of which training cells tell"
-    told = ["other cell types show"] * bool(moved)
+        return "effect transfer: none, as no pair has 20 cells or more of a perturbation of which other cell types tell"
+    told = ["training cells show"] * bool(moved)
     told += [f"feature vectors or the parts of combinations tell ({new} new to training)"] * bool(new)
     return (
         f"effect transfer: the means of {moved + new} of {number_of(n_pairs, 'pair')} are moved towards what "
@@ -261,8 +261,8 @@ def _say_predicted(predicted: "ad.AnnData", out: Path) -> None:
         f"({by_support} in training), {number_of(predicted.n_vars, 'gene')}: {out}"
     )
     facts = predicted.uns["evae"]
-    how = f"guidance scale: {facts['guidance_scale']:g}; temperature: {facts['temperature']:g}"
-    say(f"library sizes: {facts['library_size_source']}; {how}")
+    how = f"; temperature: {facts['temperature']:g}" if "temperature" in facts else ""
+    say(f"library sizes: {facts['library_size_source']}; guidance scale: {facts['guidance_scale']:g}{how}")
     if "matched_effects" in facts:
         say(_said_match(facts["matched_effects"]))
     if "effect_transfer" in facts:

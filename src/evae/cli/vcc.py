@@ -55,6 +55,9 @@ def predict(
     guidance_scale: Annotated[
         float | None, typer.Option(help="How much to stress the perturbation; 1 is the model as trained.")
     ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Below 1, cells differ less from each other; what training chose if left out.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps of a diffusion or flow prior.")] = None,
     batch_size: Annotated[int, typer.Option(help="Cells drawn at once.")] = 256,
     device: Device = None,
@@ -88,7 +91,7 @@ def predict(
     found = Controls.open(controls, plan, control, context_key, perturbation_key)
     table = None if effects is None else effects_of_entry(read_table(effects), plan)
     quiet_transformers()
-    options: dict[str, Any] = {"guidance_scale": guidance_scale, "num_steps": steps}
+    options: dict[str, Any] = {"guidance_scale": guidance_scale, "temperature": temperature, "num_steps": steps}
     predictor = EntryPredictor(
         pipeline(model, device), plan, found, cell_type, table, missing == "controls", seed, batch_size,
         {name: value for name, value in options.items() if value is not None},

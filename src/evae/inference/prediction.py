@@ -44,6 +44,7 @@ from evae.inference.sampling import (
 from evae.inference.transfer import EffectTransfer
 from evae.inference.treatments import Amounts, add_treatments, treated, warn_beyond
 from evae.models.contract_evae import EvaeError, near_matches
+from evae.models.sampling_evae import temperature_of
 
 FEW_EFFECTS = 10  # perturbations, below which a prior has hardly learned to read effects
 
@@ -241,8 +242,8 @@ def _draw(
     facts["library_size_median"] = compare_with_controls(obs, found)
     default = getattr(prior.model.config, "guidance_scale", 1.0)
     facts["guidance_scale"] = float(asked.sampling.get("guidance_scale", default))
-    default = getattr(prior.model.config, "sampling_temperature", 1.0)
-    facts["temperature"] = float(asked.sampling.get("temperature", default))
+    if prior.model.training_input == "codes":  # the flow has no temperature
+        facts["temperature"] = temperature_of(prior.model.config, asked.sampling.get("temperature"))
     transfers = _transfers(prior, asked)
     shifts = {}
     pairs = list(obs.groupby(["cell_type", "perturbation"], observed=True).indices)

@@ -122,9 +122,11 @@ class EffectTransfer:
     ) -> tuple[sp.csr_matrix, float]:
         """The cells of a pair, whose log2 mean goes towards `log` plus the effect, and by what weight.
 
-        Genes that are NaN in `log`, (genes,), stay.
+        Genes that are NaN in `log`, (genes,), stay, and so does the share of all molecules that is theirs.
         """
         mean = mean_rates(drawn)
+        measured = mean[np.isfinite(log)].sum() / PER
+        log = np.log2((np.exp2(log) - self.known.pseudo) * measured + self.known.pseudo)
         drawn_log = np.log2(mean + self.known.pseudo)
         if weight is None:
             weight = told.trust * (1 - shown(np.nan_to_num(drawn_log - log), told.effect) / 2)

@@ -36,7 +36,7 @@ from .pretrained_evae import EvaePreTrainedModel  # noqa: F401
 from .prior_evae import EvaePrior
 from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
 from .randomness_evae import CellStreams, Randomness
-from .sampling_evae import cells_asked_for
+from .sampling_evae import cells_asked_for, temperature_of
 from .source_evae import SourceEmbedding  # noqa: F401
 from .treatment_embedding_evae import TreatmentEmbedding  # noqa: F401
 
@@ -225,8 +225,8 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
             modulation = self._modulation(distinct)  # once for each distinct condition, not in every step
             modulation = modulation if len(distinct) == 1 else modulation[row]
         uniform = streams.uniform(self.n_codes).to(self.device)
-        temperature = self.config.sampling_temperature if temperature is None else temperature
-        return write_codes(self, modulation, uniform, guidance_scale, temperature, compile, prompt)
+        heat = temperature_of(self.config, temperature)
+        return write_codes(self, modulation, uniform, guidance_scale, heat, compile, prompt)
 
     sample_codes = EvaePrior.sample
 

@@ -38,7 +38,7 @@ from .pretrained_evae import EvaePreTrainedModel  # noqa: F401
 from .prior_evae import EvaePrior, EvaePriorOutput
 from .quantization_evae import FiniteScalarQuantizer  # noqa: F401
 from .randomness_evae import CellStreams, Randomness, categorical
-from .sampling_evae import guided
+from .sampling_evae import guided, temperature_of
 from .source_evae import SourceEmbedding  # noqa: F401
 from .treatment_embedding_evae import TreatmentEmbedding  # noqa: F401
 
@@ -142,7 +142,7 @@ class EvaeMDLMModel(EvaePrior):
             compile: compile the network with `torch.compile`. The first call takes up to some minutes.
         """
         num_steps = self.config.sampling_steps if num_steps is None else num_steps
-        heat = self.config.sampling_temperature if temperature is None else temperature
+        heat = temperature_of(self.config, temperature)
         if num_steps < 1:
             raise EvaeError(f"num_steps is {num_steps}; give at least 1.")
         if order not in ORDERS:

@@ -27,6 +27,21 @@ def cells_asked_for(n_cells: int | None, *conditions: Tensor | None) -> int:
     return len(given[0]) if n_cells is None and given else n_cells or 1
 
 
+def temperature_of(config: Any, given: float | None) -> float:
+    """What divides the logits: as given, else as configured.
+
+    Raises:
+        EvaeError: not a number above 0.
+    """
+    temperature = config.sampling_temperature if given is None else given
+    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise EvaeError(
+            f"temperature is {temperature!r}; give a number above 0: 1 draws as the prior has learnt, 0.01 nearly "
+            "always the most probable codes."
+        )
+    return float(temperature)
+
+
 def conditions_with_nulls(
     prior: Any, n_cells: int, conditions: tuple[Tensor | None, ...], guidance_scale: float, guide: str | None
 ) -> Tensor:
