@@ -242,7 +242,7 @@ def _draw(
     facts["library_size_median"] = compare_with_controls(obs, found)
     default = getattr(prior.model.config, "guidance_scale", 1.0)
     facts["guidance_scale"] = float(asked.sampling.get("guidance_scale", default))
-    if prior.model.training_input == "codes":  # the flow has no temperature
+    if getattr(prior.model, "training_input", "") == "codes":  # the flow has no temperature
         facts["temperature"] = temperature_of(prior.model.config, asked.sampling.get("temperature"))
     transfers = _transfers(prior, asked)
     shifts = {}
