@@ -44,7 +44,7 @@ from evae.inference.sampling import (
 from evae.inference.transfer import EffectTransfer
 from evae.inference.treatments import Amounts, add_treatments, treated, warn_beyond
 from evae.models.contract_evae import EvaeError, near_matches
-from evae.models.sampling_evae import temperature_of
+from evae.models.sampling_evae import takes_temperature, temperature_of
 
 FEW_EFFECTS = 10  # perturbations, below which a prior has hardly learned to read effects
 
@@ -242,7 +242,7 @@ def _draw(
     facts["library_size_median"] = compare_with_controls(obs, found)
     default = getattr(prior.model.config, "guidance_scale", 1.0)
     facts["guidance_scale"] = float(asked.sampling.get("guidance_scale", default))
-    if getattr(prior.model, "training_input", "") == "codes":  # the flow has no temperature
+    if takes_temperature(prior.model):
         facts["temperature"] = temperature_of(prior.model.config, asked.sampling.get("temperature"))
     transfers = _transfers(prior, asked)
     shifts = {}

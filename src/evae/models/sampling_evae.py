@@ -27,6 +27,11 @@ def cells_asked_for(n_cells: int | None, *conditions: Tensor | None) -> int:
     return len(given[0]) if n_cells is None and given else n_cells or 1
 
 
+def takes_temperature(prior: Any) -> bool:
+    """Whether a prior draws codes, whose logits a temperature divides; the flow draws latents."""
+    return getattr(prior, "training_input", "") == "codes"
+
+
 def temperature_of(config: Any, given: float | None) -> float:
     """What divides the logits: as given, else as configured.
 

@@ -1,6 +1,7 @@
 """Choose how predictions are drawn by default, on validation cells at the end of training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from evae.models.randomness_evae import CellStreams
+from evae.models.sampling_evae import takes_temperature
 from evae.training.codes import EncodedCells
 
 SCALES = (1.0, 1.25, 1.5, 2.0)
@@ -36,6 +38,7 @@ class PerturbedCells:
     pairs: list[np.ndarray]
     draws: int
     seed: int
+    _kept: dict[tuple[float, float], Tensor] = field(default_factory=dict)  # by scale and temperature
 
     @classmethod
     def of(cls, prior: Any, cells: EncodedCells, control: int, seed: int) -> Self:
@@ -51,13 +54,19 @@ class PerturbedCells:
         draws = int(np.clip(MOST_CELLS // max(len(rows), 1), 1, MOST_DRAWS))
         return cls(prior, batches, [pair for pair in each if len(pair) >= FEWEST_CELLS], draws, seed)
 
+    @cached_property
     def real(self) -> Tensor:
         """Latents that the tokenizer decodes, (cells, values)."""
         return self._latents(None, 0)
 
-    def drawn(self, **options: float) -> Tensor:
-        """The same of drawn cells, (draws, cells, values), with some sampling options."""
-        return torch.stack([self._latents(options, self.seed + draw) for draw in range(self.draws)])
+    def drawn(self, scale: float, temperature: float = 1.0) -> Tensor:
+        """The same of cells that are drawn with a guidance scale and a temperature, once, (draws, cells, values)."""
+        if (scale, temperature) not in self._kept:
+            options = {"guidance_scale": scale}
+            options |= {"temperature": temperature} if takes_temperature(self.prior) else {}
+            each = [self._latents(options, self.seed + draw) for draw in range(self.draws)]
+            self._kept[scale, temperature] = torch.stack(each)
+        return self._kept[scale, temperature]
 
     @torch.no_grad()
     def _latents(self, options: dict[str, float] | None, seed: int) -> Tensor:
@@ -86,10 +95,10 @@ def choose_guidance(cells: PerturbedCells) -> tuple[float, dict[str, float]]:
     """
     if not cells.pairs:
         return 1.0, {}
-    real, distances, plain = cells.real(), [], _plain(cells.prior)
+    distances = []
     for scale in SCALES:
-        drawn = cells.drawn(guidance_scale=scale, **plain).mean(0)
-        gaps = [(drawn[pair].mean(0) - real[pair].mean(0)).square().mean() for pair in cells.pairs]
+        drawn = cells.drawn(scale).mean(0)
+        gaps = [(drawn[pair].mean(0) - cells.real[pair].mean(0)).square().mean() for pair in cells.pairs]
         distances.append(torch.stack(gaps).double().numpy())
     curve = {f"{scale:g}": float(gaps.mean()) for scale, gaps in zip(SCALES, distances, strict=True)}
     best = min(range(len(SCALES)), key=lambda i: distances[i].mean())
@@ -108,18 +117,12 @@ def choose_temperature(cells: PerturbedCells, guidance_scale: float) -> tuple[fl
         that of real ones. Without a temperature or cells, 1 and no curve.
     """
     pairs = [pair for pair in cells.pairs if len(pair) > 1]
-    if not pairs or not _plain(cells.prior):
+    if not pairs or not takes_temperature(cells.prior):
         return 1.0, {}
-    real, curve = _within(cells.real()[None], pairs), {}
+    real, curve = _within(cells.real[None], pairs), {}
     for temperature in TEMPERATURES:
-        drawn = cells.drawn(guidance_scale=guidance_scale, temperature=temperature)
-        curve[f"{temperature:g}"] = _within(drawn, pairs) / max(real, 1e-12)
+        curve[f"{temperature:g}"] = _within(cells.drawn(guidance_scale, temperature), pairs) / max(real, 1e-12)
     return min(TEMPERATURES, key=lambda t: abs(np.log(max(curve[f"{t:g}"], 1e-12)))), curve
-
-
-def _plain(prior: Any) -> dict[str, float]:
-    """The temperature of a prior as trained; nothing for one that has none."""
-    return {} if prior.training_input == "latents" else {"temperature": 1.0}
 
 
 def _within(latents: Tensor, pairs: list[np.ndarray]) -> float:
