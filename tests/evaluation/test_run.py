@@ -264,7 +264,8 @@ def test_json_holds_everything_and_no_nan(robust, tmp_path):
 
 def test_second_prediction_uses_the_stored_table(screen, real, perfect, tmp_path, monkeypatch):
     first = evaluate(perfect, real, screen, suite="perturbation", cache=tmp_path, with_baselines=False, **QUIET)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 4  # all real cells, either half, and the means
+    assert len(list(tmp_path.glob("*.safetensors"))) == 6
+    # all real cells, either half, the means of real and control cells, and the controls made ready
     monkeypatch.setattr("evae.evaluation.protocols.differential.write_table", lambda *_: pytest.fail("computed again"))
     second = evaluate(perfect, real, screen, suite="perturbation", cache=tmp_path, with_baselines=False, **QUIET)
     np.testing.assert_array_equal(first.records["value"], second.records["value"])

@@ -152,7 +152,15 @@ def evaluate(
     tables = default_cache() if cache == "default" else None if cache is None else Path(cache)
     with progress_bar(progress, unit="", transient=True) as bar:
         comparison = compare(
-            predicted, real, train, controls, seed=seeds[0], progress=bar.track, rates=suite == "vcc2026", **keys
+            predicted,
+            real,
+            train,
+            controls,
+            seed=seeds[0],
+            progress=bar.track,
+            rates=suite == "vcc2026",
+            cache=tables,
+            **keys,
         )
         groups = groups_of(suite)
         if depth_matched or (depth_matched is None and "robust" in groups and depths_differ(comparison)):

@@ -75,6 +75,16 @@ def test_a_perfect_prediction_discriminates():
         np.testing.assert_array_equal(scores, 1.0)
 
 
+def test_near_equal_profiles_are_told_apart():
+    """By |a|^2 + |b|^2 - 2ab all of these distances would be rounding."""
+    rng = np.random.default_rng(3)
+    real = 5 * rng.normal(size=20) + 1e-8 * rng.normal(size=(6, 20))
+    predicted = real + 1e-9 * rng.normal(size=(6, 20))
+    for metric in ("l1", "l2"):
+        found = discrimination_scores(predicted, real, list("abcdef"), GENES)[f"discrimination_{metric}"]
+        np.testing.assert_array_equal(found, 1.0)
+
+
 def test_one_perturbation_cannot_be_told_from_others():
     found = discrimination_scores(np.ones((1, 20)), np.ones((1, 20)), ["a"], GENES)
     assert all(np.isnan(scores).all() for scores in found.values())

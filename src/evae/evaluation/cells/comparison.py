@@ -7,12 +7,14 @@ of the same cell type, and stand on both sides: a model is never judged by contr
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 
 from evae.common.messages import number_of
 from evae.data.format import Pair
 from evae.evaluation.cells.inputs import Data, Progress, Source, open_source, predicted_keys, silent
+from evae.evaluation.cells.known import known_cells
 from evae.evaluation.cells.normalised import Cells, mean_of
 from evae.evaluation.cells.projection import Projection, fit_projection
 from evae.evaluation.cells.training_cells import TrainingCells, summarise_training
@@ -127,11 +129,13 @@ def compare(
     seed: int = 0,
     progress: Progress = silent,
     rates: bool = False,
+    cache: Path | None = None,
 ) -> Comparison:
     """Read and check the inputs of an evaluation; see `evaluate` for the arguments.
 
     Args:
         rates: keep the training cells' mean counts per 10,000 too.
+        cache: folder that keeps what is known of real cells in files; None keeps nothing.
 
     Raises:
         EvaeError: no control cells, no perturbed cells, pairs without predictions, genes that do not match,
@@ -155,7 +159,7 @@ def compare(
         truth, generated, trained, given = sources
         assert truth is not None
         assert generated is not None
-        comparison = _read(truth, generated, trained, given, control, seed, progress, rates)
+        comparison = _read(truth, generated, trained, given, control, seed, progress, rates, cache)
     for key, taken in zip(keys, own, strict=True):
         if key != taken:
             comparison.notes.append(f"the predicted cells' obs column '{taken}' stands for '{key}' of the real cells")
@@ -171,6 +175,7 @@ def _read(
     seed: int,
     progress: Progress,
     rates: bool,
+    cache: Path | None,
 ) -> Comparison:
     """Check the labels of all sources, then read their values."""
     notes: list[str] = []
@@ -182,10 +187,11 @@ def _read(
         )
     rows = _matching_predictions(generated, pairs, control, genes, notes)
     home, control_rows = _find_controls(source, trained, given, {c for c, _ in pairs}, control, notes)
-    truth = source.cells(genes, np.flatnonzero(source.perturbation != control), progress)
+    wanted, shared = [np.flatnonzero(source.perturbation != control)], home is source
+    source, (truth, *own) = known_cells(source, genes, wanted + [control_rows] * shared, progress, cache)
     prediction = generated.cells(genes, rows, progress)
-    control_cells = home.cells(genes, control_rows, progress)
-    source, generated = source.settled(), generated.settled()
+    (control_cells,) = own if shared else known_cells(home, genes, [control_rows], progress, cache)[1]
+    generated = generated.settled()
     training = None
     if trained is not None:
         perturbations = sorted({p for _, p in pairs})

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Data: TypeAlias = Union["ad.AnnData", DatasetSplit, str, Path]
 Progress: TypeAlias = Callable[[Iterable[Any], str], Iterable[Any]]
 BLOCK_ROWS = 4_096
+_FIRST_ROWS = 64  # at a time, where the first cell that is not empty tells the scale
 BLOCK_VALUES = 1 << 21  # rows x genes of a block at most: 16 MiB where a file is dense
 
 
@@ -59,6 +60,7 @@ class Source:
         read: (start, stop) -> the values of these rows, dense or sparse.
         in_memory: whether the values lie in memory already.
         close: lets go of the file.
+        opened_with: what `open_source` was given for a file; None where the cells are elsewhere.
         totals: of an open scale, those after expm1 of the cells that were read, in parts, (cells,) each.
     """
 
@@ -73,6 +75,7 @@ class Source:
     close: Callable[[], None] = _nothing
     origins: np.ndarray | None = None
     totals: list[np.ndarray] = field(default_factory=list)
+    opened_with: tuple[Any, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.perturbation)
@@ -181,7 +184,10 @@ def open_source(
         if scale == "log1p":
             raise EvaeError(f"{name}: a split of a dataset holds raw counts; leave {scale_option or 'scale'} out.")
         return _open_split(data, name, cell_type_key)
+    opened_with = None
     if isinstance(data, (str, Path)):
+        if Path(data).is_file():
+            opened_with = data, name, perturbation_key, cell_type_key, scale, scale_option, side, as_read
         name = f"{name} ({data})"
         file = FileCounts(data)
         obs, n_cells, genes = file.obs, file.n_cells, file.gene_columns
@@ -200,10 +206,14 @@ def open_source(
         cell_type = np.full(n_cells, "all", dtype=object)
     else:
         cell_type = _labels(obs, cell_type_key, name, f"{side}cell_type_key")
-    blocks = (read(start, stop) for start, stop in _spans(n_cells, len(genes)))
+    size = _FIRST_ROWS if as_read else _block_rows(len(genes))
+    blocks = (read(start, min(start + size, n_cells)) for start in range(0, n_cells, size))
     recognised = recognise_scale(blocks, name, scale, scale_option, as_read)
     origins = label_texts(pd.Series(obs["source"])) if "source" in obs else None
-    return Source(name, perturbation, cell_type, read_names, genes, recognised, read, in_memory, close, origins)
+    return Source(
+        name, perturbation, cell_type, read_names, genes, recognised, read, in_memory, close, origins,
+        opened_with=opened_with,
+    )  # fmt: skip
 
 
 def predicted_keys(
@@ -254,11 +264,6 @@ def _labels(obs: Mapping[str, Any] | pd.DataFrame, key: str, name: str, argument
             "them or fill the label in."
         )
     return label_texts(column)
-
-
-def _spans(n_cells: int, n_genes: int) -> Iterator[tuple[int, int]]:
-    size = _block_rows(n_genes)
-    yield from ((start, min(start + size, n_cells)) for start in range(0, n_cells, size))
 
 
 def _block_rows(n_genes: int) -> int:

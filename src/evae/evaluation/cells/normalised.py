@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -39,7 +39,6 @@ class StoredRows:
     """A sparse matrix whose rows lie in an unnamed temporary file: only the rows asked for are in memory.
 
     `matrix[rows]` gives those rows as a CSR matrix, as it does of a CSR matrix. The file goes with the object.
-    `content` is the digest of all rows.
     """
 
     def __init__(self, n_genes: int) -> None:
@@ -47,14 +46,14 @@ class StoredRows:
         self._genes, self._values = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         self._ends = [np.zeros(1, dtype=np.int64)]  # where each row ends, in values
         self._lock = threading.Lock()
-        self.n_genes, self.content = n_genes, ContentDigest(n_genes)
+        self.n_genes, self._content = n_genes, ContentDigest(n_genes)
 
     def append(self, matrix: sp.csr_matrix) -> None:
         """Add rows, float32 CSR."""
         self._genes.write(matrix.indices.astype(np.int32).tobytes())
         self._values.write(matrix.data.astype(np.float32).tobytes())
         self._ends.append(self._ends[-1][-1] + matrix.indptr[1:].astype(np.int64))
-        self.content.update(matrix)
+        self._content.update(matrix)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -98,13 +97,43 @@ class StoredRows:
                     _read_into(file, array[place : place + stop - start], start)
         return sp.csr_matrix((values, genes, own), shape=(len(rows), self.n_genes))
 
+    def content(self) -> bytes:
+        """The digest of all rows."""
+        return self._content.digest()
+
     def _row_ends(self) -> np.ndarray:
         if len(self._ends) > 1:
             self._ends = [np.concatenate(self._ends)]
         return self._ends[0]
 
 
-Rows: TypeAlias = sp.csr_matrix | StoredRows
+class LateRows:
+    """A sparse matrix that is read when rows of it are first asked for.
+
+    Args:
+        shape: (cells, genes).
+        content: the digest of all rows, as `StoredRows.content` gives it.
+        read: gives the matrix.
+    """
+
+    def __init__(self, shape: tuple[int, int], content: bytes, read: Callable[[], "Rows"]) -> None:
+        self.shape, self._content, self._read = shape, content, read
+        self._rows: Rows | None = None
+        self._lock = threading.Lock()
+
+    def __getitem__(self, rows: Any) -> sp.csr_matrix:
+        """The rows of an index array, mask or slice."""
+        with self._lock:
+            if self._rows is None:
+                self._rows = self._read()
+        return self._rows[rows]
+
+    def content(self) -> bytes:
+        """The digest of all rows."""
+        return self._content
+
+
+Rows: TypeAlias = sp.csr_matrix | StoredRows | LateRows
 
 
 @dataclass(frozen=True)
@@ -160,31 +189,28 @@ class Cells:
             part = rows[start : start + _HASH_ROWS]
             yield part, self.matrix[part]
 
-    def digest(self, rows: np.ndarray | None = None) -> str:
+    def digest(self) -> str:
         """A sha256 over values, labels and genes; equal cells in equal order give equal digests."""
-        if rows is None or np.array_equal(rows, np.arange(len(self))):
-            return self._whole_digest
-        return self._digest(rows)
+        return self._digest
 
     @cached_property
-    def _whole_digest(self) -> str:
-        return self._digest(None)
-
-    def _digest(self, rows: np.ndarray | None) -> str:
+    def _digest(self) -> str:
         sha = hashlib.sha256("\x1f".join(self.genes.tolist()).encode())
-        if rows is None and isinstance(self.matrix, StoredRows):
-            content = self.matrix.content
-        else:
-            content = ContentDigest(len(self.genes))
-            for _, matrix in self.blocks(rows):
-                content.update(matrix)
-        sha.update(content.digest())
-        own = np.arange(len(self)) if rows is None else rows
-        for start in range(0, len(own), _HASH_ROWS):
-            part = own[start : start + _HASH_ROWS]
+        sha.update(self.content())
+        for start in range(0, len(self), _HASH_ROWS):
+            part = slice(start, start + _HASH_ROWS)
             for labels in (self.perturbation[part], self.cell_type[part]):
                 sha.update("\x1f".join(labels.tolist()).encode())
         return sha.hexdigest()
+
+    def content(self) -> bytes:
+        """A digest of the values."""
+        if not sp.issparse(self.matrix):
+            return self.matrix.content()
+        content = ContentDigest(len(self.genes))
+        for _, matrix in self.blocks():
+            content.update(matrix)
+        return content.digest()
 
 
 def log1p_cp10k(matrix: Any, scale: str, columns: np.ndarray | None = None) -> sp.csr_matrix:

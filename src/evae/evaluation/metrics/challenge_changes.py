@@ -14,7 +14,8 @@ import scipy.sparse as sp
 
 from evae.common.cluster import spread
 from evae.evaluation.cells.normalised import log1p_cp10k
-from evae.evaluation.metrics.differential import ControlRanks, false_discovery_rates
+from evae.evaluation.metrics.differential import ControlRanks
+from evae.evaluation.metrics.false_discovery import false_discovery_rates
 
 SIGNIFICANT = 0.05
 MIN_CONTROL_CPM = 5.0

@@ -11,14 +11,18 @@ Zeros, the bulk of the data, are never touched: all are tied at the bottom. The 
 pdex.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from tempfile import TemporaryFile
+from typing import IO
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.special import ndtr
 
 from evae.common.cluster import spread
+from evae.evaluation.metrics.false_discovery import false_discovery_rates
 from evae.evaluation.metrics.lookup import Lookup
 from evae.evaluation.metrics.sorted_values import (
     GROUP_BITS,
@@ -32,6 +36,7 @@ from evae.evaluation.metrics.sorted_values import (
 )
 from evae.models.contract_evae import EvaeError
 
+_LOOKUP = "lookup."
 HALVES = 0, 1, 2  # all cells, and two halves of them
 
 
@@ -93,6 +98,20 @@ class ControlRanks:
         tied = np.flatnonzero(self._count > 1)
         size = _cubed(self._count[tied].astype(np.float64))
         self._ties = np.bincount(keys[tied] >> VALUE_BITS, weights=size, minlength=self.n_genes)
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> "ControlRanks":
+        """Those that `arrays` came from."""
+        found, found._lookup = cls.__new__(cls), Lookup.__new__(Lookup)
+        for name, values in arrays.items():
+            owner = found._lookup if name.startswith(_LOOKUP) else found
+            setattr(owner, name.removeprefix(_LOOKUP), values if values.ndim else values.item())
+        return found
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that it holds, by name."""
+        own = {name: np.asarray(value) for name, value in vars(self).items() if name != "_lookup"}
+        return own | {_LOOKUP + name: np.asarray(value) for name, value in vars(self._lookup).items()}
 
     def test(self, cells: sp.csr_matrix, codes: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray]:
         """Compare groups of cells with the controls.
@@ -222,18 +241,24 @@ def differential_expression_of_halves(
         The wanted tables, each with the names of all batches; a table is no longer held here when the next is made.
     """
     names: list[str] = []
-    folds: list[list[np.ndarray]] = []  # of each table, of each batch
-    p_values: list[list[np.ndarray]] = []
-    for batch_names, tables in spread(_test, controls, batches):
-        names += batch_names
-        folds, p_values = folds or [[] for _ in tables], p_values or [[] for _ in tables]
-        for i, (fold, p_value) in enumerate(tables):
-            folds[i].append(fold)
-            p_values[i].append(p_value)
-    while folds:
-        fold, p_value = np.concatenate(folds.pop(0)), np.concatenate(p_values.pop(0))
-        yield DETable(np.array(names, dtype=object), genes, fold, p_value, false_discovery_rates(p_value))
-        del fold, p_value
+    with ExitStack() as stack:  # of files, so that one table at a time is in memory
+        files: list[tuple[IO[bytes], IO[bytes]]] = []
+        for batch_names, tables in spread(_test, controls, batches):
+            names += batch_names
+            while len(files) < len(tables):
+                files.append((stack.enter_context(TemporaryFile()), stack.enter_context(TemporaryFile())))
+            for own, parts in zip(files, tables, strict=True):
+                for file, part in zip(own, parts, strict=True):
+                    part.tofile(file)
+        for own in files:
+            fold, p_value = (_read_back(file, len(genes)) for file in own)
+            yield DETable(np.array(names, dtype=object), genes, fold, p_value, false_discovery_rates(p_value))
+            del fold, p_value
+
+
+def _read_back(file: IO[bytes], n_genes: int) -> np.ndarray:
+    file.seek(0)
+    return np.fromfile(file).reshape(-1, n_genes)
 
 
 def _test(
@@ -245,20 +270,6 @@ def _test(
     wanted: Sequence[int],
 ) -> tuple[list[str], list[tuple[np.ndarray, np.ndarray]]]:
     return names, controls.test_halves(cells, codes, len(names), halves, wanted)
-
-
-def false_discovery_rates(p_values: np.ndarray) -> np.ndarray:
-    """Benjamini-Hochberg false discovery rates over the genes of each perturbation, (perturbations, genes).
-
-    As scipy.stats.false_discovery_control gives them; its import alone takes 35 MB and a second.
-    """
-    n = p_values.shape[-1]
-    factor = n / np.arange(1, n + 1)
-    found = np.empty_like(p_values)
-    for own, rates in zip(p_values, found, strict=True):
-        order = np.argsort(own)
-        rates[order] = np.minimum.accumulate((own[order] * factor)[::-1])[::-1].clip(0, 1)
-    return found
 
 
 def _sums(by_gene: sp.csc_matrix, genes: slice) -> np.ndarray:

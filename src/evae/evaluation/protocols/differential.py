@@ -10,12 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
-from evae.common.files import atomic_write
 from evae.evaluation.cells import Comparison, Pair
 from evae.evaluation.cells.inputs import Progress
+from evae.evaluation.cells.kept import is_kept, keep, load_kept
 from evae.evaluation.metrics.agreement import agreement_metrics
 from evae.evaluation.metrics.calibration import MATCHED
 from evae.evaluation.metrics.differential import (
@@ -36,6 +34,7 @@ from evae.evaluation.systems.names import SPLIT_HALF
 GROUP = "differential expression"
 _METHOD = "evae mann-whitney-asymptotic bh geometric-mean 3"  # raise the number when the tables change
 _NAMES, _VALUES = ("perturbations", "genes"), ("log2_fold_change", "p_value", "fdr")
+_MOST_KEPT = 1 << 27  # bytes of controls made ready
 _BATCH_VALUES = 1 << 17  # stored values that a core works on at a time
 
 
@@ -55,8 +54,7 @@ def de_protocol(
     """
     records: list[Record] = []
     for cell_type in comparison.cell_types:
-        controls = ControlRanks(comparison.controls.matrix[comparison.control_rows[cell_type]])
-        task = _Task(comparison, cell_type, controls, seed, cache)
+        task = _Task(comparison, cell_type, seed, cache)
         known = is_stored(cache, task.half_key)
         tables = {} if known else task.real_tables([1, 2])
         records += stored_records(cache, task.half_key, partial(task.split_half, tables))
@@ -75,9 +73,22 @@ class _Task:
 
     comparison: Comparison
     cell_type: str
-    controls: ControlRanks
     seed: int
     cache: Path | None
+
+    @cached_property
+    def controls(self) -> ControlRanks:
+        """The controls, made ready; kept unless they are many."""
+        path = None if self.cache is None else self.cache / f"{self.coded_key}-ranks.safetensors"
+        known = None if path is None else load_kept(path)
+        if known is not None:
+            return ControlRanks.of(known[0])
+        rows = self.comparison.control_rows[self.cell_type]
+        controls = ControlRanks(self.comparison.controls.matrix[rows])
+        arrays = controls.arrays()
+        if path is not None and sum(values.nbytes for values in arrays.values()) <= _MOST_KEPT:
+            keep(path, arrays)
+        return controls
 
     @cached_property
     def key(self) -> str:
@@ -85,9 +96,14 @@ class _Task:
         return _digest(self.comparison, self.cell_type)
 
     @cached_property
+    def coded_key(self) -> str:
+        """Of what depends on the code too."""
+        return f"{real_key(self.comparison)}-{self.key[:16]}"
+
+    @property
     def half_key(self) -> str:
         """Of the records of the split half."""
-        return f"{real_key(self.comparison)}-{self.key[:16]}-seed{self.seed}"
+        return f"{self.coded_key}-seed{self.seed}"
 
     def real_tables(self, wanted: Sequence[int]) -> dict[int, DETable]:
         """The tables of the real cells (0), of half A (1) and of half B (2).
@@ -100,7 +116,7 @@ class _Task:
             return dict(enumerate(self._real_tables()))
         keys = self.key, f"{self.key}-seed{self.seed}-a", f"{self.key}-seed{self.seed}-b"
         paths = [self.cache / f"{key}.safetensors" for key in keys]
-        if not all(paths[i].exists() for i in wanted):
+        if not all(is_kept(paths[i]) for i in wanted):
             tables = self._real_tables()
             for path in paths:
                 write_table(next(tables), path)  # and hold it no longer
@@ -193,16 +209,17 @@ def default_cache() -> Path:
 def write_table(table: DETable, path: Path) -> None:
     """Write a table of differential expression as safetensors, with the names as metadata."""
     names = {name: json.dumps(getattr(table, name).tolist()) for name in _NAMES}
-    values = {name: np.ascontiguousarray(getattr(table, name)) for name in _VALUES}
-    with atomic_write(path) as temporary:
-        save_file(values, temporary, names)
+    values = {name: getattr(table, name) for name in _VALUES}
+    keep(path, values, names)
 
 
 def read_table(path: Path) -> DETable:
     """Read a table written by `write_table`."""
-    with safe_open(path, "numpy") as stored:
-        names = (np.array(json.loads(stored.metadata()[name]), dtype=object) for name in _NAMES)
-        return DETable(*names, *(stored.get_tensor(name) for name in _VALUES))
+    known = load_kept(path)
+    assert known is not None
+    values, texts = known
+    names = (np.array(json.loads(texts[name]), dtype=object) for name in _NAMES)
+    return DETable(*names, *(values[name] for name in _VALUES))
 
 
 def _subset(table: DETable, names: list[str]) -> DETable:
@@ -221,7 +238,5 @@ def _subset(table: DETable, names: list[str]) -> DETable:
 
 def _digest(comparison: Comparison, cell_type: str) -> str:
     """A key over everything that a real table depends on."""
-    sha = hashlib.sha256(_METHOD.encode())
-    for cells in (comparison.real, comparison.controls):
-        sha.update(cells.digest(np.flatnonzero(cells.cell_type == cell_type)).encode())
-    return sha.hexdigest()
+    parts = [_METHOD, comparison.real.digest(), comparison.controls.digest(), cell_type]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()

@@ -103,9 +103,10 @@ def perturbation_protocol(
     The ceiling is the split half: half B stands for the prediction of half A, with the same controls on both
     sides, as the model has. It and the real means are kept in the folder `cache`.
     """
-    controls, sizes = comparison.control_means, comparison.n_real
-    whole = real_system(comparison)
+    sizes, whole = comparison.n_real, real_system(comparison)
     key = "" if cache is None else real_key(comparison)
+    rest = stored_values(cache, f"{key}-controls", lambda: np.array(list(comparison.control_means.values())))
+    controls = dict(zip(comparison.cell_types, rest, strict=True))
     means = stored_values(
         cache, f"{key}-means", lambda: np.array([whole.mean(pair) for pair in comparison.pairs])
     )  # (pairs, genes)

@@ -10,12 +10,12 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from evae.common.files import atomic_write
 from evae.evaluation import cells, metrics, protocols
 from evae.evaluation.cells import Comparison
+from evae.evaluation.cells.kept import is_kept, keep, load_kept, make_room
+from evae.evaluation.cells.known import code_digest
 from evae.evaluation.protocols.record import Record
 
 
@@ -27,7 +27,7 @@ def real_key(comparison: Comparison) -> str:
 
 def is_stored(folder: Path | None, key: str) -> bool:
     """Whether there are records under `key`."""
-    return folder is not None and (folder / f"{key}.json").exists()
+    return folder is not None and is_kept(folder / f"{key}.json")
 
 
 def stored_records(folder: Path | None, key: str, compute: Callable[[], list[Record]]) -> list[Record]:
@@ -35,12 +35,13 @@ def stored_records(folder: Path | None, key: str, compute: Callable[[], list[Rec
     if folder is None:
         return compute()
     path = folder / f"{key}.json"
-    if path.exists():
+    if is_kept(path):
         return [Record(*row) for row in zip(*json.loads(path.read_text()).values(), strict=True)]
     records = compute()
     columns = zip(*records, strict=True) if records else [[]] * len(Record._fields)
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(dict(zip(Record._fields, columns, strict=True))))
+    make_room(folder)
     return records
 
 
@@ -49,20 +50,15 @@ def stored_values(folder: Path | None, key: str, compute: Callable[[], np.ndarra
     if folder is None:
         return compute()
     path = folder / f"{key}.safetensors"
-    if path.exists():
-        with safe_open(path, "numpy") as stored:
-            return stored.get_tensor("values")
-    values = np.ascontiguousarray(compute())
-    with atomic_write(path) as temporary:
-        save_file({"values": values}, temporary)
+    known = load_kept(path)
+    if known is not None:
+        return known[0]["values"]
+    values = compute()
+    keep(path, {"values": values})
     return values
 
 
 @cache
 def _code() -> str:
     """A digest of the code that records come from."""
-    sha = hashlib.sha256()
-    for room in (cells, metrics, protocols):
-        for file in sorted(Path(room.__path__[0]).glob("*.py")):
-            sha.update(file.read_bytes())
-    return sha.hexdigest()
+    return code_digest(*(Path(room.__path__[0]) for room in (cells, metrics, protocols)))
