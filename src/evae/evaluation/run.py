@@ -126,7 +126,7 @@ def evaluate(
         others: name of another model -> its predictions, in the same form as `predicted`: more rows of the tables.
         cache: folder that keeps what is known of the real cells alone (their differential expression, the numbers of
             their split half), by a hash of data and method, for the next prediction; "default" is ~/.cache/evae, None
-            keeps nothing.
+            keeps nothing. At most 4 GB: the least recently used go first.
         progress: show progress bars.
 
     Returns:
