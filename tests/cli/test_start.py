@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from importlib import import_module
 
 import pytest
 
 from evae.cli import options
+from evae.cli.terminal import plain_warnings
 from evae.evaluation import SUITES
 from evae.evaluation.run import EXTRA_BASELINES
 from evae.inference.embedding import KINDS
@@ -131,3 +133,11 @@ def test_threads_sleep_while_they_wait_unless_told_otherwise(given):
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
     done = subprocess.run([sys.executable, "-c", told], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == given.get("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def test_a_warning_is_one_line_without_a_place_in_the_code():
+    before = warnings.formatwarning
+    with plain_warnings():
+        assert warnings.formatwarning("too\n few", UserWarning, "file.py", 3) == "warning: too few\n"
+        assert "file.py:3" in warnings.formatwarning("old", DeprecationWarning, "file.py", 3)
+    assert warnings.formatwarning is before

@@ -10,9 +10,11 @@ import scipy.sparse as sp
 
 import evae
 from evae.common.known_effects import FILE, KnownEffects
-from evae.inference.carried_effects import CarriedEffects
+from evae.inference.carried_effects import CarriedEffects, around
 from evae.inference.transfer import EffectTransfer, mean_rates, shown
 from evae.models.contract_evae import EvaeError
+from evae.models.names_evae import PerturbationNames
+from evae.models.treatments_evae import readings
 from evae.training.known_effects import measure_effects
 
 GENES = 40
@@ -116,7 +118,7 @@ def test_parts_and_feature_vectors_tell_of_what_no_cell_has():
     names = [f"p{i}" for i in range(n)]
     profiles = rng.normal(size=(1, GENES))
     known = KnownEffects(change, np.full_like(change, 1e-4), np.zeros(n, int), names, profiles, PSEUDO, 0.3)
-    effects = CarriedEffects(known, parts, vectors)
+    effects = CarriedEffects(known, parts, vectors=vectors)
     found = effects.among(["p1", "p2+p1", "far", "far+p1", "nobody", "nobody+p1"], "T", profiles[0])
     assert set(found) == {"p1", "p2+p1", "far", "far+p1"}
     assert {name: (one.trust, one.measured) for name, one in found.items()} == {
@@ -126,7 +128,27 @@ def test_parts_and_feature_vectors_tell_of_what_no_cell_has():
     assert np.corrcoef(found["far"].effect, vectors["far"] @ turn)[0, 1] > 0.9
     np.testing.assert_allclose(found["far+p1"].effect, found["far"].effect + found["p1"].effect)
     few = {name: vectors[name] for name in ("p1", "p2", "far")}
-    assert set(CarriedEffects(known, parts, few).among(["far", "p1"], "T", profiles[0])) == {"p1"}
+    assert set(CarriedEffects(known, parts, vectors=few).among(["far", "p1"], "T", profiles[0])) == {"p1"}
+
+
+def test_doses_around_tell_of_one_between_alone_and_in_combinations():
+    rng = np.random.default_rng(2)
+    labels = ["A 1 uM", "A 100 uM", "A 1 uM 6 h", "B knock-out"]
+    change = rng.normal(size=(4, GENES))
+    known = KnownEffects(
+        change, np.full_like(change, 1e-4), np.zeros(4, int), labels, rng.normal(size=(1, GENES)), PSEUDO, 0.3
+    )
+    treatments = {label: list(readings(label))[-1] for label in labels}
+    names = PerturbationNames([*labels, "A 1 uM+B knock-out"], ["A", "B"], None, "+", treatments)
+    effects = CarriedEffects(known, names.parts, lambda *given: around(names.known, *given))
+    asked = ["A 10 uM", "A 1000 uM", "A 10 uM 48 h", "B activation", "A 10 uM+B knock-out", "A 10 uM+A 1 uM 7 h"]
+    found = effects.among(asked, "T", known.profiles[0])
+    wanted = {"A 10 uM": (change[0] + change[1]) / 2, "A 1000 uM": change[1]}
+    wanted["A 10 uM+B knock-out"] = wanted["A 10 uM"] + change[3]
+    assert found.keys() == wanted.keys()
+    for name, effect in wanted.items():
+        np.testing.assert_allclose(found[name].effect, effect, atol=0.1)
+        assert (found[name].trust, found[name].measured) == (1, False)
 
 
 @pytest.fixture(scope="module")

@@ -148,7 +148,8 @@ def test_the_batch_of_the_controls_is_told_and_a_new_one_is_said(pipe, controls)
         found = []
         for plate in ("P1", "P2"):
             own = controls[(controls.obs["plate"] == plate).to_numpy()]
-            drawn = pipe.predict(own, "DrugA", dose=1.0, library_size="training", n_cells=100, progress=False, **asked)
+            how = {"library_size": "training", "effect_transfer": 0, "n_cells": 100, "progress": False}
+            drawn = pipe.predict(own, "DrugA", dose=1.0, **how, **asked)
             found.append(float(drawn.X[:, PLATE_GENE].sum() / drawn.X.sum()))
         return found
 

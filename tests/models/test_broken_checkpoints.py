@@ -80,7 +80,7 @@ def test_missing_weights_raise_and_unknown_ones_are_reported(folder):
     assert set(report["unexpected_keys"]) == {"stray"}
     del weights["lm_head.bias"]
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(EvaeError, match=r"the weights lack 1 tensors of the model \(first: lm_head.bias\)"):
+    with pytest.raises(EvaeError, match=r"the weights lack 1 tensor of the model \(first: lm_head.bias\)"):
         AutoModel.from_pretrained(folder)
 
 

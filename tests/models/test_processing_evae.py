@@ -104,7 +104,7 @@ class TestBatch:
         adata = anndata(np.log1p(matrix))
         adata.layers["counts"] = sparse.csr_matrix(matrix)
         np.testing.assert_array_equal(dense(processor(adata, layer="counts")), matrix)
-        with pytest.raises(EvaeError, match="no layer 'raw'; there are counts"):
+        with pytest.raises(EvaeError, match="no layer 'raw'; choose counts or none"):
             processor(adata, layer="raw")
 
 

@@ -29,6 +29,7 @@ from evae.cli.rank import rank
 from evae.cli.reversion import reversion
 from evae.cli.simulate import simulate
 from evae.cli.study import study
+from evae.cli.terminal import plain_warnings
 from evae.cli.train import train
 from evae.cli.vcc import vcc
 from evae.common.files import disk_error
@@ -126,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".* of the model's gene panel")  # the commands say it themselves
     leave_cores_while_waiting()
     try:
-        with talkative():
+        with talkative(), plain_warnings():
             app(args=arguments, prog_name="evae")
     except EvaeError as error:
         _fail(str(error))

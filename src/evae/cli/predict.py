@@ -246,7 +246,7 @@ def _said_transfer(facts: "Mapping[str, Any]", n_pairs: int) -> str:
     if not moved + new:
         return "effect transfer: none, as no pair has 20 cells or more of a perturbation of which other cell types tell"
     told = ["training cells show"] * bool(moved)
-    told += [f"feature vectors or the parts of combinations tell ({new} new to training)"] * bool(new)
+    told += [f"other doses, the parts of combinations or feature vectors tell ({new} new to training)"] * bool(new)
     return (
         f"effect transfer: the means of {moved + new} of {number_of(n_pairs, 'pair')} are moved towards what "
         f"{' or '.join(told)}, by {facts['effect_transfer']:.0%} on average"

@@ -1,5 +1,8 @@
 """What commands print: their results as plain lines, without the talk of the libraries below."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +16,23 @@ def console() -> Console:
 def say(text: str, style: str | None = None) -> None:
     """Print one line."""
     console().print(text, style=style, markup=False)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings to the user as one line, without the place in the code."""
+    written = warnings.formatwarning
+
+    def one_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+        if issubclass(category, UserWarning):
+            return f"warning: {' '.join(str(message).split())}\n"
+        return written(message, category, *place, **more)
+
+    warnings.formatwarning = one_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = written
 
 
 def quiet_transformers() -> None:

@@ -1,17 +1,20 @@
 """What arithmetic on the training cells tells of a perturbation in some cell type.
 
 measured   some cell type of training has it: see `evae.common.known_effects`, which says how far to trust it
-parts      a combination whose parts are known: the sum of their effects, in log2
+dose       a dose between those that training saw of the same agent, kind and time: the effect between theirs, linear in
+           log dose; beyond them that of the nearest
+parts      a combination whose parts are known: the sum of their effects, each at its dose, in log2
 features   no cell has it, but the prior knows its feature vector: kernel ridge regression on the vectors of the
            measured ones, see `evae.effects.features`
 
 For perturbations that training never saw, linear models and means have the better mean effects than networks
-(Ahlmann-Eltze, Huber & Anders, Nature Methods 2025), so that the last two are trusted fully.
+(Ahlmann-Eltze, Huber & Anders, Nature Methods 2025), so that the last three are trusted fully.
 """
 
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 
@@ -44,12 +47,14 @@ class CarriedEffects:
     Attributes:
         known: those measured.
         parts_of_all: names -> name -> the parts of a combination, or itself.
+        around: a label and those of which effects are known -> these labels around it by dose, with weights.
         vectors: perturbation -> its feature vector, (features,).
         given: perturbations that are left out, since the user gave their effects.
     """
 
     known: KnownEffects
     parts_of_all: Callable[[Iterable[str]], Mapping[str, list[str]]]
+    around: Callable[[str, Container[str]], list[tuple[str, float]]] = lambda label, usable: []
     vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
     given: Container[str] = ()
     _shown: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # cell type -> the measured with a vector
@@ -62,7 +67,8 @@ class CarriedEffects:
         if n:
             features = prior.model.condition.perturbation.features.float().cpu().numpy()
             vectors = dict(zip(prior.processor.known_units()[-n:], features, strict=True))
-        return cls(prior.effects, prior.processor.parts_of_all, vectors, given)
+        known = prior.processor.names().known
+        return cls(prior.effects, prior.processor.parts_of_all, partial(around, known), vectors, given)
 
     def among(self, names: Iterable[str], cell_type: str, log: np.ndarray) -> dict[str, Carried]:
         """Perturbation -> its effect, for those of which something is known.
@@ -86,13 +92,19 @@ class CarriedEffects:
                 assert effect is not None
                 found[name] = Carried(effect, self.known.calibration, measured=True)
                 continue
-            each = [
-                told[p] if p in told else self.known.carried(by_parts.get(frozenset([p]), ""), log) for p in sorted(own)
-            ]
+            each = [told[p] if p in told else self._single(p, by_parts, log) for p in sorted(own)]
             effects = [effect for effect in each if effect is not None]
             if len(effects) == len(own):
                 found[name] = Carried(np.sum(effects, axis=0))
         return found
+
+    def _single(self, part: str, by_parts: Mapping[frozenset[str], str], log: np.ndarray) -> np.ndarray | None:
+        """The effect of one part, (genes,): as some cell type has it, or from known doses around its own."""
+        usable = {label for own in by_parts if len(own) == 1 for label in own}
+        around = [(part, 1.0)] if part in usable else self.around(part, usable)
+        effects = [(self.known.carried(by_parts[frozenset([label])], log), weight) for label, weight in around]
+        found = [weight * effect for effect, weight in effects if effect is not None]
+        return np.sum(found, axis=0) if found else None
 
     def _told(self, names: Collection[str], cell_type: str, log: np.ndarray) -> dict[str, np.ndarray]:
         """Effects of perturbations by their vectors alone, (genes,) each."""
@@ -106,3 +118,10 @@ class CarriedEffects:
             return {}
         method = "kernel" if len(measured) <= MOST_KERNEL else "ridge"
         return told_by_features(measured, self.vectors, list(names), method)
+
+
+def around(known: Any, label: str, usable: Container[str]) -> list[tuple[str, float]]:
+    """The `usable` labels around one by its dose, and weights; see `KnownTreatments.neighbours`."""
+    said = known.read(label)
+    found = [] if said is None else known.neighbours(said, usable.__contains__)
+    return [(treatment.label, weight) for treatment, weight in found]

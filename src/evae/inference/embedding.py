@@ -134,7 +134,8 @@ def embed_cells(
     empty = int(np.isnan(embedded[:, 0]).sum())
     if empty:
         raise EvaeError(
-            f"{empty} of {number_of(len(embedded), 'cell')} have no counts over the gene panel; drop them first."
+            f"{number_of(empty, 'cell has', 'cells have')} no counts over the gene panel, of {len(embedded):,}; "
+            "drop them first."
         )
     warn_of_coverage(encoder.coverage, "the cells")
     return embedded, encoder.facts()

@@ -39,7 +39,7 @@ class Moved:
 
     Attributes:
         measured: those whose perturbation training saw, and by what weight.
-        new: those whose effect is told by the parts of a combination or by feature vectors.
+        new: those whose effect is told by other doses, the parts of a combination or feature vectors.
     """
 
     measured: dict[Pair, float] = field(default_factory=dict)

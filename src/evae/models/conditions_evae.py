@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .alignment_evae import grow_to_fit
-from .contract_evae import EvaeError
+from .contract_evae import EvaeError, number_of
 from .device_evae import in_its_own_precision
 from .layers_evae import check_ids, log_library
 from .randomness_evae import Randomness, draw_uniform
@@ -76,7 +76,8 @@ class ConditionEmbedding(nn.Module):
         conditions |= {"effects": effect, "treatments": treatments, "batch ids": batch_ids}
         for name, given in conditions.items():
             if given is not None and len(given) != n_cells:
-                raise EvaeError(f"{len(given)} {name} were given for {n_cells} cells; give one a cell.")
+                counted = number_of(len(given), f"{name[:-1]} was", f"{name} were")
+                raise EvaeError(f"{counted} given for {number_of(n_cells, 'cell')}; give one a cell.")
         no_perturbation, no_cell_type, no_effect = self._dropped(n_cells, generator)
         condition = self.perturbation(n_cells, perturbation_ids, treatments, no_perturbation)
         condition = condition + self.cell_type(n_cells, cell_type_ids, context, no_cell_type)

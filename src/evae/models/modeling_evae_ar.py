@@ -126,7 +126,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
     def _logits(self, input_ids: Tensor, modulation: Tensor, cache: Any, prompt: Tensor | None) -> Tensor:
         past = self._past(cache)
         if past + input_ids.shape[1] > self.n_codes + 1:
-            raise EvaeError(f"a cell has {self.n_codes} codes; {past + input_ids.shape[1] - 1} were asked for.")
+            raise EvaeError(f"a cell has {self.n_codes} codes; ask for no more, not {past + input_ids.shape[1] - 1}.")
         last = past + input_ids.shape[1]
         if last <= self.n_codes:
             places = self.position_embedding.weight[past:last]
@@ -192,7 +192,7 @@ class EvaeARForCausalLM(EvaePrior, GenerationMixin):
             kwargs.setdefault("max_new_tokens", kwargs.pop("max_length") - inputs.shape[1])
         n_new = kwargs.setdefault("max_new_tokens", self.n_codes + 1 - inputs.shape[1])
         if inputs.shape[1] - 1 + n_new > self.n_codes:
-            raise EvaeError(f"a cell has {self.n_codes} codes; {inputs.shape[1] - 1 + n_new} were asked for.")
+            raise EvaeError(f"a cell has {self.n_codes} codes; ask for no more, not {inputs.shape[1] - 1 + n_new}.")
         output: Any = super().generate(  # type: ignore[misc]
             inputs, modulation=modulation, prompt=self.prompt(n_cells, source_latents, source_library_size), **kwargs
         )

@@ -110,7 +110,7 @@ class EvaeMDLMModel(EvaePrior):
     def _check_codes(self, codes: Tensor) -> None:
         check_ids(codes, self.config.mask_token_id, "code", self.training)
         if codes.shape[1] != self.n_codes:
-            raise EvaeError(f"a cell has {self.n_codes} codes; {codes.shape[1]} were given.")
+            raise EvaeError(f"a cell has {self.n_codes} codes; {codes.shape[1]} were given; give all of them.")
 
     def _logits(self, tokens: Tensor, modulation: Tensor, prompt: Tensor | None = None) -> Tensor:
         """Logits (cells, latents, codes) of `tokens` (cells, latents), in which masked codes are the mask token."""

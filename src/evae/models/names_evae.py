@@ -79,7 +79,8 @@ class KnownTreatments:
         if amount is not None and own not in units:
             of = f" of '{said.agent}'" if said.agent in self.of_agent and units != self.dose_units() else ""
             family = f"doses{of} in {' and '.join(units)}" if units else "no doses"
-            raise EvaeError(f"'{label}' is asked for at {amount:g} {own}, but the model knows {family}.")
+            mend = f"give it in {' or '.join(units)}" if units else "leave the dose out"
+            raise EvaeError(f"'{label}' is asked for at {amount:g} {own}, but the model knows {family}; {mend}.")
         known = [t for t in known if amount is not None and t.dose_unit == own] or known
         kind = said.kind or _only(label, "kind", {t.kind for t in known})
         alike = [t for t in known if t.kind == kind] or known
@@ -153,11 +154,14 @@ def _first(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(f"'{name}'" for name in names[:most]) + more
 
 
+HOW = {"dose": "'DrugA 1 uM'", "time": "'DrugA 6 h'", "kind": "'STAT1 activation'", "dose unit": "'DrugA 1 uM'"}
+
+
 def _only(label: str, what: str, values: Collection[Any]) -> Any:
     """The one value; raises where there are several."""
     if len(values) > 1:
         shown = ", ".join(f"{v:g}" if isinstance(v, float) else f"'{v}'" for v in sorted(values, key=_order))
-        raise EvaeError(f"'{label}' was seen with several {what}s ({shown}); say which {what} is meant.")
+        raise EvaeError(f"'{label}' was seen with several {what}s ({shown}); say which {what} is meant: {HOW[what]}.")
     return next(iter(values), None)
 
 

@@ -8,7 +8,7 @@ from transformers.modeling_utils import PreTrainedModel
 from .alignment_evae import align_weights
 from .coders_evae import EvaeDecoder, EvaeEncoder
 from .configuration_evae import EvaeConfig
-from .contract_evae import EvaeError
+from .contract_evae import EvaeError, number_of
 from .heads_evae import NegativeBinomialHead
 from .labels_evae import AuxiliaryHeads, LabelTable
 from .layers_evae import check_size
@@ -48,8 +48,8 @@ class EvaePreTrainedModel(PreTrainedModel):
         model, report = loaded
         if missing := sorted(report["missing_keys"]):
             raise EvaeError(
-                f"the weights lack {len(missing)} tensors of the model (first: {missing[0]}); download them again, or "
-                "train the model anew."
+                f"the weights lack {number_of(len(missing), 'tensor')} of the model (first: {missing[0]}); "
+                "download them again, or train the model anew."
             )
         align_weights(model, is_own_file=kwargs.get("state_dict") is None)
         return loaded if output_loading_info else model

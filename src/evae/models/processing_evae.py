@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
-from .contract_evae import EvaeError, check_raw_counts, check_unique, look_up
+from .contract_evae import EvaeError, check_raw_counts, check_unique, look_up, number_of
 from .genes_evae import GeneColumns, case_hint, gene_columns, match_genes
 from .names_evae import PerturbationNames
 from .treatments_evae import Treatment
@@ -214,7 +214,7 @@ class EvaeProcessor(FeatureExtractionMixin):
         """The matrix, and the genes of its columns."""
         if hasattr(data, "var_names") and hasattr(data, "obs"):
             if layer is not None and layer not in data.layers:
-                raise EvaeError(f"there is no layer '{layer}'; there are {', '.join(data.layers) or 'none'}.")
+                raise EvaeError(f"there is no layer '{layer}'; choose {' or '.join([*data.layers, 'none'])}.")
             matrix, columns = data.layers[layer] if layer else data.X, gene_columns(data.var_names, data.var)
         else:
             matrix = data.numpy() if isinstance(data, torch.Tensor) else data
@@ -225,9 +225,10 @@ class EvaeProcessor(FeatureExtractionMixin):
         if not hasattr(matrix, "shape"):
             matrix = np.asarray(matrix)
         if len(matrix.shape) != 2 or matrix.shape[0] == 0:
-            raise EvaeError(f"counts must be (cells, genes) with at least one cell, not {matrix.shape}.")
+            raise EvaeError(f"counts must be (cells, genes) with at least one cell, not {matrix.shape}; give such.")
         if matrix.shape[1] != len(columns):
-            raise EvaeError(f"counts have {matrix.shape[1]} columns but {len(columns)} gene names; give `genes`.")
+            shown = number_of(matrix.shape[1], "column")
+            raise EvaeError(f"counts have {shown} but {number_of(len(columns), 'gene name')}; give `genes`.")
         return matrix, columns
 
     def panel_index(self, columns: GeneColumns) -> np.ndarray:
@@ -254,9 +255,8 @@ class EvaeProcessor(FeatureExtractionMixin):
         rows, genes, values = rows[keep], genes[keep], values[keep].astype(np.float32)
         expressed = np.bincount(rows, minlength=n_cells)
         if (expressed == 0).any():
-            raise EvaeError(
-                f"{(expressed == 0).sum()} of {n_cells} cells have no counts over the gene panel; drop them first."
-            )
+            none = number_of(int((expressed == 0).sum()), "cell has", "cells have")
+            raise EvaeError(f"{none} no counts over the gene panel, of {n_cells:,}; drop them first.")
         width = -(-int(expressed.max()) // 8) * 8
         column = np.arange(len(rows)) - np.repeat(np.cumsum(expressed) - expressed, expressed)
         gene_ids = np.zeros((n_cells, width), dtype=np.int64)
@@ -276,7 +276,7 @@ def _named(genes: Sequence[str], ensembl_ids: Sequence[str] | None) -> GeneColum
 def _one_each(given: str | Sequence[str], n_cells: int, kind: str) -> list[str]:
     names = [given] * n_cells if isinstance(given, str) else list(given)
     if len(names) != n_cells:
-        raise EvaeError(f"{len(names)} {kind} names were given for {n_cells} cells; give one, or one a cell.")
+        raise EvaeError(f"{number_of(len(names), f'{kind} name')} for {n_cells:,} cells; give one, or one a cell.")
     return names
 
 

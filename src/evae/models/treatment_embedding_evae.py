@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .alignment_evae import grow_to_fit
-from .contract_evae import EvaeError
+from .contract_evae import EvaeError, number_of
 from .layers_evae import check_ids
 
 KIND, DOSE = 0, 1  # columns of a treatment; after the dose come the time and doses in further units
@@ -86,7 +86,8 @@ class BatchEmbedding(nn.Embedding):
         if ids is None:
             return self.weight[-1:].expand(n_cells, -1)
         if len(ids) != n_cells:
-            raise EvaeError(f"{len(ids)} batch ids were given for {n_cells} cells; give one a cell.")
+            given = number_of(len(ids), "batch id was", "batch ids were")
+            raise EvaeError(f"{given} given for {number_of(n_cells, 'cell')}; give one a cell.")
         ids = ids.to(self.weight.device)
         check_ids(ids, self.num_embeddings, "batch", self.training)
         return F.embedding(ids, self.weight)

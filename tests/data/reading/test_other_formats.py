@@ -123,7 +123,7 @@ def test_an_obs_without_columns(cells, run, tmp_path):
     cells.obs = cells.obs[[]]
     cells.write_h5ad(tmp_path / "cells.h5ad")
     said = run("prepare", tmp_path / "cells.h5ad", "--control", "x", "--out", tmp_path / "out")
-    assert "has no obs column 'perturbation'. There are none." in said.err
+    assert "has no obs column 'perturbation'. It has no labels of cells; evae prepare takes" in said.err
 
 
 class TestFilters:

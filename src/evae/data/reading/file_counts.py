@@ -96,7 +96,7 @@ class FileCounts:
         obs = self.obs
         is_set = key in self._set and not stored
         if key not in obs and not is_set:
-            raise EvaeError(f"{self.title} has no obs column '{key}'. {near_matches(key, list(obs))}")
+            raise EvaeError(f"{self.title} has no obs column '{key}'. {_mend(key, list(obs))}")
         codes, names = self._set[key] if is_set else label_codes(obs[key])
         missing = int((codes < 0).sum())
         if missing and not gaps:
@@ -152,3 +152,10 @@ class FileCounts:
     def values(self, start: int, stop: int) -> sp.csr_matrix:
         """The values of the cells start..stop as they are stored, (cells, genes) CSR; they may be no counts."""
         return self._matrix.rows(start, stop)
+
+
+def _mend(key: str, known: list[str]) -> str:
+    """What to do where the file has no column `key`."""
+    if known:
+        return near_matches(key, known)
+    return "It has no labels of cells; evae prepare takes them from a table: --obs labels.csv."
