@@ -137,7 +137,7 @@ def test_threads_sleep_while_they_wait_unless_told_otherwise(given):
 
 def test_a_warning_is_one_line_without_a_place_in_the_code():
     before = warnings.formatwarning
-    with plain_warnings():
-        assert warnings.formatwarning("too\n few", UserWarning, "file.py", 3) == "warning: too few\n"
+    with plain_warnings(str.upper):
+        assert warnings.formatwarning("too\n few", UserWarning, "file.py", 3) == "warning: TOO FEW\n"
         assert "file.py:3" in warnings.formatwarning("old", DeprecationWarning, "file.py", 3)
     assert warnings.formatwarning is before

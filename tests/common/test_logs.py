@@ -53,6 +53,8 @@ def test_commands_show_everything_and_leave_the_level_as_it_was(capsys):
     before = ROOT.level
     with talkative():
         assert said(capsys) == ["info", "warning", "error"]
+    with talkative(str.upper):
+        assert said(capsys) == ["INFO", "WARNING", "ERROR"]
     assert ROOT.level == before
     assert said(capsys) == ["error"]
 

@@ -159,7 +159,7 @@ def test_the_batch_of_the_controls_is_told_and_a_new_one_is_said(pipe, controls)
     unknown = pipe.predict(controls, "DrugA", dose=1.0, n_cells=40, progress=False)
     moved = controls.copy()
     moved.obs["plate"] = "P9"
-    with pytest.warns(UserWarning, match=r"1 of the controls' batches are new to the model \(such as 'P9'\)"):
+    with pytest.warns(UserWarning, match=r"1 batch of the controls is new to the model \(such as 'P9'\)"):
         new = pipe.predict(moved, "DrugA", dose=1.0, batch_key="plate", n_cells=40, progress=False)
     assert (new.X != unknown.X).nnz == 0
     with pytest.raises(EvaeError, match="no obs column 'donor'"):

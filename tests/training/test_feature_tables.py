@@ -47,7 +47,7 @@ def test_structures_become_fingerprints(tmp_path, kind):
 def test_structures_that_cannot_be_read_are_named(tmp_path, capfd):
     pytest.importorskip("rdkit", reason="rdkit is in the extra drugs")
     (tmp_path / "drugs.csv").write_text("drug,smiles\nA,CCO\nB,no structure\nC,\n")
-    with pytest.raises(EvaeError, match=r"2 structures of .*drugs.csv are no SMILES that RDKit reads: B, C"):
+    with pytest.raises(EvaeError, match=r"2 structures of .*drugs.csv cannot be read by RDKit as SMILES: B, C"):
         read_feature_table(tmp_path / "drugs.csv")
     assert capfd.readouterr() == ("", "")  # RDKit's own words are kept back
 

@@ -64,11 +64,16 @@ class InOrder(TyperGroup):
         ]
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
-        """Run the command."""
+        """Run the command; what it says names its options."""
+
+        def words(text: str) -> str:
+            return in_options(text, self.commands[str(ctx.invoked_subcommand)])
+
         try:
-            return super().invoke(ctx)
+            with talkative(words), plain_warnings(words):
+                return super().invoke(ctx)
         except EvaeError as error:
-            raise EvaeError(in_options(str(error), self.commands[str(ctx.invoked_subcommand)])) from error
+            raise EvaeError(words(str(error))) from error
 
 
 app = typer.Typer(
@@ -127,8 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".* of the model's gene panel")  # the commands say it themselves
     leave_cores_while_waiting()
     try:
-        with talkative(), plain_warnings():
-            app(args=arguments, prog_name="evae")
+        app(args=arguments, prog_name="evae")
     except EvaeError as error:
         _fail(str(error))
     except OSError as error:  # a missing folder, no permission, a full disk

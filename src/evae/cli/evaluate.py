@@ -108,7 +108,7 @@ def evaluate(
     check_known(names_of(suite), SUITES, "suite")
     check_known([scale, real_scale], SCALES, "scale")
     check_known(baseline or [], BASELINES, "baseline")
-    others = dict(_other(text) for text in other or [])
+    others = _others(other or [])
     if features is not None:
         need_file(features)
     if tokenizer is not None:
@@ -158,13 +158,18 @@ def _check(predicted: Path, dataset: str | None, files: dict[str, Any]) -> None:
             need_cells(files[name])
 
 
-def _other(text: str) -> tuple[str, Path]:
-    """The name and the file of NAME=FILE.h5ad."""
-    name, _, file = text.partition("=")
-    if not name or not file:
-        raise EvaeError(f"--other {text} names no model and file; write for example scGen=scgen.h5ad.")
-    need_cells(Path(file))
-    return name, Path(file)
+def _others(given: list[str]) -> dict[str, Path]:
+    """Name -> file of every NAME=FILE.h5ad."""
+    files: dict[str, Path] = {}
+    for text in given:
+        name, _, file = text.partition("=")
+        if not name or not file:
+            raise EvaeError(f"--other {text} names no model and file; write for example scGen=scgen.h5ad.")
+        if name in files:
+            raise EvaeError(f"--other names {name} twice; give every model a name of its own.")
+        need_cells(Path(file))
+        files[name] = Path(file)
+    return files
 
 
 def _tokenizer_alone(model: str, dataset: str | None, how: dict[str, Any]) -> "EvaluationResult":

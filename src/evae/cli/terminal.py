@@ -1,7 +1,7 @@
 """What commands print: their results as plain lines, without the talk of the libraries below."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,13 +19,13 @@ def say(text: str, style: str | None = None) -> None:
 
 
 @contextmanager
-def plain_warnings() -> Iterator[None]:
-    """Warnings to the user as one line, without the place in the code."""
+def plain_warnings(words: Callable[[str], str]) -> Iterator[None]:
+    """Warnings to the user as one line in the `words` of the command, without the place in the code."""
     written = warnings.formatwarning
 
     def one_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
         if issubclass(category, UserWarning):
-            return f"warning: {' '.join(str(message).split())}\n"
+            return f"warning: {words(' '.join(str(message).split()))}\n"
         return written(message, category, *place, **more)
 
     warnings.formatwarning = one_line

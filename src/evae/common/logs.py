@@ -7,7 +7,7 @@ those of the HuggingFace libraries, they go to other handlers only after `loggin
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
@@ -42,12 +42,28 @@ def verbosity() -> int:
     return int(module.get_verbosity()) if module else logging.WARNING
 
 
+class _InWords(logging.Formatter):
+    """Remarks in other words."""
+
+    def __init__(self, words: Callable[[str], str]) -> None:
+        super().__init__()
+        self.words = words
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self.words(super().format(record))
+
+
 @contextmanager
-def talkative() -> Iterator[None]:
-    """Show all remarks, as the command line does, while the block runs."""
+def talkative(words: Callable[[str], str] = str) -> Iterator[None]:
+    """Show all remarks, as the command line does, while the block runs; `words` says them in its own."""
     before = logger("evae").level
+    own = [handler for handler in ROOT.handlers if isinstance(handler, _StandardError)]
     ROOT.setLevel(logging.INFO)
+    for handler in own:
+        handler.setFormatter(_InWords(words))
     try:
         yield
     finally:
         ROOT.setLevel(before)
+        for handler in own:
+            handler.setFormatter(None)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from evae.common.messages import first_of
+from evae.common.messages import first_of, number_of
 from evae.models.contract_evae import EvaeError
 
 SHOWN = 5  # names in a message
@@ -81,9 +81,10 @@ class Weights:
         rest = sorted(self.tensors.keys() - self.used)
         if rest:
             shown = first_of(rest, SHOWN)
+            lacking = number_of(len(rest), "tensor has", "tensors have")
             raise EvaeError(
-                f"{len(rest)} tensors of {self.source} have no counterpart here ({shown}); convert a run whose "
-                "config.yaml names all parts of its model."
+                f"{self.source}: {lacking} no counterpart here ({shown}); convert a run whose config.yaml names all "
+                "parts of its model."
             )
 
 

@@ -155,7 +155,9 @@ def _check_shapes(config: Any, shapes: dict[str, list[int]], name: str) -> None:
     with torch.device("meta"):
         wanted = AutoModel.from_config(config, trust_remote_code=False).state_dict()
     if missing := sorted(wanted.keys() - shapes.keys()):
-        raise EvaeError(f"the weights lack {len(missing)} tensors of the model (first: {missing[0]}); {MEND}.")
+        raise EvaeError(
+            f"the weights lack {number_of(len(missing), 'tensor')} of the model (first: {missing[0]}); {MEND}."
+        )
     for key, tensor in wanted.items():
         if list(tensor.shape) != shapes[key]:
             raise EvaeError(f"{key} is {shapes[key]} in the weights, {list(tensor.shape)} by {CONFIG}; {MEND}.")

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from evae.common.messages import number_of
 from evae.data.reading.labels import label_texts
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.models.treatments_evae import Treatment
@@ -128,8 +129,8 @@ def batches_of(prior: Any, obs: pd.DataFrame, key: str | None) -> np.ndarray | N
     unknown = sorted(set(names) - set(known))
     if unknown:
         warnings.warn(
-            f"{len(unknown)} of the controls' batches are new to the model (such as '{unknown[0]}'); it draws their "
-            "cells as of an unknown batch.",
+            f"{number_of(len(unknown), 'batch of the controls is', 'batches of the controls are')} new to the model "
+            f"(such as '{unknown[0]}'); it draws their cells as of an unknown batch.",
             stacklevel=2,
         )
     return names.map(known).fillna(len(known)).to_numpy(dtype=np.int64)

@@ -14,7 +14,7 @@ from evae.common.logs import logger
 from evae.common.messages import first_of, number_of
 from evae.data.format import DatasetInfo
 from evae.data.streaming.mixture import Sources
-from evae.models.contract_evae import EvaeError, parts_of
+from evae.models.contract_evae import EvaeError, near_matches, parts_of
 from evae.models.processing_evae import EvaeProcessor
 from evae.models.treatments_evae import Treatment
 from evae.training.codes import EncodedCells
@@ -77,9 +77,10 @@ def perturbation_vocabulary(info: DatasetInfo, table: str = "", sign: str = "+")
         raise EvaeError(f"{table} names none of the dataset's perturbations, such as '{lacking[0]}'; check its names.")
     if lacking:
         LOG.warning(
-            f"{len(lacking)} of {number_of(len(parts) - 1, 'perturbation')} have no feature vector and get learned "
-            f"ones: {first_of(lacking, 5)}"
-        )  # fmt: skip
+            f"{number_of(len(lacking), 'perturbation has', 'perturbations have')} no feature vector and "
+            f"{'gets a learned one' if len(lacking) == 1 else 'get learned ones'}: {first_of(lacking, 5)}. "
+            f"Mend the table if '{lacking[0]}' stands there by another name. {near_matches(lacking[0], names)}"
+        )
     return Vocabulary([*learned, *names], len(learned) + len(names), features, source)
 
 

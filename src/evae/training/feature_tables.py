@@ -148,8 +148,8 @@ def fingerprints(names: Sequence[str], structures: Sequence[str], path: Path) ->
     unread = [name for name, molecule in zip(names, molecules, strict=True) if molecule is None]
     if unread:
         raise EvaeError(
-            f"{len(unread)} structures of {path} are no SMILES that RDKit reads: {first_of(unread, 5)}; mend or "
-            "leave out these rows."
+            f"{number_of(len(unread), 'structure')} of {path} cannot be read by RDKit as SMILES: "
+            f"{first_of(unread, 5)}; mend these rows, or leave them out."
         )
     generator = rdFingerprintGenerator.GetMorganGenerator(radius=RADIUS, fpSize=BITS)
     return np.stack([generator.GetFingerprintAsNumPy(molecule) for molecule in molecules]).astype(np.float32)

@@ -64,6 +64,8 @@ def test_the_command_names_models_and_files(screen, real, perfect, shuffled, tmp
         "--no-plots",
     ]
     assert "theirs" in run(*command, "--other", f"theirs={theirs}", "--out", tmp_path / "out").out
+    twice = run(*command, "--other", f"a={theirs}", "--other", f"a={theirs}", "--out", tmp_path / "twice")
+    assert "--other names a twice" in twice.err
     unnamed = run(*command, "--other", theirs, "--out", tmp_path / "no")
     assert unnamed.code
     assert "write for example scGen=scgen.h5ad" in unnamed.err

@@ -164,7 +164,7 @@ def _also(known: Sequence[str], labels: Labels, key: str, told_apart: set[str]) 
             continue
         notes.append(
             f"{column} holds {len(found)} {what}s; cells of all {what}s count as one perturbation: tell them apart "
-            f"with {what}_key={column}, or keep one, and that of the controls, with where {column}={found[-1]}"
+            f"with {what}_key={column}, or keep one, and that of the controls, with --where {column}={found[-1]}"
         )
     if "nperts" in known and key in known:
         codes, names = labels(key)
