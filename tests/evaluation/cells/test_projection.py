@@ -1,12 +1,15 @@
 """Principal components against the singular value decomposition, and that a comparison fits them once."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
 from evae.evaluation import evaluate
 from evae.evaluation.cells import comparison as comparison_module
-from evae.evaluation.cells.projection import fit_projection
+from evae.evaluation.cells.projection import fit_projection, neighbour_map
 
 
 def test_projection_is_the_svd_of_centred_cells():
@@ -36,3 +39,23 @@ def test_a_report_fits_the_components_once(screen, real, perfect, monkeypatch):
     result = evaluate(perfect, real, screen, suite="robust", seeds=(0, 1), progress=False)
     result.comparison.reference_projection()
     assert fits == [30]
+
+
+def test_umap_is_given_the_exact_neighbours(monkeypatch):
+    """Looking for them itself it compiles for half a minute."""
+    points = np.random.default_rng(0).normal(size=(50, 4))
+    given = {}
+
+    def draw(**settings):
+        given.update(settings)
+        return SimpleNamespace(fit_transform=lambda cells: cells[:, :2])
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=draw))
+    places = neighbour_map(np.concatenate([points, points[:3]]), seed=7)
+    np.testing.assert_array_equal(places[:3], places[50:])
+    assert given["random_state"] == 7
+    rows, distances = given["precomputed_knn"]
+    distinct = np.unique(points, axis=0)
+    expected = np.linalg.norm(distinct[:, None] - distinct[None], axis=2)
+    np.testing.assert_array_equal(rows, np.argsort(expected, axis=1)[:, :15])
+    np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :15], atol=1e-6)

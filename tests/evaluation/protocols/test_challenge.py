@@ -29,6 +29,13 @@ def result(screen, real, perfect):
     return run(perfect, real, screen)
 
 
+def test_the_cells_of_every_system_are_counted(real, screen, perfect):
+    fewer = perfect[::2].copy()
+    found = run(fewer, real, screen).records.query("level == 'pooled'").groupby("system")
+    assert set(found.get_group("model")["n_generated"]) == {fewer.n_obs}
+    assert set(found.get_group("control copy")["n_generated"]) == {real.n_obs}
+
+
 def value(result, metric, system="model", group="vcc2026"):
     return result.value(metric, system, group)
 

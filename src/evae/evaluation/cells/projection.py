@@ -1,5 +1,6 @@
 """Principal components of cells, and cells drawn to be projected."""
 
+import warnings
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -53,11 +54,18 @@ def neighbour_map(components: np.ndarray, seed: int = 0) -> np.ndarray:
     Returns:
         (cells, 2).
     """
+    from sklearn.neighbors import NearestNeighbors
     from umap import UMAP
 
     distinct, places = np.unique(components, axis=0, return_inverse=True)  # one control may be read several times
-    model = UMAP(n_neighbors=min(15, len(distinct) - 1), min_dist=0.3, random_state=seed, n_jobs=1, init="pca")
-    return np.asarray(model.fit_transform(distinct))[places.ravel()]
+    n = min(15, len(distinct) - 1)
+    # exact neighbours in a second; those that UMAP would look for need half a minute of compiling
+    distances, rows = NearestNeighbors(n_neighbors=n).fit(distinct).kneighbors(distinct)
+    known = rows, distances.astype(np.float32)
+    model = UMAP(n_neighbors=n, min_dist=0.3, random_state=seed, n_jobs=1, init="pca", precomputed_knn=known)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "precomputed_knn", UserWarning)  # no other cells are placed later
+        return np.asarray(model.fit_transform(distinct))[places.ravel()]
 
 
 def sample_rows(n: int, limit: int | None, rng: np.random.Generator) -> np.ndarray:

@@ -89,6 +89,7 @@ def challenge_protocol(
         task = _Context(comparison, context, seeds)
         replicates = task.replicates()
         found = {SPLIT_HALF: _over_seeds(replicates, np.mean)}
+        n_cells: dict[str, int] = {}
         for system in progress(systems, f"Virtual Cell Challenge, {context}"):
             names = [p for p in task.perturbations if (context, p) in system.pairs]
             if len(names) < len(task.perturbations):
@@ -98,8 +99,9 @@ def challenge_protocol(
             values, more = task.score(system)
             records += more
             found[system.name] = values
+            n_cells[system.name] = sum({record.perturbation: record.n_generated for record in more}.values())
         ends = _Ends(found.get(CONTEXT_MEAN, {}), found[SPLIT_HALF], _over_seeds(replicates, np.std))
-        records += task.records(found, ends)
+        records += task.records(found, ends, n_cells)
         task.explain(ends)
     return records
 
@@ -203,8 +205,8 @@ class _Context:
             **change_metrics(side.changes, real.changes, self.own),
         }
 
-    def records(self, found: dict[str, dict[str, float]], ends: _Ends) -> list[Record]:
-        """Metrics and scores of all systems in this context."""
+    def records(self, found: dict[str, dict[str, float]], ends: _Ends, n_cells: dict[str, int]) -> list[Record]:
+        """Metrics and scores of all systems in this context; `n_cells` is how many cells each of them gave."""
         n, records = sum(self.real.n_cells), []
         for name, values in found.items():
             if not values:
@@ -213,7 +215,8 @@ class _Context:
             known = [scores[m] for m in ends.reachable]
             scores["vcc_score"] = float(np.mean(known)) if known else float("nan")
             for group, numbers in ((GROUP, values), (SCORES, {_score_name(m): s for m, s in scores.items()})):
-                records += [Record(group, "pooled", name, m, v, -1, n, n, self.context) for m, v in numbers.items()]
+                sizes = n, n_cells.get(name, n)
+                records += [Record(group, "pooled", name, m, v, -1, *sizes, self.context) for m, v in numbers.items()]
         return records
 
     def explain(self, ends: _Ends) -> None:

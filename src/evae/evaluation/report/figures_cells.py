@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +12,7 @@ from matplotlib.patheffects import withStroke
 
 from evae.common.figures import BACKGROUND, CONTROL, GENERATED, GUIDE, REAL, bare, new_figure
 from evae.evaluation.cells import Comparison, Pair
-from evae.evaluation.cells.projection import sample_rows
+from evae.evaluation.cells.projection import neighbour_map, sample_rows
 from evae.evaluation.systems.baselines import model_system, real_system
 
 MAX_POINTS = 4_000
@@ -34,17 +35,13 @@ def plot_cells(comparison: Comparison) -> Figure:
 
 def plot_umap(comparison: Comparison, seed: int = 0) -> Figure | None:
     """UMAP of control, real and generated cells together; None where umap-learn is not installed."""
-    try:
-        from umap import UMAP
-    except ImportError:
+    if find_spec("umap") is None:
         return None
     clouds = _projected(comparison)
     together = np.concatenate([cloud.places for cloud in clouds])
     if len(together) < 10:
         return None
-    neighbours = min(15, len(together) - 1)
-    model = UMAP(n_neighbors=neighbours, min_dist=0.3, random_state=seed, n_jobs=1)
-    embedded = np.split(np.asarray(model.fit_transform(together)), np.cumsum([len(c.places) for c in clouds])[:-1])
+    embedded = np.split(neighbour_map(together, seed), np.cumsum([len(c.places) for c in clouds])[:-1])
     figure = new_figure(10.8, 4.2)
     clouds = [replace(cloud, places=places) for cloud, places in zip(clouds, embedded, strict=True)]
     _clouds(figure.subplots(1, len(clouds)), clouds, "UMAP")
