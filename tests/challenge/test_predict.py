@@ -138,6 +138,31 @@ def test_a_dry_run_checks_and_writes_nothing(predict, bundle):
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--temperature", "0"), "give a number above 0"),
+        (("--guidance-scale", "nan"), "give 0 or more"),
+        (("--steps", "3"), "no sampling option 'num_steps'"),
+        (("--seed", "-1"), "--seed"),
+        (("--batch-size", "0"), "give at least 1"),
+        (("--perturbation-key", "nope"), "no obs column 'nope'"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_model_would(predict, words, said):
+    refused = predict("--dry-run", *words)
+    assert refused.code == 2
+    assert said in refused.err
+
+
+def test_controls_without_labels_are_said(predict, bundle):
+    edit_controls(bundle, lambda cells: ad.AnnData(cells.X, obs=cells.obs[["context"]], var=cells.var))
+    done = predict("--dry-run")
+    assert done.code == 0
+    assert "no obs column 'target_gene'" in done.out
+    assert "taken for controls" in " ".join(done.out.split())
+
+
+@pytest.mark.parametrize(
     ("room", "limit", "value", "said"),
     [
         (lists, "MAX_CELLS", 10, "an entry may hold 10"),

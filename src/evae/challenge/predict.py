@@ -112,6 +112,7 @@ class EntryPredictor:
         self._check_contexts()
         stand_ins = self._stand_ins()
         self._check_size(out)
+        self._check_drawing()
         return stand_ins
 
     def _check_contexts(self) -> None:
@@ -143,6 +144,14 @@ class EntryPredictor:
         if needed > free:
             raise EvaeError(f"the entry needs some {needed / 1e9:.0f} GB beside {out}, where {free / 1e9:.0f} GB are "
                             "free; name another place with --out.")  # fmt: skip
+
+    def _check_drawing(self) -> None:
+        """Draw one cell, so that what the model refuses is refused now."""
+        unknown = set(self.without_value())
+        pair = next((pair for pair in self.plan.cells if pair[1] not in unknown), None)
+        if pair is not None:
+            source = _ContextSource(self, pair[0], FIRST_CELLS)
+            source.draw({pair[1]: 1}, unknown, np.random.default_rng(self.seed))
 
     def _stand_ins(self) -> dict[str, list[str]]:
         unknown = self.without_value()
@@ -178,11 +187,11 @@ def zero_shot(checkpoint: Checkpoint) -> bool:
 
 
 class _ContextSource:
-    """The controls of one context, and the model at work on them."""
+    """The controls of one context (at most `limit` of them), and the model at work on them."""
 
-    def __init__(self, predictor: EntryPredictor, context: str) -> None:
+    def __init__(self, predictor: EntryPredictor, context: str, limit: int | None = None) -> None:
         self.predictor, self.context = predictor, context
-        cells, self.counts = predictor.controls.read(context)
+        cells, self.counts = predictor.controls.read(context, limit)
         processor = predictor.pipe.processor
         self.name = predictor.cell_type or context
         labels = np.full(cells.n_obs, self.name, dtype=object)

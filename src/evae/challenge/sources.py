@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from evae.challenge.lists import EntryPlan
+from evae.challenge.lists import TARGET, EntryPlan
 from evae.common.messages import number_of
 from evae.data.reading.anndata_file import read_chosen
 from evae.data.reading.file_counts import FileCounts
@@ -46,6 +46,9 @@ class Controls:
                             f"{near_matches(context_key, known)}")  # fmt: skip
         contexts = label_texts(obs[context_key])
         is_control = np.ones(source.n_cells, dtype=bool)
+        if target_key != TARGET and target_key not in known:
+            raise EvaeError(f"{path} has no obs column '{target_key}'; name it with --perturbation-key, or leave that "
+                            f"out where all cells are controls. {near_matches(target_key, known)}")  # fmt: skip
         if target_key in known:
             is_control = label_texts(obs[target_key]) == control
         rows = {c: np.flatnonzero(is_control & (contexts == c)) for c in plan.contexts}

@@ -102,7 +102,7 @@ def predict(
     ] = None,
     control: Annotated[str | None, typer.Option(help="Label of the controls; the model's if left out.")] = None,
     layer: Layer = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same cells.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same cells.", min=0)] = 0,
     guidance_scale: Annotated[
         float | None, typer.Option(help="How much to stress the perturbation; 1 is the model as trained.")
     ] = None,

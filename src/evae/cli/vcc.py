@@ -51,7 +51,7 @@ def predict(
         ),
     ] = None,
     missing: Annotated[str, typer.Option(help="What to do with other unknown targets: refuse, controls.")] = "refuse",
-    seed: Annotated[int, typer.Option(help="The same seed gives the same cells.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same cells.", min=0)] = 0,
     guidance_scale: Annotated[
         float | None, typer.Option(help="How much to stress the perturbation; 1 is the model as trained.")
     ] = None,
@@ -106,6 +106,8 @@ def predict(
                 f"· no value of the model for {len(targets)} of them; {what} stand in: {join_names(targets)}",
                 style="dim",
             )
+    if perturbation_key not in list(found.source.obs):
+        say(f"· no obs column '{perturbation_key}' in {controls}: all its cells are taken for controls", style="dim")
     unused = [] if table is None or predictor.told else [t for t in table.index if t not in stand_ins["given effects"]]
     if unused:
         say(
