@@ -143,15 +143,20 @@ class Killed(BaseException):
 
 @pytest.mark.usefixtures("all_remarks")
 def test_max_epochs_ends_a_prior_early_and_is_still_the_same_run(dataset, tokenizer, tmp_path, capsys):
-    """256 training cells in batches of 64: one epoch is 4 steps."""
-    settings = {"max_epochs": 1.6, "eval_every": 3}
+    """256 training cells, and five thinned copies of each, in batches of 64: one epoch is 24 steps."""
+    settings = {"max_epochs": 0.27, "thinned_copies": -1, "eval_every": 3}
     run = train_prior(prior_settings(dataset, tokenizer, tmp_path / "run", **settings))
-    assert "7 steps, which are max_epochs=1.6 passes over 256 training cells" in capsys.readouterr().err
+    said = "7 steps, which are max_epochs=0.27 passes over 256 training cells and 5 thinned copies of each"
+    assert said in capsys.readouterr().err
     assert lines(run)[-1]["step"] == 7
     assert [line["step"] for line in lines(run) if "validation_loss" in line] == [3, 6, 7]
     train_prior(prior_settings(dataset, tokenizer, tmp_path / "run", resume=True, **settings))
     assert "is finished" in capsys.readouterr().err
-    train_prior(prior_settings(dataset, tokenizer, tmp_path / "run", resume=True, max_steps=9, eval_every=3))
+    train_prior(
+        prior_settings(
+            dataset, tokenizer, tmp_path / "run", resume=True, **settings | {"max_epochs": 0, "max_steps": 9}
+        )
+    )
     assert lines(run)[-1]["step"] == 9
 
 

@@ -91,6 +91,7 @@ def finetune(
     }  # fmt: skip
     chosen = finetune_settings(data.info.n_cells["train"], settings, own)
     accelerator = make_accelerator(chosen)
+    chosen = chosen.suited_to(data.info.n_cells["train"], accelerator.num_processes)
     if tokenizer:
         chosen.tokenizer = str(finetune_tokenizer(before, sources, chosen, accelerator))
     with claimed_folder(chosen, accelerator) as run:

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from evae.models.contract_evae import EvaeError
-from evae.training.settings import PriorSettings, check_names
+from evae.training.settings import PriorSettings, check_names, copies_for
 
 GIVEN = ("dataset", "dataset_weights", "output_dir", "model", "model_type", "perturbation_features", "combination_sign")
 PASSES = 20.0  # over the new cells
 FEWEST_STEPS, MOST_STEPS = 100, 5_000
-FEW_CELLS = 10_000  # below it every cell is shown thinned as well
 BATCH = 64
 
 
@@ -42,12 +41,12 @@ def defaults(n_cells: int, lora: bool) -> dict[str, Any]:
     them; the weights of that point are kept. An adapter, which is trained from zero, takes larger steps.
     """
     steps = min(max(math.ceil(PASSES * n_cells / BATCH), FEWEST_STEPS), MOST_STEPS)
-    rate = 5e-4 if n_cells < FEW_CELLS else 2e-4
+    rate = 5e-4 if copies_for(n_cells) else 2e-4
     return {
         "max_steps": steps,
         "warmup_steps": steps // 10,
         "learning_rate": 2 * rate if lora else rate,
-        "thinned_copies": 5 if n_cells < FEW_CELLS else 0,
+        "thinned_copies": copies_for(n_cells),
         "eval_every": max(steps // 10, 1),
         "save_every": steps,
         "log_every": max(steps // 20, 1),

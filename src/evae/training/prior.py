@@ -70,7 +70,7 @@ def train_prior(settings: PriorSettings) -> Path:
         )
     fields = check_model_settings(settings.model, PRIORS[settings.model_type][0], FROM_DATASET)
     accelerator = make_accelerator(settings)
-    settings, datasets = held_to_epochs(settings, accelerator)
+    settings, datasets = suited_to_cells(settings, accelerator)
     with claimed_folder(settings, accelerator) as run:
         if run.status == FINISHED:
             return report_finished(run)
@@ -78,22 +78,24 @@ def train_prior(settings: PriorSettings) -> Path:
             return _train_on(settings, datasets, fields, accelerator, run, check_stop)
 
 
-def held_to_epochs(settings: PriorSettings, accelerator: Accelerator) -> tuple[PriorSettings, list[AnyDataset]]:
-    """The settings with `max_steps` held to `max_epochs`, and their datasets, open where that needs their sizes.
+def suited_to_cells(settings: PriorSettings, accelerator: Accelerator) -> tuple[PriorSettings, list[AnyDataset]]:
+    """The settings that follow from the number of training cells, and the datasets, open where that is needed.
 
-    Says so where it is less.
+    Says so where the steps are fewer than `max_steps`.
     """
-    if not settings.max_epochs:
+    if not settings.follow_cells:
         return settings, list(settings.datasets)
     datasets = [Dataset.open(dataset) for dataset in settings.datasets]
     n_cells = sum(dataset.info.n_cells["train"] for dataset in datasets)
-    held = settings.within_epochs(n_cells, accelerator.num_processes)
-    if held.max_steps < settings.max_steps and accelerator.is_main_process:
+    suited = settings.suited_to(n_cells, accelerator.num_processes)
+    if suited.max_steps < settings.max_steps and accelerator.is_main_process:
+        copies = number_of(suited.thinned_copies, "thinned copy", "thinned copies")
+        shown = f"{n_cells:,} training cells" + f" and {copies} of each" * (suited.thinned_copies > 0)
         LOG.info(
-            f"{number_of(held.max_steps, 'step')}, which are max_epochs={settings.max_epochs:g} passes over "
-            f"{n_cells:,} training cells; name max_steps to train longer"
+            f"{number_of(suited.max_steps, 'step')}, which are max_epochs={settings.max_epochs:g} passes over "
+            f"{shown}; name max_steps to train longer"
         )
-    return held, list(datasets)
+    return suited, list(datasets)
 
 
 def _train_on(

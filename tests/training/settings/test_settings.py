@@ -77,11 +77,25 @@ def test_max_steps_by_hand_puts_aside_the_presets_epochs(tmp_path):
 
 def test_epochs_hold_the_steps_of_a_small_set_only():
     settings = PriorSettings(max_steps=1200, max_epochs=12, batch_size=128, warmup_steps=100, eval_every=200)
-    held = settings.within_epochs(2764, ranks=1)
+    held = settings.suited_to(2764, ranks=1)
     assert (held.max_steps, held.warmup_steps) == (260, 100)
-    assert settings.within_epochs(1000, ranks=1).warmup_steps == 47  # of 94 steps
-    assert settings.within_epochs(2764, ranks=2).max_steps == 130
-    assert settings.within_epochs(17_000, ranks=1) == settings
+    assert settings.suited_to(1000, ranks=1).warmup_steps == 47  # of 94 steps
+    assert settings.suited_to(2764, ranks=2).max_steps == 130
+    assert settings.suited_to(17_000, ranks=1) == settings
+
+
+def test_a_small_set_is_shown_thinned_too_and_its_copies_count_in_a_pass():
+    settings = PriorSettings(max_steps=1200, max_epochs=1, batch_size=100, warmup_steps=100, thinned_copies=-1)
+    assert settings.follow_cells
+    small = settings.suited_to(9_999, ranks=1)
+    assert (small.thinned_copies, small.max_steps) == (5, 600)
+    large = settings.suited_to(10_000, ranks=1)
+    assert (large.thinned_copies, large.max_steps, large.warmup_steps) == (0, 100, 50)
+    by_hand = PriorSettings(max_steps=1200, max_epochs=1, batch_size=100, thinned_copies=2)
+    assert by_hand.suited_to(1_000, ranks=1).thinned_copies == 2
+    assert not PriorSettings(thinned_copies=2).follow_cells
+    with pytest.raises(EvaeError, match="thinned_copies is -2; give 0 or more, or -1"):
+        PriorSettings(thinned_copies=-2)
 
 
 def test_resume_and_overwrite_exclude_each_other():

@@ -11,6 +11,7 @@ from evae.training.settings.settings import (
     Settings,
     TokenizerSettings,
     check_model_settings,
+    copies_for,
     model_fields,
 )
 
@@ -23,6 +24,7 @@ __all__ = [
     "check_names",
     "config_path",
     "configs_folder",
+    "copies_for",
     "described",
     "load_settings",
     "model_fields",

@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from evae.models.contract_evae import EvaeError, near_matches
 
@@ -21,6 +21,9 @@ PRECISIONS = ("auto", "no", "bf16")
 FINAL_WEIGHTS = ("last", "best")
 COUPLINGS = ("optimal-transport", "random")
 SPACES = ("latents", "pca")
+BY_NUMBER = -1  # of thinned copies: by the number of training cells
+FEW_CELLS = 10_000  # below it every cell is shown thinned as well
+THINNED_COPIES = 5
 
 
 @dataclass
@@ -78,9 +81,11 @@ class Settings:
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise EvaeError(f"{name} is {getattr(self, name)}; give a number above 0.")
-        for name in ("weight_decay", "warmup_steps", "seed", "thinned_copies", "max_epochs"):
+        for name in ("weight_decay", "warmup_steps", "seed", "max_epochs"):
             if getattr(self, name, 0) < 0:
                 raise EvaeError(f"{name} is {getattr(self, name)}; give 0 or more.")
+        if (copies := getattr(self, "thinned_copies", 0)) < BY_NUMBER:
+            raise EvaeError(f"thinned_copies is {copies}; give 0 or more, or {BY_NUMBER} for as many as suit.")
         if not 0 <= self.ema_decay < 1:
             raise EvaeError(f"ema_decay is {self.ema_decay}; give 0 (off) up to below 1, for example 0.999.")
         choices = {"report_to": TRACKERS, "mixed_precision": PRECISIONS, "final_weights": FINAL_WEIGHTS}
@@ -130,7 +135,9 @@ class PriorSettings(Settings):
         0.0  # the run ends after so many passes over the training cells, if not after max_steps; 0: never
     )
     coupling_space: str = "latents"  # where optimal transport measures distances: latents of the tokenizer, or pca
-    thinned_copies: int = 0  # further encodings of every training cell, with fewer molecules: for small sets
+    thinned_copies: int = (
+        0  # further encodings of every training cell, with fewer molecules; -1: 5 where there are fewer than 10,000
+    )
     learning_rate: float = 2e-4
     weight_decay: float = 0.0
     warmup_steps: int = 3_000
@@ -138,19 +145,35 @@ class PriorSettings(Settings):
 
     MAY_CHANGE: ClassVar[tuple[str, ...]] = (*Settings.MAY_CHANGE, "max_epochs")  # what it does is in max_steps
 
-    def within_epochs(self, n_cells: int, ranks: int) -> "PriorSettings":
-        """The settings with `max_steps` held to `max_epochs`, of which the warm-up takes half at most.
+    @property
+    def follow_cells(self) -> bool:
+        """Whether some depend on the number of training cells."""
+        return self.max_epochs > 0 or self.thinned_copies == BY_NUMBER
 
-        A small set is learned by heart long before a preset's `max_steps`, at a learning rate that never fell.
+    def suited_to(self, n_cells: int, ranks: int) -> Self:
+        """The settings with `thinned_copies` by the number of cells, and `max_steps` held to `max_epochs`.
+
+        A small set is learned by heart long before a preset's `max_steps`, at a learning rate that never fell; less so
+        where its cells are also shown thinned. The copies count as cells of a pass. The warm-up takes half of the
+        steps at most.
 
         Args:
             n_cells: training cells.
             ranks: processes that train together.
         """
-        steps = math.ceil(self.max_epochs * n_cells / (self.batch_size * self.gradient_accumulation_steps * ranks))
+        copies = copies_for(n_cells) if self.thinned_copies == BY_NUMBER else self.thinned_copies
+        shown, at_once = n_cells * (1 + copies), self.batch_size * self.gradient_accumulation_steps * ranks
+        steps, warmup = math.ceil(self.max_epochs * shown / at_once), self.warmup_steps
         if not self.max_epochs or steps >= self.max_steps:
-            return self
-        return dataclasses.replace(self, max_steps=max(steps, 1), warmup_steps=min(self.warmup_steps, steps // 2))
+            steps = self.max_steps
+        else:
+            steps, warmup = max(steps, 1), min(warmup, steps // 2)
+        return dataclasses.replace(self, thinned_copies=copies, max_steps=steps, warmup_steps=warmup)
+
+
+def copies_for(n_cells: int) -> int:
+    """How many thinned copies of every cell suit a set of so many training cells."""
+    return THINNED_COPIES if n_cells < FEW_CELLS else 0
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
