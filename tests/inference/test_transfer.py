@@ -179,8 +179,11 @@ def test_a_prediction_takes_the_weight_that_training_found(prior_with_effects, c
 def test_wrong_weights_and_models_without_effects_are_refused(prior_with_effects, pipe, controls):
     full = evae.pipeline(prior_with_effects)
     name, kind = full.processor.perturbations[1], full.processor.cell_types[0]
-    with pytest.raises(EvaeError, match="from 0"):
-        full.predict(controls, name, kind, 4, effect_transfer=1.5, progress=False)
+    for wrong in (1.5, "0.5"):
+        with pytest.raises(EvaeError, match="from 0"):
+            full.predict(controls, name, kind, 4, effect_transfer=wrong, progress=False)
+    with pytest.warns(UserWarning, match="moves no cells: no pair has 20 cells"):
+        full.predict(controls, name, kind, 4, effect_transfer=0.5, progress=False)
     with pytest.raises(EvaeError, match="keeps no effects"):
         pipe.predict(controls, pipe.processor.perturbations[1], n_cells=4, effect_transfer=0.5, progress=False)
 

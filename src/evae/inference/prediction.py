@@ -41,7 +41,7 @@ from evae.inference.sampling import (
     source_cells,
     takes_effects,
 )
-from evae.inference.transfer import EffectTransfer
+from evae.inference.transfer import FEWEST_CELLS, EffectTransfer
 from evae.inference.treatments import Amounts, add_treatments, treated, warn_beyond
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.models.sampling_evae import takes_temperature, temperature_of
@@ -172,9 +172,9 @@ def _transfers(prior: Checkpoint, asked: Request) -> bool:
     given = asked.effect_transfer
     if given is None:
         return prior.effects is not None and not asked.match_effects
-    if not 0 <= given <= 1:
+    if not isinstance(given, int | float) or not 0 <= given <= 1:
         raise EvaeError(
-            f"effect_transfer is {given}; give a number from 0 (as drawn) to 1 (the mean that training cells tell)."
+            f"effect_transfer is {given!r}; give a number from 0 (as drawn) to 1 (the mean that training cells tell)."
         )
     if given and asked.match_effects:
         raise EvaeError("effect_transfer and match_effects both set the mean of the cells; give one of them.")
@@ -266,6 +266,12 @@ def _draw(
         transfer = EffectTransfer.of(prior, read.cells, read.found, folds)
         X, moved = transfer.move(X, obs, seed, asked.effect_transfer)
         facts |= moved.facts()
+        if asked.effect_transfer and not moved:
+            warnings.warn(
+                f"effect_transfer={asked.effect_transfer:g} moves no cells: no pair has {FEWEST_CELLS} cells or "
+                "more of a perturbation of which other cell types tell.",
+                stacklevel=2,
+            )
     keep_own_columns(obs, controls, {asked.cell_type_key: "cell_type", asked.perturbation_key: "perturbation"})
     var = planned_genes(prior.processor, controls)
     return ad.AnnData(X=X, obs=obs, var=var, uns={"evae": facts | prior.provenance()})

@@ -45,6 +45,9 @@ class Moved:
     measured: dict[Pair, float] = field(default_factory=dict)
     new: dict[Pair, float] = field(default_factory=dict)
 
+    def __bool__(self) -> bool:
+        return bool(self.measured or self.new)
+
     def facts(self) -> dict[str, float]:
         """What `uns["evae"]` says of it: the mean weight and the numbers of pairs."""
         weights = [*self.measured.values(), *self.new.values()]
