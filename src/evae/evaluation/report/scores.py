@@ -35,6 +35,7 @@ def score_table(scores: pd.DataFrame, short: bool = True) -> ScoreTable:
     """
     wanted = [(t.group, t.level, m.name) for t, metrics in shown("score" if short else "table") for m in metrics]
     parts = dict(list(scores.groupby(["group", "level", "metric"], sort=False)))
+    pooled = {metric for _, level, metric in wanted if level == "pooled"}
     rows, empty = [], []
     for key in wanted:
         part = parts.get(key)
@@ -42,10 +43,12 @@ def score_table(scores: pd.DataFrame, short: bool = True) -> ScoreTable:
         if part is None or own is None or own.empty:
             continue
         row, metric = own.iloc[0], BY_NAME[key[2]]
+        # distances stand there twice, of all cells together and as means over perturbations
+        mean = ", mean of pairs" if key[1] == "pair" and metric.name in pooled else ""
         if row["why_not"].startswith("empty"):
-            empty.append(metric.title)
+            empty.append(metric.title + mean)
         values = [format_number(row[name], 2 if short else 3) for name in ("value", "negative", "positive")]
-        rows.append([metric.heading, *values, _score(row["score"]), _best(part)])
+        rows.append([metric.heading + mean, *values, _score(row["score"]), _best(part)])
     note = ""
     if empty:
         note = (
