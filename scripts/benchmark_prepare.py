@@ -86,20 +86,30 @@ def cell_names(n: int) -> list[str]:
     return [f"cell{i}" for i in range(n)]
 
 
+COMMAND = """import sys
+from evae.cli import main
+try:
+    main(sys.argv[1:])
+finally:  # ru_maxrss would count the process that starts it
+    print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
 def run(source: Path, out: Path, package: Path, genes: str) -> tuple[float, float, float]:
     """Seconds of the wall and of the processor, and the peak in MB, of one command."""
-    command = [sys.executable, "-m", "evae.cli", "prepare", str(source), "--out", str(out), "--genes", genes]
+    command = [sys.executable, "-c", COMMAND, "prepare", str(source), "--out", str(out), "--genes", genes]
     command += ["--control", "control", "--perturbation-key", "perturbation", "--cell-type-key", "cell_type"]
     begun = time.perf_counter()
     process = subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": str(package)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        command, env={**os.environ, "PYTHONPATH": str(package)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
+    assert process.stdout is not None
     assert process.stderr is not None
-    said = process.stderr.read().decode()
+    said, printed = process.stderr.read().decode(), process.stdout.read().decode()
     _, status, used = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(said)
-    return time.perf_counter() - begun, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+    return time.perf_counter() - begun, used.ru_utime + used.ru_stime, int(printed.split()[-1]) / 1024
 
 
 def earlier(revision: str, folder: Path) -> Path:

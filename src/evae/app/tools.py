@@ -38,7 +38,7 @@ def add_tools(offered: dict[str, Offered], folder: Path, one_at_a_time: str) -> 
             raise gr.Error(str(error), print_exception=False) from None
 
     def list_models() -> str:
-        """List the models: the perturbations and cell types that each can predict, and whether it has control cells."""
+        """List the models: what each can predict, also at other doses and times, and whether it has control cells."""
         return json.dumps(plain([_described(model) for model in offered.values()]))
 
     def predict_genes(
@@ -93,6 +93,7 @@ def _described(model: Offered) -> dict[str, Any]:
     return {
         "model": model.name,
         "perturbations": model.perturbations(),
+        "other_perturbations": model.more_perturbations(),
         "cell_types": model.cell_types(model.controls)[0],
         "n_genes": len(model.pipe.processor.genes),
         "has_controls": model.controls is not None,

@@ -155,7 +155,7 @@ def control_rows(labels: np.ndarray, label: str, key: str, source: str) -> np.nd
     if not len(rows):
         raise EvaeError(
             f"no cell of {source} has the control label '{label}' in obs column '{key}'; name the label with "
-            f"control=... {near_matches(label, sorted(set(labels) - {''}))}"
+            f'control="NAME". {near_matches(label, sorted(set(labels) - {""}))}'
         )
     return rows
 

@@ -112,7 +112,7 @@ def test_bad_files(tmp_path, counts):
     adata.write_h5ad(tmp_path / "a.h5ad")
     with pytest.raises(EvaeError, match=r"no layer 'count'\. Did you mean 'counts'"):
         FileCounts(tmp_path / "a.h5ad", "count")
-    with pytest.raises(EvaeError, match=r"no raw counts under adata\.raw"):
+    with pytest.raises(EvaeError, match=r"no counts under adata\.raw"):
         FileCounts(tmp_path / "a.h5ad", "raw")
     adata.var_names = ["twice", "twice", *adata.var_names[2:]]
     adata.write_h5ad(tmp_path / "twice.h5ad")

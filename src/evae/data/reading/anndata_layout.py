@@ -68,9 +68,9 @@ def _locate(root: Any, path: Path, layer: str | None) -> tuple[str, str]:
         for matrix, var in RAW:
             if matrix in root and var in root:
                 return matrix, var
-        raise EvaeError(f"{path} has no raw counts under adata.raw.")
+        raise EvaeError(f"{path} has no counts under adata.raw; leave layer out, or name the one that holds them.")
     layers = list(root["layers"]) if "layers" in root else []
     if layer not in layers:
-        known = near_matches(str(layer), layers) if layers else "The file has no layers."
+        known = near_matches(str(layer), layers) if layers else "The file has no layers; leave layer out."
         raise EvaeError(f"{path} has no layer '{layer}'. {known}")
     return f"layers/{layer}", "var"
