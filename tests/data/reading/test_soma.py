@@ -91,8 +91,10 @@ class TestExperiments:
             np.testing.assert_array_equal(source.block(0, 9).toarray(), counts)
             assert (source.n_genes, list(source.cell_ids(8, 9))) == (6, ["c8"])
             source.close()
+        source = FileCounts(tmp_path / "cells")
         with pytest.raises(EvaeError, match="fractional"):
-            FileCounts(tmp_path / "cells").block(0, 9)
+            source.block(0, 9)
+        source.close()
 
     def test_a_column_without_its_categories(self, tiledbsoma, tmp_path):
         """tiledbsoma 2.3 leaves them out where a data frame is written in the session that adds it to an experiment."""
