@@ -2,7 +2,7 @@
 
 evae prepare kang_ifnb.h5ad --control ctrl --split "unseen-cell-type:CD14 Mono" --genes hvg:1000 --out data/kang
 evae train tokenizer --config small dataset=data/kang output_dir=runs/kang/tokenizer max_steps=800
-evae train prior --config small dataset=data/kang tokenizer=runs/kang/tokenizer output_dir=runs/kang/prior max_steps=250
+evae train prior --config small dataset=data/kang tokenizer=runs/kang/tokenizer output_dir=runs/kang/prior max_steps=750
 evae predict runs/kang/prior --held-out data/kang --out predicted.h5ad
 python scripts/draw_monocytes.py predicted.h5ad kang_ifnb.h5ad docs/images/monocytes.png
 """
