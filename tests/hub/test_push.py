@@ -194,7 +194,7 @@ class TestRefusals:
         tensors = load_file(folder / "model.safetensors")
         del tensors["lm_head.weight"]
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        assert "lack 1 tensors" in refusal(folder, REPO)
+        assert "lack 1 tensor of" in refusal(folder, REPO)
 
     def test_weights_that_do_not_generate(self, folder):
         tensors = load_file(folder / "model.safetensors")
