@@ -109,10 +109,10 @@ def evaluate(
             fractions as expected counts, "log1p" as log1p.
         real_scale: the same of the real values. Training cells and controls are recognised.
         suite: "paper" (as published), "robust", "perturbation" (pseudobulks and differential expression),
-            "cell-eval" (the same, and cell-eval itself beside it; needs the extra `eval`), "extended" (metrics that
-            tell models apart, and every metric as a score between controls), "vcc2026" (metrics and scores of the
-            Virtual Cell Challenge 2026; raw counts on both sides) or "full" (all but that); several with commas, such
-            as "paper,robust".
+            "cell-eval" (the same, and cell-eval itself beside it with its ceiling; needs the extra `eval`),
+            "extended" (metrics that tell models apart, and every metric as a score between controls), "vcc2026"
+            (metrics and scores of the Virtual Cell Challenge 2026; raw counts on both sides) or "full" (all but
+            that); several with commas, such as "paper,robust".
         seeds: of the draws and splits, one or several; the first alone serves where one draw is made.
         n_components: principal components of W2, MMD2 and FD.
         depth_matched: also compare model, controls and split half at one depth: both sides thinned, see
@@ -261,7 +261,7 @@ def _run(comparison: Comparison, plan: _Plan) -> list[Record]:
     if "extended" in groups:
         records += extended_protocol(comparison, systems, seeds, bar)
     if "cell-eval" in groups:
-        records += cell_eval_protocol(comparison, bar)
+        records += cell_eval_protocol(comparison, bar, plan.cache)
     if "vcc2026" in groups:
         records += challenge_protocol(comparison, seeds, bar, plan.with_baselines)
     if "diversity" in groups:

@@ -10,7 +10,8 @@ pytest.importorskip("cell_eval", reason="cell-eval is in the extra eval")
 
 from evae.evaluation import evaluate
 from evae.evaluation.cells.comparison import compare
-from evae.evaluation.protocols.cell_eval_adapter import anndata_pair, run_cell_eval
+from evae.evaluation.protocols.cell_eval_adapter import anndata_pair, run_ceiling, run_cell_eval
+from evae.evaluation.report.write import markdown
 from evae.models.contract_evae import EvaeError
 
 TOLERANCE = {"pearson_delta": 1e-6, "mae": 1e-6, "mse": 1e-6, "mae_delta": 1e-6, "mse_delta": 1e-6}
@@ -27,7 +28,7 @@ def own_values(result, metric):
 
 
 def test_every_metric_equals_cell_evals(result):
-    theirs = result.records.query("group == 'cell-eval'")
+    theirs = result.records.query("group == 'cell-eval' and system == 'model'")
     metrics = theirs["metric"].unique()
     assert len(metrics) == 26
     for metric in metrics:
@@ -35,6 +36,45 @@ def test_every_metric_equals_cell_evals(result):
         found = own_values(result, metric.replace("discrimination_score", "discrimination"))
         tolerance = TOLERANCE.get(metric, 0 if "discrimination" in metric else 1e-12)
         np.testing.assert_allclose(found[expected.index], expected, rtol=0, atol=tolerance, err_msg=metric)
+
+
+def test_the_ceiling_is_cell_evals_and_one_perturbation_without_a_value_does_not_spoil_it(
+    screen, real, perfect, tmp_path
+):
+    """cell-eval 0.8.2 raises the mean over perturbations by Spearman-Brown; it is NaN where one of them is."""
+    from cell_eval import MetricsEvaluator
+
+    cells = anndata_pair(compare(perfect, real, screen), "B")[1]
+    evaluator = MetricsEvaluator(
+        None, cells.copy(), control_pert="control", pert_col="perturbation", outdir=str(tmp_path)
+    )
+    each, theirs = evaluator.compute_ceiling(
+        skip_metrics=["pearson_edistance", "clustering_agreement"], write_csv=False
+    )
+    each, theirs, ours = each.to_pandas(), theirs.to_pandas().iloc[0], run_ceiling(cells, "control")
+    whole = [m for m in ours.index if each[m].notna().all() and theirs.notna()[m]]
+    assert {"pearson_delta", "discrimination_score_l1", "overlap_at_N"} <= set(whole)
+    np.testing.assert_allclose(ours[whole], theirs[whole].astype(float), rtol=1e-12)
+    assert theirs.drop(ours.index).isna().all()  # errors and counts
+    spoilt = [m for m in ours.index if each[m].isna().any() and each[m].mean() > 0]
+    assert ours[spoilt].notna().all()
+    alone = cells[cells.obs.perturbation == "control"]
+    assert run_ceiling(alone[:1].copy(), "control").empty
+
+
+def test_the_ceiling_stands_in_the_table_and_is_kept(screen, real, perfect, tmp_path, monkeypatch, capsys):
+    how = {"suite": "cell-eval", "seeds": (0,), "progress": False, "with_baselines": False, "cache": tmp_path}
+    first = evaluate(perfect, real, screen, **how)
+    monkeypatch.setattr("evae.evaluation.protocols.cell_eval_adapter.run_ceiling", lambda *_: 1 / 0)
+    again = evaluate(perfect, real, screen, **how)
+    rows = [found.summary().query("system == 'ceiling of cell-eval'").set_index("metric") for found in (first, again)]
+    assert rows[0].equals(rows[1])
+    assert 0 < rows[0]["value"]["pearson_delta"] < 1
+    assert "mse" not in rows[0].index
+    assert "ceiling of cell-eval" in markdown(first, [], [])
+    first.print()
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "ceiling of cell-eval" in line)
+    assert f"{rows[0]['value']['pearson_delta']:.3f}" in line
 
 
 def test_both_sides_hold_the_same_real_controls(screen, real, perfect):

@@ -10,9 +10,9 @@ from evae.evaluation.report.brief import verdict
 from evae.evaluation.report.question import question
 from evae.evaluation.report.scores import HEADINGS, TITLE, score_table
 from evae.evaluation.report.tables import EvaluationNumbers, Shown, in_order
-from evae.evaluation.systems.names import INTERPOLATED, MODEL, SPLIT_HALF, TOKENIZER_ALONE
+from evae.evaluation.systems.names import CEILING, INTERPOLATED, MODEL, SPLIT_HALF, TOKENIZER_ALONE
 
-LIMITS = (TOKENIZER_ALONE, INTERPOLATED, SPLIT_HALF)  # below the line
+LIMITS = (TOKENIZER_ALONE, INTERPOLATED, CEILING, SPLIT_HALF)  # below the line
 STYLES = {MODEL: "bold cyan", SPLIT_HALF: "green", TOKENIZER_ALONE: "cyan"}
 
 
@@ -108,9 +108,13 @@ def summary_table(result: EvaluationNumbers, reconstruction: EvaluationNumbers |
 
 
 def _values(result: EvaluationNumbers) -> dict[tuple[str, str, str, str], float]:
-    """(system, group, level, metric) -> mean value."""
+    """(system, group, level, metric) -> mean value; cell-eval's ceiling stands beside our metrics of these names."""
     keys = ["system", "group", "level", "metric"]
-    return result.summary().set_index(keys)["value"].to_dict()
+    values = result.summary().set_index(keys)["value"].to_dict()
+    ceilings = {key: value for key, value in values.items() if key[0] == CEILING}
+    for group in ("perturbation", "differential expression"):
+        values |= {(system, group, *rest): value for (system, _, *rest), value in ceilings.items()}
+    return values
 
 
 def _text(value: float | None) -> str:
