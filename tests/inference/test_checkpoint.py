@@ -41,7 +41,7 @@ def test_weights_without_a_tensor_do_not_load_half_random(folder):
     tensors = load_file(folder / "model.safetensors")
     del tensors["lm_head.weight"]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(evae.EvaeError, match=r"lack 1 tensors of the model \(first: lm_head.weight\)"):
+    with pytest.raises(evae.EvaeError, match=r"lack 1 tensor of the model \(first: lm_head.weight\)"):
         evae.pipeline(folder)
 
 

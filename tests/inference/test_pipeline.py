@@ -210,7 +210,7 @@ def test_perturbed_cells_are_no_controls(pipe, screen, screen_split, tmp_path):
 
 def test_controls_of_another_name_are_named(pipe, controls, screen_split):
     controls.obs["perturbation"] = "NT"
-    with pytest.raises(EvaeError, match=r"no cell of the controls has the control label 'control'.*control=\.\.\."):
+    with pytest.raises(EvaeError, match=r"no cell of the controls has the control label 'control'.*control=.NAME"):
         pipe.predict(controls, screen_split["pert"][0], n_cells=2, **QUIET)
     assert pipe.predict(controls, screen_split["pert"][0], "type_A", 3, control="NT", **QUIET).n_obs == 3
     del controls.obs["perturbation"]
