@@ -179,6 +179,7 @@ def test_a_prediction_takes_the_weight_that_training_found(prior_with_effects, c
 def test_wrong_weights_and_models_without_effects_are_refused(prior_with_effects, pipe, controls):
     full = evae.pipeline(prior_with_effects)
     name, kind = full.processor.perturbations[1], full.processor.cell_types[0]
+    assert full.predict(controls, name, kind, 20, effect_transfer=np.float32(0.5), progress=False).n_obs == 20
     for wrong in (1.5, "0.5"):
         with pytest.raises(EvaeError, match="from 0"):
             full.predict(controls, name, kind, 4, effect_transfer=wrong, progress=False)

@@ -86,6 +86,7 @@ def test_an_unseen_dose_is_nearer_to_its_cells_than_a_copy_of_either_neighbour(p
         return mean(cells[rows.to_numpy()])
 
     predicted = predict(pipe, controls, "DrugA", dose=1.0)
+    assert (predict(pipe, controls, "DrugA", dose=np.float32(1)).X != predicted.X).nnz == 0
     assert set(predicted.obs["support"]) == {"seen otherwise"}
     error = np.linalg.norm(mean(predicted) - real(1.0))
     for neighbour in (0.1, 10.0):

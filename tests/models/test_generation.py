@@ -65,6 +65,13 @@ class TestProbabilities:
         with pytest.raises(EvaeError, match="give a number above 0"):
             toy[0].sample_codes(**self.ids(), temperature=temperature)
 
+    @pytest.mark.parametrize("one", [np.float32(1), np.int64(1)])
+    def test_a_temperature_may_be_a_number_of_numpy(self, toy, one):
+        drawn = [
+            toy[0].sample_codes(**self.ids(), temperature=t, generator=CellStreams(0, range(self.n))) for t in (1, one)
+        ]
+        assert torch.equal(*drawn)
+
     def test_the_configured_temperature_is_taken(self, toy):
         prior, _ = toy
         asked = prior.sample_codes(**self.ids(), temperature=0.5, generator=CellStreams(0, range(self.n)))

@@ -129,7 +129,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; `sys.argv` if no arguments are given."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="anndata")
-    warnings.filterwarnings("ignore", message=".* of the model's gene panel")  # the commands say it themselves
+    for said in (".* of the model's gene panel", "effect_transfer=.* moves no cells"):  # by the commands themselves
+        warnings.filterwarnings("ignore", message=said)
     leave_cores_while_waiting()
     try:
         app(args=arguments, prog_name="evae")

@@ -41,12 +41,13 @@ def defaults(n_cells: int, lora: bool) -> dict[str, Any]:
     them; the weights of that point are kept. An adapter, which is trained from zero, takes larger steps.
     """
     steps = min(max(math.ceil(PASSES * n_cells / BATCH), FEWEST_STEPS), MOST_STEPS)
-    rate = 5e-4 if copies_for(n_cells) else 2e-4
+    copies = copies_for(n_cells)
+    rate = 5e-4 if copies else 2e-4
     return {
         "max_steps": steps,
         "warmup_steps": steps // 10,
         "learning_rate": 2 * rate if lora else rate,
-        "thinned_copies": copies_for(n_cells),
+        "thinned_copies": copies,
         "eval_every": max(steps // 10, 1),
         "save_every": steps,
         "log_every": max(steps // 20, 1),

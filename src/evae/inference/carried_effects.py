@@ -85,6 +85,7 @@ class CarriedEffects:
         singles = frozenset().union(*parts.values()) if parts else frozenset()
         new = [p for p in sorted(singles) if frozenset([p]) not in by_parts and p in self.vectors]
         told = self._told(new, cell_type, log)
+        alone = {label: name for own, name in by_parts.items() if len(own) == 1 for label in own}
         found = {}
         for name, own in parts.items():
             if own in by_parts:
@@ -92,17 +93,22 @@ class CarriedEffects:
                 assert effect is not None
                 found[name] = Carried(effect, self.known.calibration, measured=True)
                 continue
-            each = [told[p] if p in told else self._single(p, by_parts, log) for p in sorted(own)]
+            each = [told[p] if p in told else self._single(p, alone, log) for p in sorted(own)]
             effects = [effect for effect in each if effect is not None]
             if len(effects) == len(own):
                 found[name] = Carried(np.sum(effects, axis=0))
         return found
 
-    def _single(self, part: str, by_parts: Mapping[frozenset[str], str], log: np.ndarray) -> np.ndarray | None:
-        """The effect of one part, (genes,): as some cell type has it, or from known doses around its own."""
-        usable = {label for own in by_parts if len(own) == 1 for label in own}
-        around = [(part, 1.0)] if part in usable else self.around(part, usable)
-        effects = [(self.known.carried(by_parts[frozenset([label])], log), weight) for label, weight in around]
+    def _single(self, part: str, alone: Mapping[str, str], log: np.ndarray) -> np.ndarray | None:
+        """The effect of one part, (genes,): as some cell type has it, or from known doses around its own.
+
+        Args:
+            part: its label.
+            alone: labels that some cell type has by themselves, and the names that they have there.
+            log: as in `among`.
+        """
+        around = [(part, 1.0)] if part in alone else self.around(part, alone)
+        effects = [(self.known.carried(alone[label], log), weight) for label, weight in around]
         found = [weight * effect for effect, weight in effects if effect is not None]
         return np.sum(found, axis=0) if found else None
 

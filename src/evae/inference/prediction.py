@@ -172,7 +172,7 @@ def _transfers(prior: Checkpoint, asked: Request) -> bool:
     given = asked.effect_transfer
     if given is None:
         return prior.effects is not None and not asked.match_effects
-    if not isinstance(given, int | float) or not 0 <= given <= 1:
+    if not isinstance(given, int | float | np.number) or not 0 <= given <= 1:
         raise EvaeError(
             f"effect_transfer is {given!r}; give a number from 0 (as drawn) to 1 (the mean that training cells tell)."
         )

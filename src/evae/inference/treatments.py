@@ -46,8 +46,8 @@ def treated(
 
 
 def _listed(values: Amounts) -> list[float | None]:
-    if values is None or isinstance(values, int | float):
-        return [values]
+    if values is None or isinstance(values, int | float | np.number):
+        return [values if values is None else float(values)]
     if not list(values):
         raise EvaeError("no dose or time was given; give at least one number, or leave it out.")
     return list(values)

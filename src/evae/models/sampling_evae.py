@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +40,7 @@ def temperature_of(config: Any, given: float | None) -> float:
         EvaeError: not a number above 0.
     """
     temperature = config.sampling_temperature if given is None else given
-    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+    if not isinstance(temperature, int | float | np.number) or not 0 < temperature < math.inf:
         raise EvaeError(
             f"temperature is {temperature!r}; give a number above 0: 1 draws as the prior has learnt, 0.01 nearly "
             "always the most probable codes."

@@ -7,7 +7,7 @@ shards are worked on at once, a thread a core. The folder is built as `OUT.parti
 Memory holds a block of cells or a shard for every thread, and of every cell its labels, totals and place: about 60
 bytes, at times 300. Peaks of `evae prepare` on two cores (`scripts/benchmark_prepare.py`):
 
-  1,000,000 cells x  2,000 genes    551 MB    CSR, 11 % expressed
+  1,000,000 cells x  2,000 genes    841 MB    CSR, 11 % expressed
      25,000 cells x 20,000 genes    274 MB    dense, 2 GB in memory
     250,000 cells x 20,000 genes    350 MB    dense, 20 GB in memory
 """
