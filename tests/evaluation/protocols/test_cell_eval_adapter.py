@@ -45,6 +45,10 @@ def test_the_ceiling_is_cell_evals_and_one_perturbation_without_a_value_does_not
     from cell_eval import MetricsEvaluator
 
     cells = anndata_pair(compare(perfect, real, screen), "B")[1]
+    alone = cells[cells.obs.perturbation == "control"]
+    none = alone.copy()  # without a changed gene it has no area under a curve
+    none.obs["perturbation"], none.obs_names = "none", "none" + none.obs_names
+    cells = ad.concat([cells, none])
     evaluator = MetricsEvaluator(
         None, cells.copy(), control_pert="control", pert_col="perturbation", outdir=str(tmp_path)
     )
@@ -57,8 +61,9 @@ def test_the_ceiling_is_cell_evals_and_one_perturbation_without_a_value_does_not
     np.testing.assert_allclose(ours[whole], theirs[whole].astype(float), rtol=1e-12)
     assert theirs.drop(ours.index).isna().all()  # errors and counts
     spoilt = [m for m in ours.index if each[m].isna().any() and each[m].mean() > 0]
+    assert {"pr_auc", "roc_auc"} <= set(spoilt)
+    assert theirs[spoilt].isna().any()
     assert ours[spoilt].notna().all()
-    alone = cells[cells.obs.perturbation == "control"]
     assert run_ceiling(alone[:1].copy(), "control").empty
 
 
