@@ -171,6 +171,7 @@ class EvaeModel(EvaePreTrainedModel):
         library_size: Tensor | None = None,
         perturbation_ids: Tensor | None = None,
         cell_type_ids: Tensor | None = None,
+        independent: bool = False,
     ) -> Tensor:
         """Parameters of the head's distribution, (cells, genes, n_outputs).
 
@@ -178,13 +179,16 @@ class EvaeModel(EvaePreTrainedModel):
             codes: codes (cells, latents), or latents (cells, latents, latent_width).
             library_size: total counts over the panel, (cells,); needed with `condition_on_library`.
             perturbation_ids, cell_type_ids: as in `forward`; needed where the decoder is told them.
+            independent: with `count_splitting`, the distribution of other molecules of the same cell than those that
+                were encoded: codes hold some noise of these, to which genes drawn one by one would add all of it again.
         """
         if codes.dim() == 2:
             check_ids(codes, self.config.codebook_size, "code", self.training)
         latents = self.codes_to_latents(codes) if codes.dim() == 2 else codes
         if self.config.condition_on_library and library_size is None:
             raise EvaeError("this tokenizer decodes with a library size; give library_size (cells,).")
-        return self._decode(latents, library_size, self._told(latents, perturbation_ids, cell_type_ids))
+        told = self._told(latents, perturbation_ids, cell_type_ids)
+        return self._decode(latents, library_size, told, independent=independent)
 
     def _told(self, latents: Tensor, perturbation_ids: Tensor | None, cell_type_ids: Tensor | None) -> Tensor | None:
         """What the decoder is told of the labels, (cells, hidden_size); None where it is told nothing."""
@@ -199,7 +203,7 @@ class EvaeModel(EvaePreTrainedModel):
 
     def _decode(
         self, latents: Tensor, library_size: Tensor | None, told: Tensor | None, whole: Tensor | None = None,
-        genes: Tensor | None = None,
+        genes: Tensor | None = None, independent: bool = False,
     ) -> Tensor:  # fmt: skip
         """`decode` of `genes`, int64 (some,), all if None.
 
@@ -209,8 +213,8 @@ class EvaeModel(EvaePreTrainedModel):
         if self.config.condition_on_library and library_size is not None:
             context = log_library(library_size, self.config.median_library_size).to(latents.dtype)
         if self.config.count_splitting:
-            is_whole = torch.ones_like(context[:, :1]) if whole is None else whole.to(context).unsqueeze(1)
-            context = torch.cat([context, is_whole], dim=1)
+            own = torch.full_like(context[:, :1], not independent) if whole is None else whole.to(context).unsqueeze(1)
+            context = torch.cat([context, own], dim=1)
         return self.decoder(latents, context if told is None else torch.cat([context, told], dim=1), genes)
 
     def codes_to_latents(self, codes: Tensor) -> Tensor:
@@ -218,25 +222,24 @@ class EvaeModel(EvaePreTrainedModel):
         return self.quantizer.codes_to_values(codes).to(self.dtype)
 
     def sample_counts(
-        self, codes: Tensor, library_size: Tensor, generator: Randomness = None, **labels: Tensor
-    ) -> Tensor:
-        """Draw counts, float32 (cells, genes), from the head's distribution given codes or latents.
-
-        `labels` are those of `decode`, where the decoder is told them.
-        """
+        self, codes: Tensor, library_size: Tensor, generator: Randomness = None, independent: bool = False,
+        **labels: Any,
+    ) -> Tensor:  # fmt: skip
+        """Draw counts, float32 (cells, genes), from the distribution of `decode`, whose arguments these are."""
         widest = self.config.intermediate_size if self.config.decoder == "attention" else self.head.n_outputs
         at_once = max(1, most_numbers(codes.device, DECODED_NUMBERS) // (self.config.n_genes * widest))
         streams, drawn = generator, []
         for start in range(0, len(codes), at_once):
             rows = slice(start, start + at_once)
             streams = generator.fork(rows) if isinstance(generator, CellStreams) else generator
-            outputs = self.decode(codes[rows], library_size[rows], **{name: ids[rows] for name, ids in labels.items()})
+            told: dict[str, Any] = {name: ids[rows] for name, ids in labels.items()}
+            outputs = self.decode(codes[rows], library_size[rows], independent=independent, **told)
             drawn.append(self.head.sample(outputs, library_size[rows], streams))
         if isinstance(generator, CellStreams) and isinstance(streams, CellStreams):
             generator.join(streams)
         return torch.cat(drawn)
 
-    def mean_counts(self, codes: Tensor, library_size: Tensor, **labels: Tensor) -> Tensor:
+    def mean_counts(self, codes: Tensor, library_size: Tensor, **labels: Any) -> Tensor:
         """Mean of the head's distribution, float32 (cells, genes), given codes or latents; see `sample_counts`."""
         return self.head.mean(self.decode(codes, library_size, **labels), library_size)
 

@@ -281,4 +281,4 @@ class EvaePrior(EvaePreTrainedModel):
         )  # fmt: skip
         labels = {"perturbation_ids": decoder_perturbation_ids, "cell_type_ids": decoder_cell_type_ids}
         told = {name: ids.to(self.device) for name, ids in labels.items() if ids is not None}
-        return self.tokenizer.sample_counts(tokens, library_size, streams, **told)
+        return self.tokenizer.sample_counts(tokens, library_size, streams, independent=True, **told)
