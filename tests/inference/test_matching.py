@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from evae.inference.matching import Wanted, match_effects, with_totals
+from evae.inference.matching import Wanted, match_effects
+from evae.inference.totals import with_totals
 
 N_GENES = 30
 

@@ -11,7 +11,8 @@ import scipy.sparse as sp
 import evae
 from evae.common.known_effects import FILE, KnownEffects
 from evae.inference.carried_effects import CarriedEffects, around
-from evae.inference.transfer import EffectTransfer, mean_rates, shown
+from evae.inference.totals import mean_rates
+from evae.inference.transfer import EffectTransfer, shown
 from evae.models.contract_evae import EvaeError
 from evae.models.names_evae import PerturbationNames
 from evae.models.treatments_evae import readings

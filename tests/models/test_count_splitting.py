@@ -70,3 +70,33 @@ def test_evaluation_sees_whole_cells(tiny_tokenizer, cells):
 def test_needs_the_library_size():
     with pytest.raises(EvaeError, match="count_splitting needs condition_on_library"):
         EvaeConfig(count_splitting=True)
+
+
+def test_other_molecules_are_decoded_as_those_of_split_cells(tiny_tokenizer, cells):
+    model, total = tiny_tokenizer(**SPLITTING), cells.sum(1)
+    codes = model.encode(cells)
+    other, own = model.decode(codes, total, independent=True), model.decode(codes, total)
+    assert not torch.isclose(other, own).all(-1).all(-1).any()
+    streams = CellStreams(0, range(7))
+    _, target, whole = split_counts(cells, streams.branch(0))
+    model.train()
+    trained = model(cells, generator=CellStreams(0, range(7)))  # dropout is 0
+    model.eval()
+    split = ~whole
+    same = model.decode(trained.codes[split], target.sum(1)[split], independent=True)
+    torch.testing.assert_close(trained.outputs[split], same)
+    unsplit = tiny_tokenizer(condition_on_library=True)
+    assert torch.equal(unsplit.decode(codes, total, independent=True), unsplit.decode(codes, total))
+
+
+@pytest.mark.parametrize("kind", ["ar", "mdlm", "flow"])
+def test_priors_draw_counts_twice_from_the_same_codes(tiny_prior, kind):
+    prior = tiny_prior(kind=kind, tokenizer=SPLITTING)
+    asked = {"perturbation_ids": torch.ones(40, dtype=torch.long), "cell_type_ids": torch.zeros(40, dtype=torch.long)}
+    asked |= {"library_size": torch.full((40,), 30.0)}
+    own, other = prior.sample_cells(**asked, generator=CellStreams(0, range(40)), also_independent=True)
+    assert torch.equal(own, prior.sample_cells(**asked, generator=CellStreams(0, range(40))))
+    streams = CellStreams(0, range(40))
+    tokens = prior.sample(**asked, n_cells=40, generator=streams)
+    assert torch.equal(other, prior.tokenizer.sample_counts(tokens, asked["library_size"], streams, independent=True))
+    assert not torch.equal(own, other)

@@ -41,6 +41,7 @@ from evae.inference.sampling import (
     reads_controls,
     takes_effects,
 )
+from evae.inference.spread import PairMeans
 from evae.inference.transfer import EffectTransfer
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.models.genes_evae import GeneColumns, match_genes
@@ -228,12 +229,15 @@ class _ContextSource:
         obs["library_size"] = choose_library_sizes(None, it.pipe.processor, obs, self.facts, chosen, rng)[0]
         conditions = conditions_of(it.checkpoint, obs, self.facts, chosen, seed, self.shifts)
         conditions |= told_to_decoder(it.checkpoint, obs)
+        means = PairMeans.of(it.checkpoint.model, obs)
         panel = draw_cells(
             it.checkpoint, conditions, seed=seed, batch_size=it.batch_size, device=it.pipe.device,
-            progress=False, sampling=it.sampling,
+            progress=False, sampling=it.sampling, means=means,
         )  # fmt: skip
         if self.transfer is not None:
-            panel, _ = self.transfer.move(panel, obs, seed)
+            panel, _ = self.transfer.move(panel, obs, seed, means=means)
+        elif means is not None:
+            panel = means.give_to(panel, obs, seed)
         genes = len(it.plan.genes)
         to_entry = sp.csr_matrix(
             (np.ones(self.inside.sum()), (np.flatnonzero(self.inside), self.places[self.inside])),

@@ -2,9 +2,7 @@
 
 Let q be the share of each gene among all molecules of a cell type's controls, and f the log2 fold changes given for a
 perturbation. The cells drawn for the pair hold N molecules. Their wanted totals are N q 2^f / sum(q 2^f), as whole
-numbers. Of a gene with too many molecules some are taken, each alike. To a gene with too few, molecules are added, to
-each cell in proportion to its rate, drawn given its count (see `evae.common.mixed_poisson`). So counts stay whole,
-cells that express a gene get more of it, and the pseudobulk is the wanted one up to half a molecule a gene.
+numbers, so the pseudobulk is the wanted one up to half a molecule a gene (see `evae.inference.totals`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,9 +15,9 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 
-from evae.common.mixed_poisson import dispersions, draw_rates, relative_sizes
 from evae.data.format import Pair
 from evae.inference.sampling import ControlFacts, panel_batches
+from evae.inference.totals import by_pair, whole_totals, with_totals
 
 JUDGED = 10  # wanted molecules of a gene from which on its fold change is compared
 
@@ -71,15 +69,6 @@ class Wanted:
         }
 
 
-def whole_totals(parts: np.ndarray, n_molecules: float) -> np.ndarray:
-    """As many molecules divided among the genes in proportion to `parts`, int64 (genes,) (largest remainders)."""
-    exact = n_molecules * parts / max(parts.sum(), 1e-12)
-    whole = np.floor(exact).astype(np.int64)
-    left = round(n_molecules) - int(whole.sum())
-    whole[np.argsort(whole - exact, kind="stable")[:left]] += 1
-    return whole
-
-
 def wanted_of(
     processor: Any,
     controls: ad.AnnData,
@@ -127,46 +116,13 @@ def match_effects(
     Returns:
         the counts, CSR float32 (cells, genes), and one row a pair with the columns of `Wanted.report`.
     """
-    groups = obs.groupby(["cell_type", "perturbation"], observed=True, sort=False).indices
-    blocks, order, rows = [], [], []
-    for number, (pair, cells) in enumerate(groups.items()):
-        aim, drawn = wanted[str(pair[0]), str(pair[1])], counts[cells]
-        before = np.asarray(drawn.sum(axis=0), dtype=np.float64).ravel()
+    rows = []
+
+    def match(number: int, pair: Pair, drawn: sp.csr_matrix) -> sp.csr_matrix:
+        aim, before = wanted[pair], np.asarray(drawn.sum(axis=0), dtype=np.float64).ravel()
         matched = with_totals(drawn, aim.totals(before.sum()), np.random.default_rng((seed, number)))
         after = np.asarray(matched.sum(axis=0), dtype=np.float64).ravel()
-        rows.append({"cell_type": str(pair[0]), "perturbation": str(pair[1])} | aim.report(before, after))
-        blocks.append(matched)
-        order.append(cells)
-    places = np.argsort(np.concatenate(order), kind="stable")
-    return sp.csr_matrix(sp.vstack(blocks, format="csr")[places]), pd.DataFrame(rows)
+        rows.append({"cell_type": pair[0], "perturbation": pair[1]} | aim.report(before, after))
+        return matched
 
-
-def with_totals(counts: sp.csr_matrix, totals: np.ndarray, rng: np.random.Generator) -> sp.csr_matrix:
-    """Cells in which each gene has the given total, CSR float32; see the module's docstring.
-
-    Args:
-        counts: whole numbers, (cells, genes).
-        totals: of the genes, int64 (genes,).
-        rng: of the molecules that are taken and added.
-    """
-    n_cells, n_genes = counts.shape
-    spread, size, columns = dispersions(counts), relative_sizes(counts), counts.tocsc()
-    if not size.any():
-        return counts
-    ids, cells, values = [], [], []
-    for gene in range(n_genes):
-        part = slice(columns.indptr[gene], columns.indptr[gene + 1])
-        seen = np.zeros(n_cells, dtype=np.int64)
-        seen[columns.indices[part]] = columns.data[part].astype(np.int64)
-        have, want = int(seen.sum()), int(totals[gene])
-        if want < have:
-            seen = rng.multivariate_hypergeometric(seen, want, method="marginals")
-        elif want > have:
-            rates = draw_rates(seen, size * (have or want) / n_cells, spread[gene], rng)
-            seen += rng.multinomial(want - have, rates / rates.sum())
-        kept = np.flatnonzero(seen)
-        cells.append(kept)
-        values.append(seen[kept])
-        ids.append(np.full(len(kept), gene))
-    entries = np.concatenate(values).astype(np.float32), (np.concatenate(cells), np.concatenate(ids))
-    return sp.csr_matrix(entries, shape=counts.shape)
+    return by_pair(counts, obs, match), pd.DataFrame(rows)

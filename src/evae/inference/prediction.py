@@ -41,7 +41,8 @@ from evae.inference.sampling import (
     source_cells,
     takes_effects,
 )
-from evae.inference.transfer import FEWEST_CELLS, EffectTransfer
+from evae.inference.spread import FEWEST_CELLS, PairMeans
+from evae.inference.transfer import EffectTransfer
 from evae.inference.treatments import Amounts, add_treatments, treated, warn_beyond
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.models.sampling_evae import takes_temperature, temperature_of
@@ -65,6 +66,7 @@ class Request(CellOptions):
     effect_transfer: float | None = None
     library_size: Any = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    cell_by_cell: bool = False
 
     @classmethod
     def of(cls, perturbation: str, cell_type: str | None, options: Mapping[str, Any]) -> "Request":
@@ -78,7 +80,7 @@ class Request(CellOptions):
         sampling = {name: value for name, value in options.items() if name not in own}
         if own.get("effect_transfer") is None:
             own["effect_transfer"] = 0.0  # what becomes of one cell shall not depend on the others
-        return cls(perturbation, cell_type, sampling=sampling, **own)
+        return cls(perturbation, cell_type, sampling=sampling, cell_by_cell=not own["effect_transfer"], **own)
 
 
 @dataclass(frozen=True)
@@ -258,13 +260,14 @@ def _draw(
         facts["gene_coverage"] = said_coverage(prior.processor, controls, "the controls")
     conditions = conditions_of(prior, obs, found, sources, seed, shifts) | told_to_decoder(prior, obs)
     how: dict[str, Any] = {"batch_size": asked.batch_size, "progress": asked.progress, "sampling": asked.sampling}
-    X = draw_cells(prior, conditions, seed=seed, device=device, **how)
+    means = None if asked.cell_by_cell else PairMeans.of(prior.model, obs)
+    X = draw_cells(prior, conditions, seed=seed, device=device, means=means, **how)
     if asked.match_effects and read is not None:
         wanted = wanted_of(prior.processor, read.cells, read.found, folds, pairs)
         X, facts["matched_effects"] = match_effects(X, obs, wanted, seed)
     elif transfers and read is not None:
         transfer = EffectTransfer.of(prior, read.cells, read.found, folds)
-        X, moved = transfer.move(X, obs, seed, asked.effect_transfer)
+        X, moved = transfer.move(X, obs, seed, asked.effect_transfer, means)
         facts |= moved.facts()
         if asked.effect_transfer and not moved:
             warnings.warn(
@@ -272,6 +275,8 @@ def _draw(
                 "more of a perturbation of which other cell types tell.",
                 stacklevel=2,
             )
+    elif means is not None:
+        X = means.give_to(X, obs, seed)
     keep_own_columns(obs, controls, {asked.cell_type_key: "cell_type", asked.perturbation_key: "perturbation"})
     var = planned_genes(prior.processor, controls)
     return ad.AnnData(X=X, obs=obs, var=var, uns={"evae": facts | prior.provenance()})

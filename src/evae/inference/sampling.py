@@ -19,6 +19,7 @@ from evae.data.reading.anndata_counts import AnnDataCounts
 from evae.data.reading.panel import over_panel
 from evae.inference.checkpoint import Checkpoint
 from evae.inference.drawn_counts import DrawnCounts
+from evae.inference.spread import PairMeans
 from evae.inference.treatments import batches_of, effect_of_treatment, treatments_asked
 from evae.inference.workers import ModelPlace, draw_batch, draw_on_worker
 from evae.models.contract_evae import look_up
@@ -250,26 +251,38 @@ def draw_cells(
     device: torch.device,
     progress: bool,
     sampling: Mapping[str, Any],
+    means: PairMeans | None = None,
 ) -> sp.csr_matrix:
     """Raw counts (cells, genes) of the cells with the conditions `asked`, see `conditions_of`.
 
-    Those of many cells lie in temporary files, see `DrawnCounts`.
+    Those of many cells lie in temporary files, see `DrawnCounts`. With `means` they are independent molecules, and it
+    gets the means that they shall have, see `evae.inference.spread`.
     """
     n_cells = len(asked["library_size"])
     streams, found = CellStreams.spawn(torch.Generator().manual_seed(seed), n_cells), DrawnCounts()
     slices = [slice(start, start + batch_size) for start in range(0, n_cells, batch_size)]
     # a stream a cell: cells do not depend on their batch
-    batches = (({name: values[rows] for name, values in asked.items()}, streams[rows]) for rows in slices)
+    batches = (
+        (
+            {name: values[rows] for name, values in asked.items()},
+            streams[rows],
+            sampling,
+            None if means is None else means.pairs[rows],
+        )
+        for rows in slices
+    )
     cluster = current_cluster()
-    drawn: Iterable[sp.csr_matrix]
+    drawn: Iterable[tuple[sp.csr_matrix, dict[int, np.ndarray]]]
     if cluster is None:
-        drawn = (draw_batch(checkpoint.model, *batch, device, sampling) for batch in batches)
+        drawn = (draw_batch(checkpoint.model, device, *batch) for batch in batches)
     else:
         place = ModelPlace.of(checkpoint, device)
-        drawn = cluster.in_order(draw_on_worker, ((place, *batch, sampling) for batch in batches))
+        drawn = cluster.in_order(draw_on_worker, ((place, *batch) for batch in batches))
     with progress_bar(progress) as bar, explain_disk_errors("the temporary folder", "set TMPDIR to a larger disk"):
         advance = bar.start("predicting cells", n_cells)
-        for counts in drawn:
+        for counts, sums in drawn:
             found.append(counts)
+            if means is not None:
+                means.add(sums)
             advance(counts.shape[0])
     return found.matrix()

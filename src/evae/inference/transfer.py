@@ -3,8 +3,8 @@
 A prior draws whole cells and knows the state of the controls; arithmetic knows a perturbation's mean effect with less
 noise. Each errs in its own way, so that the mean of both is nearer to real cells than either. In log2(mean counts per
 10,000 + pseudo) the wanted mean of a gene lies between that of the drawn cells and that of the controls plus the
-effect. Molecules are then taken from genes and added to others as in `matching`, so that counts stay whole and cells
-keep what is their own.
+effect. Molecules are then taken from genes and added to others (see `evae.inference.totals`), so that counts stay whole
+and cells keep what is their own.
 
 How far cells are moved: where they show all of the effect (the slope of their own change on it is 1), they have learnt
 what is known and may add to it, and both count alike, as is best for two forecasts of like error (Bates & Granger,
@@ -27,10 +27,9 @@ from evae.data.reading.anndata_counts import AnnDataCounts
 from evae.data.reading.panel import over_panel
 from evae.inference.carried_effects import Carried, CarriedEffects
 from evae.inference.checkpoint import Checkpoint
-from evae.inference.matching import whole_totals, with_totals
 from evae.inference.sampling import READ_BATCH, ControlFacts
-
-FEWEST_CELLS = 20  # of a pair: the mean of fewer is noise, and they would be drawn together
+from evae.inference.spread import FEWEST_CELLS, PairMeans
+from evae.inference.totals import by_pair, cells_by_pair, mean_rates, with_rates
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,12 @@ class EffectTransfer:
         return self.effects.known
 
     def move(
-        self, counts: sp.csr_matrix, obs: pd.DataFrame, seed: int, weight: float | None = None
+        self,
+        counts: sp.csr_matrix,
+        obs: pd.DataFrame,
+        seed: int,
+        weight: float | None = None,
+        means: PairMeans | None = None,
     ) -> tuple[sp.csr_matrix, Moved]:
         """Drawn cells, moved.
 
@@ -94,62 +98,52 @@ class EffectTransfer:
             counts: raw counts, (cells, genes).
             obs: `cell_type` and `perturbation` of the cells.
             seed: of the molecules that are taken and added.
-            weight: 0 leaves the cells as they are, 1 gives them the mean that is told; None finds that of each pair.
+            weight: 0 leaves the mean as it is, 1 gives the cells that which is told; None finds that of each pair.
+            means: of the pairs, if they are not those of `counts`.
 
         Returns:
             the counts, CSR float32 (cells, genes), and the pairs that were moved: those of at least FEWEST_CELLS cells
             of whose perturbation something is known.
         """
-        groups = obs.groupby(["cell_type", "perturbation"], observed=True, sort=False).indices
         asked: dict[str, list[str]] = {}
-        for (kind, name), cells in groups.items():
+        for (kind, name), cells in cells_by_pair(obs):
             if len(cells) >= FEWEST_CELLS:
-                asked.setdefault(str(kind), []).append(str(name))
+                asked.setdefault(kind, []).append(name)
         logs = {kind: np.log2(self.profiles[kind] + self.known.pseudo) for kind in asked}
         carried = {kind: self.effects.among(names, kind, logs[kind]) for kind, names in asked.items()}
-        blocks, order, moved = [], [], Moved()
-        for number, (pair, cells) in enumerate(groups.items()):
-            drawn, kind, name = counts[cells], str(pair[0]), str(pair[1])
-            one = carried.get(kind, {}).get(name)
-            if one is not None and (one.trust if weight is None else weight):
-                rng = np.random.default_rng((seed, 1, number))
-                drawn, share = self._towards(drawn, logs[kind], one, weight, rng)
-                (moved.measured if one.measured else moved.new)[kind, name] = share
-            blocks.append(drawn)
-            order.append(cells)
-        places = np.argsort(np.concatenate(order), kind="stable")
-        return sp.csr_matrix(sp.vstack(blocks, format="csr")[places]), moved
+        own, moved = {} if means is None else means.means(), Moved()
 
-    def _towards(
-        self, drawn: sp.csr_matrix, log: np.ndarray, told: Carried, weight: float | None, rng: np.random.Generator
-    ) -> tuple[sp.csr_matrix, float]:
-        """The cells of a pair, whose log2 mean goes towards `log` plus the effect, and by what weight.
+        def change(number: int, pair: Pair, drawn: sp.csr_matrix) -> sp.csr_matrix:
+            one = carried.get(pair[0], {}).get(pair[1])
+            rates = own.get(number)
+            if one is not None and (one.trust if weight is None else weight):
+                mean = mean_rates(drawn) if rates is None else rates
+                rates, share = self._wanted(mean, logs[pair[0]], one, weight)
+                (moved.measured if one.measured else moved.new)[pair] = share
+            return drawn if rates is None else with_rates(drawn, rates, np.random.default_rng((seed, 1, number)))
+
+        return by_pair(counts, obs, change), moved
+
+    def _wanted(
+        self, mean: np.ndarray, log: np.ndarray, told: Carried, weight: float | None
+    ) -> tuple[np.ndarray, float]:
+        """Mean counts per 10,000 between the `mean` of drawn cells and what is told, (genes,), and by what weight.
 
         Genes that are NaN in `log`, (genes,), stay, and so does the share of all molecules that is theirs.
         """
-        mean = mean_rates(drawn)
         measured = mean[np.isfinite(log)].sum() / PER
         log = np.log2((np.exp2(log) - self.known.pseudo) * measured + self.known.pseudo)
         drawn_log = np.log2(mean + self.known.pseudo)
         if weight is None:
             weight = told.trust * (1 - shown(np.nan_to_num(drawn_log - log), told.effect) / 2)
         wanted = np.exp2(drawn_log + weight * (log + told.effect - drawn_log)) - self.known.pseudo
-        change = np.nan_to_num(np.maximum(wanted, 0) - mean)
-        totals = np.asarray(drawn.sum(axis=0), dtype=np.float64).ravel()
-        aim = np.maximum(totals + totals.sum() / PER * change, 0)
-        return with_totals(drawn, whole_totals(aim, totals.sum()), rng), weight
+        return np.where(np.isnan(wanted), mean, wanted), weight
 
 
 def shown(change: np.ndarray, effect: np.ndarray) -> float:
     """How much of an effect a change shows, from 0 to 1: the slope of one on the other, (genes,) each."""
     power = float(effect @ effect)
     return min(max(float(change @ effect) / power, 0.0), 1.0) if power else 1.0
-
-
-def mean_rates(counts: sp.csr_matrix) -> np.ndarray:
-    """Mean counts per 10,000 of each gene, (genes,)."""
-    totals = np.maximum(np.asarray(counts.sum(axis=1), dtype=np.float64).ravel(), 1)
-    return np.asarray((counts.T @ (PER / totals)) / counts.shape[0]).ravel()
 
 
 def profiles_of(processor: Any, controls: ad.AnnData, found: ControlFacts) -> dict[str, np.ndarray]:

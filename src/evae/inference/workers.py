@@ -16,6 +16,7 @@ from evae.inference.checkpoint import Checkpoint, load_checkpoint
 from evae.inference.embedding import CellEncoder
 from evae.inference.embedding_parts import EmbeddingParts
 from evae.inference.request import whole_counts
+from evae.inference.spread import rate_sums
 from evae.models.randomness_evae import CellStreams
 
 
@@ -45,21 +46,27 @@ class EmbeddedCells(NamedTuple):
 
 def draw_batch(
     model: Any,
+    device: torch.device,
     conditions: Mapping[str, Tensor],
     streams: CellStreams,
-    device: torch.device,
     sampling: Mapping[str, Any],
-) -> sp.csr_matrix:
-    """Raw counts (cells, genes) of one batch."""
-    placed = {name: values.to(device) for name, values in conditions.items()}
-    return whole_counts(model.sample_cells(**placed, generator=streams, **sampling), streams)
+    pairs: np.ndarray | None,
+) -> tuple[sp.csr_matrix, dict[int, np.ndarray]]:
+    """Raw counts (cells, genes) of one batch, and what `rate_sums` gives of its first draw.
+
+    `pairs` are those of `PairMeans`; without them there is one draw, and no sums.
+    """
+    asked = {name: values.to(device) for name, values in conditions.items()} | dict(sampling)
+    if pairs is None:
+        return whole_counts(model.sample_cells(**asked, generator=streams), streams), {}
+    own, other = model.sample_cells(**asked, generator=streams, also_independent=True)
+    alone = torch.from_numpy(pairs < 0).to(own.device)
+    return whole_counts(torch.where(alone[:, None], own, other), streams), rate_sums(own, pairs)
 
 
-def draw_on_worker(
-    place: ModelPlace, conditions: Mapping[str, Tensor], streams: CellStreams, sampling: Mapping[str, Any]
-) -> sp.csr_matrix:
+def draw_on_worker(place: ModelPlace, *batch: Any) -> tuple[sp.csr_matrix, dict[int, np.ndarray]]:
     """The same on a worker."""
-    return draw_batch(_loaded(place).model, conditions, streams, torch.device(place.device), sampling)
+    return draw_batch(_loaded(place).model, torch.device(place.device), *batch)
 
 
 def embed_part(encoder: CellEncoder, source: FileCounts, parts: EmbeddingParts, part: int, advance: Advance) -> None:

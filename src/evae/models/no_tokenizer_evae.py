@@ -31,13 +31,8 @@ class NoTokenizer(nn.Module):
             raise EvaeError(f"a prior without a tokenizer has no embedding '{kind}'; choose latents.")
         return self._log1p(self._dense(counts, gene_ids))
 
-    def sample_counts(
-        self, codes: Tensor, library_size: Tensor, generator: Randomness = None, independent: bool = False
-    ) -> Tensor:
-        """Bins (cells, genes), or log1p counts (cells, genes, 1), to counts, float32 (cells, genes).
-
-        `independent` changes nothing: bins and log1p counts are those of all molecules.
-        """
+    def sample_counts(self, codes: Tensor, library_size: Tensor, generator: Randomness = None) -> Tensor:
+        """Bins (cells, genes), or log1p counts (cells, genes, 1), to counts, float32 (cells, genes)."""
         if self.config.quantizer == "bins":
             return bins_to_counts(codes, generator, self.config.sample_within_bins)
         values = codes.squeeze(-1).float()

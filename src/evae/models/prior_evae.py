@@ -254,8 +254,9 @@ class EvaePrior(EvaePreTrainedModel):
         generator: Randomness = None,
         decoder_perturbation_ids: Tensor | None = None,
         decoder_cell_type_ids: Tensor | None = None,
+        also_independent: bool = False,
         **options: Any,
-    ) -> Tensor:
+    ) -> Any:
         """Draw cells: codes or latents from the prior, then counts from the tokenizer's head.
 
         Args:
@@ -265,11 +266,13 @@ class EvaePrior(EvaePreTrainedModel):
                 the batch it is drawn in.
             decoder_perturbation_ids, decoder_cell_type_ids: (cells,), places in `perturbation_names` and
                 `cell_type_names` of the tokenizer's configuration, where its decoder is told them.
+            also_independent: draw the counts twice, the second time as other molecules of the same cells; see
+                `EvaeModel.decode`.
             **options: further arguments of `sample`: `context`, `source_latents`, `source_library_size`, `effect`,
                 `treatments`, `batch_ids`, `guidance_scale`, `guide`, the prior's own.
 
         Returns:
-            counts, float32 (cells, genes).
+            counts, float32 (cells, genes); a pair of them with `also_independent`.
         """
         if library_size is None:
             raise EvaeError("give library_size (cells,), for example that of the control cells.")
@@ -281,4 +284,8 @@ class EvaePrior(EvaePreTrainedModel):
         )  # fmt: skip
         labels = {"perturbation_ids": decoder_perturbation_ids, "cell_type_ids": decoder_cell_type_ids}
         told = {name: ids.to(self.device) for name, ids in labels.items() if ids is not None}
-        return self.tokenizer.sample_counts(tokens, library_size, streams, independent=True, **told)
+        again = streams.fork(slice(None)) if also_independent else None
+        counts = self.tokenizer.sample_counts(tokens, library_size, streams, **told)
+        if again is None:
+            return counts
+        return counts, self.tokenizer.sample_counts(tokens, library_size, again, independent=True, **told)
