@@ -108,6 +108,15 @@ def test_predicted_and_embedded_cells_are_the_same(scheduler, tiny_checkpoint, c
     np.testing.assert_array_equal(*embedded)
 
 
+def test_means_of_pairs_are_those_of_all_workers(scheduler):
+    torch.set_num_threads(1)
+    pipe, controls = evae.pipeline("example", device="cpu"), evae.example_controls()
+    asked = {"perturbation": ["STAT1", "JAK2"], "n_cells": 30, "batch_size": 8, "progress": False}
+    here = pipe.predict(controls, **asked)
+    with on_dask(scheduler):
+        assert (here.X != pipe.predict(controls, **asked).X).nnz == 0
+
+
 def test_differential_expression_is_the_same(scheduler, screen):
     cells = screen[screen.obs["cell_type"] == "type_A"].copy()
     how = {"control": "control", "suite": "perturbation", "seeds": 0, "cache": None, "progress": False}

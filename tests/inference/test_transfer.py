@@ -11,6 +11,7 @@ import scipy.sparse as sp
 import evae
 from evae.common.known_effects import FILE, KnownEffects
 from evae.inference.carried_effects import CarriedEffects, around
+from evae.inference.spread import PairMeans
 from evae.inference.totals import mean_rates
 from evae.inference.transfer import EffectTransfer, shown
 from evae.models.contract_evae import EvaeError
@@ -65,6 +66,23 @@ def test_the_mean_lies_between_the_drawn_and_the_known_one(drawn):
         )  # shares sum to 1
     assert gaps[0] < 0.05
     assert min(gaps[1:]) > 0.95
+
+
+def test_the_mean_that_cells_shall_have_takes_the_place_of_their_own(drawn):
+    """Whatever the cells' own mean is; and where nothing is told, they have it as it is."""
+    counts, obs, known, profiles = drawn
+    means = PairMeans(np.repeat([0, 1], [100, 20]))
+    aims = [np.roll(mean_rates(counts[rows]), 7) for rows in (slice(100), slice(100, 120))]
+    means.add({0: 100 * aims[0], 1: 20 * aims[1]})
+    transfer = EffectTransfer(CarriedEffects(known, parts), profiles)
+    told = np.log2(profiles["T"] + PSEUDO) + known.change[0]
+    for weight in (0.0, 0.5, 1.0):
+        found, moved = transfer.move(counts, obs, 0, weight, means)
+        assert set(moved.measured) == ({("T", "x")} if weight else set())
+        wanted = np.exp2((1 - weight) * np.log2(aims[0] + PSEUDO) + weight * told) - PSEUDO
+        reached = [mean_rates(found[:100]), mean_rates(found[100:])]
+        assert np.corrcoef(reached[0], wanted)[0, 1] > 0.99
+        assert np.corrcoef(reached[1], aims[1])[0, 1] > 0.99
 
 
 def test_cells_that_show_the_effect_weigh_as_much_as_what_is_told(drawn):

@@ -92,8 +92,8 @@ def evaluate(
     """Compare predicted with real cells, beside baselines and the real cells' own split half.
 
     Any model's predictions will do: raw counts or log1p values. Prints the main numbers and writes a
-    report (HTML, Markdown, JSON) with plots. With --tokenizer the row "tokenizer alone" says what the codes can
-    carry: no prior over them gets closer to the real cells.
+    report (HTML, Markdown, JSON) with plots. With --tokenizer the row "tokenizer alone" says what the codes
+    keep, which is about the best that a prior over them reaches.
 
     Example: evae evaluate predicted.h5ad --dataset data/screen --tokenizer runs/tokenizer
 

@@ -65,7 +65,7 @@ MEANINGS = {
     SCVI_SHIFT: "controls, shifted by the perturbation's mean effect in scVI's latent space",
     SCGEN_SHIFT: "controls, shifted by the perturbation's mean effect in scGen's latent space; decoded means",
     LATENT_ADDITIVE: "real controls, moved by a neural network's latent vector of the perturbation",
-    TOKENIZER_ALONE: "the real cells, encoded and drawn back: no prior over these codes gets closer",
+    TOKENIZER_ALONE: "the real cells, encoded and drawn back: about the best that a prior over these codes reaches",
     INTERPOLATED: "mean of the other half of the real cells where genes surely change, else the mean of all "
     "perturbations: what a noisy replicate is good for",
     CEILING: "one half of the real cells against the other, raised by the Spearman-Brown formula to what all of them "
