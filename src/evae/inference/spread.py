@@ -74,7 +74,7 @@ class PairMeans:
 def rate_sums(counts: Tensor, pairs: np.ndarray) -> dict[int, np.ndarray]:
     """Sums of the counts per 10,000 of cells (cells, genes) over the cells of each pair; `pairs` as in `PairMeans`."""
     numbers, place = np.unique(pairs, return_inverse=True)
-    rates = counts.double()
-    rates = rates * (PER / rates.sum(1, keepdim=True).clamp_min(1))
-    sums = rates.new_zeros(len(numbers), rates.shape[1]).index_add_(0, torch.from_numpy(place).to(rates.device), rates)
-    return {int(n): values for n, values in zip(numbers, sums.cpu().numpy(), strict=True) if n >= 0}
+    rates = counts.cpu().double()  # Metal has no float64
+    rates *= PER / rates.sum(1, keepdim=True).clamp_min(1)
+    sums = torch.zeros(len(numbers), rates.shape[1], dtype=rates.dtype).index_add_(0, torch.from_numpy(place), rates)
+    return {int(n): values for n, values in zip(numbers, sums.numpy(), strict=True) if n >= 0}
