@@ -42,6 +42,7 @@ from evae.inference.sampling import (
     takes_effects,
 )
 from evae.inference.spread import PairMeans
+from evae.inference.totals import with_means
 from evae.inference.transfer import EffectTransfer
 from evae.models.contract_evae import EvaeError, near_matches
 from evae.models.genes_evae import GeneColumns, match_genes
@@ -237,7 +238,7 @@ class _ContextSource:
         if self.transfer is not None:
             panel, _ = self.transfer.move(panel, obs, seed, means=means)
         elif means is not None:
-            panel = means.give_to(panel, obs, seed)
+            panel = with_means(panel, obs, means.means(), seed)
         genes = len(it.plan.genes)
         to_entry = sp.csr_matrix(
             (np.ones(self.inside.sum()), (np.flatnonzero(self.inside), self.places[self.inside])),

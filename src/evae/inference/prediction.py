@@ -42,6 +42,7 @@ from evae.inference.sampling import (
     takes_effects,
 )
 from evae.inference.spread import FEWEST_CELLS, PairMeans
+from evae.inference.totals import with_means
 from evae.inference.transfer import EffectTransfer
 from evae.inference.treatments import Amounts, add_treatments, treated, warn_beyond
 from evae.models.contract_evae import EvaeError, near_matches
@@ -66,7 +67,6 @@ class Request(CellOptions):
     effect_transfer: float | None = None
     library_size: Any = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    cell_by_cell: bool = False
 
     @classmethod
     def of(cls, perturbation: str, cell_type: str | None, options: Mapping[str, Any]) -> "Request":
@@ -80,7 +80,7 @@ class Request(CellOptions):
         sampling = {name: value for name, value in options.items() if name not in own}
         if own.get("effect_transfer") is None:
             own["effect_transfer"] = 0.0  # what becomes of one cell shall not depend on the others
-        return cls(perturbation, cell_type, sampling=sampling, cell_by_cell=not own["effect_transfer"], **own)
+        return cls(perturbation, cell_type, sampling=sampling, **own)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def predict_cells(
     obs = planned_cells(pairs, prior.processor)
     read = None if given is None else _read_controls(prior, given, pairs, asked, device)
     sources = None if read is None else read.found.draw_sources(pairs, np.random.default_rng(asked.seed))
-    return _draw(prior, given, asked, device, obs, read, sources, folds)
+    return _draw(prior, given, asked, device, obs, read, sources, folds, PairMeans.of(prior.model, obs))
 
 
 def change_cells(
@@ -120,7 +120,8 @@ def change_cells(
     order = np.concatenate([read.found.rows[kind] for kind, _ in pairs])
     obs = planned_cells(pairs, prior.processor).iloc[np.argsort(order)].copy()
     obs.index = pd.Index(read.found.names)
-    return _draw(prior, given, asked, device, obs, read, np.arange(len(obs)), folds)
+    means = PairMeans.of(prior.model, obs) if asked.effect_transfer else None
+    return _draw(prior, given, asked, device, obs, read, np.arange(len(obs)), folds, means)
 
 
 def _controls_among(cells: ad.AnnData | str | Path, prior: Checkpoint, asked: Request) -> ad.AnnData:
@@ -231,8 +232,9 @@ def _draw(
     read: Controls | None,
     sources: np.ndarray | None,
     folds: Mapping[str, np.ndarray],
+    means: PairMeans | None,
 ) -> ad.AnnData:
-    """The cells that `obs` plans; `sources` is the control of every cell."""
+    """The cells that `obs` plans; `sources` is the control of every cell. Without `means` each is drawn by itself."""
     found, seed = None if read is None else read.found, asked.seed
     rng = np.random.default_rng(seed if found is None else (seed, 1))
     sizes, origin = choose_library_sizes(asked.library_size, prior.processor, obs, found, sources, rng)
@@ -260,7 +262,6 @@ def _draw(
         facts["gene_coverage"] = said_coverage(prior.processor, controls, "the controls")
     conditions = conditions_of(prior, obs, found, sources, seed, shifts) | told_to_decoder(prior, obs)
     how: dict[str, Any] = {"batch_size": asked.batch_size, "progress": asked.progress, "sampling": asked.sampling}
-    means = None if asked.cell_by_cell else PairMeans.of(prior.model, obs)
     X = draw_cells(prior, conditions, seed=seed, device=device, means=means, **how)
     if asked.match_effects and read is not None:
         wanted = wanted_of(prior.processor, read.cells, read.found, folds, pairs)
@@ -276,7 +277,7 @@ def _draw(
                 stacklevel=2,
             )
     elif means is not None:
-        X = means.give_to(X, obs, seed)
+        X = with_means(X, obs, means.means(), seed)
     keep_own_columns(obs, controls, {asked.cell_type_key: "cell_type", asked.perturbation_key: "perturbation"})
     var = planned_genes(prior.processor, controls)
     return ad.AnnData(X=X, obs=obs, var=var, uns={"evae": facts | prior.provenance()})

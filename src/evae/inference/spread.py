@@ -14,12 +14,11 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
 from torch import Tensor
 
 from evae.common.known_effects import PER
-from evae.inference.totals import by_pair, cells_by_pair, with_rates
+from evae.inference.totals import cells_by_pair
 
 FEWEST_CELLS = 20  # of a pair: the mean of fewer is noise, and they would be drawn together
 
@@ -58,17 +57,6 @@ class PairMeans:
         """Number of a pair -> its mean counts per 10,000, (genes,)."""
         sizes = np.bincount(self.pairs[self.pairs >= 0])
         return {pair: values / sizes[pair] for pair, values in self.sums.items()}
-
-    def give_to(self, counts: sp.csr_matrix, obs: pd.DataFrame, seed: int) -> sp.csr_matrix:
-        """Cells of the second draw, CSR (cells, genes), with these means."""
-        means = self.means()
-
-        def change(number: int, pair: object, drawn: sp.csr_matrix) -> sp.csr_matrix:
-            if number not in means:
-                return drawn
-            return with_rates(drawn, means[number], np.random.default_rng((seed, 1, number)))
-
-        return by_pair(counts, obs, change)
 
 
 def rate_sums(counts: Tensor, pairs: np.ndarray) -> dict[int, np.ndarray]:

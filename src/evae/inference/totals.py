@@ -5,7 +5,7 @@ in proportion to its rate, drawn given its count (see `evae.common.mixed_poisson
 express a gene get more of it, and totals are the wanted ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -81,9 +81,22 @@ def mean_rates(counts: sp.csr_matrix) -> np.ndarray:
     return np.asarray((counts.T @ (PER / totals)) / counts.shape[0]).ravel()
 
 
-def with_rates(drawn: sp.csr_matrix, rates: np.ndarray, rng: np.random.Generator) -> sp.csr_matrix:
-    """Cells whose mean counts per 10,000 become `rates`, (genes,), as nearly as shares that sum to 1 can."""
-    change = np.nan_to_num(np.maximum(rates, 0) - mean_rates(drawn))
-    totals = np.asarray(drawn.sum(axis=0), dtype=np.float64).ravel()
-    aim = np.maximum(totals + totals.sum() / PER * change, 0)
-    return with_totals(drawn, whole_totals(aim, totals.sum()), rng)
+def with_means(counts: sp.csr_matrix, obs: pd.DataFrame, means: Mapping[int, np.ndarray], seed: int) -> sp.csr_matrix:
+    """Cells of each pair with the mean counts per 10,000 given, as nearly as shares that sum to 1 can.
+
+    Args:
+        counts: raw counts, (cells, genes).
+        obs: `cell_type` and `perturbation` of the cells.
+        means: number of a pair, as in `cells_by_pair`, -> (genes,). The cells of others stay as they are.
+        seed: of the molecules that are taken and added.
+    """
+
+    def change(number: int, pair: Pair, cells: sp.csr_matrix) -> sp.csr_matrix:
+        if number not in means:
+            return cells
+        difference = np.nan_to_num(np.maximum(means[number], 0) - mean_rates(cells))
+        totals = np.asarray(cells.sum(axis=0), dtype=np.float64).ravel()
+        aim = np.maximum(totals + totals.sum() / PER * difference, 0)
+        return with_totals(cells, whole_totals(aim, totals.sum()), np.random.default_rng((seed, 1, number)))
+
+    return by_pair(counts, obs, change)

@@ -29,7 +29,7 @@ from evae.inference.carried_effects import Carried, CarriedEffects
 from evae.inference.checkpoint import Checkpoint
 from evae.inference.sampling import READ_BATCH, ControlFacts
 from evae.inference.spread import FEWEST_CELLS, PairMeans
-from evae.inference.totals import by_pair, cells_by_pair, mean_rates, with_rates
+from evae.inference.totals import cells_by_pair, mean_rates, with_means
 
 
 @dataclass(frozen=True)
@@ -105,24 +105,20 @@ class EffectTransfer:
             the counts, CSR float32 (cells, genes), and the pairs that were moved: those of at least FEWEST_CELLS cells
             of whose perturbation something is known.
         """
-        asked: dict[str, list[str]] = {}
-        for (kind, name), cells in cells_by_pair(obs):
+        pairs, asked = cells_by_pair(obs), dict[str, list[str]]()
+        for (kind, name), cells in pairs:
             if len(cells) >= FEWEST_CELLS:
                 asked.setdefault(kind, []).append(name)
         logs = {kind: np.log2(self.profiles[kind] + self.known.pseudo) for kind in asked}
         carried = {kind: self.effects.among(names, kind, logs[kind]) for kind, names in asked.items()}
-        own, moved = {} if means is None else means.means(), Moved()
-
-        def change(number: int, pair: Pair, drawn: sp.csr_matrix) -> sp.csr_matrix:
+        wanted, moved = {} if means is None else means.means(), Moved()
+        for number, (pair, cells) in enumerate(pairs):
             one = carried.get(pair[0], {}).get(pair[1])
-            rates = own.get(number)
             if one is not None and (one.trust if weight is None else weight):
-                mean = mean_rates(drawn) if rates is None else rates
-                rates, share = self._wanted(mean, logs[pair[0]], one, weight)
+                mean = wanted[number] if number in wanted else mean_rates(counts[cells])
+                wanted[number], share = self._wanted(mean, logs[pair[0]], one, weight)
                 (moved.measured if one.measured else moved.new)[pair] = share
-            return drawn if rates is None else with_rates(drawn, rates, np.random.default_rng((seed, 1, number)))
-
-        return by_pair(counts, obs, change), moved
+        return with_means(counts, obs, wanted, seed), moved
 
     def _wanted(
         self, mean: np.ndarray, log: np.ndarray, told: Carried, weight: float | None

@@ -256,7 +256,7 @@ class EvaePrior(EvaePreTrainedModel):
         decoder_cell_type_ids: Tensor | None = None,
         also_independent: bool = False,
         **options: Any,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Draw cells: codes or latents from the prior, then counts from the tokenizer's head.
 
         Args:
