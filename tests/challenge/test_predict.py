@@ -1,6 +1,7 @@
 """`evae vcc predict`: the entry that the challenge asks for, its limits, and what it refuses before it begins."""
 
 import json
+import shutil
 import tarfile
 
 import anndata as ad
@@ -9,9 +10,13 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+import evae
 import evae.challenge.entry_file as entry_file
 import evae.challenge.lists as lists
 import evae.challenge.predict as entry_predict
+from evae.inference.example import FOLDER
+from evae.inference.totals import mean_rates
+from evae.inference.transfer import EffectTransfer
 
 CONTEXTS, N_CELLS = ("A", "B", "C"), 7
 
@@ -265,3 +270,39 @@ def test_the_ending_says_what_is_written(predict):
     refused = predict(out="entry.csv")
     assert refused.code == 2
     assert "neither in .vcc nor in .h5ad" in refused.err
+
+
+@pytest.mark.parametrize("transfers", [True, False])
+def test_cells_have_the_means_of_their_targets(predict, bundle, tmp_path, monkeypatch, transfers):
+    """As `Pipeline.predict` gives them; see `evae.inference.spread`."""
+    model = tmp_path / "example"
+    shutil.copytree(FOLDER, model, ignore=None if transfers else shutil.ignore_patterns("effects.safetensors"))
+    controls = evae.example_controls()
+    controls.obs = controls.obs.assign(target_gene="non-targeting", context="A")
+    controls.write_h5ad(bundle / "controls.h5ad")
+    pd.Series(controls.var_names).to_csv(bundle / "gene_names.csv", index=False, header=["gene_name"])
+    lines = "".join(f"{name},A,40\n" for name in ("STAT1", "JAK2"))
+    (bundle / "pert_counts.csv").write_text(f"target_gene,context,n_cells\n{lines}")
+    (bundle / "manifest.json").unlink()
+    drawn, moved = [], []
+    draw, move = entry_predict.draw_cells, EffectTransfer.move
+
+    def spy(*arguments, means, **more):
+        drawn.append((draw(*arguments, means=means, **more), means))
+        return drawn[-1][0]
+
+    monkeypatch.setattr(entry_predict, "draw_cells", spy)
+    monkeypatch.setattr(EffectTransfer, "move", lambda *a, means: (moved.append(means), move(*a, means=means))[1])
+    done = predict(model=model)
+    assert done.code == 0, done.err
+    (found, means), cells = drawn[-1], unpack(bundle / "entry.vcc")[0]
+    assert means is not None
+    assert moved[-1:] == ([means] if transfers else [])
+    if not transfers:
+        genes = evae.pipeline(model, device="cpu").processor.genes
+        for number, name in enumerate(cells.obs["target_gene"].unique()):
+            wanted = means.means()[number]
+            rows, many = (cells.obs["target_gene"] == name).to_numpy(), wanted > 20
+            rates = [mean_rates(X) for X in (cells[rows, genes].X, found[rows])]
+            off, before = (np.abs(rate[many] / wanted[many] - 1).mean() for rate in rates)
+            assert off < before / 2
